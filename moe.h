@@ -776,9 +776,670 @@ typedef struct moei_vec {       /* elementwise, of one tier; each equal to its s
     void (*affine)(float *v, const float *s, const float *b, size_t n);           /* v = fma(v, s, b) */
 } moei_vec;
 
-/* ==== >>formats: what the bytes mean =================================================================================== */
+/* ==== >>formats: what the bytes mean ===================================================================================
+   Every integer format is unpacked, 32 consecutive weights at a time, into one form (moei_block); the others are dense:
+   one value after another. One table says which functions and which peculiarities a format has; nothing else in moe.h may
+   depend on a format's number but the tiers' own tables. Provides moei_view, moei_row_scale, moei_array_at (from what the
+   caller described to one expert's rows), moei_unpack, moei_decode_row, moei_decode_tile, and the API's part 4. */
 
-/* ==== >>reference: the definition of every dot product, and the c tier ================================================= */
+/* 32 weights. Weight i of half h = i / 16 is fma(d[h] * scale[h], q[i], -(dmin * min[h])); d * scale * q is exact in f32, unless
+   d is a scale that lives apart. A scale shared by all 32 is in both halves; formats with a single d have it in both. */
+typedef struct moei_block {
+    int8_t q[32];
+    int16_t scale[2], min[2];
+    float d[2], dmin;
+} moei_block;
+
+typedef void moei_unpack_fn(const uint8_t *p, uint32_t j, moei_block *b); /* j: which 32 of the block of 64 or 256 at p */
+/* n values, stride bytes apart, to out[0], out[step], ... */
+typedef void moei_dense_fn(const uint8_t *p, size_t stride, size_t n, float *out, size_t step);
+
+#define MOEI_MIN     1u  /* has a minimum: dmin and min                                                     */
+#define MOEI_SUB16   2u  /* integer scales (and minima) per 16: inside the integer sum of Q8                */
+#define MOEI_TWO     4u  /* a float scale per 16: d[0] and d[1] differ                                      */
+#define MOEI_DOUBLED 8u  /* q is twice the number (E2M1), d half the scale                                  */
+#define MOEI_APART   16u /* d comes from moei_rows.scale (1 if absent)                                      */
+#define MOEI_ZEROS   32u /* q is a nibble minus moei_rows.zero (8 if absent)                                */
+#define MOEI_OWN     64u /* the shape of the scales belongs to the format: they are never taken as constant along a row */
+#define MOEI_CUT     128u /* the last block of a row may be used in part                                    */
+
+static const int8_t moei_iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+static const int8_t moei_e2m1x2[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+MOEI_FORCE float moei_load_f16(const uint8_t *p) { return moei_f16(moei_load16(p)); }
+MOEI_FORCE float moei_load_bf16(const uint8_t *p) { return moei_bf16(moei_load16(p)); }
+
+/* ---- Blocks of 32: low nibbles are weights 0..15, high nibbles 16..31 */
+
+MOEI_FORCE void moei_one_scale(moei_block *b, float d) {
+    b->d[0] = b->d[1] = d, b->dmin = 0.0f;
+    b->scale[0] = b->scale[1] = 1, b->min[0] = b->min[1] = 0;
+}
+MOEI_FORCE void moei_nibbles(moei_block *b, const uint8_t *qs, int bias) {
+    for (int i = 0; i < 16; i++) {
+        b->q[i] = (int8_t)((qs[i] & 15) - bias);
+        b->q[i + 16] = (int8_t)((qs[i] >> 4) - bias);
+    }
+}
+MOEI_FORCE void moei_nibbles_table(moei_block *b, const uint8_t *qs, const int8_t *table) {
+    for (int i = 0; i < 16; i++) b->q[i] = table[qs[i] & 15], b->q[i + 16] = table[qs[i] >> 4];
+}
+MOEI_FORCE void moei_fifth_bits(moei_block *b, const uint8_t *qh) {
+    uint32_t bits = moei_load32(qh);
+    for (int i = 0; i < 32; i++) b->q[i] = (int8_t)(b->q[i] + (int)(bits >> i & 1) * 16);
+}
+MOEI_FORCE void moei_constant(moei_block *b, float m) { /* + m: a minimum of -1 times m */
+    b->dmin = m;
+    b->min[0] = b->min[1] = -1;
+}
+
+static void moei_unpack_q8_0(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, moei_load_f16(p));
+    memcpy(b->q, p + 2, 32);
+}
+static void moei_unpack_q4_0(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, moei_load_f16(p));
+    moei_nibbles(b, p + 2, 8);
+}
+static void moei_unpack_q4_1(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, moei_load_f16(p));
+    moei_constant(b, moei_load_f16(p + 2));
+    moei_nibbles(b, p + 4, 0);
+}
+static void moei_unpack_q5_0(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, moei_load_f16(p));
+    moei_nibbles(b, p + 6, 16);
+    moei_fifth_bits(b, p + 2);
+}
+static void moei_unpack_q5_1(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, moei_load_f16(p));
+    moei_constant(b, moei_load_f16(p + 2));
+    moei_nibbles(b, p + 8, 0);
+    moei_fifth_bits(b, p + 4);
+}
+static void moei_unpack_iq4_nl(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, moei_load_f16(p));
+    moei_nibbles_table(b, p + 2, moei_iq4);
+}
+/* 2^(e - 128), half of E8M0's scale. ggml has no NaN here: e = 255 is 2^127. */
+static void moei_unpack_mxfp4(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, moei_float(p[0] > 1 ? (uint32_t)(p[0] - 1) << 23 : 0x00200000u << p[0]));
+    moei_nibbles_table(b, p + 1, moei_e2m1x2);
+}
+/* 64 weights, a scale per 16. ggml reads it without sign and 0x7f (not 0xff) as 0. Nibbles by 8. */
+static void moei_unpack_nvfp4(const uint8_t *p, uint32_t j, moei_block *b) {
+    moei_one_scale(b, 0.0f);
+    for (uint32_t h = 0; h < 2; h++) {
+        const uint8_t s = p[2 * j + h], *qs = p + 4 + 8 * (2 * j + h);
+        b->d[h] = s == 0x7f ? 0.0f : s == 0xff ? 240.0f : 0.5f * moei_e4m3(s & 0x7f);
+        for (uint32_t i = 0; i < 8; i++) {
+            b->q[16 * h + i] = moei_e2m1x2[qs[i] & 15];
+            b->q[16 * h + i + 8] = moei_e2m1x2[qs[i] >> 4];
+        }
+    }
+}
+
+/* ---- Blocks of 256: j is the sub-block of 32 */
+
+static void moei_unpack_q2_k(const uint8_t *p, uint32_t j, moei_block *b) {
+    const uint8_t *qs = p + 16 + 32 * (j >> 2);
+    moei_one_scale(b, moei_load_f16(p + 80));
+    b->dmin = moei_load_f16(p + 82);
+    for (uint32_t h = 0; h < 2; h++) b->scale[h] = p[2 * j + h] & 15, b->min[h] = p[2 * j + h] >> 4;
+    for (uint32_t i = 0; i < 32; i++) b->q[i] = (int8_t)(qs[i] >> 2 * (j & 3) & 3);
+}
+static void moei_unpack_q3_k(const uint8_t *p, uint32_t j, moei_block *b) {
+    const uint8_t *qs = p + 32 + 32 * (j >> 2), *sc = p + 96;
+    moei_one_scale(b, moei_load_f16(p + 108));
+    for (uint32_t h = 0; h < 2; h++) {
+        uint32_t s = 2 * j + h, low = s < 8 ? sc[s] & 15u : sc[s - 8] >> 4, high = sc[8 + s % 4] >> 2 * (s / 4) & 3u;
+        b->scale[h] = (int16_t)((int)(low | high << 4) - 32);
+    }
+    for (uint32_t i = 0; i < 32; i++) b->q[i] = (int8_t)((qs[i] >> 2 * (j & 3) & 3) - (p[i] >> j & 1 ? 0 : 4));
+}
+MOEI_FORCE void moei_scales_k45(moei_block *b, const uint8_t *sc, uint32_t j) { /* 6 bits of scale, 6 of minimum */
+    uint32_t s = j < 4 ? sc[j] & 63u : (sc[j + 4] & 15u) | (uint32_t)(sc[j - 4] >> 6) << 4;
+    uint32_t m = j < 4 ? sc[j + 4] & 63u : (uint32_t)(sc[j + 4] >> 4) | (uint32_t)(sc[j] >> 6) << 4;
+    b->scale[0] = b->scale[1] = (int16_t)s;
+    b->min[0] = b->min[1] = (int16_t)m;
+}
+static void moei_unpack_q4_k(const uint8_t *p, uint32_t j, moei_block *b) {
+    const uint8_t *qs = p + 16 + 32 * (j >> 1);
+    moei_one_scale(b, moei_load_f16(p));
+    b->dmin = moei_load_f16(p + 2);
+    moei_scales_k45(b, p + 4, j);
+    for (uint32_t i = 0; i < 32; i++) b->q[i] = (int8_t)(qs[i] >> 4 * (j & 1) & 15);
+}
+static void moei_unpack_q5_k(const uint8_t *p, uint32_t j, moei_block *b) {
+    const uint8_t *qh = p + 16, *qs = p + 48 + 32 * (j >> 1);
+    moei_one_scale(b, moei_load_f16(p));
+    b->dmin = moei_load_f16(p + 2);
+    moei_scales_k45(b, p + 4, j);
+    for (uint32_t i = 0; i < 32; i++) b->q[i] = (int8_t)((qs[i] >> 4 * (j & 1) & 15) | (qh[i] >> j & 1) << 4);
+}
+static void moei_unpack_q6_k(const uint8_t *p, uint32_t j, moei_block *b) {
+    const uint8_t *ql = p + 64 * (j >> 2) + 32 * (j & 1), *qh = p + 128 + 32 * (j >> 2);
+    moei_one_scale(b, moei_load_f16(p + 208));
+    for (uint32_t h = 0; h < 2; h++) b->scale[h] = (int8_t)p[192 + 2 * j + h];
+    for (uint32_t i = 0; i < 32; i++) {
+        int low = ql[i] >> 2 * (j & 2) & 15, high = qh[i] >> 2 * (j & 3) & 3;
+        b->q[i] = (int8_t)((low | high << 4) - 32);
+    }
+}
+static void moei_unpack_iq4_xs(const uint8_t *p, uint32_t j, moei_block *b) {
+    uint32_t low = p[4 + (j >> 1)] >> 4 * (j & 1) & 15u, high = (uint32_t)moei_load16(p + 2) >> 2 * j & 3u;
+    moei_one_scale(b, moei_load_f16(p));
+    b->scale[0] = b->scale[1] = (int16_t)((int)(low | high << 4) - 32);
+    moei_nibbles_table(b, p + 8 + 16 * j, moei_iq4);
+}
+
+/* ---- Hugging Face layouts: nibbles 2i and 2i + 1 share a byte; moei_unpack adds scales and zero points */
+
+static void moei_unpack_e2m1_pairs(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, 0.5f);
+    for (int i = 0; i < 16; i++) b->q[2 * i] = moei_e2m1x2[p[i] & 15], b->q[2 * i + 1] = moei_e2m1x2[p[i] >> 4];
+}
+static void moei_unpack_int4(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, 1.0f);
+    for (int i = 0; i < 16; i++) b->q[2 * i] = p[i] & 15, b->q[2 * i + 1] = (int8_t)(p[i] >> 4);
+}
+static void moei_unpack_int8(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, 1.0f);
+    memcpy(b->q, p, 32);
+}
+
+/* ---- Dense formats */
+
+static void moei_dense_f32(const uint8_t *p, size_t stride, size_t n, float *out, size_t step) {
+    for (size_t i = 0; i < n; i++) out[i * step] = moei_loadf32(p + i * stride);
+}
+static void moei_dense_f16(const uint8_t *p, size_t stride, size_t n, float *out, size_t step) {
+    for (size_t i = 0; i < n; i++) out[i * step] = moei_load_f16(p + i * stride);
+}
+static void moei_dense_bf16(const uint8_t *p, size_t stride, size_t n, float *out, size_t step) {
+    for (size_t i = 0; i < n; i++) out[i * step] = moei_load_bf16(p + i * stride);
+}
+static void moei_dense_e4m3(const uint8_t *p, size_t stride, size_t n, float *out, size_t step) {
+    for (size_t i = 0; i < n; i++) out[i * step] = moei_e4m3(p[i * stride]);
+}
+
+/* ---- The table. An integer format has unpack, a dense one has dense. In the order of MOE_FORMATS (checked below). */
+
+// clang-format off
+#define MOEI_CODECS(X)                                                                                                 \
+    X(F32,          NULL,                   moei_dense_f32,  0)                                                        \
+    X(F16,          NULL,                   moei_dense_f16,  0)                                                        \
+    X(BF16,         NULL,                   moei_dense_bf16, 0)                                                        \
+    X(Q8_0,         moei_unpack_q8_0,       NULL,            0)                                                        \
+    X(Q4_0,         moei_unpack_q4_0,       NULL,            0)                                                        \
+    X(Q4_1,         moei_unpack_q4_1,       NULL,            MOEI_MIN)                                                 \
+    X(Q5_0,         moei_unpack_q5_0,       NULL,            0)                                                        \
+    X(Q5_1,         moei_unpack_q5_1,       NULL,            MOEI_MIN)                                                 \
+    X(Q2_K,         moei_unpack_q2_k,       NULL,            MOEI_MIN | MOEI_SUB16)                                    \
+    X(Q3_K,         moei_unpack_q3_k,       NULL,            MOEI_SUB16)                                               \
+    X(Q4_K,         moei_unpack_q4_k,       NULL,            MOEI_MIN)                                                 \
+    X(Q5_K,         moei_unpack_q5_k,       NULL,            MOEI_MIN)                                                 \
+    X(Q6_K,         moei_unpack_q6_k,       NULL,            MOEI_SUB16)                                               \
+    X(IQ4_NL,       moei_unpack_iq4_nl,     NULL,            0)                                                        \
+    X(IQ4_XS,       moei_unpack_iq4_xs,     NULL,            0)                                                        \
+    X(MXFP4,        moei_unpack_mxfp4,      NULL,            MOEI_DOUBLED)                                             \
+    X(NVFP4,        moei_unpack_nvfp4,      NULL,            MOEI_DOUBLED | MOEI_TWO)                                  \
+    X(MXFP4_HF,     moei_unpack_e2m1_pairs, NULL,            MOEI_DOUBLED | MOEI_APART | MOEI_OWN)                     \
+    X(NVFP4_HF,     moei_unpack_e2m1_pairs, NULL,            MOEI_DOUBLED | MOEI_APART | MOEI_OWN | MOEI_TWO)          \
+    X(MXFP8,        NULL,                   moei_dense_e4m3, MOEI_APART | MOEI_OWN)                                    \
+    X(FP8_BLOCK,    NULL,                   moei_dense_e4m3, MOEI_APART)                                               \
+    X(FP8_CHANNEL,  NULL,                   moei_dense_e4m3, MOEI_APART)                                               \
+    X(INT8_CHANNEL, moei_unpack_int8,       NULL,            MOEI_APART)                                               \
+    X(INT4_GROUP,   moei_unpack_int4,       NULL,            MOEI_APART | MOEI_ZEROS | MOEI_CUT)
+// clang-format on
+
+typedef struct moei_layout { /* MOE_FORMATS as data */
+    const char *name;
+    uint32_t n, bytes, rows, cols;
+} moei_layout;
+static const moei_layout moei_layouts[MOE_FORMAT_COUNT] = {
+    {"none", 1, 0, 0, 0},
+#define MOE_X(id, name, n, bytes, rows, cols) {name, n, bytes, rows, cols},
+    MOE_FORMATS(MOE_X)
+#undef MOE_X
+};
+
+typedef struct moei_codec {
+    moei_unpack_fn *unpack;
+    moei_dense_fn *dense;
+    uint32_t flags;
+} moei_codec;
+static const moei_codec moei_codecs[MOE_FORMAT_COUNT] = {
+    {NULL, NULL, 0},
+#define MOE_X(id, unpack, dense, flags) {unpack, dense, flags},
+    MOEI_CODECS(MOE_X)
+#undef MOE_X
+};
+enum { /* the same order? a negative array size says no */
+    MOEI_CODEC_NONE,
+#define MOE_X(id, unpack, dense, flags) MOEI_CODEC_##id,
+    MOEI_CODECS(MOE_X)
+#undef MOE_X
+#define MOE_X(id, name, n, bytes, rows, cols) MOEI_ORDER_##id = sizeof(char[(int)MOEI_CODEC_##id == (int)MOE_FORMAT_##id ? 1 : -1]),
+        MOE_FORMATS(MOE_X)
+#undef MOE_X
+            MOEI_ORDER_END
+};
+
+static const uint32_t moei_type_bytes[MOE_TYPE_COUNT] = {
+    0,
+#define MOE_X(id, name, bytes) bytes,
+    MOE_TYPES(MOE_X)
+#undef MOE_X
+};
+MOEI_FORCE float moei_scalar(uint32_t type, const uint8_t *p) {
+    switch (type) {
+    case MOE_TYPE_F32: return moei_loadf32(p);
+    case MOE_TYPE_F16: return moei_load_f16(p);
+    case MOE_TYPE_BF16: return moei_load_bf16(p);
+    case MOE_TYPE_E8M0: return moei_e8m0(*p);
+    case MOE_TYPE_E4M3: return moei_e4m3(*p);
+    default: return 1.0f;
+    }
+}
+
+/* Bytes of k weights. Only int4_group's last word may be cut. */
+MOE_API size_t moe_row_bytes(uint32_t format, size_t k) {
+    if (format == MOE_FORMAT_NONE || format >= MOE_FORMAT_COUNT) return 0;
+    const moei_layout *l = &moei_layouts[format];
+    size_t blocks = k / l->n;
+    if (k % l->n) {
+        if (!(moei_codecs[format].flags & MOEI_CUT)) return 0;
+        blocks++;
+    }
+    return blocks > SIZE_MAX / l->bytes ? 0 : blocks * l->bytes;
+}
+
+/* ---- Scales and zero points that live apart: row is the expert's row */
+
+MOEI_FORCE const uint8_t *moei_side_at(const moei_side *s, size_t row, size_t k) {
+    return s->data + row / s->rows * s->row_stride + k / s->cols * moei_type_bytes[s->type];
+}
+MOEI_FORCE float moei_scale_at(const moei_side *s, size_t row, size_t k) { return moei_scalar(s->type, moei_side_at(s, row, k)); }
+
+/* U8 zero points above 127 are no zero points of 4-bit weights; limiting them keeps q in an int8. */
+MOEI_FORCE int moei_zero_at(const moei_side *s, size_t row, size_t k) {
+    if (!s->data) return 8;
+    if (s->type == MOE_TYPE_U8) {
+        uint8_t z = *moei_side_at(s, row, k);
+        return z > 127 ? 127 : z;
+    }
+    size_t r = row / s->rows; /* U4X8 */
+    return s->data[r / 8 * s->row_stride + k / s->cols * 4 + r % 8 / 2] >> r % 2 * 4 & 15;
+}
+
+/* ---- Rows to numbers */
+
+/* The n (up to 32) weights from k0 (a multiple of 32) of row r of the view; integer formats only. Beyond n: unspecified. */
+static void moei_unpack(const moei_rows *w, uint32_t r, size_t k0, size_t n, moei_block *b) {
+    const moei_layout *l = &moei_layouts[w->format];
+    const moei_codec *c = &moei_codecs[w->format];
+    const uint8_t *p = moei_row(w, r) + k0 / l->n * l->bytes;
+    uint8_t cut[32] = {0};
+    if (n < 32) p = (const uint8_t *)memcpy(cut, p, (n + l->n - 1) / l->n * l->bytes);
+    c->unpack(p, (uint32_t)(k0 % l->n / 32), b);
+    if (!(c->flags & MOEI_APART)) return;
+    for (size_t h = 0; h < 2 && 16 * h < n; h++) {
+        size_t row = w->row0 + r, k = k0 + 16 * h;
+        if (w->scale.data) b->d[h] *= moei_scale_at(&w->scale, row, k);
+        if (!(c->flags & MOEI_ZEROS)) continue;
+        int zero = moei_zero_at(&w->zero, row, k);
+        for (size_t i = 16 * h; i < 16 * h + 16; i++) b->q[i] = (int8_t)(b->q[i] - zero);
+    }
+}
+
+/* The sum with a minimum is exact in double (f16 scales, small integers), so rounding it equals one fma in float. */
+MOEI_FORCE void moei_block_values(const moei_block *b, uint32_t flags, float *out) {
+    for (int h = 0; h < 2; h++) {
+        float d = b->d[h] * (float)b->scale[h];
+        double m = (double)b->dmin * (double)b->min[h];
+        if (flags & MOEI_MIN)
+            for (int i = 16 * h; i < 16 * h + 16; i++) out[i] = (float)((double)d * (double)b->q[i] - m);
+        else
+            for (int i = 16 * h; i < 16 * h + 16; i++) out[i] = d * (float)b->q[i];
+    }
+}
+
+/* Multiplies out[0..n) (weights k0 .. of an expert's row) by their scales: one rounding. */
+static void moei_apply_scales(const moei_side *s, size_t row, size_t k0, size_t n, float *out) {
+    if (!s->data) return;
+    for (size_t i = 0, end; i < n; i = end) {
+        size_t to_next = s->cols - (k0 + i) % s->cols;
+        float d = moei_scale_at(s, row, k0 + i);
+        for (end = to_next < n - i ? i + to_next : n; i < end; i++) out[i] *= d;
+    }
+}
+
+/* Weights k0 .. k0 + n of row r of the view as exact f32; k0 is a multiple of 32. */
+static void moei_decode_row(const moei_rows *w, uint32_t r, size_t k0, size_t n, float *out) {
+    const moei_codec *c = &moei_codecs[w->format];
+    if (c->dense) {
+        size_t step = w->k_stride ? w->k_stride : moei_layouts[w->format].bytes / moei_layouts[w->format].n;
+        c->dense(moei_row(w, r) + k0 * step, step, n, out, 1);
+        moei_apply_scales(&w->scale, w->row0 + r, k0, n, out);
+        return;
+    }
+    for (size_t i = 0; i < n; i += 32) {
+        moei_block b;
+        float v[32];
+        size_t m = n - i < 32 ? n - i : 32;
+        moei_unpack(w, r, k0 + i, m, &b);
+        moei_block_values(&b, c->flags, m < 32 ? v : out + i);
+        if (m < 32) memcpy(out + i, v, m * sizeof *v);
+    }
+}
+
+/* The same for rows r0 .. r0 + n_rows, row r to out + r * stride, in the order of storage. */
+static void moei_decode_tile(const moei_rows *w, uint32_t r0, uint32_t n_rows, size_t k0, size_t n, float *out, size_t stride) {
+    if (!w->k_stride) {
+        for (uint32_t r = 0; r < n_rows; r++) moei_decode_row(w, r0 + r, k0, n, out + r * stride);
+        return;
+    }
+    const uint8_t *p = moei_row(w, r0) + k0 * w->k_stride;
+    for (size_t i = 0; i < n; i++) moei_codecs[w->format].dense(p + i * w->k_stride, w->row_stride, n_rows, out + i, stride);
+    for (uint32_t r = 0; r < n_rows; r++) moei_apply_scales(&w->scale, w->row0 + r0 + r, k0, n, out + r * stride);
+}
+
+/* ---- From the caller's description to one expert */
+
+/* Per-call pointers stand in for the description's own. NULL = absent. */
+MOEI_FORCE const uint8_t *moei_base(const void *data, const void *const *own, const void *const *call, uint32_t expert,
+                                    size_t expert_stride, size_t offset) {
+    const void *const *list = call ? call : own;
+    const uint8_t *p = (const uint8_t *)(list ? list[expert] : data);
+    if (!p) return NULL;
+    return list ? p + offset : p + expert * expert_stride + offset;
+}
+
+static float moei_array_load(const moe_array *a, const void *const *call, uint32_t expert, size_t n_per_expert, size_t i,
+                             float absent) {
+    size_t stride = a->stride ? a->stride : a->type < MOE_TYPE_COUNT ? moei_type_bytes[a->type] : 0;
+    size_t expert_stride = a->expert_stride ? a->expert_stride : n_per_expert * stride;
+    const uint8_t *p = moei_base(a->data, a->expert, call, expert, expert_stride, a->offset);
+    return p && a->type != MOE_TYPE_NONE ? moei_scalar(a->type, p + i * stride) : absent;
+}
+/* Element i of an expert's vector; 0 if there is none. */
+MOEI_UNUSED static float moei_array_at(const moe_array *a, uint32_t expert, size_t n_per_expert, size_t i) {
+    return moei_array_load(a, NULL, expert, n_per_expert, i, 0.0f);
+}
+
+/* One expert's grid, defaults resolved: rows and cols as `like`. */
+static moei_side moei_side_of(const moe_grid *g, const void *const *call, uint32_t expert, size_t n_rows, size_t k,
+                              const moei_side *like) {
+    moei_side s = {NULL, 0, 0, 1, UINT32_MAX};
+    if (g->type == MOE_TYPE_NONE || g->type >= MOE_TYPE_COUNT) return s;
+    s.type = g->type;
+    s.rows = g->rows ? g->rows : like->rows ? like->rows : 1;
+    s.cols = g->cols ? g->cols : like->cols ? like->cols : UINT32_MAX;
+    size_t n_cols = s.cols >= k ? 1 : (k + s.cols - 1) / s.cols, lines = (n_rows + s.rows - 1) / s.rows;
+    if (s.type == MOE_TYPE_U4X8) lines = (lines + 7) / 8;
+    s.row_stride = g->row_stride ? g->row_stride : n_cols * moei_type_bytes[s.type];
+    s.data = moei_base(g->data, g->expert, call, expert, g->expert_stride ? g->expert_stride : lines * s.row_stride, g->offset);
+    return s;
+}
+static moei_side moei_scale_of(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert, size_t n_rows, size_t k) {
+    moei_side like = {NULL, 0, 0, moei_layouts[m->format].rows, moei_layouts[m->format].cols};
+    return moei_side_of(&m->scale, over ? over->scale[which] : NULL, expert, n_rows, k, &like);
+}
+/* A scale that is the same all along a row is applied to the row's result, not to its weights. */
+MOEI_FORCE int moei_row_constant(uint32_t format, const moei_side *s, size_t k) {
+    return s->cols >= k && !(moei_codecs[format].flags & MOEI_OWN);
+}
+
+/* One expert's rows: data is NULL if the expert is absent. `over` may be NULL; which: MOE_GATE, MOE_UP or MOE_DOWN of it.
+   A zero-point grid without a shape of its own has that of the scales. */
+MOEI_UNUSED static void moei_view(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert, size_t n_rows,
+                                  size_t k, moei_rows *out) {
+    size_t item = moei_layouts[m->format].bytes, tight = m->k_stride ? item : moe_row_bytes(m->format, k);
+    memset(out, 0, sizeof *out);
+    out->format = m->format;
+    out->k = k;
+    out->k_stride = m->k_stride;
+    out->row_stride = m->row_stride ? m->row_stride : tight;
+    size_t expert_stride = m->expert_stride ? m->expert_stride : m->k_stride ? k * m->k_stride : n_rows * out->row_stride;
+    out->data = moei_base(m->data, m->expert, over ? over->data[which] : NULL, expert, expert_stride, m->offset);
+    out->scale = moei_scale_of(m, over, which, expert, n_rows, k);
+    out->zero = moei_side_of(&m->zero, over ? over->zero[which] : NULL, expert, n_rows, k, &out->scale);
+    if (moei_row_constant(m->format, &out->scale, k)) out->scale.data = NULL;
+}
+
+/* What a row's result must be multiplied, then divided by: the scale that is constant along the row, and scale2. */
+typedef struct moei_factor { float multiply, divide; } moei_factor;
+MOEI_UNUSED static moei_factor moei_row_scale(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert,
+                                              size_t n_rows, size_t k, size_t row) {
+    moei_factor f = {1.0f, 1.0f};
+    moei_side s = moei_scale_of(m, over, which, expert, n_rows, k);
+    float scale2 = moei_array_load(&m->scale2, over ? over->scale2[which] : NULL, expert, 1, 0, 1.0f);
+    if (s.data && moei_row_constant(m->format, &s, k)) f.multiply = moei_scale_at(&s, row, 0);
+    if (m->scale2_divides) f.divide = scale2;
+    else f.multiply *= scale2;
+    return f;
+}
+
+/* ==== >>reference: the definition of every dot product, and the c tier =================================================
+   F32: acc[k mod 16] = fma(w[k], x[k], acc[k mod 16]) in ascending k, then a halving tree (8, 4, 2, 1), then + 0.0f. w is what
+   moei_decode_row says.
+
+   Q8, per block of 32 weights (moei_block) and 32 activations (q, d, s, sum16 of moei_q8), lane = block mod 8, ascending blocks;
+   i0, i1 = the integer sums of w.q * x.q over the halves; every product in brackets is one float multiplication:
+     q8_0 q4_0 q5_0 iq4_nl mxfp4 mxfp4_hf int8_channel   acc = fma(i0 + i1, [w.d * x.d], acc)
+     int4_group                                           the same, zero points subtracted in w.q (so inside the integers)
+     iq4_xs                                               acc = fma(i0 + i1, [[w.d * scale] * x.d], acc)     (the inner is exact)
+     q4_1 q5_1 (min = -1) q4_K q5_K                       as iq4_xs, then acc = fma(-[dmin * min], x.s, acc) (exact product)
+     q3_K q6_K                                            acc = fma(scale0 * i0 + scale1 * i1, [w.d * x.d], acc)
+     q2_K                                                 as q3_K, then acc = fma(min0 * sum16_0 + min1 * sum16_1, -[dmin * x.d], acc)
+     nvfp4 nvfp4_hf                                       acc = fma(i0, [w.d0 * x.d], acc), then acc = fma(i1, [w.d1 * x.d], acc)
+   All integers stay below 2^24, so their conversion to float is exact. Then the tree (4, 2, 1), then + 0.0f.
+   Provides moei_f32_c, moei_q8_c, moei_vec_c; moei_prepare_* and moei_*_row_bytes for tiers whose prepared rows are in the
+   natural order, moei_decode_default for tiers without an own decode of a format. */
+
+/* ---- Prepared rows in the natural order */
+
+MOEI_FORCE size_t moei_round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+MOEI_UNUSED static size_t moei_f32_row_bytes(size_t k) { return moei_round_up(k, 16) * 4; }
+MOEI_UNUSED static size_t moei_bf16_row_bytes(size_t k) { return moei_round_up(k, 32) * 2; }
+MOEI_UNUSED static size_t moei_q8_row_bytes(size_t k) { return moei_round_up(k, 256) / 256 * sizeof(moei_q8); }
+
+/* x[0] is value k0 of the row. */
+MOEI_UNUSED static void moei_prepare_f32(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    float *y = (float *)row;
+    memcpy(y + k0, x, n * sizeof *y);
+    if (k0 + n == k) memset(y + k, 0, moei_f32_row_bytes(k) - k * sizeof *y);
+}
+MOEI_UNUSED static void moei_prepare_bf16(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    uint16_t *y = (uint16_t *)row;
+    for (size_t i = 0; i < n; i++) y[k0 + i] = moei_to_bf16(x[i]);
+    if (k0 + n == k) memset(y + k, 0, moei_bf16_row_bytes(k) - k * sizeof *y);
+}
+
+/* Block j of b. NaN is found by its bits, so that any company of numbers leaves it a NaN. */
+static void moei_prepare_q8_block(moei_q8 *b, uint32_t j, const float *x) {
+    uint32_t top = 0;
+    int32_t sum[2] = {0, 0};
+    for (int i = 0; i < 32; i++) {
+        uint32_t a = moei_bits(x[i]) & 0x7fffffffu;
+        if (a > top) top = a;
+    }
+    float amax = moei_float(top), scale = 0.0f, d = 0.0f;
+    if (top >= 0x7f800000u) d = moei_float(0x7fc00000u);
+    else if (top >= 0x0f800000u) d = amax / 127.0f, scale = 127.0f / amax; /* 2^-96: scale stays finite */
+    for (int i = 0; i < 32; i++) {
+        int32_t q = scale > 0.0f ? (int32_t)(moei_bits(moei_fma(x[i], scale, MOEI_MAGIC)) - MOEI_MAGIC_BITS) : 0;
+        b->q[j][i] = (int8_t)q;
+        sum[i / 16] += q;
+    }
+    b->d[j] = d;
+    b->sum[j] = sum[0] + sum[1];
+    b->sum16[j][0] = (int16_t)sum[0];
+    b->sum16[j][1] = (int16_t)sum[1];
+    b->s[j] = d * (float)b->sum[j];
+}
+MOEI_UNUSED static void moei_prepare_q8(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    static const float zeros[32] = {0};
+    moei_q8 *b = (moei_q8 *)row;
+    size_t end = k0 + n == k ? moei_round_up(k, 256) : k0 + n;
+    for (size_t i = k0; i < end; i += 32) moei_prepare_q8_block(b + i / 256, (uint32_t)(i / 32 % 8), i < k ? x + (i - k0) : zeros);
+}
+
+/* ---- Panels by the reference: decode, then prepare. Transposed rows are read in the order of storage, 16 at a time. */
+
+MOEI_UNUSED static void moei_decode_default(const moei_arith *a, const moei_rows *w, uint32_t n_rows, void *panel) {
+    float buf[1024];
+    uint32_t group = w->k_stride ? 16 : 1;
+    size_t chunk = MOEI_COUNT(buf) / group, row_bytes = a->row_bytes(w->k);
+    for (uint32_t r0 = 0; r0 < n_rows; r0 += group) {
+        uint32_t rows = n_rows - r0 < group ? n_rows - r0 : group;
+        for (size_t k0 = 0; k0 < w->k; k0 += chunk) {
+            size_t n = w->k - k0 < chunk ? w->k - k0 : chunk;
+            moei_decode_tile(w, r0, rows, k0, n, buf, chunk);
+            for (uint32_t r = 0; r < rows; r++)
+                a->prepare((uint8_t *)panel + (r0 + r) * row_bytes, buf + r * chunk, k0, n, w->k);
+        }
+    }
+}
+
+/* ---- F32 */
+
+MOEI_FORCE void moei_f32_step(float *acc, const float *w, const float *x, size_t n) { /* n a multiple of 16, or the tail */
+    for (size_t i = 0; i < n; i += 16)
+        for (size_t l = 0; l < 16 && i + l < n; l++) acc[l] = moei_fma(w[i + l], x[i + l], acc[l]);
+}
+MOEI_FORCE float moei_tree(float *acc, int n) { /* n lanes: 16 or 8 */
+    for (int h = n / 2; h; h /= 2)
+        for (int l = 0; l < h; l++) acc[l] += acc[l + h];
+    return acc[0] + 0.0f;
+}
+
+#define MOEI_C_TOKENS 8 /* tokens that share a decoded piece of a row */
+
+/* Rows r0 .. r0 + n_rows (up to 16) times up to MOEI_C_TOKENS tokens. */
+static void moei_dot_f32_c_tile(const moei_rows *w, uint32_t r0, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                float *out, size_t out_stride) {
+    float acc[16][MOEI_C_TOKENS][16], v[16][32];
+    memset(acc, 0, sizeof acc[0] * n_rows);
+    for (size_t k0 = 0; k0 < w->k; k0 += 32) {
+        size_t n = w->k - k0 < 32 ? w->k - k0 : 32;
+        moei_decode_tile(w, r0, n_rows, k0, n, v[0], 32);
+        for (uint32_t r = 0; r < n_rows; r++)
+            for (uint32_t t = 0; t < n_tokens; t++) moei_f32_step(acc[r][t], v[r], (const float *)x[t] + k0, n);
+    }
+    for (uint32_t r = 0; r < n_rows; r++)
+        for (uint32_t t = 0; t < n_tokens; t++) out[t * out_stride + r0 + r] = moei_tree(acc[r][t], 16);
+}
+static void moei_dot_f32_c(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                           size_t out_stride) {
+    uint32_t group = w->k_stride ? 16 : 1;
+    for (uint32_t r = 0; r < n_rows; r += group)
+        for (uint32_t t = 0; t < n_tokens; t += MOEI_C_TOKENS)
+            moei_dot_f32_c_tile(w, r, n_rows - r < group ? n_rows - r : group, x + t,
+                                n_tokens - t < MOEI_C_TOKENS ? n_tokens - t : MOEI_C_TOKENS, out + t * out_stride, out_stride);
+}
+static size_t moei_panel_bytes_f32_c(uint32_t n_rows, size_t k) { return n_rows * moei_f32_row_bytes(k); }
+static void moei_panel_f32_c(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                             float *out, size_t out_stride) {
+    size_t n = moei_round_up(w->k, 16);
+    for (uint32_t t = 0; t < n_tokens; t++)
+        for (uint32_t r = 0; r < n_rows; r++) {
+            float acc[16] = {0};
+            moei_f32_step(acc, (const float *)panel + r * n, (const float *)x[t], n);
+            out[t * out_stride + r] = moei_tree(acc, 16);
+        }
+}
+
+MOEI_UNUSED static const moei_arith moei_f32_c = {
+    MOE_COMPUTE_F32, MOE_TIER_C, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32_c, moei_panel_f32_c,
+    {{NULL, NULL, 0},
+#define MOE_X(id, name, n, bytes, rows, cols) {moei_dot_f32_c, NULL, MOEI_C_TOKENS},
+     MOE_FORMATS(MOE_X)
+#undef MOE_X
+    }};
+
+/* ---- Q8 */
+
+MOEI_FORCE int32_t moei_dot16(const int8_t *a, const int8_t *b) {
+    int32_t s = 0;
+    for (int i = 0; i < 16; i++) s += a[i] * b[i];
+    return s;
+}
+/* One block of 32: the table above. */
+MOEI_FORCE float moei_q8_step(const moei_block *w, uint32_t flags, const moei_q8 *x, uint32_t lane, float acc) {
+    int32_t i0 = moei_dot16(w->q, x->q[lane]), i1 = moei_dot16(w->q + 16, x->q[lane] + 16);
+    float d = x->d[lane];
+    if (flags & MOEI_TWO) {
+        acc = moei_fma((float)i0, w->d[0] * d, acc);
+        return moei_fma((float)i1, w->d[1] * d, acc);
+    }
+    if (flags & MOEI_SUB16) acc = moei_fma((float)(w->scale[0] * i0 + w->scale[1] * i1), w->d[0] * d, acc);
+    else acc = moei_fma((float)(i0 + i1), w->d[0] * (float)w->scale[0] * d, acc);
+    if (!(flags & MOEI_MIN)) return acc;
+    if (!(flags & MOEI_SUB16)) return moei_fma(-(w->dmin * (float)w->min[0]), x->s[lane], acc);
+    return moei_fma((float)(w->min[0] * x->sum16[lane][0] + w->min[1] * x->sum16[lane][1]), -(w->dmin * d), acc);
+}
+static void moei_dot_q8_c_row(const moei_rows *w, uint32_t r, const void *const *x, uint32_t n_tokens, float *out,
+                              size_t out_stride) {
+    float acc[MOEI_C_TOKENS][8] = {{0}};
+    uint32_t flags = moei_codecs[w->format].flags;
+    for (size_t i = 0; i < w->k / 32; i++) {
+        moei_block b;
+        moei_unpack(w, r, i * 32, 32, &b);
+        for (uint32_t t = 0; t < n_tokens; t++) {
+            float *a = &acc[t][i % 8];
+            *a = moei_q8_step(&b, flags, (const moei_q8 *)x[t] + i / 8, (uint32_t)(i % 8), *a);
+        }
+    }
+    for (uint32_t t = 0; t < n_tokens; t++) out[t * out_stride + r] = moei_tree(acc[t], 8);
+}
+static void moei_dot_q8_c(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                          size_t out_stride) {
+    for (uint32_t r = 0; r < n_rows; r++)
+        for (uint32_t t = 0; t < n_tokens; t += MOEI_C_TOKENS)
+            moei_dot_q8_c_row(w, r, x + t, n_tokens - t < MOEI_C_TOKENS ? n_tokens - t : MOEI_C_TOKENS, out + t * out_stride,
+                              out_stride);
+}
+
+#define MOEI_Q8_DENSE {NULL, NULL, 0}
+#define MOEI_Q8_C {moei_dot_q8_c, NULL, UINT32_MAX}
+MOEI_UNUSED static const moei_arith moei_q8_c = {
+    MOE_COMPUTE_Q8, MOE_TIER_C, moei_q8_row_bytes, moei_prepare_q8, NULL, NULL,
+    {MOEI_Q8_DENSE, MOEI_Q8_DENSE, MOEI_Q8_DENSE, MOEI_Q8_DENSE, /* none f32 f16 bf16 */
+     MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C,      /* q8_0 q4_0 q4_1 q5_0 q5_1 */
+     MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C,      /* q2_K q3_K q4_K q5_K q6_K */
+     MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C,                 /* iq4_nl iq4_xs mxfp4 nvfp4 */
+     MOEI_Q8_C, MOEI_Q8_C,                                       /* mxfp4_hf nvfp4_hf */
+     MOEI_Q8_DENSE, MOEI_Q8_DENSE, MOEI_Q8_DENSE,                /* mxfp8 fp8_block fp8_channel */
+     MOEI_Q8_C, MOEI_Q8_C}};                                     /* int8_channel int4_group */
+
+/* ---- Elementwise */
+
+static void moei_exp_c(float *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = moei_exp(x[i]);
+}
+static void moei_sigmoid_c(float *y, const float *x, float a, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = moei_sigmoid(a * x[i]);
+}
+static void moei_axpy_c(float *y, const float *v, float w, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = moei_fma(w, v[i], y[i]);
+}
+static void moei_affine_c(float *v, const float *s, const float *b, size_t n) {
+    for (size_t i = 0; i < n; i++) v[i] = moei_fma(v[i], s[i], b[i]);
+}
+MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei_axpy_c, moei_affine_c};
 
 /* ==== >>avx2: F32 on AVX2 + FMA + F16C ================================================================================= */
 
