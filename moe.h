@@ -437,6 +437,7 @@ typedef struct moe_io {
 
 /* A validated layer: a value to copy and share; treat the members as private. */
 struct moei_arith;
+struct moei_vec;
 typedef struct moei_bank {    /* one set of experts: the routed ones, or the shared ones */
     moe_matrix gate, up, down;
     uint32_t n_experts, d_in, d_ff, clamp;
@@ -447,7 +448,8 @@ typedef struct moe_layer {
     moe_desc desc;            /* with every 0 that means something else resolved                       */
     moei_bank routed, shared;
     const struct moei_arith *router, *latent_in, *latent_out;
-    uint32_t router_rows, n_ids, has_gate, tier;
+    const struct moei_vec *vec;
+    uint32_t router_rows, n_ids, tier;
 } moe_layer;
 
 /* ---- API 1: set up -------------------------------------------------------------------------------------------------- */
@@ -1457,15 +1459,1572 @@ MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei
 
 /* ==== >>presets: every family's knobs ================================================================================== */
 
-/* ==== >>choose: kernels for a layer ==================================================================================== */
+/* ==== >>choose: kernels for a layer ====================================================================================
+   One line per tier, worst first. A compute runs on the best allowed tier that provides it; so VNNI, say, keeps AVX-512's F32. */
 
-/* ==== >>validate: a desc becomes a layer =============================================================================== */
+typedef struct moei_tier_row {
+    uint32_t tier;
+    const moei_vec *vec;
+    const moei_arith *arith[MOE_COMPUTE_COUNT]; /* by moe_compute: default (unused), F32, BF16, Q8 */
+} moei_tier_row;
 
-/* ==== >>layout: the workspace ========================================================================================== */
+// clang-format off
+static const moei_tier_row moei_tier_rows[] = {
+    {MOE_TIER_C,          &moei_vec_c,      {NULL, &moei_f32_c,      NULL,                    &moei_q8_c}},
+#if MOEI_HAVE_AVX2
+    {MOE_TIER_AVX2,       &moei_vec_avx2,   {NULL, &moei_f32_avx2,   NULL,                    &moei_q8_avx2}},
+#endif
+#if MOEI_HAVE_AVX512
+    {MOE_TIER_AVX512,     &moei_vec_avx512, {NULL, &moei_f32_avx512, NULL,                    NULL}},
+#endif
+#if MOEI_HAVE_VNNI
+    {MOE_TIER_VNNI,       NULL,             {NULL, NULL,             NULL,                    &moei_q8_vnni}},
+#endif
+#if MOEI_HAVE_AVX512BF16
+    {MOE_TIER_AVX512BF16, NULL,             {NULL, NULL,             &moei_bf16_avx512bf16,   NULL}},
+#endif
+#if MOEI_HAVE_NEON
+    {MOE_TIER_NEON,       &moei_vec_neon,   {NULL, &moei_f32_neon,   NULL,                    NULL}},
+#endif
+};
+// clang-format on
 
-/* ==== >>phases: the work ================================================================================================ */
+static const moei_arith *moei_choose_arith(uint32_t tiers, uint32_t compute) {
+    for (size_t i = MOEI_COUNT(moei_tier_rows); i-- > 0;)
+        if ((tiers & MOE_TIER_BIT(moei_tier_rows[i].tier)) && moei_tier_rows[i].arith[compute])
+            return moei_tier_rows[i].arith[compute];
+    return NULL;
+}
+
+static const moei_vec *moei_choose_vec(uint32_t tiers) {
+    for (size_t i = MOEI_COUNT(moei_tier_rows); i-- > 0;)
+        if ((tiers & MOE_TIER_BIT(moei_tier_rows[i].tier)) && moei_tier_rows[i].vec) return moei_tier_rows[i].vec;
+    return &moei_vec_c;
+}
+
+/* Q8 needs an integer format (one whose dot product exists) and whole blocks of 32; F32 and BF16 take everything. */
+static int moei_can(const moei_arith *a, const moe_matrix *m, size_t k) {
+    if (!a) return 0;
+    if (a->compute != MOE_COMPUTE_Q8) return 1;
+    return k % 32 == 0 && !m->k_stride && a->ops[m->format].dot != NULL;
+}
+
+static uint32_t moei_default_compute(uint32_t tiers, const moe_matrix *m, size_t k) {
+    switch (m->format) {
+    case MOE_FORMAT_F32:
+    case MOE_FORMAT_F16: return MOE_COMPUTE_F32;
+    case MOE_FORMAT_BF16:
+    case MOE_FORMAT_MXFP8:
+    case MOE_FORMAT_FP8_BLOCK:
+    case MOE_FORMAT_FP8_CHANNEL: return moei_choose_arith(tiers, MOE_COMPUTE_BF16) ? MOE_COMPUTE_BF16 : MOE_COMPUTE_F32;
+    default: return moei_can(moei_choose_arith(tiers, MOE_COMPUTE_Q8), m, k) ? MOE_COMPUTE_Q8 : MOE_COMPUTE_F32;
+    }
+}
+
+/* The arithmetic of one or two matrices that read the same input; NULL if the asked-for compute does not exist. Where `strict`
+   is 0 (shared experts, latent projections) a compute that does not fit falls back to the default of the format. */
+static const moei_arith *moei_resolve(uint32_t tiers, uint32_t compute, const moe_matrix *m, const moe_matrix *m2, size_t k,
+                                      int strict) {
+    const moei_arith *a = moei_choose_arith(tiers, compute);
+    int fits = compute && moei_can(a, m, k) && (!m2 || moei_can(a, m2, k));
+    if (fits) return a;
+    if (compute && strict) return NULL;
+    a = moei_choose_arith(tiers, moei_default_compute(tiers, m, k));
+    if (m2 && (moei_default_compute(tiers, m2, k) != a->compute || !moei_can(a, m2, k))) return moei_choose_arith(tiers, MOE_COMPUTE_F32);
+    return a;
+}
+
+/* ==== >>validate: a desc becomes a layer ===============================================================================
+   Everything that could make a later step read out of bounds, overflow or divide by zero is refused here, with the field's name. */
+
+#define MOEI_MATRIX_FIELDS(p)                                                                                            \
+    {p, p ".format", p ".data", p ".k_stride", p ".row_stride", p ".expert_stride", p ".scale", p ".zero", p ".scale2", p ".bias"}
+enum { MOEI_F_ALL, MOEI_F_FORMAT, MOEI_F_DATA, MOEI_F_K, MOEI_F_ROW, MOEI_F_EXPERT, MOEI_F_SCALE, MOEI_F_ZERO, MOEI_F_SCALE2, MOEI_F_BIAS };
+static const char *const moei_gate_fields[] = MOEI_MATRIX_FIELDS("gate");
+static const char *const moei_up_fields[] = MOEI_MATRIX_FIELDS("up");
+static const char *const moei_down_fields[] = MOEI_MATRIX_FIELDS("down");
+static const char *const moei_router_fields[] = MOEI_MATRIX_FIELDS("router.weight");
+static const char *const moei_sgate_fields[] = MOEI_MATRIX_FIELDS("shared.gate");
+static const char *const moei_sup_fields[] = MOEI_MATRIX_FIELDS("shared.up");
+static const char *const moei_sdown_fields[] = MOEI_MATRIX_FIELDS("shared.down");
+static const char *const moei_sweight_fields[] = MOEI_MATRIX_FIELDS("shared.gate_weight");
+static const char *const moei_latent_in_fields[] = MOEI_MATRIX_FIELDS("latent.in");
+static const char *const moei_latent_out_fields[] = MOEI_MATRIX_FIELDS("latent.out");
+
+static moe_status moei_fail(moe_error *error, moe_status status, const char *field, uint64_t got, uint64_t want) {
+    if (error) {
+        error->status = status;
+        error->field = field;
+        error->got = got;
+        error->want = want;
+    }
+    return status;
+}
+#define MOEI_TRY(call)                                                                                                   \
+    do {                                                                                                                 \
+        moe_status try_ = (call);                                                                                        \
+        if (try_) return try_;                                                                                           \
+    } while (0)
+
+/* a * b and a + b into *out; 0 if they overflow. Sizes stay below half the address space, so that sums of two are safe. */
+static int moei_mul(size_t a, size_t b, size_t *out) {
+    if (b && a > SIZE_MAX / 2 / b) return 0;
+    *out = a * b;
+    return 1;
+}
+static int moei_add(size_t a, size_t b, size_t *out) {
+    if (a > SIZE_MAX / 2 || b > SIZE_MAX / 2 - a) return 0;
+    *out = a + b;
+    return 1;
+}
+
+static moe_status moei_check_array(const moe_array *a, size_t n_experts, size_t n, int required, const char *field, moe_error *e) {
+    size_t bytes, all;
+    if (!a->type) return required ? moei_fail(e, MOE_ERR_NULL, field, 0, 0) : MOE_OK;
+    if (a->type > MOE_TYPE_BF16) return moei_fail(e, MOE_ERR_TYPE, field, a->type, MOE_TYPE_F32);
+    if (!a->data && !a->expert) return moei_fail(e, MOE_ERR_NULL, field, 0, 0);
+    size_t stride = a->stride ? a->stride : a->type == MOE_TYPE_F32 ? 4 : 2;
+    if (!moei_mul(n, stride, &bytes) || !moei_mul(a->expert_stride ? a->expert_stride : bytes, n_experts, &all) ||
+        !moei_add(all, a->offset, &all))
+        return moei_fail(e, MOE_ERR_OVERFLOW, field, 0, 0);
+    return MOE_OK;
+}
+
+static moe_status moei_check_grid(const moe_grid *g, int is_zero, size_t n_experts, size_t rows, size_t k, const char *field,
+                                  moe_error *e) {
+    size_t bytes, all;
+    if (!g->type) return MOE_OK;
+    int scale = g->type >= MOE_TYPE_F32 && g->type <= MOE_TYPE_E4M3, zero = g->type == MOE_TYPE_U8 || g->type == MOE_TYPE_U4X8;
+    if (is_zero ? !zero : !scale) return moei_fail(e, MOE_ERR_TYPE, field, g->type, is_zero ? MOE_TYPE_U8 : MOE_TYPE_F32);
+    if (!g->data && !g->expert) return moei_fail(e, MOE_ERR_NULL, field, 0, 0);
+    size_t cols = g->cols ? g->cols : 1, per_row = (k + cols - 1) / cols * 4, n_rows = rows / (g->rows ? g->rows : 1) + 1;
+    if (cols != UINT32_MAX && cols < k && cols % 32 && !(cols == 16)) return moei_fail(e, MOE_ERR_SIZE, field, cols, 32);
+    if (!moei_mul(g->row_stride ? g->row_stride : per_row, n_rows, &bytes) ||
+        !moei_mul(g->expert_stride ? g->expert_stride : bytes, n_experts, &all) || !moei_add(all, g->offset, &all))
+        return moei_fail(e, MOE_ERR_OVERFLOW, field, 0, 0);
+    return MOE_OK;
+}
+
+/* Scales of a format whose blocks don't carry them must be given; group sizes default to the format's. */
+static moe_status moei_check_sides(const moe_matrix *m, size_t n_experts, size_t rows, size_t k, const char *const *names,
+                                   moe_error *e) {
+    static const uint32_t apart[MOE_FORMAT_COUNT] = {0,
+#define MOE_X(id, name, n, bytes, srows, scols) srows,
+                                                     MOE_FORMATS(MOE_X)
+#undef MOE_X
+    };
+    int row_scale_optional = m->format == MOE_FORMAT_FP8_CHANNEL || m->format == MOE_FORMAT_INT8_CHANNEL;
+    if (apart[m->format] && !m->scale.type && !row_scale_optional) return moei_fail(e, MOE_ERR_NULL, names[MOEI_F_SCALE], 0, 0);
+    if (!apart[m->format] && m->scale.type) return moei_fail(e, MOE_ERR_FORMAT, names[MOEI_F_SCALE], m->format, 0);
+    if (m->zero.type && m->format != MOE_FORMAT_INT4_GROUP) return moei_fail(e, MOE_ERR_FORMAT, names[MOEI_F_ZERO], m->format, 0);
+    MOEI_TRY(moei_check_grid(&m->scale, 0, n_experts, rows, k, names[MOEI_F_SCALE], e));
+    MOEI_TRY(moei_check_grid(&m->zero, 1, n_experts, rows, k, names[MOEI_F_ZERO], e));
+    MOEI_TRY(moei_check_array(&m->scale2, n_experts, 1, 0, names[MOEI_F_SCALE2], e));
+    return moei_check_array(&m->bias, n_experts, rows, 0, names[MOEI_F_BIAS], e);
+}
+
+/* Checks the matrix and fills its strides. */
+static moe_status moei_check_matrix(moe_matrix *m, size_t n_experts, size_t rows, size_t k, const char *const *names, moe_error *e) {
+    size_t extent, all;
+    if (m->format == MOE_FORMAT_NONE || m->format >= MOE_FORMAT_COUNT) return moei_fail(e, MOE_ERR_FORMAT, names[MOEI_F_FORMAT], m->format, 0);
+    if (!m->data && !m->expert) return moei_fail(e, MOE_ERR_NULL, names[MOEI_F_DATA], 0, 0);
+    size_t row_bytes = moe_row_bytes(m->format, k);
+    if (!row_bytes) return moei_fail(e, MOE_ERR_BLOCK, names[MOEI_F_ALL], k, 0);
+    if (m->k_stride) {
+        size_t element = m->format == MOE_FORMAT_F32 ? 4 : 2;
+        if (m->format > MOE_FORMAT_BF16) return moei_fail(e, MOE_ERR_FORMAT, names[MOEI_F_K], m->format, 0);
+        if (!m->row_stride) m->row_stride = element;
+        if (m->k_stride < element) return moei_fail(e, MOE_ERR_STRIDE, names[MOEI_F_K], m->k_stride, element);
+        if (m->row_stride < element) return moei_fail(e, MOE_ERR_STRIDE, names[MOEI_F_ROW], m->row_stride, element);
+        if (!moei_mul(k, m->k_stride, &extent) || !moei_mul(rows, m->row_stride, &all) || !moei_add(extent, all, &all))
+            return moei_fail(e, MOE_ERR_OVERFLOW, names[MOEI_F_K], m->k_stride, 0);
+    } else {
+        if (!m->row_stride) m->row_stride = row_bytes;
+        if (m->row_stride < row_bytes) return moei_fail(e, MOE_ERR_STRIDE, names[MOEI_F_ROW], m->row_stride, row_bytes);
+        if (!moei_mul(rows, m->row_stride, &extent)) return moei_fail(e, MOE_ERR_OVERFLOW, names[MOEI_F_ROW], m->row_stride, 0);
+    }
+    if (!m->expert_stride) m->expert_stride = extent;
+    if (!moei_mul(n_experts, m->expert_stride, &all) || !moei_add(all, m->offset, &all))
+        return moei_fail(e, MOE_ERR_OVERFLOW, names[MOEI_F_EXPERT], m->expert_stride, 0);
+    return moei_check_sides(m, n_experts, rows, k, names, e);
+}
+
+typedef struct moei_range { uint32_t value, count; const char *field; } moei_range;
+static moe_status moei_check_enums(const moe_desc *d, moe_error *e) {
+    const moei_range list[] = {
+        {d->zero_kind, MOE_ZERO_COUNT, "zero_kind"},
+        {d->router.score, MOE_SCORE_COUNT, "router.score"},
+        {d->router.select_on, MOE_SELECT_COUNT, "router.select_on"},
+        {d->router.pick, MOE_PICK_COUNT, "router.pick"},
+        {d->router.weight_from, MOE_WEIGHT_COUNT, "router.weight_from"},
+        {d->router.norm, MOE_NORM_COUNT, "router.norm"},
+        {d->router.group, MOE_GROUP_COUNT, "router.group"},
+        {d->router.capacity_drop, MOE_DROP_COUNT, "router.capacity_drop"},
+        {d->ffn.activation, MOE_ACT_COUNT, "ffn.activation"},
+        {d->ffn.clamp, MOE_CLAMP_COUNT, "ffn.clamp"},
+        {d->ffn.weight_at, MOE_WEIGHT_AT_COUNT, "ffn.weight_at"},
+        {d->shared.gate_kind, MOE_SHARED_COUNT, "shared.gate_kind"},
+        {d->shared.clamp, MOE_CLAMP_COUNT, "shared.clamp"},
+        {d->compute, MOE_COMPUTE_COUNT, "compute"},
+        {d->ffn.ungated, 2, "ffn.ungated"},
+        {d->router.logit_bf16, 2, "router.logit_bf16"},
+        {d->router.norm_skip_k1, 2, "router.norm_skip_k1"},
+        {d->router.group_mask_zero, 2, "router.group_mask_zero"},
+        {d->router.capacity_by_score, 2, "router.capacity_by_score"},
+        {d->router.capacity_norm_after, 2, "router.capacity_norm_after"},
+    };
+    for (size_t i = 0; i < MOEI_COUNT(list); i++)
+        if (list[i].value >= list[i].count) return moei_fail(e, MOE_ERR_KNOB, list[i].field, list[i].value, list[i].count - 1);
+    return MOE_OK;
+}
+
+typedef struct moei_number { float value; const char *field; } moei_number;
+static moe_status moei_check_floats(const moe_desc *d, moe_error *e) { /* finite and not negative */
+    const moei_number list[] = {{d->router.softcap, "router.softcap"},       {d->router.jitter, "router.jitter"},
+                                {d->router.norm_eps, "router.norm_eps"},     {d->router.norm_min, "router.norm_min"},
+                                {d->router.drop_below, "router.drop_below"}, {d->router.top_p, "router.top_p"},
+                                {d->router.input_norm_eps, "router.input_norm_eps"},
+                                {d->router.capacity_factor, "router.capacity_factor"},
+                                {d->ffn.limit, "ffn.limit"},                 {d->shared.limit, "shared.limit"},
+                                {d->latent.norm_eps, "latent.norm_eps"}};
+    const moei_number any_sign[] = {{d->router.routed_scale, "router.routed_scale"}, {d->ffn.alpha, "ffn.alpha"},
+                                    {d->ffn.beta, "ffn.beta"},                       {d->ffn.linear_beta, "ffn.linear_beta"},
+                                    {d->ffn.expert_out_scale, "ffn.expert_out_scale"},
+                                    {d->ffn.combine_scale, "ffn.combine_scale"}};
+    for (size_t i = 0; i < MOEI_COUNT(list); i++)
+        if (moei_is_nan(list[i].value) || (moei_bits(list[i].value) >> 31 && moei_bits(list[i].value) != 0x80000000u))
+            return moei_fail(e, MOE_ERR_KNOB, list[i].field, moei_bits(list[i].value), 0);
+    for (size_t i = 0; i < MOEI_COUNT(any_sign); i++)
+        if (!moei_is_finite(any_sign[i].value)) return moei_fail(e, MOE_ERR_KNOB, any_sign[i].field, moei_bits(any_sign[i].value), 0);
+    return MOE_OK;
+}
+
+/* The most of any dimension: 2^24 experts or 2^28 features; tables and slots then fit in 32 bits. */
+#define MOEI_MAX_EXPERTS (1u << 24)
+#define MOEI_MAX_WIDTH (1u << 28)
+
+static moe_status moei_check_sizes(const moe_desc *d, moe_error *e) {
+    if (d->d_model == 0 || d->d_model > MOEI_MAX_WIDTH) return moei_fail(e, MOE_ERR_SIZE, "d_model", d->d_model, MOEI_MAX_WIDTH);
+    if (d->d_ff == 0 || d->d_ff > MOEI_MAX_WIDTH) return moei_fail(e, MOE_ERR_SIZE, "d_ff", d->d_ff, MOEI_MAX_WIDTH);
+    if (d->n_experts == 0 || d->n_experts > MOEI_MAX_EXPERTS) return moei_fail(e, MOE_ERR_SIZE, "n_experts", d->n_experts, MOEI_MAX_EXPERTS);
+    if (d->n_zero_experts > MOEI_MAX_EXPERTS) return moei_fail(e, MOE_ERR_SIZE, "n_zero_experts", d->n_zero_experts, MOEI_MAX_EXPERTS);
+    if (d->top_k == 0 || d->top_k > d->n_experts + d->n_zero_experts)
+        return moei_fail(e, MOE_ERR_SIZE, "top_k", d->top_k, d->n_experts + d->n_zero_experts);
+    if (d->expert_count > d->n_experts || d->expert_first > d->n_experts - d->expert_count)
+        return moei_fail(e, MOE_ERR_SIZE, "expert_count", d->expert_count, d->n_experts);
+    if (d->shared.count > MOEI_MAX_EXPERTS) return moei_fail(e, MOE_ERR_SIZE, "shared.count", d->shared.count, MOEI_MAX_EXPERTS);
+    if (d->shared.d_ff > MOEI_MAX_WIDTH) return moei_fail(e, MOE_ERR_SIZE, "shared.d_ff", d->shared.d_ff, MOEI_MAX_WIDTH);
+    if (d->latent.d > MOEI_MAX_WIDTH) return moei_fail(e, MOE_ERR_SIZE, "latent.d", d->latent.d, MOEI_MAX_WIDTH);
+    return MOE_OK;
+}
+
+/* Knobs that contradict each other. */
+static moe_status moei_check_router(const moe_desc *d, moe_error *e) {
+    const moe_router *r = &d->router;
+    uint32_t n = d->n_experts + d->n_zero_experts;
+    if (r->group != MOE_GROUP_NONE) {
+        if (r->n_group == 0 || n % r->n_group) return moei_fail(e, MOE_ERR_KNOB, "router.n_group", r->n_group, n);
+        if (r->group == MOE_GROUP_PER_GROUP) {
+            if (d->top_k % r->n_group || d->top_k / r->n_group > n / r->n_group)
+                return moei_fail(e, MOE_ERR_KNOB, "router.n_group", r->n_group, d->top_k);
+        } else if (r->topk_group == 0 || r->topk_group > r->n_group) {
+            return moei_fail(e, MOE_ERR_KNOB, "router.topk_group", r->topk_group, r->n_group);
+        } else if ((uint64_t)r->topk_group * (n / r->n_group) < d->top_k) {
+            return moei_fail(e, MOE_ERR_KNOB, "router.topk_group", r->topk_group, d->top_k);
+        }
+    }
+    if (r->pick == MOE_PICK_SPARSEMIXER && d->top_k != 2) return moei_fail(e, MOE_ERR_KNOB, "top_k", d->top_k, 2);
+    if (r->pick == MOE_PICK_TABLE) {
+        size_t id = r->table_bytes ? r->table_bytes : 4;
+        if (!r->table || !r->table_rows) return moei_fail(e, MOE_ERR_NULL, "router.table", r->table_rows, 1);
+        if (id != 4 && id != 8) return moei_fail(e, MOE_ERR_KNOB, "router.table_bytes", id, 4);
+        if (r->table_stride && r->table_stride < id * d->top_k) return moei_fail(e, MOE_ERR_STRIDE, "router.table_stride", r->table_stride, id * d->top_k);
+    }
+    if (d->shared.gate_kind == MOE_SHARED_ROUTER_SINK && !d->shared.d_ff) return moei_fail(e, MOE_ERR_KNOB, "shared.gate_kind", d->shared.gate_kind, 0);
+    if (r->capacity_norm_after && d->shared.gate_kind == MOE_SHARED_ROUTER_SINK) return moei_fail(e, MOE_ERR_UNSUPPORTED, "router.capacity_norm_after", 1, 0);
+    MOEI_TRY(moei_check_array(&r->select_bias, 1, n, 0, "router.select_bias", e));
+    MOEI_TRY(moei_check_array(&r->expert_scale, 1, n, 0, "router.expert_scale", e));
+    MOEI_TRY(moei_check_array(&r->input_scale, 1, d->d_model, 0, "router.input_scale", e));
+    return MOE_OK;
+}
+
+static float moei_or(float v, float fallback) { return v == 0.0f ? fallback : v; }
+
+/* Every 0 that stands for something else. */
+static void moei_fill_defaults(moe_desc *d) {
+    if (!d->expert_count) {
+        d->expert_first = 0;
+        d->expert_count = d->n_experts;
+    }
+    if (d->shared.d_ff && !d->shared.count) d->shared.count = 1;
+    if (!d->shared.d_ff) d->shared.count = 0;
+    d->router.routed_scale = moei_or(d->router.routed_scale, 1.0f);
+    d->router.jitter = moei_or(d->router.jitter, 0.01f);
+    if (!d->router.table_bytes) d->router.table_bytes = 4;
+    if (!d->router.table_stride) d->router.table_stride = (size_t)d->router.table_bytes * d->top_k;
+    if (!d->router.min_keep) d->router.min_keep = 1;
+    d->ffn.alpha = moei_or(d->ffn.alpha, 1.702f);
+    d->ffn.beta = moei_or(d->ffn.beta, 4.0f);
+    d->ffn.linear_beta = moei_or(d->ffn.linear_beta, 25.0f);
+    d->ffn.expert_out_scale = moei_or(d->ffn.expert_out_scale, 1.0f);
+    d->ffn.combine_scale = moei_or(d->ffn.combine_scale, 1.0f);
+}
+
+static moe_status moei_check_bank(moei_bank *b, int ungated, uint32_t tiers, uint32_t compute, int strict,
+                                  const char *const *gate, const char *const *up, const char *const *down, moe_error *e) {
+    if (ungated)
+        memset(&b->gate, 0, sizeof b->gate);
+    else
+        MOEI_TRY(moei_check_matrix(&b->gate, b->n_experts, b->d_ff, b->d_in, gate, e));
+    MOEI_TRY(moei_check_matrix(&b->up, b->n_experts, b->d_ff, b->d_in, up, e));
+    MOEI_TRY(moei_check_matrix(&b->down, b->n_experts, b->d_in, b->d_ff, down, e));
+    b->in = moei_resolve(tiers, compute, &b->up, ungated ? NULL : &b->gate, b->d_in, strict);
+    b->mid = moei_resolve(tiers, compute, &b->down, NULL, b->d_ff, strict);
+    if (!b->in || !b->mid) return moei_fail(e, MOE_ERR_COMPUTE, "compute", compute, 0);
+    return MOE_OK;
+}
+
+static void moei_make_banks(moe_layer *l) {
+    const moe_desc *d = &l->desc;
+    l->routed.gate = d->gate;
+    l->routed.up = d->up;
+    l->routed.down = d->down;
+    l->routed.n_experts = d->expert_count;
+    l->routed.d_in = d->latent.d ? d->latent.d : d->d_model;
+    l->routed.d_ff = d->d_ff;
+    l->routed.clamp = d->ffn.clamp;
+    l->routed.limit = d->ffn.limit;
+    l->shared.gate = d->shared.gate;
+    l->shared.up = d->shared.up;
+    l->shared.down = d->shared.down;
+    l->shared.n_experts = d->shared.count;
+    l->shared.d_in = d->d_model;
+    l->shared.d_ff = d->shared.d_ff;
+    l->shared.clamp = d->shared.clamp;
+    l->shared.limit = d->shared.limit;
+}
+
+static moe_status moei_check_optional_parts(moe_layer *l, uint32_t tiers, moe_error *e) {
+    moe_desc *d = &l->desc;
+    int ungated = (int)d->ffn.ungated;
+    if (l->shared.n_experts) {
+        MOEI_TRY(moei_check_bank(&l->shared, ungated, tiers, d->compute, 0, moei_sgate_fields, moei_sup_fields, moei_sdown_fields, e));
+        uint32_t rows = d->shared.gate_kind == MOE_SHARED_SIGMOID ? 1 : d->shared.gate_kind == MOE_SHARED_SOFTMAX2 ? 2 : 0;
+        if (rows) MOEI_TRY(moei_check_matrix(&d->shared.gate_weight, 1, rows, d->d_model, moei_sweight_fields, e));
+    }
+    if (d->latent.d) {
+        MOEI_TRY(moei_check_matrix(&d->latent.in, 1, d->latent.d, d->d_model, moei_latent_in_fields, e));
+        MOEI_TRY(moei_check_matrix(&d->latent.out, 1, d->d_model, d->latent.d, moei_latent_out_fields, e));
+        MOEI_TRY(moei_check_array(&d->latent.norm, 1, d->latent.d, 0, "latent.norm", e));
+        l->latent_in = moei_resolve(tiers, d->compute, &d->latent.in, NULL, d->d_model, 0);
+        l->latent_out = moei_resolve(tiers, d->compute, &d->latent.out, NULL, d->latent.d, 0);
+    }
+    if (d->router.weight.format)
+        MOEI_TRY(moei_check_matrix(&d->router.weight, 1, l->router_rows, d->d_model, moei_router_fields, e));
+    MOEI_TRY(moei_check_array(&d->router.bias, 1, l->router_rows, 0, "router.bias", e));
+    return moei_check_array(&d->ffn.out_bias, 1, d->d_model, 0, "ffn.out_bias", e);
+}
+
+static uint32_t moei_highest_tier(const moe_layer *l) {
+    const moei_arith *const used[] = {l->router,    l->routed.in,  l->routed.mid, l->shared.in,
+                                      l->shared.mid, l->latent_in, l->latent_out};
+    uint32_t tier = MOE_TIER_C;
+    for (size_t i = 0; i < MOEI_COUNT(used); i++)
+        if (used[i] && used[i]->tier > tier) tier = used[i]->tier;
+    return tier;
+}
+
+static moe_status moei_init(moe_layer *l, moe_error *e) {
+    moe_desc *d = &l->desc;
+    MOEI_TRY(moei_check_sizes(d, e));
+    MOEI_TRY(moei_check_enums(d, e));
+    MOEI_TRY(moei_check_floats(d, e));
+    MOEI_TRY(moei_check_router(d, e));
+    uint32_t have = moe_tiers(), tiers = d->tiers ? (d->tiers & have) : have;
+    if (!tiers) return moei_fail(e, MOE_ERR_TIER, "tiers", d->tiers, have);
+    tiers |= MOE_TIER_BIT(MOE_TIER_C);
+    moei_fill_defaults(d);
+    moei_make_banks(l);
+    l->vec = moei_choose_vec(tiers);
+    l->router = moei_choose_arith(tiers, MOE_COMPUTE_F32);
+    l->n_ids = d->n_experts + d->n_zero_experts;
+    l->router_rows = l->n_ids + (d->shared.gate_kind == MOE_SHARED_ROUTER_SINK ? d->shared.count : 0);
+    MOEI_TRY(moei_check_bank(&l->routed, (int)d->ffn.ungated, tiers, d->compute, 1, moei_gate_fields, moei_up_fields, moei_down_fields, e));
+    MOEI_TRY(moei_check_optional_parts(l, tiers, e));
+    l->tier = moei_highest_tier(l);
+    return MOE_OK;
+}
+
+MOE_API moe_status moe_layer_init(moe_layer *layer, const moe_desc *desc, moe_error *error) {
+    moei_fail(error, MOE_OK, "", 0, 0);
+    if (!layer || !desc) return moei_fail(error, MOE_ERR_NULL, layer ? "desc" : "layer", 0, 0);
+    if (desc->begin_ != MOE_CANARY || desc->end_ != MOE_CANARY) return moei_fail(error, MOE_ERR_DESC, "desc", desc->begin_, MOE_CANARY);
+    moe_layer l;
+    memset(&l, 0, sizeof l);
+    l.desc = *desc;
+    MOEI_TRY(moei_init(&l, error));
+    *layer = l;
+    return MOE_OK;
+}
+
+/* ==== >>layout: the workspace ==========================================================================================
+   One function lays the workspace out, for the size query and for every phase, so they cannot drift apart. Tokens are processed
+   in blocks as large as the workspace allows: routing (and capacity) of all tokens first, then block by block. */
+
+enum {                 /* what a phase does */
+    MOEI_PREPARE_ROUTER, /* token rows to the form that the router reads (and, in a single block, what PREPARE does) */
+    MOEI_PREPARE,      /* token rows to the forms that experts and shared experts read; shared gates */
+    MOEI_LOGITS,       /* router matrix times tokens */
+    MOEI_SELECT,       /* logits to ids and weights */
+    MOEI_SETTLE,       /* serial: check ids, capacity, statistics; nothing was written before */
+    MOEI_SORT,         /* serial: slots by expert, the list of work */
+    MOEI_LATENT_IN,    /* x to the experts' narrower space */
+    MOEI_LATENT_PREPARE,
+    MOEI_UP,           /* gate, up, activation: h */
+    MOEI_DOWN,         /* down and the weighted sum: y */
+    MOEI_LATENT_NORM,  /* norm and preparation of the narrow sum */
+    MOEI_FINISH        /* latent out and shared experts: y */
+};
+
+#define MOEI_PARTS ((size_t)256)         /* slots of one expert that a tile takes at a time */
+#define MOEI_TILE_FLOATS ((size_t)65536) /* a tile's results */
+#define MOEI_UP_ROWS 32u     /* rows of gate and up that one piece of work covers: h is prepared in blocks of 32 */
+
+/* Slots of one bank of experts in the current block, sorted by expert. */
+typedef struct moei_group {
+    const moei_bank *bank;
+    uint32_t *start;            /* [n_experts + 1] into the slots */
+    uint32_t *token;            /* [slots] token within the block */
+    uint32_t *source;           /* [slots] token * k + rank, for slots_out; NULL for shared experts */
+    float *weight;              /* [slots] */
+    uint8_t *x, *h;             /* prepared rows: [tokens], [slots] */
+    size_t x_stride, h_stride;
+} moei_group;
+
+typedef struct moei_work { uint32_t group, expert, blocks; uint64_t cost, begin; } moei_work; /* begin: sum of costs before */
+
+typedef struct moei_plan {
+    const moe_layer *layer;
+    moe_io call;                           /* the caller's, with every default filled in */
+    const moe_io *io;                      /* &call */
+    const float *sums;                     /* moe_finish: partial sums, or NULL */
+    size_t n_tokens, block, n_blocks;      /* tokens of the call and of a block */
+    uint32_t k, n_tasks;                   /* slots per token */
+    int route_only, prepare_once;          /* prepare_once: PREPARE_ROUTER does PREPARE's work too */
+    uint32_t route_phases[3], n_route, block_phases[8], n_block;
+    /* the workspace */
+    uint8_t *base;
+    size_t used;
+    uint32_t *state;                       /* [4] status, work items, identity slots */
+    int32_t *ids;                          /* [n_tokens][k] -1 or below: no work */
+    float *weights;                        /* [n_tokens][k] */
+    float *passed;                         /* [n_tokens][k] weights of slots that pass x through */
+    float *best;                           /* [n_tokens] largest score, for capacity by score */
+    float *gates;                          /* [n_tokens][max(2, shared.count)] weights of routed sum and shared experts */
+    uint32_t *queue;                       /* capacity: [n_ids + n_tokens] */
+    float *logits;                         /* [block][router_rows] */
+    uint8_t *router_x;                     /* prepared rows */
+    size_t router_x_stride, gates_per_token;
+    moei_group groups[2];                  /* routed, shared */
+    moei_bank none;                        /* the bank of a group that this call leaves out */
+    float *latent_x, *latent_sum;          /* [block][latent.d] */
+    uint8_t *latent_row;                   /* prepared rows: of x for latent.in, later of the sum for latent.out */
+    size_t latent_row_stride;
+    moei_work *work;
+    uint8_t *scratch;                      /* [n_tasks] */
+    size_t scratch_bytes, slice;           /* slice: output rows that a task sums at a time */
+} moei_plan;
+
+/* Rows of prepared values lie an odd number of cache lines apart: powers of two would share a few cache sets. */
+static size_t moei_prepared_stride(const moei_arith *a, size_t k) {
+    size_t lines = (a->row_bytes(k) + 63) / 64;
+    return (lines | 1) * 64;
+}
+
+/* Takes count * bytes from the workspace, 64-byte aligned; sets used to SIZE_MAX on overflow. */
+static void *moei_take(moei_plan *p, size_t count, size_t bytes) {
+    size_t n, end;
+    if (p->used == SIZE_MAX) return NULL;
+    if (!moei_mul(count, bytes, &n) || !moei_add(n, 63, &n) || !moei_add(p->used, n & ~(size_t)63, &end)) {
+        p->used = SIZE_MAX;
+        return NULL;
+    }
+    uint8_t *at = p->base ? p->base + p->used : NULL;
+    p->used = end;
+    return at;
+}
+
+static size_t moei_max(size_t a, size_t b) { return a > b ? a : b; }
+static size_t moei_min(size_t a, size_t b) { return a < b ? a : b; }
+
+/* Output rows per slice: a private [block][slice] sum should stay in the second-level cache. */
+static size_t moei_slice_rows(size_t block) {
+    size_t rows = block ? (size_t)65536 / block / 16 * 16 : 1024;
+    return moei_min(moei_max(rows, 64), 1024);
+}
+
+static size_t moei_panel_scratch(const moei_arith *a, size_t k) {
+    return a && a->panel ? a->panel_bytes(MOEI_UP_ROWS, k) + 64 : 0;
+}
+
+/* A task's scratch: tile pointers, a tile's results, row scales and biases, a panel, the slice's sums, an f32 row. */
+typedef struct moei_scratch {
+    const void **x;        /* [MOEI_PARTS] */
+    float *out[2];         /* gate's results, up's or down's: [MOEI_TILE_FLOATS] */
+    float *act;            /* [MOEI_PARTS][MOEI_UP_ROWS] for activations */
+    float *scale[2], *bias[2]; /* [slice] */
+    float *sum;            /* [block][slice] */
+    float *row;            /* [widest] */
+    float *route;          /* moei_select_token's */
+    uint8_t *panel;
+} moei_scratch;
+
+static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
+    const moe_layer *l = p->layer;
+    const moe_desc *d = &l->desc;
+    size_t rows = moei_max(MOEI_UP_ROWS, p->slice), widest = moei_max(moei_max(d->d_model, l->routed.d_in), rows);
+    const moei_arith *const ariths[] = {l->router, l->routed.in, l->routed.mid, l->shared.in, l->shared.mid, l->latent_in, l->latent_out};
+    const size_t ks[] = {d->d_model, l->routed.d_in, l->routed.d_ff, l->shared.d_in, l->shared.d_ff, d->d_model, d->latent.d};
+    size_t panel = 0;
+    for (size_t i = 0; i < MOEI_COUNT(ariths); i++) panel = moei_max(panel, moei_panel_scratch(ariths[i], ks[i]));
+    s->x = (const void **)moei_take(p, MOEI_PARTS, sizeof(void *));
+    for (int i = 0; i < 2; i++) {
+        s->out[i] = (float *)moei_take(p, i ? MOEI_TILE_FLOATS : MOEI_PARTS * MOEI_UP_ROWS, sizeof(float));
+        s->scale[i] = (float *)moei_take(p, rows, sizeof(float));
+        s->bias[i] = (float *)moei_take(p, rows, sizeof(float));
+    }
+    s->act = (float *)moei_take(p, MOEI_PARTS * MOEI_UP_ROWS, sizeof(float));
+    s->sum = (float *)moei_take(p, p->block, p->slice * sizeof(float));
+    s->row = (float *)moei_take(p, widest + 64, 2 * sizeof(float));
+    s->route = (float *)moei_take(p, moei_select_scratch(d), sizeof(float));
+    s->panel = (uint8_t *)moei_take(p, panel, 1);
+}
+
+static void moei_lay_group(moei_plan *p, moei_group *g, const moei_bank *b, size_t slots, int has_source) {
+    g->bank = b;
+    if (!b->n_experts) return;
+    g->start = (uint32_t *)moei_take(p, (size_t)b->n_experts + 2, sizeof(uint32_t));
+    g->token = (uint32_t *)moei_take(p, slots, sizeof(uint32_t));
+    g->weight = (float *)moei_take(p, slots, sizeof(float));
+    if (has_source) g->source = (uint32_t *)moei_take(p, slots, sizeof(uint32_t));
+    g->x_stride = moei_prepared_stride(b->in, b->d_in);
+    g->h_stride = moei_prepared_stride(b->mid, b->d_ff);
+    g->x = (uint8_t *)moei_take(p, p->block, g->x_stride);
+    g->h = (uint8_t *)moei_take(p, slots, g->h_stride);
+}
+
+/* Lays out everything for p->block tokens at a time; p->used is then the size, SIZE_MAX on overflow. */
+static void moei_lay_out(moei_plan *p) {
+    const moe_layer *l = p->layer;
+    const moe_desc *d = &l->desc;
+    size_t slots = 0, all = 0, work;
+    moei_scratch s;
+    p->used = 0;
+    p->slice = moei_slice_rows(p->block);
+    if (!moei_mul(p->block, p->k, &slots) || !moei_mul(p->n_tokens, p->k, &all) || slots > UINT32_MAX / 2) {
+        p->used = SIZE_MAX;
+        return;
+    }
+    int capacity = d->router.capacity || d->router.capacity_factor > 0;
+    p->gates_per_token = l->shared.n_experts > 2 ? l->shared.n_experts : 2;
+    p->state = (uint32_t *)moei_take(p, 4, sizeof(uint32_t));
+    p->ids = (int32_t *)moei_take(p, all, sizeof(int32_t));
+    p->weights = (float *)moei_take(p, all, sizeof(float));
+    if (capacity) {
+        p->passed = (float *)moei_take(p, all, sizeof(float));
+        p->best = (float *)moei_take(p, p->n_tokens, sizeof(float));
+        p->queue = (uint32_t *)moei_take(p, (size_t)l->n_ids + 2 * p->n_tokens, sizeof(uint32_t));
+    }
+    if (l->shared.n_experts) p->gates = (float *)moei_take(p, p->n_tokens, p->gates_per_token * sizeof(float));
+    p->router_x_stride = moei_prepared_stride(l->router, d->d_model);
+    p->router_x = (uint8_t *)moei_take(p, p->block, p->router_x_stride);
+    p->logits = (float *)moei_take(p, p->block, l->router_rows * sizeof(float));
+    moei_lay_group(p, &p->groups[0], &l->routed, slots, 1);
+    moei_lay_group(p, &p->groups[1], &l->shared, p->block * l->shared.n_experts, 0);
+    if (d->latent.d) {
+        p->latent_x = (float *)moei_take(p, p->block, d->latent.d * sizeof(float));
+        p->latent_sum = (float *)moei_take(p, p->block, d->latent.d * sizeof(float));
+        p->latent_row_stride = moei_max(moei_prepared_stride(l->latent_in, d->d_model), moei_prepared_stride(l->latent_out, d->latent.d));
+        p->latent_row = (uint8_t *)moei_take(p, p->block, p->latent_row_stride);
+    }
+    work = moei_min(slots, l->routed.n_experts) + l->shared.n_experts + 1;
+    p->work = (moei_work *)moei_take(p, work, sizeof(moei_work));
+    size_t before = p->used;
+    moei_lay_scratch(p, &s);
+    if (p->used == SIZE_MAX) return;
+    p->scratch_bytes = p->used - before;
+    p->scratch = p->base ? p->base + before : NULL;
+    p->used = before;
+    (void)moei_take(p, p->n_tasks, p->scratch_bytes);
+}
+
+static moei_scratch moei_task_scratch(const moei_plan *p, uint32_t task) {
+    moei_plan q = *p;
+    moei_scratch s;
+    q.base = p->scratch + task * p->scratch_bytes;
+    q.used = 0;
+    moei_lay_scratch(&q, &s);
+    return s;
+}
+
+static size_t moei_bytes_for(const moei_plan *p, size_t block) {
+    moei_plan q = *p;
+    q.base = NULL;
+    q.block = block;
+    moei_lay_out(&q);
+    return q.used;
+}
+
+/* The largest block of tokens that fits; blocks are then made equal. 0 if not even one token does. */
+static size_t moei_fit_block(const moei_plan *p, size_t bytes) {
+    size_t lo = 0, hi = p->n_tokens;
+    if (moei_bytes_for(p, hi) <= bytes) return hi;
+    while (hi - lo > 1) {
+        size_t mid = lo + (hi - lo) / 2;
+        if (moei_bytes_for(p, mid) <= bytes) lo = mid;
+        else hi = mid;
+    }
+    if (!lo) return 0;
+    size_t blocks = (p->n_tokens + lo - 1) / lo;
+    return (p->n_tokens + blocks - 1) / blocks;
+}
+
+#define MOEI_SPARE 63 /* to align the workspace */
+
+MOE_API size_t moe_workspace_size(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks) {
+    moei_plan p;
+    size_t bytes;
+    if (!layer || !n_tokens) return 0;
+    memset(&p, 0, sizeof p);
+    p.layer = layer;
+    p.n_tokens = n_tokens;
+    p.k = layer->desc.top_k;
+    p.n_tasks = n_tasks ? n_tasks : 1;
+    bytes = moei_bytes_for(&p, n_tokens);
+    return bytes == SIZE_MAX ? SIZE_MAX : bytes + MOEI_SPARE;
+}
+
+MOE_API size_t moe_workspace_min(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks) {
+    moei_plan p;
+    size_t bytes;
+    if (!layer || !n_tokens) return 0;
+    memset(&p, 0, sizeof p);
+    p.layer = layer;
+    p.n_tokens = n_tokens;
+    p.k = layer->desc.top_k;
+    p.n_tasks = n_tasks ? n_tasks : 1;
+    bytes = moei_bytes_for(&p, 1);
+    return bytes == SIZE_MAX ? SIZE_MAX : bytes + MOEI_SPARE;
+}
+
+/* ==== >>phases: the work ================================================================================================
+   Every function here does one task of one phase. What a task writes is its own: token rows, blocks of h, or output rows. */
+
+/* The part of n things that task ith of nth gets, in whole units. */
+static void moei_span(size_t n, size_t unit, uint32_t ith, uint32_t nth, size_t *lo, size_t *hi) {
+    size_t units = (n + unit - 1) / unit, each = units / nth, more = units % nth, first = each * ith + moei_min(ith, more);
+    *lo = moei_min(first * unit, n);
+    *hi = moei_min((first + each + (ith < more)) * unit, n);
+}
+
+static size_t moei_element(uint32_t type) { return type == MOE_TYPE_F32 ? 4 : 2; }
+
+/* A caller's row to f32. Rows are in the machine's byte order, unlike weights. */
+static void moei_read_row(float *out, const uint8_t *row, uint32_t type, size_t first, size_t n) {
+    uint16_t h;
+    row += first * moei_element(type);
+    if (type == MOE_TYPE_F32) {
+        memcpy(out, row, n * sizeof(float));
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        memcpy(&h, row + 2 * i, 2);
+        out[i] = type == MOE_TYPE_BF16 ? moei_bf16(h) : moei_f16(h);
+    }
+}
+
+static void moei_write_row(uint8_t *row, uint32_t type, size_t first, size_t n, const float *v) {
+    row += first * moei_element(type);
+    if (type == MOE_TYPE_F32) {
+        memcpy(row, v, n * sizeof(float));
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h = type == MOE_TYPE_BF16 ? moei_to_bf16(v[i]) : moei_to_f16(v[i]);
+        memcpy(row + 2 * i, &h, 2);
+    }
+}
+
+static const uint8_t *moei_x_row(const moei_plan *p, size_t token) { return (const uint8_t *)p->io->x + token * p->io->x_stride; }
+
+/* out[t][r] for n_rows rows from w->row0 on and n tokens: straight from the weights, or through panels decoded once. */
+static void moei_multiply(const moei_arith *a, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n, float *out,
+                          size_t out_stride, uint8_t *panel) {
+    const moei_ops *ops = &a->ops[w->format];
+    if (ops->dot && !(a->panel && (w->k_stride || n > ops->dot_max))) {
+        ops->dot(w, n_rows, x, n, out, out_stride);
+        return;
+    }
+    moei_rows part = *w;
+    for (uint32_t r = 0; r < n_rows; r += MOEI_UP_ROWS) {
+        uint32_t rows = n_rows - r < MOEI_UP_ROWS ? n_rows - r : MOEI_UP_ROWS;
+        part.row0 = w->row0 + r;
+        if (ops->decode && !w->k_stride) ops->decode(&part, rows, panel);
+        else moei_decode_default(a, &part, rows, panel);
+        a->panel(panel, &part, rows, x, n, out + r, out_stride);
+    }
+}
+
+/* Whether results must be multiplied by a factor of their row. */
+static int moei_has_row_scale(const moe_matrix *m, size_t k) {
+    moei_side s = moei_scale_of(m, NULL, MOE_UP, 0, 1, k);
+    return m->scale2.type || (m->scale.type && moei_row_constant(m->format, &s, k));
+}
+
+/* Row factors and biases of rows [row, row + n) as one fma per result. 0 if the matrix has neither. */
+static int moei_row_affine(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert, size_t rows, size_t row,
+                           size_t n, size_t k, float *scale, float *bias) {
+    moe_array b = m->bias;
+    int scaled = moei_has_row_scale(m, k);
+    if (over && over->bias[which]) b.expert = over->bias[which];
+    if (!scaled && !b.type) return 0;
+    for (size_t i = 0; i < n; i++) {
+        moei_factor f = {1.0f, 1.0f};
+        if (scaled) f = moei_row_scale(m, over, which, expert, rows, k, row + i);
+        scale[i] = f.divide == 1.0f ? f.multiply : (float)((double)f.multiply / (double)f.divide);
+        bias[i] = b.type ? moei_array_at(&b, expert, rows, row + i) : -0.0f; /* v * 1 + -0 is v, zeros' signs included */
+    }
+    return 1;
+}
+
+/* ---- prepare ---- */
+
+/* RMSNorm of the router's input with its own weight (Gemma-4): x / sqrt(mean(x^2) + eps) * scale / sqrt(d). */
+static void moei_router_norm(const moe_desc *d, float *x) {
+    float sum = 0.0f, n = (float)d->d_model;
+    if (!d->router.input_scale.type) return;
+    for (size_t i = 0; i < d->d_model; i++) sum = moei_fma(x[i], x[i], sum);
+    float mean = sum / n, factor = 1.0f / sqrtf(mean + d->router.input_norm_eps), root = 1.0f / sqrtf(n);
+    for (size_t i = 0; i < d->d_model; i++) x[i] = x[i] * factor * (moei_array_at(&d->router.input_scale, 0, d->d_model, i) * root);
+}
+
+/* The shared experts' gate (sigmoid of a dot product, or a softmax of two), which reads x itself. `row` is prepared scratch. */
+static void moei_shared_gate(const moei_plan *p, const moei_scratch *s, const float *x, float *row, float *gates) {
+    const moe_layer *l = p->layer;
+    const moe_matrix *m = &l->desc.shared.gate_weight;
+    uint32_t kind = l->desc.shared.gate_kind, rows = kind == MOE_SHARED_SOFTMAX2 ? 2 : 1;
+    moei_rows w;
+    float v[2], scale[2], bias[2];
+    if (!p->gates || kind == MOE_SHARED_ROUTER_SINK) return;
+    for (size_t i = 0; i < p->gates_per_token; i++) gates[i] = 1.0f;
+    if (kind == MOE_SHARED_PLAIN) return;
+    l->router->prepare(row, x, 0, l->desc.d_model, l->desc.d_model);
+    const void *rows_x[1] = {row};
+    moei_view(m, NULL, MOE_UP, 0, rows, l->desc.d_model, &w);
+    moei_multiply(l->router, &w, rows, rows_x, 1, v, 2, s->panel);
+    if (moei_row_affine(m, NULL, MOE_UP, 0, rows, 0, rows, l->desc.d_model, scale, bias)) l->vec->affine(v, scale, bias, rows);
+    if (kind == MOE_SHARED_SIGMOID) {
+        gates[0] = moei_sigmoid(v[0]);
+    } else {
+        float top = v[0] > v[1] ? v[0] : v[1], a = moei_exp(v[0] - top), b = moei_exp(v[1] - top);
+        gates[0] = a / (a + b);
+        gates[1] = b / (a + b);
+    }
+}
+
+static void moei_prepare_router_row(const moei_plan *p, size_t token, size_t at, float *x) {
+    const moe_io *io = p->io;
+    const moe_layer *l = p->layer;
+    size_t d = l->desc.d_model;
+    const uint8_t *row = io->router_x ? (const uint8_t *)io->router_x + token * io->router_x_stride : moei_x_row(p, token);
+    moei_read_row(x, row, io->x_type, 0, d);
+    moei_router_norm(&l->desc, x);
+    l->router->prepare(p->router_x + at * p->router_x_stride, x, 0, d, d);
+}
+
+static void moei_prepare_expert_row(const moei_plan *p, const moei_scratch *s, size_t token, size_t at, float *x, float *row) {
+    const moe_layer *l = p->layer;
+    size_t d = l->desc.d_model;
+    moei_read_row(x, moei_x_row(p, token), p->io->x_type, 0, d);
+    if (p->sums) (void)row;
+    else if (l->desc.latent.d) l->latent_in->prepare(p->latent_row + at * p->latent_row_stride, x, 0, d, d);
+    else l->routed.in->prepare(p->groups[0].x + at * p->groups[0].x_stride, x, 0, d, d);
+    if (!p->groups[1].bank->n_experts) return;
+    l->shared.in->prepare(p->groups[1].x + at * p->groups[1].x_stride, x, 0, d, d);
+    moei_shared_gate(p, s, x, row, p->gates + token * p->gates_per_token);
+}
+
+static void moei_prepare(const moei_plan *p, size_t block, int router, int experts, uint32_t ith, uint32_t nth) {
+    size_t first = block * p->block, n = moei_min(p->block, p->n_tokens - first), lo, hi;
+    moei_scratch s = moei_task_scratch(p, ith);
+    float *x = s.row, *row = s.row + (moei_max(p->layer->desc.d_model, 1) + 63) / 64 * 64;
+    moei_span(n, 1, ith, nth, &lo, &hi);
+    for (size_t t = lo; t < hi; t++) {
+        if (router) moei_prepare_router_row(p, first + t, t, x);
+        if (experts) moei_prepare_expert_row(p, &s, first + t, t, x, row);
+    }
+}
+
+/* out[t][rows] = matrix * prepared rows of the block, few tokens split by rows, many by tokens. */
+static void moei_project(const moei_plan *p, const moei_arith *a, const moe_matrix *m, size_t rows, size_t k, const uint8_t *x,
+                         size_t x_stride, size_t n, float *out, uint32_t ith, uint32_t nth) {
+    moei_scratch s = moei_task_scratch(p, ith);
+    moei_rows w;
+    size_t t0 = 0, t1 = n, r0 = 0, r1 = rows;
+    if (n >= 8 * (size_t)nth) moei_span(n, 1, ith, nth, &t0, &t1);
+    else moei_span(rows, 8, ith, nth, &r0, &r1);
+    if (r0 == r1) return;
+    moei_view(m, NULL, MOE_UP, 0, rows, k, &w);
+    w.row0 = (uint32_t)r0;
+    for (size_t t = t0; t < t1; t += MOEI_PARTS) {
+        uint32_t part = (uint32_t)moei_min(MOEI_PARTS, t1 - t);
+        for (uint32_t i = 0; i < part; i++) s.x[i] = x + (t + i) * x_stride;
+        moei_multiply(a, &w, (uint32_t)(r1 - r0), s.x, part, out + t * rows + r0, rows, s.panel);
+    }
+    for (size_t r = r0; r < r1; r += p->slice) {
+        size_t part = moei_min(p->slice, r1 - r);
+        if (!moei_row_affine(m, NULL, MOE_UP, 0, rows, r, part, k, s.scale[0], s.bias[0])) break;
+        for (size_t t = t0; t < t1; t++) p->layer->vec->affine(out + t * rows + r, s.scale[0], s.bias[0], part);
+    }
+}
+
+/* ---- route ---- */
+
+static float *moei_logits_row(const moei_plan *p, size_t token, size_t at) {
+    size_t rows = p->layer->router_rows;
+    if (p->io->logits_in) return (float *)(uintptr_t)(p->io->logits_in + token * rows);
+    return p->logits + at * rows;
+}
+
+static void moei_logits(const moei_plan *p, size_t block, uint32_t ith, uint32_t nth) {
+    const moe_layer *l = p->layer;
+    size_t first = block * p->block, n = moei_min(p->block, p->n_tokens - first);
+    moei_project(p, l->router, &l->desc.router.weight, l->router_rows, l->desc.d_model, p->router_x, p->router_x_stride, n,
+                 p->logits, ith, nth);
+}
+
+static const int32_t *moei_ids_row(const moei_plan *p, size_t token) {
+    return (const int32_t *)(const void *)((const uint8_t *)p->io->ids_in + token * p->io->ids_stride);
+}
+
+/* Ids and weights of one token: the router's, or the caller's ids with the router's or the caller's weights. */
+static uint32_t moei_select_one(const moei_plan *p, const moei_scratch *s, size_t token, size_t at) {
+    const moe_io *io = p->io;
+    const moe_layer *l = p->layer;
+    int32_t *ids = p->ids + token * p->k;
+    float *weights = p->weights + token * p->k, *logits = NULL, *sink = NULL;
+    int routed = l->desc.shared.gate_kind == MOE_SHARED_ROUTER_SINK;
+    if (io->ids_in) memcpy(ids, moei_ids_row(p, token), p->k * sizeof(int32_t));
+    if (io->ids_in && io->weights_in) {
+        memcpy(weights, (const uint8_t *)io->weights_in + token * io->weights_stride, p->k * sizeof(float));
+        if (!routed) return 0;
+    }
+    logits = moei_logits_row(p, token, at);
+    if (routed && p->gates) sink = p->gates + token * p->gates_per_token;
+    if (p->best) p->best[token] = 0.0f;
+    return moei_select_row(&l->desc, l->vec, logits, io->token_ids ? io->token_ids[token] : 0, io->ids_in ? ids : NULL, p->k, ids,
+                           weights, sink, p->best ? p->best + token : NULL, s->route, io->stats);
+}
+
+static void moei_select_block(const moei_plan *p, size_t block, uint32_t ith, uint32_t nth) {
+    size_t first = block * p->block, n = moei_min(p->block, p->n_tokens - first), lo, hi, rows = p->layer->router_rows;
+    moei_scratch s = moei_task_scratch(p, ith);
+    moei_span(n, 1, ith, nth, &lo, &hi);
+    for (size_t t = lo; t < hi; t++) {
+        moei_select_one(p, &s, first + t, t);
+        if (p->io->logits_out) memcpy(p->io->logits_out + (first + t) * rows, moei_logits_row(p, first + t, t), rows * sizeof(float));
+    }
+}
+
+/* ---- settle: the only place where data can be wrong; y was not touched yet ---- */
+
+static int moei_absent(const moei_plan *p, uint32_t e) {
+    const moei_bank *b = &p->layer->routed;
+    const moe_experts *o = p->io->experts;
+    const moe_matrix *const m[3] = {&b->gate, &b->up, &b->down};
+    for (int i = 0; i < 3; i++) {
+        const void *const *list = o && o->data[i] ? o->data[i] : m[i]->expert;
+        if (m[i]->format && list && !list[e]) return 1;
+    }
+    return 0;
+}
+
+/* The position of a global expert id among those held here, or -1. */
+static int64_t moei_local(const moe_desc *d, int32_t id) {
+    int64_t e = (int64_t)id - (int64_t)d->expert_first;
+    return id >= 0 && e >= 0 && e < (int64_t)d->expert_count ? e : -1;
+}
+
+static moe_status moei_check_ids(const moei_plan *p) {
+    const moe_desc *d = &p->layer->desc;
+    for (size_t i = 0; i < p->n_tokens * p->k; i++) {
+        int32_t id = p->ids[i];
+        if (id < -1 || (id >= 0 && (uint32_t)id >= p->layer->n_ids)) return moei_fail(p->io->error, MOE_ERR_EXPERT_ID, "ids_in", (uint64_t)(int64_t)id, p->layer->n_ids);
+        int64_t e = moei_local(d, id);
+        if (e >= 0 && moei_absent(p, (uint32_t)e)) return moei_fail(p->io->error, MOE_ERR_EXPERT_ABSENT, "experts", (uint64_t)id, 0);
+    }
+    return MOE_OK;
+}
+
+/* From here on a slot without work has the id -2 - id; its weight is 0. */
+static void moei_drop_slots(const moei_plan *p) {
+    const moe_router *r = &p->layer->desc.router;
+    moe_stats *stats = p->io->stats;
+    int adaptive = !p->io->weights_in && (r->drop_below > 0 || r->top_p > 0);
+    int capacity = (r->capacity || r->capacity_factor > 0) && !p->io->weights_in;
+    for (size_t i = 0; i < p->n_tokens * p->k; i++) {
+        int32_t id = p->ids[i];
+        int gone = (moei_bits(p->weights[i]) << 1) == 0 && id >= 0 && (adaptive || capacity);
+        if (stats) {
+            stats->slots++;
+            stats->skipped += id < 0;
+            stats->dropped += gone && capacity;
+            stats->saved += gone && !capacity;
+            if (!gone && id >= 0 && stats->tokens) stats->tokens[id]++;
+            if (!gone && id >= 0 && stats->weight) stats->weight[id] += (double)p->weights[i];
+        }
+        if (gone) p->ids[i] = -2 - id;
+    }
+    if (stats) stats->n_tokens += p->n_tokens;
+}
+
+static void moei_give_routing(const moei_plan *p) {
+    const moe_io *io = p->io;
+    for (size_t t = 0; t < p->n_tokens; t++)
+        for (size_t j = 0; j < p->k; j++) {
+            int32_t id = p->ids[t * p->k + j];
+            float w = id < 0 ? 0.0f : p->weights[t * p->k + j];
+            if (io->ids_out) ((int32_t *)(void *)((uint8_t *)io->ids_out + t * io->ids_stride))[j] = id < -1 ? -2 - id : id;
+            if (io->weights_out) ((float *)(void *)((uint8_t *)io->weights_out + t * io->weights_stride))[j] = w;
+        }
+}
+
+static void moei_settle(const moei_plan *p) {
+    const moe_desc *d = &p->layer->desc;
+    p->state[0] = MOE_OK;
+    if (p->sums) return;
+    p->state[0] = (uint32_t)moei_check_ids(p);
+    if (p->state[0]) return;
+    if ((d->router.capacity || d->router.capacity_factor > 0) && !p->io->weights_in)
+        moei_capacity(d, p->n_tokens, p->k, p->ids, p->weights, p->best, p->passed, p->queue);
+    moei_drop_slots(p);
+    moei_give_routing(p);
+}
+
+/* ---- sort ---- */
+
+/* Bucket of a slot: an expert held here; n_experts = passes x through (identity experts, capacity); -1 = nothing. */
+static int64_t moei_bucket(const moei_plan *p, size_t slot) {
+    const moe_desc *d = &p->layer->desc;
+    int32_t id = p->ids[slot];
+    if (id < -1 && p->passed && d->router.capacity_drop == MOE_DROP_PASS_THROUGH) return p->layer->routed.n_experts;
+    if (id >= 0 && (uint32_t)id >= d->n_experts && d->zero_kind == MOE_ZERO_IDENTITY) return p->layer->routed.n_experts;
+    return moei_local(d, id);
+}
+
+static void moei_sort_routed(const moei_plan *p, size_t first, size_t n) {
+    const moei_group *g = &p->groups[0];
+    uint32_t buckets = g->bank->n_experts + 1;
+    memset(g->start, 0, ((size_t)buckets + 1) * sizeof(uint32_t));
+    for (size_t i = 0; i < n * p->k; i++) {
+        int64_t b = moei_bucket(p, first * p->k + i);
+        if (b >= 0) g->start[b + 1]++;
+    }
+    for (uint32_t b = 0; b < buckets; b++) g->start[b + 1] += g->start[b];
+    for (size_t i = 0; i < n * p->k; i++) { /* start[b] runs through its bucket and ends where the next begins */
+        size_t slot = first * p->k + i;
+        int64_t b = moei_bucket(p, slot);
+        if (b < 0) continue;
+        uint32_t at = g->start[b]++;
+        g->token[at] = (uint32_t)(i / p->k);
+        g->source[at] = (uint32_t)i;
+        g->weight[at] = p->ids[slot] < 0 ? p->passed[slot] : p->weights[slot];
+    }
+    memmove(g->start + 1, g->start, (size_t)buckets * sizeof(uint32_t));
+    g->start[0] = 0;
+}
+
+static void moei_sort_shared(const moei_plan *p, size_t first, size_t n) {
+    const moei_group *g = &p->groups[1];
+    uint32_t kind = p->layer->desc.shared.gate_kind;
+    for (uint32_t e = 0; e < g->bank->n_experts; e++) {
+        g->start[e] = (uint32_t)(e * n);
+        for (size_t t = 0; t < n; t++) {
+            const float *gates = p->gates + (first + t) * p->gates_per_token;
+            g->token[e * n + t] = (uint32_t)t;
+            g->weight[e * n + t] = kind == MOE_SHARED_SOFTMAX2 ? gates[1] : kind == MOE_SHARED_ROUTER_SINK ? gates[e] : gates[0];
+        }
+    }
+    g->start[g->bank->n_experts] = (uint32_t)(g->bank->n_experts * n);
+}
+
+/* Rough nanoseconds of a block of h rows, for an even split: bytes at 16 GB/s, multiply-adds at 32 a nanosecond. */
+static uint64_t moei_up_cost(const moei_bank *b, uint32_t tokens) {
+    uint64_t matrices = b->gate.format ? 2 : 1, weights = (uint64_t)MOEI_UP_ROWS * b->d_in * matrices;
+    uint64_t bytes = (uint64_t)MOEI_UP_ROWS * matrices * moe_row_bytes(b->up.format, b->d_in);
+    return bytes / 16 + weights * tokens / 32 + 1;
+}
+
+static void moei_list_work(const moei_plan *p) {
+    uint32_t n = 0;
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < 2; i++) {
+        const moei_group *g = &p->groups[i];
+        if (i == 0 && p->sums) continue;
+        for (uint32_t e = 0; e < g->bank->n_experts; e++) {
+            uint32_t tokens = g->start[e + 1] - g->start[e];
+            if (!tokens) continue;
+            moei_work *w = &p->work[n++];
+            w->group = i;
+            w->expert = e;
+            w->blocks = (g->bank->d_ff + MOEI_UP_ROWS - 1) / MOEI_UP_ROWS;
+            w->cost = moei_up_cost(g->bank, tokens);
+            w->begin = sum;
+            sum += w->cost * w->blocks;
+        }
+    }
+    p->work[n].begin = sum;
+    p->state[1] = n;
+}
+
+static void moei_sort(const moei_plan *p, size_t block) {
+    size_t first = block * p->block, n = moei_min(p->block, p->n_tokens - first);
+    if (!p->sums) moei_sort_routed(p, first, n);
+    if (p->groups[1].bank->n_experts) moei_sort_shared(p, first, n);
+    moei_list_work(p);
+}
+
+/* ---- up: gate, up, activation ---- */
+
+static void moei_activation(const moei_vec *v, const moe_ffn *f, float *g, float *t, size_t n) { /* g = act(g); t is scratch */
+    size_t i;
+    switch (f->activation) {
+    case MOE_ACT_SILU:
+    case MOE_ACT_OAI:
+        v->sigmoid(t, g, f->activation == MOE_ACT_OAI ? f->alpha : 1.0f, n);
+        for (i = 0; i < n; i++) g[i] = (g[i] < -3e38f ? -3e38f : g[i]) * t[i]; /* -Inf gives -0, not NaN */
+        break;
+    case MOE_ACT_GELU_TANH: /* 0.5 g (1 + tanh(z)) = g sigmoid(2 z), z = sqrt(2 / pi) (g + 0.044715 g^3) */
+        for (i = 0; i < n; i++) t[i] = g[i] * moei_fma(0.044715f * g[i], g[i], 1.0f);
+        v->sigmoid(t, t, 1.59576912f, n);
+        for (i = 0; i < n; i++) g[i] = (g[i] < -3e38f ? -3e38f : g[i]) * t[i];
+        break;
+    case MOE_ACT_GELU_ERF:
+        for (i = 0; i < n; i++) g[i] = moei_gelu_erf(g[i]);
+        break;
+    case MOE_ACT_RELU:
+    case MOE_ACT_RELU2:
+        for (i = 0; i < n; i++) g[i] = g[i] < 0.0f ? 0.0f : g[i];
+        if (f->activation == MOE_ACT_RELU2)
+            for (i = 0; i < n; i++) g[i] = g[i] * g[i];
+        break;
+    default: /* MOE_ACT_SITU */
+        v->sigmoid(t, g, 1.0f, n);
+        for (i = 0; i < n; i++) g[i] = f->beta * moei_tanh(g[i] / f->beta) * t[i];
+        break;
+    }
+}
+
+/* g = act(g) * up, with clamps; u NULL = ungated. */
+static void moei_glu(const moei_vec *v, const moe_ffn *f, uint32_t clamp, float limit, float *g, float *u, float *t, size_t n) {
+    size_t i;
+    int clamped = clamp != MOE_CLAMP_NONE && limit > 0.0f && u;
+    if (clamped && clamp == MOE_CLAMP_PRE)
+        for (i = 0; i < n; i++) g[i] = g[i] > limit ? limit : g[i];
+    moei_activation(v, f, g, t, n);
+    if (clamped && clamp == MOE_CLAMP_POST)
+        for (i = 0; i < n; i++) g[i] = g[i] > limit ? limit : g[i];
+    if (!u) return;
+    if (clamped)
+        for (i = 0; i < n; i++) u[i] = u[i] > limit ? limit : u[i] < -limit ? -limit : u[i];
+    if (f->activation == MOE_ACT_OAI)
+        for (i = 0; i < n; i++) u[i] = u[i] + 1.0f;
+    if (f->activation == MOE_ACT_SITU)
+        for (i = 0; i < n; i++) u[i] = f->linear_beta * moei_tanh(u[i] / f->linear_beta);
+    for (i = 0; i < n; i++) g[i] = g[i] * u[i];
+}
+
+static const moe_experts *moei_over(const moei_plan *p, const moei_group *g) { return g == &p->groups[0] ? p->io->experts : NULL; }
+
+/* Results of one matrix for a chunk of slots: products, then row scale, weight on the input, and bias. */
+static void moei_up_matrix(const moei_plan *p, const moei_scratch *s, const moei_group *g, const moe_matrix *m, int which,
+                           uint32_t expert, uint32_t row, uint32_t n_rows, uint32_t slot, uint32_t n, float *out) {
+    const moei_bank *b = g->bank;
+    const moei_vec *v = p->layer->vec;
+    moei_rows w;
+    int at_input = g == &p->groups[0] && p->layer->desc.ffn.weight_at == MOE_WEIGHT_AT_INPUT;
+    float *scale = s->scale[0], *bias = s->bias[0], *weighted = s->scale[1];
+    moei_view(m, moei_over(p, g), which, expert, b->d_ff, b->d_in, &w);
+    w.row0 = row;
+    moei_multiply(b->in, &w, n_rows, s->x, n, out, MOEI_UP_ROWS, s->panel);
+    int affine = moei_row_affine(m, moei_over(p, g), which, expert, b->d_ff, row, n_rows, b->d_in, scale, bias);
+    if (!affine && !at_input) return;
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t r = 0; r < n_rows && at_input; r++) weighted[r] = (affine ? scale[r] : 1.0f) * g->weight[slot + i];
+        for (uint32_t r = 0; r < n_rows && !affine; r++) bias[r] = -0.0f;
+        v->affine(out + (size_t)i * MOEI_UP_ROWS, at_input ? weighted : scale, bias, n_rows);
+    }
+}
+
+/* One block of rows of h for every slot of one expert. */
+static void moei_up_block(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint32_t block) {
+    const moei_bank *b = g->bank;
+    const moe_ffn *f = &p->layer->desc.ffn;
+    uint32_t row = block * MOEI_UP_ROWS, rows = b->d_ff - row < MOEI_UP_ROWS ? b->d_ff - row : MOEI_UP_ROWS;
+    int at_hidden = g == &p->groups[0] && f->weight_at == MOE_WEIGHT_AT_HIDDEN, gated = b->gate.format != 0;
+    float *up = s->out[1], *gate = gated ? s->out[0] : up, *scratch = s->act;
+    for (uint32_t slot = g->start[expert]; slot < g->start[expert + 1]; slot += MOEI_PARTS) {
+        uint32_t n = (uint32_t)moei_min(MOEI_PARTS, g->start[expert + 1] - slot);
+        for (uint32_t i = 0; i < n; i++) s->x[i] = g->x + g->token[slot + i] * g->x_stride;
+        if (gated) moei_up_matrix(p, s, g, &b->gate, MOE_GATE, expert, row, rows, slot, n, gate);
+        moei_up_matrix(p, s, g, &b->up, MOE_UP, expert, row, rows, slot, n, up);
+        if (rows == MOEI_UP_ROWS) { /* the results lie densely: one long run */
+            moei_glu(p->layer->vec, f, b->clamp, b->limit, gate, gated ? up : NULL, scratch, (size_t)n * rows);
+        } else {
+            for (uint32_t i = 0; i < n; i++)
+                moei_glu(p->layer->vec, f, b->clamp, b->limit, gate + i * MOEI_UP_ROWS, gated ? up + i * MOEI_UP_ROWS : NULL, scratch, rows);
+        }
+        for (uint32_t i = 0; i < n; i++) {
+            float *h = gate + (size_t)i * MOEI_UP_ROWS;
+            for (uint32_t r = 0; r < rows && at_hidden; r++) h[r] = h[r] * g->weight[slot + i];
+            b->mid->prepare(g->h + (slot + i) * g->h_stride, h, row, rows, b->d_ff);
+        }
+    }
+}
+
+/* The blocks whose cost begins in this task's share of the total. */
+static void moei_up(const moei_plan *p, uint32_t ith, uint32_t nth) {
+    moei_scratch s = moei_task_scratch(p, ith);
+    uint32_t n = p->state[1];
+    uint64_t total = p->work[n].begin, lo = total / nth * ith + total % nth * ith / nth, hi = total / nth * (ith + 1) + total % nth * (ith + 1) / nth;
+    for (uint32_t i = 0; i < n; i++) {
+        const moei_work *w = &p->work[i];
+        if (w[1].begin <= lo && ith) continue;
+        if (w->begin >= hi) break;
+        uint64_t from = w->begin >= lo ? 0 : (lo - w->begin + w->cost - 1) / w->cost, to = (hi - w->begin + w->cost - 1) / w->cost;
+        for (uint64_t b = from; b < to && b < w->blocks; b++) moei_up_block(p, &s, &p->groups[w->group], w->expert, (uint32_t)b);
+    }
+}
+
+/* ---- down: every output element has one owner, who adds the experts in ascending id ---- */
+
+static void moei_give_slots(const moei_plan *p, const moei_group *g, uint32_t slot, size_t first, size_t row, size_t n, const float *v) {
+    float *to = p->io->slots_out + (first * p->k + g->source[slot]) * g->bank->d_in + row;
+    memcpy(to, v, n * sizeof(float));
+}
+
+static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moei_group *g, size_t first, size_t row, size_t n) {
+    const moei_bank *b = g->bank;
+    const moei_vec *v = p->layer->vec;
+    int routed = g == &p->groups[0], weighted = !routed || p->layer->desc.ffn.weight_at == MOE_WEIGHT_AT_OUTPUT;
+    size_t chunk = moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n);
+    for (uint32_t e = 0; e < b->n_experts; e++) {
+        moei_rows w;
+        if (g->start[e] == g->start[e + 1]) continue;
+        moei_view(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, b->d_ff, &w);
+        w.row0 = (uint32_t)row;
+        int affine = moei_row_affine(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, row, n, b->d_ff, s->scale[0], s->bias[0]);
+        for (uint32_t slot = g->start[e]; slot < g->start[e + 1]; slot += (uint32_t)chunk) {
+            uint32_t tokens = (uint32_t)moei_min(chunk, g->start[e + 1] - slot);
+            for (uint32_t i = 0; i < tokens; i++) s->x[i] = g->h + (slot + i) * g->h_stride;
+            moei_multiply(b->mid, &w, (uint32_t)n, s->x, tokens, s->out[1], n, s->panel);
+            for (uint32_t i = 0; i < tokens; i++) {
+                float *o = s->out[1] + i * n;
+                if (affine) v->affine(o, s->scale[0], s->bias[0], n);
+                if (routed && p->io->slots_out) moei_give_slots(p, g, slot + i, first, row, n, o);
+                else v->axpy(s->sum + g->token[slot + i] * n, o, weighted ? g->weight[slot + i] : 1.0f, n);
+            }
+        }
+    }
+}
+
+/* Identity experts and passed-through slots: w * x, after the real experts. */
+static void moei_pass_through(const moei_plan *p, const moei_scratch *s, size_t first, size_t row, size_t n) {
+    const moei_group *g = &p->groups[0];
+    size_t width = g->bank->d_in;
+    for (uint32_t slot = g->start[g->bank->n_experts]; slot < g->start[g->bank->n_experts + 1]; slot++) {
+        const float *x = s->row;
+        if (p->layer->desc.latent.d) x = p->latent_x + g->token[slot] * width + row;
+        else moei_read_row(s->row, moei_x_row(p, first + g->token[slot]), p->io->x_type, row, n);
+        if (p->io->slots_out) moei_give_slots(p, g, slot, first, row, n, x);
+        else p->layer->vec->axpy(s->sum + g->token[slot] * n, x, g->weight[slot], n);
+    }
+}
+
+/* sum = latent.out * normalised sum, the routed part of a latent layer. */
+static void moei_latent_out(const moei_plan *p, const moei_scratch *s, size_t tokens, size_t row, size_t n) {
+    const moe_layer *l = p->layer;
+    const moe_matrix *m = &l->desc.latent.out;
+    size_t chunk = moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n), d = l->desc.d_model, k = l->desc.latent.d;
+    moei_rows w;
+    moei_view(m, NULL, MOE_DOWN, 0, d, k, &w);
+    w.row0 = (uint32_t)row;
+    int affine = moei_row_affine(m, NULL, MOE_DOWN, 0, d, row, n, k, s->scale[0], s->bias[0]);
+    for (size_t t = 0; t < tokens; t += chunk) {
+        uint32_t part = (uint32_t)moei_min(chunk, tokens - t);
+        for (uint32_t i = 0; i < part; i++) s->x[i] = p->latent_row + (t + i) * p->latent_row_stride;
+        moei_multiply(l->latent_out, &w, (uint32_t)n, s->x, part, s->sum + t * n, n, s->panel);
+        for (uint32_t i = 0; i < part && affine; i++) l->vec->affine(s->sum + (t + i) * n, s->scale[0], s->bias[0], n);
+    }
+}
+
+/* y = combine_scale * sum + out_bias (+ y), in the caller's type. */
+static void moei_give_rows(const moei_plan *p, const moei_scratch *s, size_t first, size_t tokens, size_t row, size_t n, int whole) {
+    const moe_desc *d = &p->layer->desc;
+    const moe_io *io = p->io;
+    int affine = whole && (d->ffn.combine_scale != 1.0f || d->ffn.out_bias.type);
+    for (size_t i = 0; i < n && affine; i++) {
+        s->scale[0][i] = d->ffn.combine_scale;
+        s->bias[0][i] = d->ffn.out_bias.type ? moei_array_at(&d->ffn.out_bias, 0, d->d_model, row + i) : -0.0f;
+    }
+    for (size_t t = 0; t < tokens; t++) {
+        float *v = s->sum + t * n;
+        uint8_t *y = (uint8_t *)io->y + (first + t) * io->y_stride;
+        if (affine) p->layer->vec->affine(v, s->scale[0], s->bias[0], n);
+        if (io->y_add) {
+            moei_read_row(s->row, y, io->y_type, row, n);
+            for (size_t i = 0; i < n; i++) v[i] = s->row[i] + v[i];
+        }
+        moei_write_row(y, io->y_type, row, n, v);
+    }
+}
+
+static void moei_scale_sums(const moei_scratch *s, size_t tokens, size_t n, float factor, const float *per_token, size_t stride) {
+    for (size_t t = 0; t < tokens; t++) {
+        float f = per_token ? per_token[t * stride] : factor;
+        for (size_t i = 0; i < n && f != 1.0f; i++) s->sum[t * n + i] = s->sum[t * n + i] * f;
+    }
+}
+
+/* Where the routed sum of a slice comes from: the experts, the latent projection, or the caller's partial sums. */
+static void moei_routed_sum(const moei_plan *p, const moei_scratch *s, int finish, size_t first, size_t tokens, size_t row, size_t n) {
+    const moe_desc *d = &p->layer->desc;
+    if (finish && d->latent.d) {
+        moei_latent_out(p, s, tokens, row, n);
+    } else if (p->sums) {
+        for (size_t t = 0; t < tokens; t++) memcpy(s->sum + t * n, p->sums + (first + t) * d->d_model + row, n * sizeof(float));
+        moei_scale_sums(s, tokens, n, d->ffn.expert_out_scale, NULL, 0);
+    } else {
+        memset(s->sum, 0, tokens * n * sizeof(float));
+        moei_down_group(p, s, &p->groups[0], first, row, n);
+        moei_pass_through(p, s, first, row, n);
+        if (d->expert_count == d->n_experts) moei_scale_sums(s, tokens, n, d->ffn.expert_out_scale, NULL, 0);
+    }
+}
+
+static void moei_clear_slots(const moei_plan *p, size_t first, size_t tokens, size_t row, size_t n) {
+    size_t width = p->layer->routed.d_in;
+    for (size_t i = first * p->k; i < (first + tokens) * p->k; i++)
+        if (moei_bucket(p, i) < 0) memset(p->io->slots_out + i * width + row, 0, n * sizeof(float));
+}
+
+/* DOWN without a latent space and FINISH write y; DOWN of a latent layer writes the narrow sum. */
+static void moei_down(const moei_plan *p, size_t block, int finish, uint32_t ith, uint32_t nth) {
+    const moe_layer *l = p->layer;
+    const moe_desc *d = &l->desc;
+    size_t first = block * p->block, tokens = moei_min(p->block, p->n_tokens - first), lo, hi;
+    int narrow = d->latent.d && !finish, whole = !narrow && (d->expert_count == d->n_experts || p->sums);
+    moei_scratch s = moei_task_scratch(p, ith);
+    moei_span(narrow ? d->latent.d : d->d_model, 16, ith, nth, &lo, &hi);
+    for (size_t row = lo; row < hi; row += p->slice) {
+        size_t n = moei_min(p->slice, hi - row);
+        moei_routed_sum(p, &s, finish, first, tokens, row, n);
+        if (p->io->slots_out) {
+            moei_clear_slots(p, first, tokens, row, n);
+            continue;
+        }
+        if (whole && l->shared.n_experts) {
+            if (d->shared.gate_kind == MOE_SHARED_SOFTMAX2)
+                moei_scale_sums(&s, tokens, n, 1.0f, p->gates + first * p->gates_per_token, p->gates_per_token);
+            moei_down_group(p, &s, &p->groups[1], first, row, n);
+        }
+        if (!narrow || d->expert_count < d->n_experts) moei_give_rows(p, &s, first, tokens, row, n, whole);
+        else
+            for (size_t t = 0; t < tokens; t++) memcpy(p->latent_sum + t * d->latent.d + row, s.sum + t * n, n * sizeof(float));
+    }
+}
+
+/* ---- latent ---- */
+
+static void moei_latent_in_rows(const moei_plan *p, size_t block, uint32_t ith, uint32_t nth) {
+    const moe_layer *l = p->layer;
+    size_t n = moei_min(p->block, p->n_tokens - block * p->block);
+    moei_project(p, l->latent_in, &l->desc.latent.in, l->desc.latent.d, l->desc.d_model, p->latent_row, p->latent_row_stride, n,
+                 p->latent_x, ith, nth);
+}
+
+static void moei_latent_prepare(const moei_plan *p, size_t block, uint32_t ith, uint32_t nth) {
+    size_t n = moei_min(p->block, p->n_tokens - block * p->block), d = p->layer->desc.latent.d, lo, hi;
+    const moei_group *g = &p->groups[0];
+    moei_span(n, 1, ith, nth, &lo, &hi);
+    for (size_t t = lo; t < hi; t++) g->bank->in->prepare(g->x + t * g->x_stride, p->latent_x + t * d, 0, d, d);
+}
+
+/* RMSNorm of the narrow sum (Kimi-K3) and its preparation for latent.out. */
+static void moei_latent_norm(const moei_plan *p, size_t block, uint32_t ith, uint32_t nth) {
+    const moe_layer *l = p->layer;
+    const moe_latent *a = &l->desc.latent;
+    size_t first = block * p->block, n = moei_min(p->block, p->n_tokens - first), lo, hi;
+    moei_span(n, 1, ith, nth, &lo, &hi);
+    for (size_t t = lo; t < hi; t++) {
+        float *v = p->latent_sum + t * a->d, sum = 0.0f;
+        if (p->sums) {
+            memcpy(v, p->sums + (first + t) * a->d, a->d * sizeof(float));
+            for (size_t i = 0; i < a->d; i++) v[i] = v[i] * l->desc.ffn.expert_out_scale;
+        }
+        if (a->norm_eps > 0.0f) {
+            for (size_t i = 0; i < a->d; i++) sum = moei_fma(v[i], v[i], sum);
+            float mean = sum / (float)a->d, factor = 1.0f / sqrtf(mean + a->norm_eps);
+            for (size_t i = 0; i < a->d; i++) v[i] = v[i] * factor * (a->norm.type ? moei_array_at(&a->norm, 0, a->d, i) : 1.0f);
+        }
+        l->latent_out->prepare(p->latent_row + t * p->latent_row_stride, v, 0, a->d, a->d);
+    }
+}
+
+/* ---- one scheduler ---- */
+
+static void moei_run_phase(const moei_plan *p, uint32_t kind, size_t block, uint32_t ith, uint32_t nth) {
+    switch (kind) {
+    case MOEI_PREPARE_ROUTER: moei_prepare(p, block, 1, p->prepare_once, ith, nth); break;
+    case MOEI_LOGITS: moei_logits(p, block, ith, nth); break;
+    case MOEI_SELECT: moei_select_block(p, block, ith, nth); break;
+    case MOEI_SETTLE: moei_settle(p); break;
+    case MOEI_PREPARE: moei_prepare(p, block, 0, 1, ith, nth); break;
+    case MOEI_SORT: moei_sort(p, block); break;
+    case MOEI_LATENT_IN: moei_latent_in_rows(p, block, ith, nth); break;
+    case MOEI_LATENT_PREPARE: moei_latent_prepare(p, block, ith, nth); break;
+    case MOEI_UP: moei_up(p, ith, nth); break;
+    case MOEI_DOWN: moei_down(p, block, 0, ith, nth); break;
+    case MOEI_LATENT_NORM: moei_latent_norm(p, block, ith, nth); break;
+    default: moei_down(p, block, 1, ith, nth); break;
+    }
+}
+
+/* ---- a call becomes a plan ---- */
+
+static moe_status moei_check_rows(const moe_io *io, uint32_t type, size_t *stride, size_t width, const char *field, const char *type_field) {
+    size_t end, element = moei_element(type);
+    if (type < MOE_TYPE_F32 || type > MOE_TYPE_BF16) return moei_fail(io->error, MOE_ERR_TYPE, type_field, type, MOE_TYPE_F32);
+    if (!*stride) *stride = width * element;
+    if (*stride < width * element) return moei_fail(io->error, MOE_ERR_STRIDE, field, *stride, width * element);
+    if (!moei_mul(*stride, io->n_tokens, &end)) return moei_fail(io->error, MOE_ERR_OVERFLOW, field, *stride, 0);
+    return MOE_OK;
+}
+
+/* Only y == x with equal type and stride may overlap: a task then reads its part of a row before it writes it. */
+static moe_status moei_check_alias(const moe_io *io, size_t x_width, size_t y_width) {
+    uintptr_t x = (uintptr_t)io->x, y = (uintptr_t)io->y;
+    size_t x_end = (io->n_tokens - 1) * io->x_stride + x_width * moei_element(io->x_type);
+    size_t y_end = (io->n_tokens - 1) * io->y_stride + y_width * moei_element(io->y_type);
+    if (x == y && io->x_type == io->y_type && io->x_stride == io->y_stride) return MOE_OK;
+    if (x < y + y_end && y < x + x_end) return moei_fail(io->error, MOE_ERR_ALIAS, "y", 0, 0);
+    return MOE_OK;
+}
+
+static moe_status moei_check_routing_input(const moei_plan *p, int needs_logits) {
+    const moe_io *io = p->io;
+    const moe_router *r = &p->layer->desc.router;
+    if (io->weights_in && !io->ids_in) return moei_fail(io->error, MOE_ERR_NULL, "ids_in", 0, 0);
+    if (needs_logits && !io->logits_in && !r->weight.format) return moei_fail(io->error, MOE_ERR_NULL, "router.weight.data", 0, 0);
+    if (r->pick != MOE_PICK_TABLE || io->ids_in) return MOE_OK;
+    if (!io->token_ids) return moei_fail(io->error, MOE_ERR_TOKEN_ID, "token_ids", 0, r->table_rows);
+    for (size_t t = 0; t < io->n_tokens; t++)
+        if (io->token_ids[t] < 0 || (uint32_t)io->token_ids[t] >= r->table_rows)
+            return moei_fail(io->error, MOE_ERR_TOKEN_ID, "token_ids", (uint64_t)(int64_t)io->token_ids[t], r->table_rows);
+    return MOE_OK;
+}
+
+static moe_status moei_check_io(moei_plan *p, int needs_logits) {
+    moe_io *io = &p->call;
+    const moe_desc *d = &p->layer->desc;
+    int partial = d->expert_count < d->n_experts && !p->sums;
+    size_t y_width = partial ? p->layer->routed.d_in : d->d_model, row = (size_t)p->k * 4;
+    int reads_x = !p->route_only || (needs_logits && !io->logits_in && !io->router_x);
+    if (reads_x && !io->x) return moei_fail(io->error, MOE_ERR_NULL, "x", 0, 0);
+    if (!p->route_only && !io->y && !io->slots_out) return moei_fail(io->error, MOE_ERR_NULL, "y", 0, 0);
+    if (reads_x || io->router_x) MOEI_TRY(moei_check_rows(io, io->x_type, &io->x_stride, d->d_model, "x_stride", "x_type"));
+    if (io->router_x) MOEI_TRY(moei_check_rows(io, io->x_type, &io->router_x_stride, d->d_model, "router_x_stride", "x_type"));
+    if (!io->ids_stride) io->ids_stride = row;
+    if (!io->weights_stride) io->weights_stride = row;
+    if (io->ids_stride < row) return moei_fail(io->error, MOE_ERR_STRIDE, "ids_stride", io->ids_stride, row);
+    if (io->weights_stride < row) return moei_fail(io->error, MOE_ERR_STRIDE, "weights_stride", io->weights_stride, row);
+    if (!p->route_only && !io->slots_out) {
+        MOEI_TRY(moei_check_rows(io, io->y_type, &io->y_stride, y_width, "y_stride", "y_type"));
+        MOEI_TRY(moei_check_alias(io, d->d_model, y_width));
+    }
+    return moei_check_routing_input(p, needs_logits);
+}
+
+static void moei_add_phase(uint32_t *list, uint32_t *n, int wanted, uint32_t kind) {
+    if (wanted) list[(*n)++] = kind;
+}
+
+static void moei_list_phases(moei_plan *p, int needs_route, int needs_logits) {
+    int latent = p->layer->desc.latent.d != 0, narrow_only = p->io->slots_out || p->layer->desc.expert_count < p->layer->desc.n_experts;
+    int project = needs_logits && !p->io->logits_in, prepared = project && p->n_blocks == 1;
+    p->n_route = p->n_block = 0;
+    moei_add_phase(p->route_phases, &p->n_route, project, MOEI_PREPARE_ROUTER);
+    moei_add_phase(p->route_phases, &p->n_route, project, MOEI_LOGITS);
+    moei_add_phase(p->route_phases, &p->n_route, needs_route, MOEI_SELECT);
+    if (p->route_only) return;
+    p->prepare_once = prepared;
+    moei_add_phase(p->block_phases, &p->n_block, !prepared, MOEI_PREPARE);
+    moei_add_phase(p->block_phases, &p->n_block, 1, MOEI_SORT);
+    moei_add_phase(p->block_phases, &p->n_block, latent && !p->sums, MOEI_LATENT_IN);
+    moei_add_phase(p->block_phases, &p->n_block, latent && !p->sums, MOEI_LATENT_PREPARE);
+    moei_add_phase(p->block_phases, &p->n_block, 1, MOEI_UP);
+    moei_add_phase(p->block_phases, &p->n_block, !(latent && p->sums), MOEI_DOWN);
+    moei_add_phase(p->block_phases, &p->n_block, latent && (p->sums || !narrow_only), MOEI_LATENT_NORM);
+    moei_add_phase(p->block_phases, &p->n_block, latent && (p->sums || !narrow_only), MOEI_FINISH);
+}
+
+static void moei_plan_sizes(moei_plan *p, const moe_layer *layer, const moe_io *io) {
+    memset(p, 0, sizeof *p);
+    p->layer = layer;
+    p->call = *io;
+    p->io = &p->call;
+    p->n_tokens = io->n_tokens;
+    p->k = io->ids_in && io->k ? io->k : layer->desc.top_k;
+    p->n_tasks = io->n_tasks ? io->n_tasks : 1;
+}
+
+static moe_status moei_begin(moei_plan *p, const moe_layer *layer, const moe_io *io, const float *sums, int route_only) {
+    moei_plan_sizes(p, layer, io);
+    p->sums = sums;
+    p->route_only = route_only;
+    int sink = layer->desc.shared.gate_kind == MOE_SHARED_ROUTER_SINK, needs_route = !sums || sink;
+    int needs_logits = needs_route && (!(io->ids_in && io->weights_in) || sink);
+    MOEI_TRY(moei_check_io(p, needs_logits));
+    uintptr_t at = (uintptr_t)io->workspace, base = (at + 63) & ~(uintptr_t)63;
+    if (!io->workspace) return moei_fail(io->error, MOE_ERR_NULL, "workspace", 0, moe_workspace_size(layer, io->n_tokens, p->n_tasks));
+    p->block = io->workspace_size > base - at ? moei_fit_block(p, io->workspace_size - (base - at)) : 0;
+    if (!p->block) return moei_fail(io->error, MOE_ERR_WORKSPACE, "workspace_size", io->workspace_size, moe_workspace_min(layer, io->n_tokens, p->n_tasks));
+    p->n_blocks = (p->n_tokens + p->block - 1) / p->block;
+    p->base = (uint8_t *)io->workspace + (base - at);
+    moei_lay_out(p);
+    if (sums) p->groups[0].bank = &p->none;
+    if (!sums && (io->slots_out || layer->desc.expert_count < layer->desc.n_experts)) p->groups[1].bank = &p->none;
+    moei_list_phases(p, needs_route, needs_logits);
+    return MOE_OK;
+}
+
+static uint32_t moei_phases(const moei_plan *p) {
+    return (uint32_t)(p->n_blocks * p->n_route + 1 + p->n_blocks * p->n_block);
+}
+
+/* What phase number i is. */
+static uint32_t moei_phase_kind(const moei_plan *p, uint32_t i, size_t *block) {
+    size_t routing = p->n_blocks * p->n_route;
+    *block = 0;
+    if (i < routing) {
+        *block = i / p->n_route;
+        return p->route_phases[i % p->n_route];
+    }
+    if (i == routing) return MOEI_SETTLE;
+    *block = (i - routing - 1) / p->n_block;
+    return p->block_phases[(i - routing - 1) % p->n_block];
+}
+
+/* How many tasks are worth it: the bookkeeping of few tokens takes less time than waking a worker. */
+static uint32_t moei_phase_tasks(const moei_plan *p, uint32_t kind, uint32_t nth) {
+    switch (kind) {
+    case MOEI_SETTLE:
+    case MOEI_SORT: return 1;
+    case MOEI_SELECT:
+        if (p->io->stats) return 1; /* they are added up without atomics */
+        return p->block <= 16 ? 1 : nth;
+    case MOEI_PREPARE_ROUTER:
+    case MOEI_PREPARE:
+    case MOEI_LATENT_PREPARE: return p->block <= 4 ? 1 : nth;
+    default: return nth;
+    }
+}
+
+typedef struct moei_job {
+    const moei_plan *plan;
+    uint32_t kind, nth;
+    size_t block;
+} moei_job;
+
+static void moei_task(void *arg, uint32_t i) {
+    const moei_job *j = (const moei_job *)arg;
+    moei_run_phase(j->plan, j->kind, j->block, i, j->nth);
+}
+
+static void moei_parallel_for(const moe_parallel *parallel, uint32_t n, moei_job *job) {
+    if (n > 1 && parallel && parallel->run) {
+        parallel->run(parallel->user, n, moei_task, job);
+        return;
+    }
+#if defined(MOE_USE_OPENMP) && defined(_OPENMP)
+    if (n > 1) {
+        int32_t count = (int32_t)n;
+#pragma omp parallel for schedule(static, 1)
+        for (int32_t i = 0; i < count; i++) moei_task(job, (uint32_t)i);
+        return;
+    }
+#endif
+    for (uint32_t i = 0; i < n; i++) moei_task(job, i);
+}
+
+static moe_status moei_run(const moe_layer *layer, const moe_io *io, const float *sums, int route_only) {
+    moei_plan p;
+    if (!layer || !io) return MOE_ERR_NULL;
+    moei_fail(io->error, MOE_OK, "", 0, 0);
+    if (!io->n_tokens) return MOE_OK;
+    MOEI_TRY(moei_begin(&p, layer, io, sums, route_only));
+    for (uint32_t i = 0, n = moei_phases(&p); i < n; i++) {
+        moei_job job = {&p, 0, 0, 0};
+        job.kind = moei_phase_kind(&p, i, &job.block);
+        job.nth = moei_phase_tasks(&p, job.kind, p.n_tasks);
+        moei_parallel_for(io->parallel, job.nth, &job);
+        if (job.kind == MOEI_SETTLE && p.state[0]) return (moe_status)p.state[0];
+    }
+    return MOE_OK;
+}
 
 /* ==== >>api: the rest of the public functions ========================================================================== */
+
+MOE_API moe_status moe_forward(const moe_layer *layer, const moe_io *io) { return moei_run(layer, io, NULL, 0); }
+MOE_API moe_status moe_route(const moe_layer *layer, const moe_io *io) { return moei_run(layer, io, NULL, 1); }
+MOE_API moe_status moe_finish(const moe_layer *layer, const moe_io *io, const float *sums) {
+    if (!sums) return io ? moei_fail(io->error, MOE_ERR_NULL, "sums", 0, 0) : MOE_ERR_NULL;
+    return moei_run(layer, io, sums, 0);
+}
+
+MOE_API uint32_t moe_phase_count(const moe_layer *layer, const moe_io *io) {
+    moei_plan p;
+    moe_io quiet;
+    if (!layer || !io || !io->n_tokens) return 0;
+    quiet = *io;
+    quiet.error = NULL;
+    return moei_begin(&p, layer, &quiet, NULL, 0) ? 1 : moei_phases(&p); /* the one phase reports the error */
+}
+
+MOE_API moe_status moe_phase_run(const moe_layer *layer, const moe_io *io, uint32_t phase, uint32_t ith, uint32_t nth) {
+    moei_plan p;
+    moe_io call;
+    size_t block;
+    if (!layer || !io) return MOE_ERR_NULL;
+    call = *io;
+    if (ith) call.error = NULL; /* one worker reports */
+    if (!io->n_tokens) return MOE_OK;
+    MOEI_TRY(moei_begin(&p, layer, &call, NULL, 0));
+    if (!nth || nth > p.n_tasks || ith >= nth) return moei_fail(call.error, MOE_ERR_PHASE, "nth", nth, p.n_tasks);
+    if (phase >= moei_phases(&p)) return moei_fail(call.error, MOE_ERR_PHASE, "phase", phase, moei_phases(&p));
+    uint32_t kind = moei_phase_kind(&p, phase, &block), tasks = moei_phase_tasks(&p, kind, nth);
+    int settled = phase > p.n_blocks * p.n_route;
+    if (settled && p.state[0]) return (moe_status)p.state[0];
+    if (tasks == 1 && ith) return MOE_OK;
+    moei_run_phase(&p, kind, block, ith, tasks);
+    return kind == MOEI_SETTLE ? (moe_status)p.state[0] : MOE_OK;
+}
+
+MOE_API uint32_t moe_layer_tier(const moe_layer *layer) { return layer ? layer->tier : (uint32_t)MOE_TIER_C; }
+MOE_API uint32_t moe_layer_compute(const moe_layer *layer, uint32_t matrix) {
+    if (!layer || !layer->routed.in) return MOE_COMPUTE_DEFAULT;
+    return matrix == MOE_DOWN ? layer->routed.mid->compute : layer->routed.in->compute;
+}
 
 #ifdef __cplusplus
 }
