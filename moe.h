@@ -712,6 +712,47 @@ MOEI_FORCE float moei_exp(float x) {
 }
 MOEI_FORCE float moei_sigmoid(float x) { return 1.0f / (1.0f + moei_exp(-x)); }
 
+/* log(1 + exp(x)), 2 ULP while it is normal; NaN passes. log1p(u) = 2 atanh(s), s = u / (2 + u), and 2s = u - u * s. */
+MOEI_FORCE float moei_log1p_exp(float x) {
+    float u = moei_exp(x > 0.0f ? -x : x), s = u / (2.0f + u), z = s * s, t = moei_fma(-u, s, u), p = 0.140122294f;
+    p = moei_fma(p, z, 0.139995709f);
+    p = moei_fma(p, z, 0.200108498f);
+    p = moei_fma(p, z, 0.333332062f);
+    p = moei_fma(t * z, p, t);
+    return x > 0.0f ? x + p : p;
+}
+
+/* tanh, 2 ULP: an odd polynomial near 0 (keeps -0 and tiny values), 1 - 2 / (exp(2|x|) + 1) beyond. */
+MOEI_FORCE float moei_tanh(float x) {
+    float a = x < 0.0f ? -x : x, z = x * x, p = -0.00590586725f, far = 1.0f - 2.0f / (moei_exp(a + a) + 1.0f);
+    p = moei_fma(p, z, 0.0208053831f);
+    p = moei_fma(p, z, -0.0537866838f);
+    p = moei_fma(p, z, 0.133319587f);
+    p = moei_fma(p, z, -0.333332986f);
+    if (a < 0.6f) return moei_fma(x * z, p, x);
+    return x < 0.0f ? -far : far; /* NaN comes through exp */
+}
+
+/* The normal distribution function, 0.5 erfc(-x / sqrt 2), 3.5e-7 relative for x > -13: its tail is exp(-x^2 / 2) t P(t - 1/2)
+   with t = 1 / (1 + 3/8 |x|). Rounding x^2 would cost x^2 / 2 ULP: an fma finds that error and the next one puts it back. */
+MOEI_FORCE float moei_phi(float x) {
+    float a = x < 0.0f ? -x : x, b = a > 15.0f ? 15.0f : a, h = b * b, lo = moei_fma(b, b, -h) * 0.5f;
+    float t = 1.0f / moei_fma(b, 0.375f, 1.0f), v = t - 0.5f, e = moei_exp(h * -0.5f), p = 0.020548784f;
+    p = moei_fma(p, v, -0.0397007674f);
+    p = moei_fma(p, v, -0.00302236135f);
+    p = moei_fma(p, v, 0.0642930641f);
+    p = moei_fma(p, v, -0.0195016328f);
+    p = moei_fma(p, v, -0.102586075f);
+    p = moei_fma(p, v, 0.021935775f);
+    p = moei_fma(p, v, 0.248706771f);
+    p = moei_fma(p, v, 0.346108161f);
+    p = moei_fma(p, v, 0.268182284f);
+    p *= t;
+    p = moei_fma(-lo, p, p) * e;
+    return x < 0.0f ? p : 1.0f - p;
+}
+MOEI_FORCE float moei_gelu_erf(float x) { return (x < -15.0f ? -15.0f : x) * moei_phi(x); } /* -Inf gives -0 */
+
 /* ==== >>contract: what a tier provides ================================================================================
    rows      a view of consecutive rows of one expert's matrix.
    prepared  an activation row in the form that the dot products of one arithmetic read: padded with zeros to whole vectors, so
