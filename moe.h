@@ -714,6 +714,47 @@ MOEI_FORCE float moei_exp(float x) {
 }
 MOEI_FORCE float moei_sigmoid(float x) { return 1.0f / (1.0f + moei_exp(-x)); }
 
+/* log(1 + exp(x)), 2 ULP while it is normal; NaN passes. log1p(u) = 2 atanh(s), s = u / (2 + u), and 2s = u - u * s. */
+MOEI_FORCE float moei_log1p_exp(float x) {
+    float u = moei_exp(x > 0.0f ? -x : x), s = u / (2.0f + u), z = s * s, t = moei_fma(-u, s, u), p = 0.140122294f;
+    p = moei_fma(p, z, 0.139995709f);
+    p = moei_fma(p, z, 0.200108498f);
+    p = moei_fma(p, z, 0.333332062f);
+    p = moei_fma(t * z, p, t);
+    return x > 0.0f ? x + p : p;
+}
+
+/* tanh, 2 ULP: an odd polynomial near 0 (keeps -0 and tiny values), 1 - 2 / (exp(2|x|) + 1) beyond. */
+MOEI_FORCE float moei_tanh(float x) {
+    float a = x < 0.0f ? -x : x, z = x * x, p = -0.00590586725f, far = 1.0f - 2.0f / (moei_exp(a + a) + 1.0f);
+    p = moei_fma(p, z, 0.0208053831f);
+    p = moei_fma(p, z, -0.0537866838f);
+    p = moei_fma(p, z, 0.133319587f);
+    p = moei_fma(p, z, -0.333332986f);
+    if (a < 0.6f) return moei_fma(x * z, p, x);
+    return x < 0.0f ? -far : far; /* NaN comes through exp */
+}
+
+/* The normal distribution function, 0.5 erfc(-x / sqrt 2), 3.5e-7 relative for x > -13: its tail is exp(-x^2 / 2) t P(t - 1/2)
+   with t = 1 / (1 + 3/8 |x|). Rounding x^2 would cost x^2 / 2 ULP: an fma finds that error and the next one puts it back. */
+MOEI_FORCE float moei_phi(float x) {
+    float a = x < 0.0f ? -x : x, b = a > 15.0f ? 15.0f : a, h = b * b, lo = moei_fma(b, b, -h) * 0.5f;
+    float t = 1.0f / moei_fma(b, 0.375f, 1.0f), v = t - 0.5f, e = moei_exp(h * -0.5f), p = 0.020548784f;
+    p = moei_fma(p, v, -0.0397007674f);
+    p = moei_fma(p, v, -0.00302236135f);
+    p = moei_fma(p, v, 0.0642930641f);
+    p = moei_fma(p, v, -0.0195016328f);
+    p = moei_fma(p, v, -0.102586075f);
+    p = moei_fma(p, v, 0.021935775f);
+    p = moei_fma(p, v, 0.248706771f);
+    p = moei_fma(p, v, 0.346108161f);
+    p = moei_fma(p, v, 0.268182284f);
+    p *= t;
+    p = moei_fma(-lo, p, p);
+    return x < 0.0f ? p * e : moei_fma(-p, e, 1.0f);
+}
+MOEI_FORCE float moei_gelu_erf(float x) { return (x < -15.0f ? -15.0f : x) * moei_phi(x); } /* -Inf gives -0 */
+
 /* ==== >>contract: what a tier provides ================================================================================
    rows      a view of consecutive rows of one expert's matrix.
    prepared  an activation row in the form that the dot products of one arithmetic read: padded with zeros to whole vectors, so
@@ -1455,7 +1496,341 @@ MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei
 
 /* ==== >>cpu: what this machine can do ================================================================================== */
 
-/* ==== >>route: logits to ids and weights =============================================================================== */
+/* ==== >>route: logits to ids and weights ===============================================================================
+   One function over data routes a token: moei_select_token does R2 .. R9 for every model (the formulas stand at moe_router).
+   Begin with moei_router_begin, which resolves the zeros of a desc and decodes its arrays once for many tokens. All of it is
+   f32; keys are formed in f32 (s + bias), as every model's own code does, because selection depends on that rounding (GLM-5:
+   biases of 12 against scores of 1e-8). May call numerics and, through moei_vec, a tier.
+   Any bits of logits and biases give distinct ids in range, with any compiler flags: what decides is integers. A NaN logit
+   counts as -Inf: its expert is taken only when fewer than k others are left, and its score is 0. A NaN key (a NaN bias) counts
+   as -Inf too. Logits of +Inf share the mass. Where a sum of weights is 0, its weights are 0. Ties: the lowest id. */
+
+MOEI_FORCE float moei_inf(void) { return moei_float(0x7f800000u); } /* a literal is undefined under -ffast-math */
+
+/* Order of floats as unsigned order of integers: -0 equals +0, NaN equals -Inf. */
+MOEI_FORCE uint32_t moei_key(float f) {
+    uint32_t u = moei_bits(f), key = u >> 31 ? 0u - u : u | 0x80000000u;
+    return key > 0xff800000u || key < 0x00800000u ? 0x00800000u : key;
+}
+
+/* One element of a vector that has one expert, or of expert 0. */
+MOEI_FORCE float moei_route_array(const moe_array *a, size_t i) {
+    const uint8_t *p = (const uint8_t *)(a->expert ? a->expert[0] : a->data) + a->offset;
+    size_t size = a->type == MOE_TYPE_F32 ? 4 : 2;
+    p += i * (a->stride ? a->stride : size);
+    return a->type == MOE_TYPE_F32 ? moei_loadf32(p) : a->type == MOE_TYPE_F16 ? moei_f16(moei_load16(p)) : moei_bf16(moei_load16(p));
+}
+
+/* A desc's routing, ready for many tokens; one per task. */
+typedef struct moei_router {
+    const moe_desc *d;
+    const moei_vec *vec;
+    uint32_t n_ids, n_sink;       /* rows of the router: n_ids that may be selected, then the shared experts' */
+    uint32_t hold;                /* 1: leave weights to moei_capacity (set if the desc has a capacity) */
+    float routed_scale, jitter;
+    float *l, *s, *q;             /* [n_ids + n_sink] logits, scores, [n_ids] selection keys, of the last token */
+    uint32_t *key;                /* [n_ids] order of q */
+    uint64_t *best;               /* [n_ids] the selection: order << 32 | ~index */
+    float *bias, *scale;          /* [n_ids] or NULL: select_bias, expert_scale */
+} moei_router;
+
+MOEI_FORCE uint32_t moei_sink_rows(const moe_desc *d) {
+    const moe_shared *s = &d->shared;
+    return s->gate_kind != MOE_SHARED_ROUTER_SINK ? 0 : s->count ? s->count : s->d_ff != 0;
+}
+MOEI_FORCE size_t moei_route_rows(const moe_desc *d) { return (size_t)d->n_experts + d->n_zero_experts + moei_sink_rows(d); }
+
+/* Bytes of scratch (any alignment) that a moei_router needs for tokens of up to k slots. */
+static MOEI_UNUSED size_t moei_select_scratch(const moe_desc *d, uint32_t k) {
+    size_t rows = moei_route_rows(d);
+    return (rows > k ? rows : k) * (6 * 4 + 8) + 64;
+}
+
+/* d may have its zeros resolved or not. */
+static MOEI_UNUSED void moei_router_begin(moei_router *r, const moe_desc *d, const moei_vec *vec, uint32_t slots,
+                                          void *scratch) {
+    const moe_router *k = &d->router;
+    size_t rows = moei_route_rows(d), n = rows > slots ? rows : slots, i;
+    memset(r, 0, sizeof *r);
+    r->d = d, r->vec = vec;
+    r->n_sink = moei_sink_rows(d), r->n_ids = (uint32_t)rows - r->n_sink;
+    r->hold = k->capacity != 0 || k->capacity_factor > 0.0f;
+    r->routed_scale = k->routed_scale != 0.0f ? k->routed_scale : 1.0f;
+    r->jitter = k->jitter != 0.0f ? k->jitter : 0.01f;
+    r->best = (uint64_t *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    r->key = (uint32_t *)(r->best + n);
+    r->l = (float *)(r->key + n), r->s = r->l + n, r->q = r->s + n;
+    if (k->select_bias.type) r->bias = r->q + n;
+    if (k->expert_scale.type) r->scale = r->q + 2 * n;
+    for (i = 0; r->bias && i < r->n_ids; i++) r->bias[i] = moei_route_array(&k->select_bias, i);
+    for (i = 0; r->scale && i < r->n_ids; i++) r->scale[i] = moei_route_array(&k->expert_scale, i);
+}
+
+/* ---- the k largest ---- */
+
+/* best[0 .. k) = order << 32 | ~index of the k <= n largest keys, descending: the smallest index first among equals. A sorted
+   list: an element is compared with its last entry and seldom gets in (about k ln(n / k) times). */
+static void moei_top_few(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
+    uint32_t i, j, count = 0, least = 0;
+    for (i = 0; i < n; i++) {
+        if (count == k && key[i] <= least) continue;
+        uint64_t v = (uint64_t)key[i] << 32 | (uint32_t)~i;
+        for (j = count < k ? count++ : k - 1; j > 0 && best[j - 1] < v; j--) best[j] = best[j - 1];
+        best[j] = v;
+        least = (uint32_t)(best[count - 1] >> 32);
+    }
+}
+
+/* Sinks best[i] in a heap with the least entry on top. */
+static void moei_sink_down(uint64_t *best, uint32_t i, uint32_t n) {
+    uint64_t v = best[i];
+    for (uint32_t c = 2 * i + 1; c < n; c = 2 * i + 1) {
+        c += c + 1 < n && best[c + 1] < best[c];
+        if (best[c] >= v) break;
+        best[i] = best[c];
+        i = c;
+    }
+    best[i] = v;
+}
+
+/* The same by a heap, for many. */
+static void moei_top_many(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
+    uint32_t i;
+    for (i = 0; i < k; i++) best[i] = (uint64_t)key[i] << 32 | (uint32_t)~i;
+    for (i = k / 2; i-- > 0;) moei_sink_down(best, i, k);
+    for (i = k; i < n; i++) {
+        if (key[i] <= (uint32_t)(best[0] >> 32)) continue;
+        best[0] = (uint64_t)key[i] << 32 | (uint32_t)~i;
+        moei_sink_down(best, 0, k);
+    }
+    for (i = k; i-- > 1;) {
+        uint64_t least = best[0];
+        best[0] = best[i], best[i] = least;
+        moei_sink_down(best, 0, i);
+    }
+}
+static void moei_top_k(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
+    if (k <= 32) moei_top_few(key, n, k, best);
+    else moei_top_many(key, n, k, best);
+}
+MOEI_FORCE uint32_t moei_top_index(uint64_t entry) { return ~(uint32_t)entry; }
+
+/* ---- R1, R2: logits ---- */
+
+static void moei_clean_logits(const moei_router *r, const float *logits) {
+    uint32_t i, n = r->n_ids + r->n_sink;
+    float cap = r->d->router.softcap;
+    for (i = 0; i < n; i++) r->l[i] = moei_is_nan(logits[i]) ? -moei_inf() : logits[i];
+    for (i = 0; r->d->router.logit_bf16 && i < n; i++) r->l[i] = moei_bf16(moei_to_bf16(r->l[i]));
+    for (i = 0; cap > 0.0f && i < n; i++) r->l[i] = cap * moei_tanh(r->l[i] / cap); /* Grok */
+}
+
+/* ---- R3: scores ---- */
+
+/* Sum by 8 accumulators, then a tree: short chains, and the same bits from every compiler. */
+static float moei_route_sum(const float *x, uint32_t n) {
+    float a[8] = {0};
+    for (uint32_t i = 0; i < n; i++) a[i & 7] += x[i];
+    for (uint32_t h = 4; h; h >>= 1)
+        for (uint32_t i = 0; i < h; i++) a[i] += a[i + h];
+    return a[0];
+}
+static float moei_route_max(const float *x, uint32_t n) {
+    float m = x[0];
+    for (uint32_t i = 1; i < n; i++) m = x[i] > m ? x[i] : m;
+    return m;
+}
+
+/* y = softmax(x); y may be x. +Inf share the mass, all -Inf give zeros. */
+static void moei_softmax(const moei_router *r, float *y, const float *x, uint32_t n) {
+    float top = n ? moei_route_max(x, n) : 0.0f, sum;
+    uint32_t i, bits = moei_bits(top);
+    if (bits == 0x7f800000u) {
+        for (i = 0; i < n; i++) y[i] = moei_bits(x[i]) == bits ? 1.0f : 0.0f;
+    } else if (bits == 0xff800000u) {
+        for (i = 0; i < n; i++) y[i] = 0.0f;
+        return;
+    } else {
+        for (i = 0; i < n; i++) y[i] = x[i] - top;
+        r->vec->exp(y, y, n);
+    }
+    sum = moei_route_sum(y, n);
+    for (i = 0; i < n; i++) y[i] /= sum;
+}
+
+static void moei_sqrt_softplus(float *y, const float *x, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) y[i] = sqrtf(moei_log1p_exp(x[i]));
+}
+
+static void moei_scores(const moei_router *r) {
+    uint32_t n = r->n_ids + r->n_sink;
+    switch (r->d->router.score) {
+    case MOE_SCORE_SIGMOID: r->vec->sigmoid(r->s, r->l, 1.0f, n); break;
+    case MOE_SCORE_SQRT_SOFTPLUS: moei_sqrt_softplus(r->s, r->l, n); break;
+    default: /* the shared experts' rows take their share of a softmax over all rows, the others don't see them */
+        if (r->n_sink) moei_softmax(r, r->s, r->l, n);
+        moei_softmax(r, r->s, r->l, r->n_ids);
+    }
+}
+
+/* ---- R4, R5: keys and groups ---- */
+
+static void moei_keys(const moei_router *r) {
+    const float *from = r->d->router.select_on == MOE_SELECT_LOGIT ? r->l : r->s;
+    uint32_t i;
+    if (r->bias)
+        for (i = 0; i < r->n_ids; i++) r->q[i] = from[i] + r->bias[i];
+    else
+        for (i = 0; i < r->n_ids; i++) r->q[i] = from[i];
+}
+static void moei_order(const moei_router *r) {
+    for (uint32_t i = 0; i < r->n_ids; i++) r->key[i] = moei_key(r->q[i]);
+}
+
+/* A group's best key (DeepSeek-V2), or the sum of its two best (DeepSeek-V3). */
+static float moei_group_score(const float *q, uint32_t n, uint32_t two) {
+    float a = q[0], b = -moei_inf();
+    for (uint32_t i = 1; i < n; i++) {
+        b = q[i] > a ? a : q[i] > b ? q[i] : b;
+        a = q[i] > a ? q[i] : a;
+    }
+    return two && n > 1 ? a + b : a;
+}
+
+/* Masks the keys of all groups but the topk_group best: with -Inf, or with 0 as some code once did. */
+static void moei_limit_groups(const moei_router *r) {
+    const moe_router *k = &r->d->router;
+    uint32_t g, i, size = r->n_ids / k->n_group;
+    float mask = k->group_mask_zero ? 0.0f : -moei_inf();
+    for (i = 0; i < r->n_ids; i++) r->q[i] = moei_is_nan(r->q[i]) ? -moei_inf() : r->q[i];
+    for (g = 0; g < k->n_group; g++)
+        r->key[g] = moei_key(moei_group_score(r->q + g * size, size, k->group == MOE_GROUP_TOP2_SUM));
+    moei_top_k(r->key, k->n_group, k->topk_group, r->best);
+    for (g = 0; g < k->topk_group; g++) r->key[moei_top_index(r->best[g])] = 0; /* no key is 0 */
+    for (g = 0; g < k->n_group; g++)
+        for (i = 0; r->key[g] && i < size; i++) r->q[g * size + i] = mask;
+}
+
+/* ---- R6: ids ---- */
+
+static void moei_pick_top(const moei_router *r, uint32_t k, int32_t *ids) {
+    const moe_router *p = &r->d->router;
+    uint32_t parts = p->group == MOE_GROUP_PER_GROUP ? p->n_group : 1, g, j, size = r->n_ids / parts, each = k / parts;
+    if ((p->group == MOE_GROUP_MAX || p->group == MOE_GROUP_TOP2_SUM) && p->topk_group < p->n_group) moei_limit_groups(r);
+    moei_order(r);
+    for (g = 0; g < parts; g++) {
+        moei_top_k(r->key + g * size, size, each, r->best);
+        for (j = 0; j < each; j++) ids[g * each + j] = (int32_t)(g * size + moei_top_index(r->best[j]));
+    }
+}
+
+/* Phi-3.5-MoE: the best expert's share of those within the threshold, then the same without it. The threshold is relative to
+   the expert's own logit, the masked one included. Weights usually are 1 and 1. given: ids instead of the best. */
+static void moei_sparsemixer(const moei_router *r, const int32_t *given, uint32_t k, int32_t *ids, float *w) {
+    uint32_t i, j, n = r->n_ids;
+    float *m = r->q, *e = r->s, limit = 2.0f * r->jitter;
+    memcpy(m, r->l, n * sizeof *m);
+    for (j = 0; j < k; j++) {
+        for (i = 0; i < n; i++) r->key[i] = moei_key(m[i]);
+        for (i = 0; i < j; i++)
+            if (ids[i] >= 0) r->key[ids[i]] = 0; /* a masked expert comes after all, even those of -Inf */
+        moei_top_k(r->key, n, 1, r->best);
+        float t = r->l[moei_top_index(r->best[0])];
+        ids[j] = given ? given[j] : (int32_t)moei_top_index(r->best[0]);
+        for (i = 0; i < n; i++) {
+            float a = r->l[i] < 0.0f ? -r->l[i] : r->l[i];
+            e[i] = (t - r->l[i]) / (a > t ? a : t) > limit ? -moei_inf() : m[i];
+        }
+        moei_softmax(r, e, e, n);
+        w[j] = ids[j] < 0 ? 0.0f : e[ids[j]];
+        if (ids[j] >= 0) m[ids[j]] = -moei_inf();
+    }
+}
+
+/* ---- R7, R8, R9: weights ---- */
+
+static void moei_gather(const moei_router *r, uint32_t k, const int32_t *ids, float *w) {
+    uint32_t from = r->d->router.weight_from, j;
+    const float *v = from == MOE_WEIGHT_BIASED ? r->q : from == MOE_WEIGHT_SOFTMAX_SELECTED ? r->l : r->s;
+    float none = from == MOE_WEIGHT_SOFTMAX_SELECTED ? -moei_inf() : 0.0f; /* a skipped slot */
+    for (j = 0; j < k; j++) w[j] = ids[j] < 0 ? none : v[ids[j]];
+    if (from == MOE_WEIGHT_SOFTMAX_SELECTED) moei_softmax(r, w, w, k);
+}
+
+/* Infinite scores (of sqrt(softplus)) share the mass, as +Inf logits do in the others. */
+static void moei_share(float *w, uint32_t k) {
+    for (uint32_t j = 0; j < k; j++) w[j] = moei_bits(w[j]) == 0x7f800000u ? 1.0f : 0.0f;
+}
+
+static void moei_normalise(const moei_router *r, uint32_t k, float *w, float *sink) {
+    const moe_router *p = &r->d->router;
+    uint32_t j, n_sink = p->norm == MOE_NORM_SUM_WITH_SHARED && sink ? r->n_sink : 0;
+    float sum = 0.0f;
+    if (p->norm == MOE_NORM_NONE || (p->norm_skip_k1 && r->d->top_k == 1)) return;
+    for (j = 0; j < k + n_sink; j++) sum += j < k ? w[j] : sink[j - k];
+    if (moei_bits(sum) == 0x7f800000u) {
+        moei_share(w, k);
+        moei_share(sink, n_sink);
+        for (sum = 0.0f, j = 0; j < k + n_sink; j++) sum += j < k ? w[j] : sink[j - k];
+    }
+    sum += p->norm_eps;
+    sum = sum > p->norm_min ? sum : p->norm_min;
+    for (j = 0; j < k; j++) w[j] = sum > 0.0f ? w[j] / sum : 0.0f;
+    for (j = 0; j < n_sink; j++) sink[j] = sum > 0.0f ? sink[j] / sum : 0.0f;
+}
+
+/* Drops weights that are small against the largest, or beyond a share of the sum; the number of those that were not 0. */
+static uint32_t moei_drop_small(const moei_router *r, uint32_t k, float *w) {
+    const moe_router *p = &r->d->router;
+    uint32_t j, saved = 0, keep = p->min_keep ? p->min_keep : 1;
+    float sum = 0.0f, before = 0.0f, least, most;
+    if (!(p->drop_below > 0.0f) && !(p->top_p > 0.0f)) return 0;
+    for (j = 0; j < k; j++) r->key[j] = moei_key(w[j]);
+    moei_top_k(r->key, k, k, r->best);
+    for (j = 0; j < k; j++) sum += w[moei_top_index(r->best[j])];
+    least = w[moei_top_index(r->best[0])] * p->drop_below, most = p->top_p > 0.0f ? sum * p->top_p : moei_inf();
+    for (j = 0; j < k; j++) {
+        float *v = w + moei_top_index(r->best[j]), old = *v;
+        if (j >= keep && (old < least || before >= most) && old != 0.0f) *v = 0.0f, saved++;
+        before += old;
+    }
+    return saved;
+}
+
+/* What follows normalisation; expert_scale comes last, so that folding it into the experts changes nothing else. */
+static uint32_t moei_scale_weights(const moei_router *r, uint32_t k, const int32_t *ids, float *w, float *sink) {
+    uint32_t j, saved = moei_drop_small(r, k, w);
+    for (j = 0; j < k; j++) w[j] *= r->routed_scale;
+    for (j = 0; r->scale && j < k; j++) w[j] *= ids[j] < 0 ? 0.0f : r->scale[ids[j]];
+    for (j = 0; sink && j < r->n_sink; j++) sink[j] *= r->routed_scale;
+    return saved;
+}
+
+/* Routes one token. logits [rows] as W x + bias; given [k] ids of a table or the caller (-1 = skip), or NULL: select; writes
+   ids [k] (may be `given`), weights [k] and sink [n_sink] (the shared experts' weights; NULL unless the desc has them).
+   Returns how many slots drop_below and top_p saved: their weights are 0. r->hold: moei_capacity has to follow. */
+static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float *logits, const int32_t *given, uint32_t k,
+                                              int32_t *ids, float *weights, float *sink) {
+    const moe_router *p = &r->d->router;
+    uint32_t j;
+    moei_clean_logits(r, logits);
+    if (p->pick == MOE_PICK_SPARSEMIXER) {
+        moei_sparsemixer(r, given, k, ids, weights);
+    } else {
+        moei_scores(r);
+        moei_keys(r);
+        if (given) memmove(ids, given, k * sizeof *ids);
+        else moei_pick_top(r, k, ids);
+        moei_gather(r, k, ids, weights);
+    }
+    for (j = 0; sink && j < r->n_sink; j++) sink[j] = r->s[r->n_ids + j];
+    if (!r->hold || !p->capacity_norm_after) moei_normalise(r, k, weights, sink);
+    return r->hold ? 0 : moei_scale_weights(r, k, ids, weights, sink);
+}
+
+/* The token's best score, for a capacity queue in order of scores: of the token last routed. */
+MOEI_FORCE float moei_best_score(const moei_router *r) { return moei_route_max(r->s, r->n_ids); }
+
 
 /* ==== >>presets: every family's knobs ================================================================================== */
 
