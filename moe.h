@@ -2350,7 +2350,7 @@ typedef struct moei_scratch {
     float *scale[2], *bias[2]; /* [slice] */
     float *sum;            /* [block][slice] */
     float *row;            /* [widest] */
-    float *route;          /* moei_select_token's */
+    void *route;           /* moei_router's */
     uint8_t *panel;
 } moei_scratch;
 
@@ -2371,7 +2371,7 @@ static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
     s->act = (float *)moei_take(p, MOEI_PARTS * MOEI_UP_ROWS, sizeof(float));
     s->sum = (float *)moei_take(p, p->block, p->slice * sizeof(float));
     s->row = (float *)moei_take(p, widest + 64, 2 * sizeof(float));
-    s->route = (float *)moei_take(p, moei_select_scratch(d), sizeof(float));
+    s->route = moei_take(p, moei_select_scratch(d, p->k), 1);
     s->panel = (uint8_t *)moei_take(p, panel, 1);
 }
 
@@ -2678,35 +2678,66 @@ static void moei_logits(const moei_plan *p, size_t block, uint32_t ith, uint32_t
                  p->logits, ith, nth);
 }
 
+/* Statistics of the token last routed: all scores, logsumexp of the logits. */
+static void moei_count_scores(const moei_router *r, moe_stats *stats, uint32_t saved) {
+    double sum = 0, top = (double)r->l[0];
+    stats->saved += saved;
+    for (uint32_t i = 0; i < r->n_ids; i++) {
+        if ((double)r->l[i] > top) top = (double)r->l[i];
+        if (stats->score) stats->score[i] += (double)r->s[i];
+    }
+    for (uint32_t i = 0; i < r->n_ids; i++) sum += exp((double)r->l[i] - top);
+    stats->z += (top + log(sum)) * (top + log(sum));
+}
+
+static int32_t moei_table_id(const uint8_t *p, uint32_t bytes) { /* an i64 that does not fit becomes an id that no layer has */
+    uint32_t low = moei_load32(p), high = bytes == 8 ? moei_load32(p + 4) : low >> 31 ? UINT32_MAX : 0;
+    return high != (low >> 31 ? UINT32_MAX : 0) ? INT32_MAX : (int32_t)low;
+}
+
 static const int32_t *moei_ids_row(const moei_plan *p, size_t token) {
     return (const int32_t *)(const void *)((const uint8_t *)p->io->ids_in + token * p->io->ids_stride);
 }
 
-/* Ids and weights of one token: the router's, or the caller's ids with the router's or the caller's weights. */
-static uint32_t moei_select_one(const moei_plan *p, const moei_scratch *s, size_t token, size_t at) {
-    const moe_io *io = p->io;
-    const moe_layer *l = p->layer;
-    int32_t *ids = p->ids + token * p->k;
-    float *weights = p->weights + token * p->k, *logits = NULL, *sink = NULL;
-    int routed = l->desc.shared.gate_kind == MOE_SHARED_ROUTER_SINK;
-    if (io->ids_in) memcpy(ids, moei_ids_row(p, token), p->k * sizeof(int32_t));
-    if (io->ids_in && io->weights_in) {
-        memcpy(weights, (const uint8_t *)io->weights_in + token * io->weights_stride, p->k * sizeof(float));
-        if (!routed) return 0;
+/* The ids that a table or the caller gives; those out of range count as skipped here and are reported by SETTLE. */
+static const int32_t *moei_given_ids(const moei_plan *p, size_t token, int32_t *ids) {
+    const moe_router *r = &p->layer->desc.router;
+    if (p->io->ids_in) {
+        memcpy(ids, moei_ids_row(p, token), p->k * sizeof(int32_t));
+    } else if (r->pick == MOE_PICK_TABLE) {
+        const uint8_t *row = (const uint8_t *)r->table + (size_t)p->io->token_ids[token] * r->table_stride;
+        for (uint32_t j = 0; j < p->k; j++) ids[j] = moei_table_id(row + j * r->table_bytes, r->table_bytes);
+    } else {
+        return NULL;
     }
-    logits = moei_logits_row(p, token, at);
-    if (routed && p->gates) sink = p->gates + token * p->gates_per_token;
-    if (p->best) p->best[token] = 0.0f;
-    return moei_select_row(&l->desc, l->vec, logits, io->token_ids ? io->token_ids[token] : 0, io->ids_in ? ids : NULL, p->k, ids,
-                           weights, sink, p->best ? p->best + token : NULL, s->route, io->stats);
+    return ids;
+}
+
+/* Ids and weights of one token: the router's, or the caller's ids with the router's or the caller's weights. */
+static void moei_select_one(const moei_plan *p, const moei_router *r, size_t token, size_t at) {
+    const moe_io *io = p->io;
+    int32_t *ids = p->ids + token * p->k;
+    float *weights = p->weights + token * p->k, *sink = r->n_sink && p->gates ? p->gates + token * p->gates_per_token : NULL;
+    const int32_t *given = moei_given_ids(p, token, ids);
+    if (!(io->ids_in && io->weights_in) || sink) {
+        for (uint32_t j = 0; given && j < p->k; j++)
+            if (ids[j] < 0 || (uint32_t)ids[j] >= r->n_ids) ids[j] = -1;
+        uint32_t saved = moei_select_token(r, moei_logits_row(p, token, at), given, p->k, ids, weights, sink);
+        if (p->best) p->best[token] = moei_best_score(r);
+        if (io->stats) moei_count_scores(r, io->stats, saved);
+        if (given) moei_given_ids(p, token, ids);
+    }
+    if (io->ids_in && io->weights_in) memcpy(weights, (const uint8_t *)io->weights_in + token * io->weights_stride, p->k * sizeof(float));
 }
 
 static void moei_select_block(const moei_plan *p, size_t block, uint32_t ith, uint32_t nth) {
-    size_t first = block * p->block, n = moei_min(p->block, p->n_tokens - first), lo, hi, rows = p->layer->router_rows;
+    size_t first = block * p->block, n = moei_min(p->block, p->n_tokens - first), rows = p->layer->router_rows, lo, hi;
     moei_scratch s = moei_task_scratch(p, ith);
+    moei_router r;
+    moei_router_begin(&r, &p->layer->desc, p->layer->vec, p->k, s.route);
     moei_span(n, 1, ith, nth, &lo, &hi);
     for (size_t t = lo; t < hi; t++) {
-        moei_select_one(p, &s, first + t, t);
+        moei_select_one(p, &r, first + t, t);
         if (p->io->logits_out) memcpy(p->io->logits_out + (first + t) * rows, moei_logits_row(p, first + t, t), rows * sizeof(float));
     }
 }
@@ -2754,7 +2785,6 @@ static void moei_drop_slots(const moei_plan *p) {
             stats->slots++;
             stats->skipped += id < 0;
             stats->dropped += gone && capacity;
-            stats->saved += gone && !capacity;
             if (!gone && id >= 0 && stats->tokens) stats->tokens[id]++;
             if (!gone && id >= 0 && stats->weight) stats->weight[id] += (double)p->weights[i];
         }
