@@ -624,10 +624,10 @@ CKPT_DEF const ckpt_value *ckpt_getf(const ckpt *c, const char *format, ...) {
 }
 
 CKPT_DEF int ckpt_as_u64(const ckpt_value *v, uint64_t *out) {
-    if (v && v->type == CKPT_VALUE_FLOAT && v->f >= 0 && v->f <= 9007199254740992.0 && floor(v->f) == v->f)
-        return *out = (uint64_t)v->f, 1;
-    if (!v || v->type != CKPT_VALUE_UINT) return 0;
-    return *out = v->u, 1;
+    if (!v || (v->type != CKPT_VALUE_UINT && v->type != CKPT_VALUE_FLOAT)) return 0;
+    if (v->type == CKPT_VALUE_UINT) return *out = v->u, 1;
+    if (!(v->f >= 0 && v->f <= 9007199254740992.0) || (double)(uint64_t)v->f != v->f) return 0;
+    return *out = (uint64_t)v->f, 1;
 }
 
 CKPT_DEF int ckpt_as_f64(const ckpt_value *v, double *out) {
