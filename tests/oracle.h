@@ -142,7 +142,7 @@ typedef struct orc_weights {
     const float *y_in;       /* [T][d] y before the call, when results are added to it */
     const float *logits_in;  /* [T][E+Z+S] instead of the router matrix and bias */
     const int32_t *ids_in;   /* [T][k] chosen by the caller; -1 skips the slot */
-    const float *weights_in; /* [T][k] final weights chosen by the caller (with ids_in) */
+    const float *weights_in; /* [T][k] final weights chosen by the caller, with ids_in; R7 to R10 do not apply */
 } orc_weights;
 
 /* Allocated by orc_forward, released by orc_free. *_err and bound are bounds on |float32 result - exact|. */
@@ -815,7 +815,7 @@ typedef struct orc_batch {
     double *mix;           /* [T][3][k+S] weights, their own error, their whole error, before R8 */
     double *common;        /* [T] */
     orc_num *passed;       /* [T][k] weights of dropped choices, for PASS_THROUGH */
-    int *kept;             /* [T][k] */
+    int *kept;             /* [T][k] its expert runs: not dropped by capacity, drop_below or top_p, nor id -1 */
 } orc_batch;
 
 ORC_FN orc_mix orc_mix_at(const orc_result *o, orc_batch *b, size_t t) {
@@ -915,13 +915,13 @@ ORC_FN void orc_top_p(const orc_knobs *k, orc_result *o, size_t t, const orc_num
     if (len < n) orc_note_token(o, t, o->rank_margin[t], o->rank_err[t]); /* the cut is between ranks */
 }
 
-ORC_FN void orc_adapt(const orc_knobs *k, orc_result *o, size_t t, orc_num *w) {
+ORC_FN void orc_adapt(const orc_knobs *k, orc_result *o, size_t t, orc_num *w, int *kept) {
     size_t n = (size_t)o->k;
     int *drop = orc_alloc(n, sizeof *drop);
     if (k->drop_below > 0) orc_drop_below(k, o, t, w, drop);
     if (k->top_p > 0) orc_top_p(k, o, t, w, drop);
     for (size_t j = 0; j < n; j++)
-        if (drop[j]) w[j] = orc_exact(0);
+        if (drop[j]) w[j] = orc_exact(0), kept[j] = 0;
     free(drop);
 }
 
@@ -1015,9 +1015,11 @@ ORC_FN void orc_finish_weights(const orc_knobs *k, const orc_weights *w, size_t 
         f[j] = orc_scale(f[j], k->routed_scale);
         if (w->per_expert_scale && id >= 0 && id < k->n_expert)
             f[j] = orc_scale(f[j], (double)w->per_expert_scale[id]);
-        if (w->weights_in) f[j] = orc_exact(id < 0 ? 0.0 : (double)w->weights_in[t * top + j]);
+        if (w->weights_in) f[j] = orc_exact((double)w->weights_in[t * top + j]);
+        if (id < 0 || (k->capacity && !w->weights_in && f[j].v == 0)) b->kept[t * top + j] = 0;
+        if (!b->kept[t * top + j]) f[j] = orc_exact(0);
     }
-    if (!w->weights_in) orc_adapt(k, o, t, f);
+    if (!w->weights_in) orc_adapt(k, o, t, f, b->kept + t * top);
     for (size_t j = 0; j < top; j++) o->weights[t * top + j] = f[j].v, o->weights_err[t * top + j] = f[j].e;
     for (size_t j = 0; j < m.n - m.k; j++) {
         orc_num s = {m.w[m.k + j], m.all[m.k + j]};
@@ -1040,7 +1042,7 @@ ORC_FN void orc_route_all(const orc_knobs *k, const orc_weights *w, const float 
         orc_logits(k, w, xr, t, x, o);
         orc_route_token(k, w, orc_given_ids(k, w, token_ids, t), &r, t, b, o);
     }
-    if (k->capacity) orc_capacity(k, b, o);
+    if (k->capacity && !w->weights_in) orc_capacity(k, b, o);
     for (size_t t = 0; t < o->T; t++) orc_finish_weights(k, w, t, b, o);
     free(x);
     free(r.l);
@@ -1149,7 +1151,7 @@ ORC_FN void orc_add_slot(const orc_knobs *k, const orc_weights *w, int32_t id, o
     }
 }
 
-/* sum of w_e y_e. A weight that is exactly 0 was dropped: its expert does not run. */
+/* sum of w_e y_e. The expert of a dropped choice does not run: no bias of it may show. */
 ORC_FN void orc_routed(const orc_knobs *k, const orc_weights *w, const orc_result *o, const orc_batch *b, size_t t,
                        orc_work *a) {
     for (size_t j = 0; j < (size_t)o->k; j++) {
@@ -1157,7 +1159,7 @@ ORC_FN void orc_routed(const orc_knobs *k, const orc_weights *w, const orc_resul
         orc_num weight = {o->weights[at], o->weights_err[at]}, passed = b->passed[at];
         if (k->capacity_drop == ORC_DROP_PASS_THROUGH && passed.v != 0)
             for (size_t i = 0; i < orc_width(k); i++) orc_sum_add(&a->routed, i, a->h[i], passed);
-        if (o->ids[at] >= 0 && (weight.v != 0 || weight.e != 0)) orc_add_slot(k, w, o->ids[at], weight, a);
+        if (b->kept[at]) orc_add_slot(k, w, o->ids[at], weight, a);
     }
     orc_sum_scale(&a->routed, k->expert_out_scale);
 }
