@@ -1101,7 +1101,7 @@ static void moei_share(float *w, uint32_t k) {
 
 static void moei_normalise(const moei_router *r, uint32_t k, float *w, float *sink) {
     const moe_router *p = &r->d->router;
-    uint32_t j, n_sink = p->norm == MOE_NORM_SUM_WITH_SHARED && sink ? r->n_sink : 0;
+    uint32_t j, n_sink = p->norm == MOE_NORM_SUM_WITH_SHARED ? r->n_sink : 0;
     float sum = 0.0f;
     if (p->norm == MOE_NORM_NONE || (p->norm_skip_k1 && r->d->top_k == 1)) return;
     for (j = 0; j < k + n_sink; j++) sum += j < k ? w[j] : sink[j - k];
@@ -1139,17 +1139,16 @@ static uint32_t moei_scale_weights(const moei_router *r, uint32_t k, const int32
     uint32_t j, saved = moei_drop_small(r, k, w);
     for (j = 0; j < k; j++) w[j] *= r->routed_scale;
     for (j = 0; r->scale && j < k; j++) w[j] *= ids[j] < 0 ? 0.0f : r->scale[ids[j]];
-    for (j = 0; sink && j < r->n_sink; j++) sink[j] *= r->routed_scale;
+    for (j = 0; j < r->n_sink; j++) sink[j] *= r->routed_scale;
     return saved;
 }
 
 /* Routes one token. logits [rows] as W x + bias; given [k] ids of a table or the caller (-1 = skip), or NULL: select; writes
-   ids [k] (may be `given`), weights [k] and sink [n_sink] (the shared experts' weights; NULL unless the desc has them).
+   ids [k] (may be `given`), weights [k] and sink [n_sink] (the shared experts' weights; NULL if not wanted).
    Returns how many slots drop_below and top_p saved: their weights are 0. r->hold: moei_capacity has to follow. */
 static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float *logits, const int32_t *given, uint32_t k,
                                               int32_t *ids, float *weights, float *sink) {
     const moe_router *p = &r->d->router;
-    uint32_t j;
     moei_clean_logits(r, logits);
     if (p->pick == MOE_PICK_SPARSEMIXER) {
         moei_sparsemixer(r, given, k, ids, weights);
@@ -1160,7 +1159,8 @@ static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float 
         else moei_pick_top(r, k, ids);
         moei_gather(r, k, ids, weights);
     }
-    for (j = 0; sink && j < r->n_sink; j++) sink[j] = r->s[r->n_ids + j];
+    if (!sink) sink = r->s + r->n_ids;
+    else memcpy(sink, r->s + r->n_ids, r->n_sink * sizeof *sink);
     if (!r->hold || !p->capacity_norm_after) moei_normalise(r, k, weights, sink);
     return r->hold ? 0 : moei_scale_weights(r, k, ids, weights, sink);
 }
@@ -1206,7 +1206,7 @@ typedef struct moei_held {  /* the held weights of a call, as moei_select_token 
     uint32_t k;
     const int32_t *ids;     /* [n_tokens][k] */
     float *weights;         /* [n_tokens][k] */
-    float *sink;            /* [n_tokens][n_sink] or NULL */
+    float *sink;            /* [n_tokens][n_sink]; NULL if n_sink is 0 */
     const float *best;      /* [n_tokens] moei_best_score; needed with capacity_by_score only */
     float *pass;            /* [n_tokens][k] or NULL: gets w of dropped slots for MOE_DROP_PASS_THROUGH, else 0 */
     uint64_t dropped, saved;
