@@ -712,14 +712,17 @@ MOEI_FORCE float moei_exp(float x) {
 }
 MOEI_FORCE float moei_sigmoid(float x) { return 1.0f / (1.0f + moei_exp(-x)); }
 
-/* log(1 + exp(x)), 2 ULP while it is normal; NaN passes. log1p(u) = 2 atanh(s), s = u / (2 + u), and 2s = u - u * s. */
-MOEI_FORCE float moei_log1p_exp(float x) {
-    float u = moei_exp(x > 0.0f ? -x : x), s = u / (2.0f + u), z = s * s, t = moei_fma(-u, s, u), p = 0.140122294f;
+/* log(1 + u) for 0 <= u <= 1, and softplus, log(1 + exp(x)): 2 ULP while exp(-|x|) is normal; NaN passes.
+   log1p(u) = 2 atanh(s) with s = u / (2 + u), and 2s = u - u * s. */
+MOEI_FORCE float moei_log1p(float u) {
+    float s = u / (2.0f + u), z = s * s, t = moei_fma(-u, s, u), p = 0.140122294f;
     p = moei_fma(p, z, 0.139995709f);
     p = moei_fma(p, z, 0.200108498f);
     p = moei_fma(p, z, 0.333332062f);
-    p = moei_fma(t * z, p, t);
-    return x > 0.0f ? x + p : p;
+    return moei_fma(t * z, p, t);
+}
+MOEI_FORCE float moei_log1p_exp(float x) {
+    return (x > 0.0f ? x : 0.0f) + moei_log1p(moei_exp(x > 0.0f ? -x : x));
 }
 
 /* tanh, 2 ULP: an odd polynomial near 0 (keeps -0 and tiny values), 1 - 2 / (exp(2|x|) + 1) beyond. */
@@ -966,16 +969,22 @@ static void moei_clean_logits(const moei_router *r, const float *logits) {
 
 /* Sum by 8 accumulators, then a tree: short chains, and the same bits from every compiler. */
 static float moei_route_sum(const float *x, uint32_t n) {
-    float a[8] = {0};
-    for (uint32_t i = 0; i < n; i++) a[i & 7] += x[i];
-    for (uint32_t h = 4; h; h >>= 1)
-        for (uint32_t i = 0; i < h; i++) a[i] += a[i + h];
-    return a[0];
+    float a[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    uint32_t i, j, whole = n & ~7u;
+    for (i = 0; i < whole; i += 8)
+        for (j = 0; j < 8; j++) a[j] += x[i + j];
+    for (; i < n; i++) a[i & 7] += x[i];
+    return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
 }
 static float moei_route_max(const float *x, uint32_t n) {
-    float m = x[0];
-    for (uint32_t i = 1; i < n; i++) m = x[i] > m ? x[i] : m;
-    return m;
+    float a[8];
+    uint32_t i, j, whole = n & ~7u;
+    for (j = 0; j < 8; j++) a[j] = x[0];
+    for (i = 0; i < whole; i += 8)
+        for (j = 0; j < 8; j++) a[j] = x[i + j] > a[j] ? x[i + j] : a[j];
+    for (; i < n; i++) a[0] = x[i] > a[0] ? x[i] : a[0];
+    for (j = 1; j < 8; j++) a[0] = a[j] > a[0] ? a[j] : a[0];
+    return a[0];
 }
 
 /* y = softmax(x); y may be x. +Inf share the mass, all -Inf give zeros. */
@@ -995,15 +1004,19 @@ static void moei_softmax(const moei_router *r, float *y, const float *x, uint32_
     for (i = 0; i < n; i++) y[i] /= sum;
 }
 
-static void moei_sqrt_softplus(float *y, const float *x, uint32_t n) {
-    for (uint32_t i = 0; i < n; i++) y[i] = sqrtf(moei_log1p_exp(x[i]));
+/* sqrt(softplus), with moei_log1p_exp's exp done by the tier */
+static void moei_sqrt_softplus(const moei_router *r, float *y, const float *x, uint32_t n) {
+    uint32_t i;
+    for (i = 0; i < n; i++) y[i] = moei_float(moei_bits(x[i]) | 0x80000000u);
+    r->vec->exp(y, y, n);
+    for (i = 0; i < n; i++) y[i] = sqrtf((x[i] > 0.0f ? x[i] : 0.0f) + moei_log1p(y[i]));
 }
 
 static void moei_scores(const moei_router *r) {
     uint32_t n = r->n_ids + r->n_sink;
     switch (r->d->router.score) {
     case MOE_SCORE_SIGMOID: r->vec->sigmoid(r->s, r->l, 1.0f, n); break;
-    case MOE_SCORE_SQRT_SOFTPLUS: moei_sqrt_softplus(r->s, r->l, n); break;
+    case MOE_SCORE_SQRT_SOFTPLUS: moei_sqrt_softplus(r, r->s, r->l, n); break;
     default: /* the shared experts' rows take their share of a softmax over all rows, the others don't see them */
         if (r->n_sink) moei_softmax(r, r->s, r->l, n);
         moei_softmax(r, r->s, r->l, r->n_ids);
