@@ -714,14 +714,17 @@ MOEI_FORCE float moei_exp(float x) {
 }
 MOEI_FORCE float moei_sigmoid(float x) { return 1.0f / (1.0f + moei_exp(-x)); }
 
-/* log(1 + exp(x)), 2 ULP while it is normal; NaN passes. log1p(u) = 2 atanh(s), s = u / (2 + u), and 2s = u - u * s. */
-MOEI_FORCE float moei_log1p_exp(float x) {
-    float u = moei_exp(x > 0.0f ? -x : x), s = u / (2.0f + u), z = s * s, t = moei_fma(-u, s, u), p = 0.140122294f;
+/* log(1 + u) for 0 <= u <= 1, and softplus, log(1 + exp(x)): 2 ULP while exp(-|x|) is normal; NaN passes.
+   log1p(u) = 2 atanh(s) with s = u / (2 + u), and 2s = u - u * s. */
+MOEI_FORCE float moei_log1p(float u) {
+    float s = u / (2.0f + u), z = s * s, t = moei_fma(-u, s, u), p = 0.140122294f;
     p = moei_fma(p, z, 0.139995709f);
     p = moei_fma(p, z, 0.200108498f);
     p = moei_fma(p, z, 0.333332062f);
-    p = moei_fma(t * z, p, t);
-    return x > 0.0f ? x + p : p;
+    return moei_fma(t * z, p, t);
+}
+MOEI_FORCE float moei_log1p_exp(float x) {
+    return (x > 0.0f ? x : 0.0f) + moei_log1p(moei_exp(x > 0.0f ? -x : x));
 }
 
 /* tanh, 2 ULP: an odd polynomial near 0 (keeps -0 and tiny values), 1 - 2 / (exp(2|x|) + 1) beyond. */
@@ -1629,16 +1632,22 @@ static void moei_clean_logits(const moei_router *r, const float *logits) {
 
 /* Sum by 8 accumulators, then a tree: short chains, and the same bits from every compiler. */
 static float moei_route_sum(const float *x, uint32_t n) {
-    float a[8] = {0};
-    for (uint32_t i = 0; i < n; i++) a[i & 7] += x[i];
-    for (uint32_t h = 4; h; h >>= 1)
-        for (uint32_t i = 0; i < h; i++) a[i] += a[i + h];
-    return a[0];
+    float a[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    uint32_t i, j, whole = n & ~7u;
+    for (i = 0; i < whole; i += 8)
+        for (j = 0; j < 8; j++) a[j] += x[i + j];
+    for (; i < n; i++) a[i & 7] += x[i];
+    return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
 }
 static float moei_route_max(const float *x, uint32_t n) {
-    float m = x[0];
-    for (uint32_t i = 1; i < n; i++) m = x[i] > m ? x[i] : m;
-    return m;
+    float a[8];
+    uint32_t i, j, whole = n & ~7u;
+    for (j = 0; j < 8; j++) a[j] = x[0];
+    for (i = 0; i < whole; i += 8)
+        for (j = 0; j < 8; j++) a[j] = x[i + j] > a[j] ? x[i + j] : a[j];
+    for (; i < n; i++) a[0] = x[i] > a[0] ? x[i] : a[0];
+    for (j = 1; j < 8; j++) a[0] = a[j] > a[0] ? a[j] : a[0];
+    return a[0];
 }
 
 /* y = softmax(x); y may be x. +Inf share the mass, all -Inf give zeros. */
@@ -1658,15 +1667,19 @@ static void moei_softmax(const moei_router *r, float *y, const float *x, uint32_
     for (i = 0; i < n; i++) y[i] /= sum;
 }
 
-static void moei_sqrt_softplus(float *y, const float *x, uint32_t n) {
-    for (uint32_t i = 0; i < n; i++) y[i] = sqrtf(moei_log1p_exp(x[i]));
+/* sqrt(softplus), with moei_log1p_exp's exp done by the tier */
+static void moei_sqrt_softplus(const moei_router *r, float *y, const float *x, uint32_t n) {
+    uint32_t i;
+    for (i = 0; i < n; i++) y[i] = moei_float(moei_bits(x[i]) | 0x80000000u);
+    r->vec->exp(y, y, n);
+    for (i = 0; i < n; i++) y[i] = sqrtf((x[i] > 0.0f ? x[i] : 0.0f) + moei_log1p(y[i]));
 }
 
 static void moei_scores(const moei_router *r) {
     uint32_t n = r->n_ids + r->n_sink;
     switch (r->d->router.score) {
     case MOE_SCORE_SIGMOID: r->vec->sigmoid(r->s, r->l, 1.0f, n); break;
-    case MOE_SCORE_SQRT_SOFTPLUS: moei_sqrt_softplus(r->s, r->l, n); break;
+    case MOE_SCORE_SQRT_SOFTPLUS: moei_sqrt_softplus(r, r->s, r->l, n); break;
     default: /* the shared experts' rows take their share of a softmax over all rows, the others don't see them */
         if (r->n_sink) moei_softmax(r, r->s, r->l, n);
         moei_softmax(r, r->s, r->l, r->n_ids);
@@ -1764,7 +1777,7 @@ static void moei_share(float *w, uint32_t k) {
 
 static void moei_normalise(const moei_router *r, uint32_t k, float *w, float *sink) {
     const moe_router *p = &r->d->router;
-    uint32_t j, n_sink = p->norm == MOE_NORM_SUM_WITH_SHARED && sink ? r->n_sink : 0;
+    uint32_t j, n_sink = p->norm == MOE_NORM_SUM_WITH_SHARED ? r->n_sink : 0;
     float sum = 0.0f;
     if (p->norm == MOE_NORM_NONE || (p->norm_skip_k1 && r->d->top_k == 1)) return;
     for (j = 0; j < k + n_sink; j++) sum += j < k ? w[j] : sink[j - k];
@@ -1802,17 +1815,16 @@ static uint32_t moei_scale_weights(const moei_router *r, uint32_t k, const int32
     uint32_t j, saved = moei_drop_small(r, k, w);
     for (j = 0; j < k; j++) w[j] *= r->routed_scale;
     for (j = 0; r->scale && j < k; j++) w[j] *= ids[j] < 0 ? 0.0f : r->scale[ids[j]];
-    for (j = 0; sink && j < r->n_sink; j++) sink[j] *= r->routed_scale;
+    for (j = 0; j < r->n_sink; j++) sink[j] *= r->routed_scale;
     return saved;
 }
 
 /* Routes one token. logits [rows] as W x + bias; given [k] ids of a table or the caller (-1 = skip), or NULL: select; writes
-   ids [k] (may be `given`), weights [k] and sink [n_sink] (the shared experts' weights; NULL unless the desc has them).
+   ids [k] (may be `given`), weights [k] and sink [n_sink] (the shared experts' weights; NULL if not wanted).
    Returns how many slots drop_below and top_p saved: their weights are 0. r->hold: moei_capacity has to follow. */
 static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float *logits, const int32_t *given, uint32_t k,
                                               int32_t *ids, float *weights, float *sink) {
     const moe_router *p = &r->d->router;
-    uint32_t j;
     moei_clean_logits(r, logits);
     if (p->pick == MOE_PICK_SPARSEMIXER) {
         moei_sparsemixer(r, given, k, ids, weights);
@@ -1823,7 +1835,8 @@ static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float 
         else moei_pick_top(r, k, ids);
         moei_gather(r, k, ids, weights);
     }
-    for (j = 0; sink && j < r->n_sink; j++) sink[j] = r->s[r->n_ids + j];
+    if (!sink) sink = r->s + r->n_ids;
+    else memcpy(sink, r->s + r->n_ids, r->n_sink * sizeof *sink);
     if (!r->hold || !p->capacity_norm_after) moei_normalise(r, k, weights, sink);
     return r->hold ? 0 : moei_scale_weights(r, k, ids, weights, sink);
 }
@@ -1831,6 +1844,248 @@ static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float 
 /* The token's best score, for a capacity queue in order of scores: of the token last routed. */
 MOEI_FORCE float moei_best_score(const moei_router *r) { return moei_route_max(r->s, r->n_ids); }
 
+
+/* ---- Tables, capacity, statistics ---- */
+
+/* ids [k] of a token in the routing table; ids NULL: only checks. -1 in a table skips the slot. */
+static MOEI_UNUSED moe_status moei_table_row(const moe_desc *d, int32_t token, uint32_t k, int32_t *ids) {
+    const moe_router *p = &d->router;
+    size_t size = p->table_bytes == 8 ? 8 : 4, stride = p->table_stride ? p->table_stride : d->top_k * size;
+    if (token < 0 || (uint32_t)token >= p->table_rows) return MOE_ERR_TOKEN_ID;
+    const uint8_t *row = (const uint8_t *)p->table + (size_t)(uint32_t)token * stride;
+    for (uint32_t j = 0; j < k; j++, row += size) {
+        uint32_t id = moei_load32(row), high = size == 8 ? moei_load32(row + 4) : id == UINT32_MAX ? id : 0;
+        int skip = id == UINT32_MAX && high == UINT32_MAX;
+        if (!skip && (high || id >= d->n_experts + d->n_zero_experts)) return MOE_ERR_EXPERT_ID;
+        if (ids) ids[j] = skip ? -1 : (int32_t)id;
+    }
+    return MOE_OK;
+}
+
+/* Places per expert in a call of n tokens; SIZE_MAX = no limit. The product is rounded to float on purpose: 0.1f is a little
+   more than 0.1, and 10 tokens at 0.1 are one place, not two. */
+static MOEI_UNUSED size_t moei_capacity_places(const moe_desc *d, size_t n_tokens) {
+    float want = (float)n_tokens * d->router.capacity_factor;
+    size_t places = want < 4e9f ? (size_t)want : SIZE_MAX;
+    if (d->router.capacity) return d->router.capacity;
+    if (!(want > 0.0f) || places == SIZE_MAX) return SIZE_MAX;
+    return places + ((float)places < want);
+}
+/* Bytes of scratch (any alignment) for moei_capacity; n_tokens < 2^32. */
+static MOEI_UNUSED size_t moei_capacity_scratch(const moe_desc *d, size_t n_tokens) {
+    size_t n = (size_t)d->n_experts + d->n_zero_experts;
+    return (d->router.capacity_by_score ? n_tokens * 12 : 0) + n * 4 + 64;
+}
+
+typedef struct moei_held {  /* the held weights of a call, as moei_select_token left them */
+    size_t n_tokens;
+    uint32_t k;
+    const int32_t *ids;     /* [n_tokens][k] */
+    float *weights;         /* [n_tokens][k] */
+    float *sink;            /* [n_tokens][n_sink]; NULL if n_sink is 0 */
+    const float *best;      /* [n_tokens] moei_best_score; needed with capacity_by_score only */
+    float *pass;            /* [n_tokens][k] or NULL: gets w of dropped slots for MOE_DROP_PASS_THROUGH, else 0 */
+    uint64_t dropped, saved;
+} moei_held;
+
+/* Weights of slots beyond an expert's places become 0. All first choices queue before all second choices. */
+static void moei_drop_over(const moei_router *r, moei_held *h, size_t places, const uint64_t *order, uint32_t *used) {
+    memset(used, 0, r->n_ids * sizeof *used);
+    for (uint32_t j = 0; j < h->k; j++) {
+        for (size_t i = 0; i < h->n_tokens; i++) {
+            size_t at = (order ? moei_top_index(order[i]) : i) * h->k + j;
+            if (h->pass) h->pass[at] = 0.0f;
+            if (h->ids[at] < 0 || used[h->ids[at]]++ < places) continue;
+            if (h->pass) h->pass[at] = h->weights[at] * r->routed_scale;
+            h->weights[at] = 0.0f;
+            h->dropped++;
+        }
+    }
+}
+
+/* Capacity (Switch, GShard, NLLB) of a whole call: drops, then does what moei_select_token held back: normalisation if it
+   comes after dropping, and the scales. */
+static MOEI_UNUSED void moei_capacity(const moei_router *r, moei_held *h, void *scratch) {
+    const moe_router *p = &r->d->router;
+    uint64_t *order = (uint64_t *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    uint32_t n = p->capacity_by_score ? (uint32_t)h->n_tokens : 0, *key = (uint32_t *)(order + n);
+    for (uint32_t t = 0; t < n; t++) key[t] = moei_key(h->best[t]);
+    if (n) moei_top_many(key, n, n, order);
+    moei_drop_over(r, h, moei_capacity_places(r->d, h->n_tokens), n ? order : NULL, key + n);
+    for (size_t t = 0; t < h->n_tokens; t++) {
+        float *w = h->weights + t * h->k, *sink = h->sink ? h->sink + t * r->n_sink : NULL;
+        if (p->capacity_norm_after) moei_normalise(r, h->k, w, sink);
+        h->saved += moei_scale_weights(r, h->k, h->ids + t * h->k, w, sink);
+    }
+}
+
+/* Adds a token's scores and its logsumexp(W x + bias)^2. */
+static MOEI_UNUSED void moei_route_stats(const moei_router *r, const float *logits, moe_stats *stats) {
+    uint32_t i;
+    double sum = 0.0, top;
+    moei_clean_logits(r, logits);
+    moei_scores(r);
+    for (i = 0; stats->score && i < r->n_ids; i++) stats->score[i] += (double)r->s[i];
+    for (i = 0; i < r->n_ids; i++) r->q[i] = moei_is_nan(logits[i]) ? -moei_inf() : logits[i];
+    top = (double)moei_route_max(r->q, r->n_ids);
+    if (!moei_is_finite((float)top)) return;
+    for (i = 0; i < r->n_ids; i++) r->q[i] -= (float)top;
+    r->vec->exp(r->q, r->q, r->n_ids);
+    for (i = 0; i < r->n_ids; i++) sum += (double)r->q[i];
+    top += log(sum);
+    stats->z += top * top;
+}
+
+/* ---- Checks ---- */
+
+static MOEI_UNUSED moe_status moei_fail(moe_error *e, moe_status status, const char *field, uint64_t got, uint64_t want) {
+    if (e) e->status = status, e->field = field, e->got = got, e->want = want;
+    return status;
+}
+
+typedef struct moei_knob_range {
+    const char *field;
+    size_t offset;   /* in moe_desc */
+    uint32_t count;  /* values 0 .. count - 1 */
+} moei_knob_range;
+#define MOEI_KNOB(field, count) {#field, offsetof(moe_desc, field), (uint32_t)(count)}
+static const moei_knob_range moei_router_knobs[] = {
+    MOEI_KNOB(router.score, MOE_SCORE_COUNT), MOEI_KNOB(router.select_on, MOE_SELECT_COUNT),
+    MOEI_KNOB(router.pick, MOE_PICK_COUNT), MOEI_KNOB(router.weight_from, MOE_WEIGHT_COUNT),
+    MOEI_KNOB(router.norm, MOE_NORM_COUNT), MOEI_KNOB(router.group, MOE_GROUP_COUNT),
+    MOEI_KNOB(router.group_mask_zero, 2), MOEI_KNOB(router.norm_skip_k1, 2), MOEI_KNOB(router.logit_bf16, 2),
+    MOEI_KNOB(router.capacity_drop, MOE_DROP_COUNT), MOEI_KNOB(router.capacity_by_score, 2),
+    MOEI_KNOB(router.capacity_norm_after, 2), MOEI_KNOB(shared.gate_kind, MOE_SHARED_COUNT)};
+/* count 0: any finite value; 1: 0 .. 1; 2: not negative */
+static const moei_knob_range moei_router_floats[] = {
+    MOEI_KNOB(router.softcap, 2), MOEI_KNOB(router.jitter, 2), MOEI_KNOB(router.norm_eps, 2),
+    MOEI_KNOB(router.norm_min, 2), MOEI_KNOB(router.routed_scale, 0), MOEI_KNOB(router.capacity_factor, 2),
+    MOEI_KNOB(router.drop_below, 1), MOEI_KNOB(router.top_p, 1)};
+
+static moe_status moei_check_knobs(const moe_desc *d, const moei_knob_range *list, size_t n, moe_error *error) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t v;
+        memcpy(&v, (const char *)d + list[i].offset, 4);
+        if (v >= list[i].count) return moei_fail(error, MOE_ERR_KNOB, list[i].field, v, list[i].count - 1);
+    }
+    return MOE_OK;
+}
+static moe_status moei_check_floats(const moe_desc *d, const moei_knob_range *list, size_t n, moe_error *error) {
+    for (size_t i = 0; i < n; i++) {
+        float v;
+        memcpy(&v, (const char *)d + list[i].offset, 4);
+        if (!moei_is_finite(v)) return moei_fail(error, MOE_ERR_VALUE, list[i].field, moei_bits(v), 0);
+        if (list[i].count && (v < 0.0f || (list[i].count == 1 && v > 1.0f)))
+            return moei_fail(error, MOE_ERR_KNOB, list[i].field, moei_bits(v), 0);
+    }
+    return MOE_OK;
+}
+static moe_status moei_check_vector(const moe_array *a, const char *field, moe_error *error) {
+    if (a->type == MOE_TYPE_NONE) return MOE_OK;
+    if (a->type != MOE_TYPE_F32 && a->type != MOE_TYPE_F16 && a->type != MOE_TYPE_BF16)
+        return moei_fail(error, MOE_ERR_TYPE, field, a->type, MOE_TYPE_F32);
+    if (a->expert ? !a->expert[0] : !a->data) return moei_fail(error, MOE_ERR_NULL, field, 0, 0);
+    return MOE_OK;
+}
+
+static moe_status moei_check_groups(const moe_desc *d, moe_error *error) {
+    const moe_router *p = &d->router;
+    uint32_t n = d->n_experts + d->n_zero_experts, size;
+    if (p->group == MOE_GROUP_NONE) return MOE_OK;
+    if (!p->n_group || n % p->n_group) return moei_fail(error, MOE_ERR_KNOB, "router.n_group", p->n_group, n);
+    size = n / p->n_group;
+    if (p->group == MOE_GROUP_PER_GROUP) {
+        if (d->top_k % p->n_group || d->top_k / p->n_group > size)
+            return moei_fail(error, MOE_ERR_KNOB, "router.n_group", p->n_group, d->top_k);
+    } else if (!p->topk_group || p->topk_group > p->n_group || (uint64_t)p->topk_group * size < d->top_k) {
+        return moei_fail(error, MOE_ERR_KNOB, "router.topk_group", p->topk_group, p->n_group);
+    }
+    return MOE_OK;
+}
+
+static moe_status moei_check_pick(const moe_desc *d, moe_error *error) {
+    const moe_router *p = &d->router;
+    if (p->pick == MOE_PICK_TABLE) {
+        size_t size = p->table_bytes == 8 ? 8 : 4;
+        if (!p->table) return moei_fail(error, MOE_ERR_NULL, "router.table", 0, 0);
+        if (p->table_bytes && p->table_bytes != 4 && p->table_bytes != 8)
+            return moei_fail(error, MOE_ERR_KNOB, "router.table_bytes", p->table_bytes, 4);
+        if (p->table_stride && p->table_stride < d->top_k * size)
+            return moei_fail(error, MOE_ERR_STRIDE, "router.table_stride", p->table_stride, d->top_k * size);
+    }
+    if (p->pick == MOE_PICK_SPARSEMIXER) { /* defined for two experts, and for logits alone */
+        if (d->top_k > 2) return moei_fail(error, MOE_ERR_KNOB, "top_k", d->top_k, 2);
+        if (p->group) return moei_fail(error, MOE_ERR_KNOB, "router.group", p->group, MOE_GROUP_NONE);
+        if (p->select_bias.type) return moei_fail(error, MOE_ERR_KNOB, "router.select_bias", p->select_bias.type, 0);
+        if (moei_sink_rows(d)) return moei_fail(error, MOE_ERR_KNOB, "shared.gate_kind", d->shared.gate_kind, 0);
+    }
+    return MOE_OK;
+}
+
+/* Everything that routing reads of a desc. */
+static moe_status moei_check_router(const moe_desc *d, moe_error *error) {
+    uint64_t n = (uint64_t)d->n_experts + d->n_zero_experts;
+    moe_status status;
+    if (!d->n_experts || n + d->shared.count > INT32_MAX) return moei_fail(error, MOE_ERR_SIZE, "n_experts", n, INT32_MAX);
+    if (!d->top_k || d->top_k > n) return moei_fail(error, MOE_ERR_SIZE, "top_k", d->top_k, n);
+    status = moei_check_knobs(d, moei_router_knobs, MOEI_COUNT(moei_router_knobs), error);
+    if (!status) status = moei_check_floats(d, moei_router_floats, MOEI_COUNT(moei_router_floats), error);
+    if (!status) status = moei_check_vector(&d->router.select_bias, "router.select_bias", error);
+    if (!status) status = moei_check_vector(&d->router.expert_scale, "router.expert_scale", error);
+    if (!status) status = moei_check_groups(d, error);
+    if (!status) status = moei_check_pick(d, error);
+    if (!status && d->router.norm == MOE_NORM_SUM_WITH_SHARED && !moei_sink_rows(d))
+        status = moei_fail(error, MOE_ERR_KNOB, "router.norm", d->router.norm, MOE_NORM_SUM);
+    return status;
+}
+
+/* ---- moe_select ---- */
+
+#define MOEI_SELECT_ROWS 2048 /* its scratch is on the stack: 64 KiB */
+
+static void moei_route_exp(float *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = moei_exp(x[i]);
+}
+static void moei_route_sigmoid(float *y, const float *x, float a, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = moei_sigmoid(a * x[i]);
+}
+static const moei_vec moei_route_vec = {moei_route_exp, moei_route_sigmoid, NULL, NULL};
+
+static moe_status moei_check_select(const moe_desc *d, const float *logits, size_t n_tokens, const int32_t *token_ids,
+                                    const int32_t *ids, const float *weights, moe_error *error) {
+    const char *missing = !d ? "desc" : !logits ? "logits" : !ids ? "ids" : !weights ? "weights" : NULL;
+    if (!d || (n_tokens && missing)) return moei_fail(error, MOE_ERR_NULL, missing, 0, 0);
+    if (d->begin_ != MOE_CANARY || d->end_ != MOE_CANARY) return moei_fail(error, MOE_ERR_DESC, "begin_", d->begin_, 0);
+    moe_status status = moei_check_router(d, error);
+    if (status) return status;
+    if (moei_route_rows(d) > MOEI_SELECT_ROWS)
+        return moei_fail(error, MOE_ERR_SIZE, "n_experts", moei_route_rows(d), MOEI_SELECT_ROWS);
+    if (d->router.pick != MOE_PICK_TABLE) return MOE_OK;
+    if (n_tokens && !token_ids) return moei_fail(error, MOE_ERR_TOKEN_ID, "token_ids", 0, 0);
+    for (size_t t = 0; t < n_tokens; t++) {
+        status = moei_table_row(d, token_ids[t], d->top_k, NULL);
+        if (status == MOE_ERR_TOKEN_ID)
+            return moei_fail(error, status, "token_ids", (uint32_t)token_ids[t], d->router.table_rows);
+        if (status) return moei_fail(error, status, "router.table", t, d->n_experts + d->n_zero_experts);
+    }
+    return MOE_OK;
+}
+
+MOE_API moe_status moe_select(const moe_desc *desc, const float *logits, size_t n_tokens, const int32_t *token_ids, int32_t *ids,
+                              float *weights, moe_error *error) {
+    uint64_t scratch[MOEI_SELECT_ROWS * 4 + 8];
+    moei_router r;
+    moe_status status = moei_check_select(desc, logits, n_tokens, token_ids, ids, weights, error);
+    if (status) return status;
+    moei_router_begin(&r, desc, &moei_route_vec, desc->top_k, scratch);
+    r.hold = 0;
+    for (size_t t = 0; t < n_tokens; t++, logits += r.n_ids + r.n_sink, ids += desc->top_k, weights += desc->top_k) {
+        int given = desc->router.pick == MOE_PICK_TABLE;
+        if (given) moei_table_row(desc, token_ids[t], desc->top_k, ids);
+        moei_select_token(&r, logits, given ? ids : NULL, desc->top_k, ids, weights, NULL);
+    }
+    return moei_fail(error, MOE_OK, "", 0, 0);
+}
 
 /* ==== >>presets: every family's knobs ================================================================================== */
 
