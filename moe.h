@@ -630,10 +630,7 @@ MOEI_FORCE int moei_is_finite(float f) { return (moei_bits(f) & 0x7f800000u) != 
 
 /* Fused multiply-add. Where the target has no fast one, libm's is slow (a call), so: the product of two floats is exact in
    double, the sum is rounded to odd there (TwoSum gives the error's sign), and the final rounding to float is then right. */
-MOEI_FORCE float moei_fma(float a, float b, float c) {
-#if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)
-    return fmaf(a, b, c);
-#else
+MOEI_FORCE float moei_fma_emulated(float a, float b, float c) {
     double p = (double)a * (double)b, q = (double)c, s = p + q, t = s - p, e = (p - (s - t)) + (q - t);
     uint64_t u, v;
     memcpy(&u, &s, 8);
@@ -641,6 +638,12 @@ MOEI_FORCE float moei_fma(float a, float b, float c) {
     if ((v << 1) != 0 && !(u & 1) && (u & 0x7ff0000000000000u) != 0x7ff0000000000000u) u = (u ^ v) >> 63 ? u - 1 : u + 1;
     memcpy(&s, &u, 8);
     return (float)s;
+}
+MOEI_FORCE float moei_fma(float a, float b, float c) {
+#if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)
+    return fmaf(a, b, c);
+#else
+    return moei_fma_emulated(a, b, c);
 #endif
 }
 
