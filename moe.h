@@ -632,10 +632,7 @@ MOEI_FORCE int moei_is_finite(float f) { return (moei_bits(f) & 0x7f800000u) != 
 
 /* Fused multiply-add. Where the target has no fast one, libm's is slow (a call), so: the product of two floats is exact in
    double, the sum is rounded to odd there (TwoSum gives the error's sign), and the final rounding to float is then right. */
-MOEI_FORCE float moei_fma(float a, float b, float c) {
-#if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)
-    return fmaf(a, b, c);
-#else
+MOEI_FORCE float moei_fma_emulated(float a, float b, float c) {
     double p = (double)a * (double)b, q = (double)c, s = p + q, t = s - p, e = (p - (s - t)) + (q - t);
     uint64_t u, v;
     memcpy(&u, &s, 8);
@@ -643,6 +640,12 @@ MOEI_FORCE float moei_fma(float a, float b, float c) {
     if ((v << 1) != 0 && !(u & 1) && (u & 0x7ff0000000000000u) != 0x7ff0000000000000u) u = (u ^ v) >> 63 ? u - 1 : u + 1;
     memcpy(&s, &u, 8);
     return (float)s;
+}
+MOEI_FORCE float moei_fma(float a, float b, float c) {
+#if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)
+    return fmaf(a, b, c);
+#else
+    return moei_fma_emulated(a, b, c);
 #endif
 }
 
@@ -1274,6 +1277,251 @@ MOEI_UNUSED static moei_factor moei_row_scale(const moe_matrix *m, const moe_exp
     if (s.data && moei_row_constant(m->format, &s, k)) f.multiply = moei_scale_at(&s, row, 0);
     if (m->scale2_divides) f.divide = scale2;
     else f.multiply *= scale2;
+    return f;
+}
+
+/* ---- Checks ---- */
+
+static moe_status moei_weights_error(moe_error *error, moe_status status, const char *field, uint64_t got, uint64_t want) {
+    if (error) error->status = status, error->field = field, error->got = got, error->want = want;
+    return status;
+}
+
+/* NULL, or the name of the field of a grid that is wrong. Integer formats need whole blocks of 32 under one scale. */
+static const char *moei_scale_wrong(const moe_matrix *m, size_t k, moe_status *status) {
+    const moei_layout *l = &moei_layouts[m->format];
+    const moei_codec *c = &moei_codecs[m->format];
+    const uint32_t type = m->scale.type, cols = m->scale.cols ? m->scale.cols : l->cols ? l->cols : UINT32_MAX;
+    if (type == MOE_TYPE_NONE) return NULL;
+    *status = MOE_ERR_TYPE;
+    if (type >= MOE_TYPE_COUNT || type == MOE_TYPE_U8 || type == MOE_TYPE_U4X8) return "scale.type";
+    *status = MOE_ERR_NULL;
+    if (!m->scale.data && !m->scale.expert) return "scale.data";
+    *status = MOE_ERR_SIZE;
+    if ((c->flags & MOEI_OWN) && cols != l->cols) return "scale.cols";
+    if (c->unpack && !(c->flags & MOEI_OWN) && cols < k && (!(c->flags & MOEI_APART) || cols % 32)) return "scale.cols";
+    return NULL;
+}
+static const char *moei_zero_wrong(const moe_matrix *m, size_t k, moe_status *status) {
+    const uint32_t type = m->zero.type, cols = m->zero.cols ? m->zero.cols : UINT32_MAX;
+    if (type == MOE_TYPE_NONE) return NULL;
+    *status = MOE_ERR_TYPE;
+    if ((type != MOE_TYPE_U8 && type != MOE_TYPE_U4X8) || !(moei_codecs[m->format].flags & MOEI_ZEROS)) return "zero.type";
+    *status = MOE_ERR_NULL;
+    if (!m->zero.data && !m->zero.expert) return "zero.data";
+    *status = MOE_ERR_SIZE;
+    return cols < k && cols % 32 ? "zero.cols" : NULL;
+}
+/* Product of the sizes that addresses are made of; 0 if it overflows. */
+static int moei_fits(size_t a, size_t b, size_t c) { return !b || !c || (a <= SIZE_MAX / b && a * b <= SIZE_MAX / c); }
+
+/* Whether a matrix can be read at all: formats, types, shapes and strides, not the numbers. field is relative to it. */
+static moe_status moei_check_matrix(const moe_matrix *m, size_t n_experts, size_t rows, size_t k, moe_error *error) {
+    if (!m) return moei_weights_error(error, MOE_ERR_NULL, "matrix", 0, 0);
+    if (m->format == MOE_FORMAT_NONE || m->format >= MOE_FORMAT_COUNT)
+        return moei_weights_error(error, MOE_ERR_FORMAT, "format", m->format, 0);
+    if (!m->data && !m->expert) return moei_weights_error(error, MOE_ERR_NULL, "data", 0, 0);
+    if (!n_experts || !rows || !k || rows > UINT32_MAX || k > UINT32_MAX || n_experts > UINT32_MAX)
+        return moei_weights_error(error, MOE_ERR_SIZE, !n_experts || n_experts > UINT32_MAX ? "n_experts" : "rows or k", 0, 1);
+    const moei_layout *l = &moei_layouts[m->format];
+    size_t need = moe_row_bytes(m->format, k);
+    if (!need) return moei_weights_error(error, MOE_ERR_BLOCK, "k", k, l->n);
+    if (m->k_stride && m->format != MOE_FORMAT_F32 && m->format != MOE_FORMAT_F16 && m->format != MOE_FORMAT_BF16)
+        return moei_weights_error(error, MOE_ERR_FORMAT, "k_stride", m->k_stride, 0);
+    if (m->k_stride) need = l->bytes;
+    if (m->row_stride && m->row_stride < need) return moei_weights_error(error, MOE_ERR_STRIDE, "row_stride", m->row_stride, need);
+    if (m->k_stride && m->k_stride < l->bytes) return moei_weights_error(error, MOE_ERR_STRIDE, "k_stride", m->k_stride, l->bytes);
+    if (!moei_fits(n_experts, rows, m->row_stride ? m->row_stride : need) || !moei_fits(n_experts, k, m->k_stride) ||
+        !moei_fits(n_experts, 1, m->expert_stride))
+        return moei_weights_error(error, MOE_ERR_OVERFLOW, "row_stride", m->row_stride, 0);
+    moe_status status = MOE_OK;
+    const char *field = moei_scale_wrong(m, k, &status);
+    if (!field) field = moei_zero_wrong(m, k, &status);
+    if (field) return moei_weights_error(error, status, field, 0, 0);
+    if (m->scale2.type > MOE_TYPE_BF16) return moei_weights_error(error, MOE_ERR_TYPE, "scale2.type", m->scale2.type, 0);
+    return MOE_OK;
+}
+
+/* The first value of a grid that is not finite (scales) or no zero point: 1, and the weight it belongs to. */
+static int moei_side_bad(const moei_side *s, size_t rows, size_t k, uint64_t *at) {
+    for (size_t lines = s->data ? (rows - 1) / s->rows + 1 : 0, line = 0; line < lines; line++)
+        for (size_t cols = (k - 1) / s->cols + 1, col = 0; col < cols; col++) {
+            size_t row = line * s->rows, i = col * s->cols;
+            *at = (uint64_t)row * k + i;
+            if (s->type == MOE_TYPE_U8 ? *moei_side_at(s, row, i) > 127 : s->type != MOE_TYPE_U4X8 && !moei_is_finite(moei_scale_at(s, row, i)))
+                return 1;
+        }
+    return 0;
+}
+/* The same for the scales inside of the rows' blocks, or a dense format's weights. */
+static int moei_rows_bad(const moei_rows *w, size_t rows, uint64_t *at) {
+    const moei_codec *c = &moei_codecs[w->format];
+    float v[32];
+    for (uint32_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < w->k; i += 32) {
+            size_t n = w->k - i < 32 ? w->k - i : 32;
+            *at = (uint64_t)r * w->k + i;
+            if (c->dense) {
+                moei_decode_row(w, r, i, n, v);
+                for (size_t j = 0; j < n; j++, ++*at)
+                    if (!moei_is_finite(v[j])) return 1;
+            } else if (!(c->flags & MOEI_APART)) {
+                moei_block b;
+                float unit = c->flags & MOEI_DOUBLED ? 2.0f : 1.0f;
+                moei_unpack(w, r, i, n, &b);
+                if (!moei_is_finite(b.d[0] * unit) || !moei_is_finite(b.d[1] * unit) || !moei_is_finite(b.dmin)) return 1;
+            }
+        }
+    return 0;
+}
+
+/* error.field: data, scale, zero or scale2; error.got: the first weight concerned, counted from expert 0's first. Absent experts
+   are skipped. A dense weight counts as its own scale. */
+MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size_t rows, size_t k, moe_error *error) {
+    moe_status status = moei_check_matrix(matrix, n_experts, rows, k, error);
+    for (uint32_t e = 0; !status && e < n_experts; e++) {
+        moei_rows w;
+        uint64_t at = 0;
+        moei_view(matrix, NULL, 0, e, rows, k, &w);
+        if (!w.data) continue;
+        moei_side scale = moei_scale_of(matrix, NULL, 0, e, rows, k);
+        float scale2 = moei_array_load(&matrix->scale2, NULL, e, 1, 0, 1.0f);
+        const char *field = moei_side_bad(&scale, rows, k, &at) ? "scale" : moei_side_bad(&w.zero, rows, k, &at) ? "zero" : NULL;
+        w.scale.data = NULL;
+        if (!field && moei_rows_bad(&w, rows, &at)) field = "data";
+        if (!field && (!moei_is_finite(scale2) || (matrix->scale2_divides && scale2 == 0.0f))) field = "scale2", at = 0;
+        if (field) status = moei_weights_error(error, MOE_ERR_VALUE, field, (uint64_t)e * rows * k + at, 0);
+    }
+    return status;
+}
+
+MOE_API moe_status moe_dequantize(const moe_matrix *matrix, uint32_t expert, size_t n_experts, size_t rows, size_t k, size_t row,
+                                  size_t n_rows, float *out) {
+    moe_status status = moei_check_matrix(matrix, n_experts, rows, k, NULL);
+    if (status) return status;
+    if (!out && n_rows) return MOE_ERR_NULL;
+    if (expert >= n_experts) return MOE_ERR_EXPERT_ID;
+    if (row > rows || n_rows > rows - row) return MOE_ERR_SIZE;
+    moei_rows w;
+    moei_view(matrix, NULL, 0, expert, rows, k, &w);
+    if (!w.data) return MOE_ERR_EXPERT_ABSENT;
+    w.row0 = (uint32_t)row;
+    for (size_t r = 0; r < n_rows; r += 16) {
+        uint32_t n = (uint32_t)(n_rows - r < 16 ? n_rows - r : 16);
+        moei_decode_tile(&w, (uint32_t)r, n, 0, k, out + r * k, k);
+    }
+    for (size_t r = 0; r < n_rows; r++) {
+        moei_factor f = moei_row_scale(matrix, NULL, 0, expert, rows, k, row + r);
+        for (size_t i = 0; i < k; i++) out[r * k + i] = out[r * k + i] * f.multiply / f.divide;
+    }
+    return MOE_OK;
+}
+
+/* ---- Quantisers: the rounding of gguf-py and ggml's reference C, byte for byte */
+
+MOEI_FORCE void moei_store16(uint8_t *p, uint16_t v) { p[0] = (uint8_t)v, p[1] = (uint8_t)(v >> 8); }
+MOEI_FORCE void moei_store32(uint8_t *p, uint32_t v) { moei_store16(p, (uint16_t)v), moei_store16(p + 2, (uint16_t)(v >> 16)); }
+
+static uint8_t moei_to_e4m3(float f) { /* round to nearest even; beyond 448, and Inf: 448, as torch does */
+    uint32_t u = moei_bits(f), sign = u >> 24 & 0x80, a = u & 0x7fffffffu;
+    if (a > 0x7f800000u) return (uint8_t)(sign | 0x7f);
+    if (a >= 0x43e80000u) return (uint8_t)(sign | 0x7e);
+    if (a < 0x3c800000u) { /* below 2^-6: units of 2^-9 */
+        uint32_t shift = 141 - (a >> 23), m = (a & 0x7fffffu) | 0x800000u;
+        if (shift > 24) return (uint8_t)sign;
+        uint32_t q = m >> shift, rest = m & ((1u << shift) - 1), half = 1u << (shift - 1);
+        return (uint8_t)(sign | (q + (rest > half || (rest == half && (q & 1)))));
+    }
+    return (uint8_t)(sign | ((a - 0x3c000000u + 0x7ffff + (a >> 20 & 1)) >> 20));
+}
+
+static float moei_absmax(const float *x, int n, float *value) { /* largest magnitude, and the first value that has it */
+    float amax = 0.0f;
+    *value = 0.0f;
+    for (int i = 0; i < n; i++) {
+        float a = fabsf(x[i]);
+        if (a > amax) amax = a, *value = x[i];
+    }
+    return amax;
+}
+MOEI_FORCE float moei_inverse(float d) { /* 0 where the scale is too small to have one */
+    float id = d != 0.0f ? 1.0f / d : 0.0f;
+    return moei_is_finite(id) ? id : 0.0f;
+}
+static void moei_quantize_q8_0(const float *x, uint8_t *p) {
+    float value, d = moei_absmax(x, 32, &value) / 127.0f, id = moei_inverse(d);
+    moei_store16(p, moei_to_f16(d));
+    for (int i = 0; i < 32; i++) p[2 + i] = (uint8_t)(int8_t)roundf(x[i] * id);
+}
+static void moei_quantize_q4_0(const float *x, uint8_t *p) { /* the sum in double does not depend on a fused multiply-add */
+    float max, d = (moei_absmax(x, 32, &max), max / -8.0f), id = moei_inverse(d);
+    uint8_t q[32];
+    for (int i = 0; i < 32; i++) {
+        int v = (int)((double)x[i] * (double)id + 8.5);
+        q[i] = (uint8_t)(v > 15 ? 15 : v);
+    }
+    moei_store16(p, moei_to_f16(d));
+    for (int i = 0; i < 16; i++) p[2 + i] = (uint8_t)(q[i] | q[i + 16] << 4);
+}
+static uint8_t moei_nearest_e2m1(float x, float half_scale) { /* the first of the nearest */
+    uint8_t best = 0;
+    for (uint8_t c = 1; c < 16; c++)
+        if (fabsf((float)moei_e2m1x2[c] * half_scale - x) < fabsf((float)moei_e2m1x2[best] * half_scale - x)) best = c;
+    return best;
+}
+static void moei_quantize_mxfp4(const float *x, uint8_t *p) {
+    float value, amax = moei_absmax(x, 32, &value);
+    int e = amax > 0.0f ? (int)floorf((float)log2((double)amax)) + 125 : 0; /* log2 rounds to float, as log2f does */
+    moei_block b;
+    *p = (uint8_t)(e < 0 ? 0 : e);
+    moei_unpack_mxfp4(p, 0, &b);
+    for (int i = 0; i < 16; i++)
+        p[1 + i] = (uint8_t)(moei_nearest_e2m1(x[i], b.d[0]) | moei_nearest_e2m1(x[i + 16], b.d[0]) << 4);
+}
+
+static void moei_quantize_row(uint32_t format, const float *x, size_t k, uint8_t *p) {
+    for (size_t i = 0, n = moei_layouts[format].n, bytes = moei_layouts[format].bytes; i < k; i += n, p += bytes) switch (format) {
+        case MOE_FORMAT_F32: moei_store32(p, moei_bits(x[i])); break;
+        case MOE_FORMAT_F16: moei_store16(p, moei_to_f16(x[i])); break;
+        case MOE_FORMAT_BF16: moei_store16(p, moei_to_bf16(x[i])); break;
+        case MOE_FORMAT_FP8_CHANNEL: *p = moei_to_e4m3(x[i]); break;
+        case MOE_FORMAT_Q8_0: moei_quantize_q8_0(x + i, p); break;
+        case MOE_FORMAT_Q4_0: moei_quantize_q4_0(x + i, p); break;
+        case MOE_FORMAT_MXFP4: moei_quantize_mxfp4(x + i, p); break;
+        default: break;
+        }
+}
+
+/* The block formats refuse NaN and Inf (MOE_ERR_VALUE), which they cannot hold. */
+MOE_API moe_status moe_quantize(uint32_t format, const float *src, size_t n_rows, size_t k, void *dst) {
+    if (format == MOE_FORMAT_NONE || format >= MOE_FORMAT_COUNT) return MOE_ERR_FORMAT;
+    size_t row_bytes = moe_row_bytes(format, k);
+    int block = format == MOE_FORMAT_Q8_0 || format == MOE_FORMAT_Q4_0 || format == MOE_FORMAT_MXFP4;
+    if (!block && format > MOE_FORMAT_BF16 && format != MOE_FORMAT_FP8_CHANNEL) return MOE_ERR_UNSUPPORTED;
+    if (!n_rows || !k) return MOE_OK;
+    if (!src || !dst) return MOE_ERR_NULL;
+    if (!row_bytes) return MOE_ERR_BLOCK;
+    for (size_t i = 0; block && i < n_rows * k; i++)
+        if (!moei_is_finite(src[i])) return MOE_ERR_VALUE;
+    for (size_t r = 0; r < n_rows; r++) moei_quantize_row(format, src + r * k, k, (uint8_t *)dst + r * row_bytes);
+    return MOE_OK;
+}
+
+/* ---- Names */
+
+MOEI_UNUSED static int moei_same_name(const char *a, const char *b) { /* ASCII, case-insensitive */
+    for (;; a++, b++) {
+        int x = *a >= 'A' && *a <= 'Z' ? *a + 32 : *a, y = *b >= 'A' && *b <= 'Z' ? *b + 32 : *b;
+        if (x != y) return 0;
+        if (!x) return 1;
+    }
+}
+MOE_API const char *moe_format_name(uint32_t format) {
+    return format != MOE_FORMAT_NONE && format < MOE_FORMAT_COUNT ? moei_layouts[format].name : "?";
+}
+MOE_API uint32_t moe_format_by_name(const char *name) {
+    uint32_t f = MOE_FORMAT_COUNT - 1;
+    while (f && !(name && moei_same_name(name, moei_layouts[f].name))) f--;
     return f;
 }
 
