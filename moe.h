@@ -632,10 +632,7 @@ MOEI_FORCE int moei_is_finite(float f) { return (moei_bits(f) & 0x7f800000u) != 
 
 /* Fused multiply-add. Where the target has no fast one, libm's is slow (a call), so: the product of two floats is exact in
    double, the sum is rounded to odd there (TwoSum gives the error's sign), and the final rounding to float is then right. */
-MOEI_FORCE float moei_fma(float a, float b, float c) {
-#if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)
-    return fmaf(a, b, c);
-#else
+MOEI_FORCE float moei_fma_emulated(float a, float b, float c) {
     double p = (double)a * (double)b, q = (double)c, s = p + q, t = s - p, e = (p - (s - t)) + (q - t);
     uint64_t u, v;
     memcpy(&u, &s, 8);
@@ -643,6 +640,12 @@ MOEI_FORCE float moei_fma(float a, float b, float c) {
     if ((v << 1) != 0 && !(u & 1) && (u & 0x7ff0000000000000u) != 0x7ff0000000000000u) u = (u ^ v) >> 63 ? u - 1 : u + 1;
     memcpy(&s, &u, 8);
     return (float)s;
+}
+MOEI_FORCE float moei_fma(float a, float b, float c) {
+#if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)
+    return fmaf(a, b, c);
+#else
+    return moei_fma_emulated(a, b, c);
 #endif
 }
 
@@ -714,14 +717,17 @@ MOEI_FORCE float moei_exp(float x) {
 }
 MOEI_FORCE float moei_sigmoid(float x) { return 1.0f / (1.0f + moei_exp(-x)); }
 
-/* log(1 + exp(x)), 2 ULP while it is normal; NaN passes. log1p(u) = 2 atanh(s), s = u / (2 + u), and 2s = u - u * s. */
-MOEI_FORCE float moei_log1p_exp(float x) {
-    float u = moei_exp(x > 0.0f ? -x : x), s = u / (2.0f + u), z = s * s, t = moei_fma(-u, s, u), p = 0.140122294f;
+/* log(1 + u) for 0 <= u <= 1, and softplus, log(1 + exp(x)): 2 ULP while exp(-|x|) is normal; NaN passes.
+   log1p(u) = 2 atanh(s) with s = u / (2 + u), and 2s = u - u * s. */
+MOEI_FORCE float moei_log1p(float u) {
+    float s = u / (2.0f + u), z = s * s, t = moei_fma(-u, s, u), p = 0.140122294f;
     p = moei_fma(p, z, 0.139995709f);
     p = moei_fma(p, z, 0.200108498f);
     p = moei_fma(p, z, 0.333332062f);
-    p = moei_fma(t * z, p, t);
-    return x > 0.0f ? x + p : p;
+    return moei_fma(t * z, p, t);
+}
+MOEI_FORCE float moei_log1p_exp(float x) {
+    return (x > 0.0f ? x : 0.0f) + moei_log1p(moei_exp(x > 0.0f ? -x : x));
 }
 
 /* tanh, 2 ULP: an odd polynomial near 0 (keeps -0 and tiny values), 1 - 2 / (exp(2|x|) + 1) beyond. */
@@ -1274,6 +1280,251 @@ MOEI_UNUSED static moei_factor moei_row_scale(const moe_matrix *m, const moe_exp
     return f;
 }
 
+/* ---- Checks ---- */
+
+static moe_status moei_weights_error(moe_error *error, moe_status status, const char *field, uint64_t got, uint64_t want) {
+    if (error) error->status = status, error->field = field, error->got = got, error->want = want;
+    return status;
+}
+
+/* NULL, or the name of the field of a grid that is wrong. Integer formats need whole blocks of 32 under one scale. */
+static const char *moei_scale_wrong(const moe_matrix *m, size_t k, moe_status *status) {
+    const moei_layout *l = &moei_layouts[m->format];
+    const moei_codec *c = &moei_codecs[m->format];
+    const uint32_t type = m->scale.type, cols = m->scale.cols ? m->scale.cols : l->cols ? l->cols : UINT32_MAX;
+    if (type == MOE_TYPE_NONE) return NULL;
+    *status = MOE_ERR_TYPE;
+    if (type >= MOE_TYPE_COUNT || type == MOE_TYPE_U8 || type == MOE_TYPE_U4X8) return "scale.type";
+    *status = MOE_ERR_NULL;
+    if (!m->scale.data && !m->scale.expert) return "scale.data";
+    *status = MOE_ERR_SIZE;
+    if ((c->flags & MOEI_OWN) && cols != l->cols) return "scale.cols";
+    if (c->unpack && !(c->flags & MOEI_OWN) && cols < k && (!(c->flags & MOEI_APART) || cols % 32)) return "scale.cols";
+    return NULL;
+}
+static const char *moei_zero_wrong(const moe_matrix *m, size_t k, moe_status *status) {
+    const uint32_t type = m->zero.type, cols = m->zero.cols ? m->zero.cols : UINT32_MAX;
+    if (type == MOE_TYPE_NONE) return NULL;
+    *status = MOE_ERR_TYPE;
+    if ((type != MOE_TYPE_U8 && type != MOE_TYPE_U4X8) || !(moei_codecs[m->format].flags & MOEI_ZEROS)) return "zero.type";
+    *status = MOE_ERR_NULL;
+    if (!m->zero.data && !m->zero.expert) return "zero.data";
+    *status = MOE_ERR_SIZE;
+    return cols < k && cols % 32 ? "zero.cols" : NULL;
+}
+/* Product of the sizes that addresses are made of; 0 if it overflows. */
+static int moei_fits(size_t a, size_t b, size_t c) { return !b || !c || (a <= SIZE_MAX / b && a * b <= SIZE_MAX / c); }
+
+/* Whether a matrix can be read at all: formats, types, shapes and strides, not the numbers. field is relative to it. */
+static moe_status moei_check_matrix(const moe_matrix *m, size_t n_experts, size_t rows, size_t k, moe_error *error) {
+    if (!m) return moei_weights_error(error, MOE_ERR_NULL, "matrix", 0, 0);
+    if (m->format == MOE_FORMAT_NONE || m->format >= MOE_FORMAT_COUNT)
+        return moei_weights_error(error, MOE_ERR_FORMAT, "format", m->format, 0);
+    if (!m->data && !m->expert) return moei_weights_error(error, MOE_ERR_NULL, "data", 0, 0);
+    if (!n_experts || !rows || !k || rows > UINT32_MAX || k > UINT32_MAX || n_experts > UINT32_MAX)
+        return moei_weights_error(error, MOE_ERR_SIZE, !n_experts || n_experts > UINT32_MAX ? "n_experts" : "rows or k", 0, 1);
+    const moei_layout *l = &moei_layouts[m->format];
+    size_t need = moe_row_bytes(m->format, k);
+    if (!need) return moei_weights_error(error, MOE_ERR_BLOCK, "k", k, l->n);
+    if (m->k_stride && m->format != MOE_FORMAT_F32 && m->format != MOE_FORMAT_F16 && m->format != MOE_FORMAT_BF16)
+        return moei_weights_error(error, MOE_ERR_FORMAT, "k_stride", m->k_stride, 0);
+    if (m->k_stride) need = l->bytes;
+    if (m->row_stride && m->row_stride < need) return moei_weights_error(error, MOE_ERR_STRIDE, "row_stride", m->row_stride, need);
+    if (m->k_stride && m->k_stride < l->bytes) return moei_weights_error(error, MOE_ERR_STRIDE, "k_stride", m->k_stride, l->bytes);
+    if (!moei_fits(n_experts, rows, m->row_stride ? m->row_stride : need) || !moei_fits(n_experts, k, m->k_stride) ||
+        !moei_fits(n_experts, 1, m->expert_stride))
+        return moei_weights_error(error, MOE_ERR_OVERFLOW, "row_stride", m->row_stride, 0);
+    moe_status status = MOE_OK;
+    const char *field = moei_scale_wrong(m, k, &status);
+    if (!field) field = moei_zero_wrong(m, k, &status);
+    if (field) return moei_weights_error(error, status, field, 0, 0);
+    if (m->scale2.type > MOE_TYPE_BF16) return moei_weights_error(error, MOE_ERR_TYPE, "scale2.type", m->scale2.type, 0);
+    return MOE_OK;
+}
+
+/* The first value of a grid that is not finite (scales) or no zero point: 1, and the weight it belongs to. */
+static int moei_side_bad(const moei_side *s, size_t rows, size_t k, uint64_t *at) {
+    for (size_t lines = s->data ? (rows - 1) / s->rows + 1 : 0, line = 0; line < lines; line++)
+        for (size_t cols = (k - 1) / s->cols + 1, col = 0; col < cols; col++) {
+            size_t row = line * s->rows, i = col * s->cols;
+            *at = (uint64_t)row * k + i;
+            if (s->type == MOE_TYPE_U8 ? *moei_side_at(s, row, i) > 127 : s->type != MOE_TYPE_U4X8 && !moei_is_finite(moei_scale_at(s, row, i)))
+                return 1;
+        }
+    return 0;
+}
+/* The same for the scales inside of the rows' blocks, or a dense format's weights. */
+static int moei_rows_bad(const moei_rows *w, size_t rows, uint64_t *at) {
+    const moei_codec *c = &moei_codecs[w->format];
+    float v[32];
+    for (uint32_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < w->k; i += 32) {
+            size_t n = w->k - i < 32 ? w->k - i : 32;
+            *at = (uint64_t)r * w->k + i;
+            if (c->dense) {
+                moei_decode_row(w, r, i, n, v);
+                for (size_t j = 0; j < n; j++, ++*at)
+                    if (!moei_is_finite(v[j])) return 1;
+            } else if (!(c->flags & MOEI_APART)) {
+                moei_block b;
+                float unit = c->flags & MOEI_DOUBLED ? 2.0f : 1.0f;
+                moei_unpack(w, r, i, n, &b);
+                if (!moei_is_finite(b.d[0] * unit) || !moei_is_finite(b.d[1] * unit) || !moei_is_finite(b.dmin)) return 1;
+            }
+        }
+    return 0;
+}
+
+/* error.field: data, scale, zero or scale2; error.got: the first weight concerned, counted from expert 0's first. Absent experts
+   are skipped. A dense weight counts as its own scale. */
+MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size_t rows, size_t k, moe_error *error) {
+    moe_status status = moei_check_matrix(matrix, n_experts, rows, k, error);
+    for (uint32_t e = 0; !status && e < n_experts; e++) {
+        moei_rows w;
+        uint64_t at = 0;
+        moei_view(matrix, NULL, 0, e, rows, k, &w);
+        if (!w.data) continue;
+        moei_side scale = moei_scale_of(matrix, NULL, 0, e, rows, k);
+        float scale2 = moei_array_load(&matrix->scale2, NULL, e, 1, 0, 1.0f);
+        const char *field = moei_side_bad(&scale, rows, k, &at) ? "scale" : moei_side_bad(&w.zero, rows, k, &at) ? "zero" : NULL;
+        w.scale.data = NULL;
+        if (!field && moei_rows_bad(&w, rows, &at)) field = "data";
+        if (!field && (!moei_is_finite(scale2) || (matrix->scale2_divides && scale2 == 0.0f))) field = "scale2", at = 0;
+        if (field) status = moei_weights_error(error, MOE_ERR_VALUE, field, (uint64_t)e * rows * k + at, 0);
+    }
+    return status;
+}
+
+MOE_API moe_status moe_dequantize(const moe_matrix *matrix, uint32_t expert, size_t n_experts, size_t rows, size_t k, size_t row,
+                                  size_t n_rows, float *out) {
+    moe_status status = moei_check_matrix(matrix, n_experts, rows, k, NULL);
+    if (status) return status;
+    if (!out && n_rows) return MOE_ERR_NULL;
+    if (expert >= n_experts) return MOE_ERR_EXPERT_ID;
+    if (row > rows || n_rows > rows - row) return MOE_ERR_SIZE;
+    moei_rows w;
+    moei_view(matrix, NULL, 0, expert, rows, k, &w);
+    if (!w.data) return MOE_ERR_EXPERT_ABSENT;
+    w.row0 = (uint32_t)row;
+    for (size_t r = 0; r < n_rows; r += 16) {
+        uint32_t n = (uint32_t)(n_rows - r < 16 ? n_rows - r : 16);
+        moei_decode_tile(&w, (uint32_t)r, n, 0, k, out + r * k, k);
+    }
+    for (size_t r = 0; r < n_rows; r++) {
+        moei_factor f = moei_row_scale(matrix, NULL, 0, expert, rows, k, row + r);
+        for (size_t i = 0; i < k; i++) out[r * k + i] = out[r * k + i] * f.multiply / f.divide;
+    }
+    return MOE_OK;
+}
+
+/* ---- Quantisers: the rounding of gguf-py and ggml's reference C, byte for byte */
+
+MOEI_FORCE void moei_store16(uint8_t *p, uint16_t v) { p[0] = (uint8_t)v, p[1] = (uint8_t)(v >> 8); }
+MOEI_FORCE void moei_store32(uint8_t *p, uint32_t v) { moei_store16(p, (uint16_t)v), moei_store16(p + 2, (uint16_t)(v >> 16)); }
+
+static uint8_t moei_to_e4m3(float f) { /* round to nearest even; beyond 448, and Inf: 448, as torch does */
+    uint32_t u = moei_bits(f), sign = u >> 24 & 0x80, a = u & 0x7fffffffu;
+    if (a > 0x7f800000u) return (uint8_t)(sign | 0x7f);
+    if (a >= 0x43e80000u) return (uint8_t)(sign | 0x7e);
+    if (a < 0x3c800000u) { /* below 2^-6: units of 2^-9 */
+        uint32_t shift = 141 - (a >> 23), m = (a & 0x7fffffu) | 0x800000u;
+        if (shift > 24) return (uint8_t)sign;
+        uint32_t q = m >> shift, rest = m & ((1u << shift) - 1), half = 1u << (shift - 1);
+        return (uint8_t)(sign | (q + (rest > half || (rest == half && (q & 1)))));
+    }
+    return (uint8_t)(sign | ((a - 0x3c000000u + 0x7ffff + (a >> 20 & 1)) >> 20));
+}
+
+static float moei_absmax(const float *x, int n, float *value) { /* largest magnitude, and the first value that has it */
+    float amax = 0.0f;
+    *value = 0.0f;
+    for (int i = 0; i < n; i++) {
+        float a = fabsf(x[i]);
+        if (a > amax) amax = a, *value = x[i];
+    }
+    return amax;
+}
+MOEI_FORCE float moei_inverse(float d) { /* 0 where the scale is too small to have one */
+    float id = d != 0.0f ? 1.0f / d : 0.0f;
+    return moei_is_finite(id) ? id : 0.0f;
+}
+static void moei_quantize_q8_0(const float *x, uint8_t *p) {
+    float value, d = moei_absmax(x, 32, &value) / 127.0f, id = moei_inverse(d);
+    moei_store16(p, moei_to_f16(d));
+    for (int i = 0; i < 32; i++) p[2 + i] = (uint8_t)(int8_t)roundf(x[i] * id);
+}
+static void moei_quantize_q4_0(const float *x, uint8_t *p) { /* the sum in double does not depend on a fused multiply-add */
+    float max, d = (moei_absmax(x, 32, &max), max / -8.0f), id = moei_inverse(d);
+    uint8_t q[32];
+    for (int i = 0; i < 32; i++) {
+        int v = (int)((double)x[i] * (double)id + 8.5);
+        q[i] = (uint8_t)(v > 15 ? 15 : v);
+    }
+    moei_store16(p, moei_to_f16(d));
+    for (int i = 0; i < 16; i++) p[2 + i] = (uint8_t)(q[i] | q[i + 16] << 4);
+}
+static uint8_t moei_nearest_e2m1(float x, float half_scale) { /* the first of the nearest */
+    uint8_t best = 0;
+    for (uint8_t c = 1; c < 16; c++)
+        if (fabsf((float)moei_e2m1x2[c] * half_scale - x) < fabsf((float)moei_e2m1x2[best] * half_scale - x)) best = c;
+    return best;
+}
+static void moei_quantize_mxfp4(const float *x, uint8_t *p) {
+    float value, amax = moei_absmax(x, 32, &value);
+    int e = amax > 0.0f ? (int)floorf((float)log2((double)amax)) + 125 : 0; /* log2 rounds to float, as log2f does */
+    moei_block b;
+    *p = (uint8_t)(e < 0 ? 0 : e);
+    moei_unpack_mxfp4(p, 0, &b);
+    for (int i = 0; i < 16; i++)
+        p[1 + i] = (uint8_t)(moei_nearest_e2m1(x[i], b.d[0]) | moei_nearest_e2m1(x[i + 16], b.d[0]) << 4);
+}
+
+static void moei_quantize_row(uint32_t format, const float *x, size_t k, uint8_t *p) {
+    for (size_t i = 0, n = moei_layouts[format].n, bytes = moei_layouts[format].bytes; i < k; i += n, p += bytes) switch (format) {
+        case MOE_FORMAT_F32: moei_store32(p, moei_bits(x[i])); break;
+        case MOE_FORMAT_F16: moei_store16(p, moei_to_f16(x[i])); break;
+        case MOE_FORMAT_BF16: moei_store16(p, moei_to_bf16(x[i])); break;
+        case MOE_FORMAT_FP8_CHANNEL: *p = moei_to_e4m3(x[i]); break;
+        case MOE_FORMAT_Q8_0: moei_quantize_q8_0(x + i, p); break;
+        case MOE_FORMAT_Q4_0: moei_quantize_q4_0(x + i, p); break;
+        case MOE_FORMAT_MXFP4: moei_quantize_mxfp4(x + i, p); break;
+        default: break;
+        }
+}
+
+/* The block formats refuse NaN and Inf (MOE_ERR_VALUE), which they cannot hold. */
+MOE_API moe_status moe_quantize(uint32_t format, const float *src, size_t n_rows, size_t k, void *dst) {
+    if (format == MOE_FORMAT_NONE || format >= MOE_FORMAT_COUNT) return MOE_ERR_FORMAT;
+    size_t row_bytes = moe_row_bytes(format, k);
+    int block = format == MOE_FORMAT_Q8_0 || format == MOE_FORMAT_Q4_0 || format == MOE_FORMAT_MXFP4;
+    if (!block && format > MOE_FORMAT_BF16 && format != MOE_FORMAT_FP8_CHANNEL) return MOE_ERR_UNSUPPORTED;
+    if (!n_rows || !k) return MOE_OK;
+    if (!src || !dst) return MOE_ERR_NULL;
+    if (!row_bytes) return MOE_ERR_BLOCK;
+    for (size_t i = 0; block && i < n_rows * k; i++)
+        if (!moei_is_finite(src[i])) return MOE_ERR_VALUE;
+    for (size_t r = 0; r < n_rows; r++) moei_quantize_row(format, src + r * k, k, (uint8_t *)dst + r * row_bytes);
+    return MOE_OK;
+}
+
+/* ---- Names */
+
+MOEI_UNUSED static int moei_same_name(const char *a, const char *b) { /* ASCII, case-insensitive */
+    for (;; a++, b++) {
+        int x = *a >= 'A' && *a <= 'Z' ? *a + 32 : *a, y = *b >= 'A' && *b <= 'Z' ? *b + 32 : *b;
+        if (x != y) return 0;
+        if (!x) return 1;
+    }
+}
+MOE_API const char *moe_format_name(uint32_t format) {
+    return format != MOE_FORMAT_NONE && format < MOE_FORMAT_COUNT ? moei_layouts[format].name : "?";
+}
+MOE_API uint32_t moe_format_by_name(const char *name) {
+    uint32_t f = MOE_FORMAT_COUNT - 1;
+    while (f && !(name && moei_same_name(name, moei_layouts[f].name))) f--;
+    return f;
+}
+
 /* ==== >>reference: the definition of every dot product, and the c tier =================================================
    F32: acc[k mod 16] = fma(w[k], x[k], acc[k mod 16]) in ascending k, then a halving tree (8, 4, 2, 1), then + 0.0f. w is what
    moei_decode_row says.
@@ -1629,16 +1880,22 @@ static void moei_clean_logits(const moei_router *r, const float *logits) {
 
 /* Sum by 8 accumulators, then a tree: short chains, and the same bits from every compiler. */
 static float moei_route_sum(const float *x, uint32_t n) {
-    float a[8] = {0};
-    for (uint32_t i = 0; i < n; i++) a[i & 7] += x[i];
-    for (uint32_t h = 4; h; h >>= 1)
-        for (uint32_t i = 0; i < h; i++) a[i] += a[i + h];
-    return a[0];
+    float a[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    uint32_t i, j, whole = n & ~7u;
+    for (i = 0; i < whole; i += 8)
+        for (j = 0; j < 8; j++) a[j] += x[i + j];
+    for (; i < n; i++) a[i & 7] += x[i];
+    return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
 }
 static float moei_route_max(const float *x, uint32_t n) {
-    float m = x[0];
-    for (uint32_t i = 1; i < n; i++) m = x[i] > m ? x[i] : m;
-    return m;
+    float a[8];
+    uint32_t i, j, whole = n & ~7u;
+    for (j = 0; j < 8; j++) a[j] = x[0];
+    for (i = 0; i < whole; i += 8)
+        for (j = 0; j < 8; j++) a[j] = x[i + j] > a[j] ? x[i + j] : a[j];
+    for (; i < n; i++) a[0] = x[i] > a[0] ? x[i] : a[0];
+    for (j = 1; j < 8; j++) a[0] = a[j] > a[0] ? a[j] : a[0];
+    return a[0];
 }
 
 /* y = softmax(x); y may be x. +Inf share the mass, all -Inf give zeros. */
@@ -1658,15 +1915,19 @@ static void moei_softmax(const moei_router *r, float *y, const float *x, uint32_
     for (i = 0; i < n; i++) y[i] /= sum;
 }
 
-static void moei_sqrt_softplus(float *y, const float *x, uint32_t n) {
-    for (uint32_t i = 0; i < n; i++) y[i] = sqrtf(moei_log1p_exp(x[i]));
+/* sqrt(softplus), with moei_log1p_exp's exp done by the tier */
+static void moei_sqrt_softplus(const moei_router *r, float *y, const float *x, uint32_t n) {
+    uint32_t i;
+    for (i = 0; i < n; i++) y[i] = moei_float(moei_bits(x[i]) | 0x80000000u);
+    r->vec->exp(y, y, n);
+    for (i = 0; i < n; i++) y[i] = sqrtf((x[i] > 0.0f ? x[i] : 0.0f) + moei_log1p(y[i]));
 }
 
 static void moei_scores(const moei_router *r) {
     uint32_t n = r->n_ids + r->n_sink;
     switch (r->d->router.score) {
     case MOE_SCORE_SIGMOID: r->vec->sigmoid(r->s, r->l, 1.0f, n); break;
-    case MOE_SCORE_SQRT_SOFTPLUS: moei_sqrt_softplus(r->s, r->l, n); break;
+    case MOE_SCORE_SQRT_SOFTPLUS: moei_sqrt_softplus(r, r->s, r->l, n); break;
     default: /* the shared experts' rows take their share of a softmax over all rows, the others don't see them */
         if (r->n_sink) moei_softmax(r, r->s, r->l, n);
         moei_softmax(r, r->s, r->l, r->n_ids);
@@ -1764,7 +2025,7 @@ static void moei_share(float *w, uint32_t k) {
 
 static void moei_normalise(const moei_router *r, uint32_t k, float *w, float *sink) {
     const moe_router *p = &r->d->router;
-    uint32_t j, n_sink = p->norm == MOE_NORM_SUM_WITH_SHARED && sink ? r->n_sink : 0;
+    uint32_t j, n_sink = p->norm == MOE_NORM_SUM_WITH_SHARED ? r->n_sink : 0;
     float sum = 0.0f;
     if (p->norm == MOE_NORM_NONE || (p->norm_skip_k1 && r->d->top_k == 1)) return;
     for (j = 0; j < k + n_sink; j++) sum += j < k ? w[j] : sink[j - k];
@@ -1802,17 +2063,16 @@ static uint32_t moei_scale_weights(const moei_router *r, uint32_t k, const int32
     uint32_t j, saved = moei_drop_small(r, k, w);
     for (j = 0; j < k; j++) w[j] *= r->routed_scale;
     for (j = 0; r->scale && j < k; j++) w[j] *= ids[j] < 0 ? 0.0f : r->scale[ids[j]];
-    for (j = 0; sink && j < r->n_sink; j++) sink[j] *= r->routed_scale;
+    for (j = 0; j < r->n_sink; j++) sink[j] *= r->routed_scale;
     return saved;
 }
 
 /* Routes one token. logits [rows] as W x + bias; given [k] ids of a table or the caller (-1 = skip), or NULL: select; writes
-   ids [k] (may be `given`), weights [k] and sink [n_sink] (the shared experts' weights; NULL unless the desc has them).
+   ids [k] (may be `given`), weights [k] and sink [n_sink] (the shared experts' weights; NULL if not wanted).
    Returns how many slots drop_below and top_p saved: their weights are 0. r->hold: moei_capacity has to follow. */
 static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float *logits, const int32_t *given, uint32_t k,
                                               int32_t *ids, float *weights, float *sink) {
     const moe_router *p = &r->d->router;
-    uint32_t j;
     moei_clean_logits(r, logits);
     if (p->pick == MOE_PICK_SPARSEMIXER) {
         moei_sparsemixer(r, given, k, ids, weights);
@@ -1823,7 +2083,8 @@ static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float 
         else moei_pick_top(r, k, ids);
         moei_gather(r, k, ids, weights);
     }
-    for (j = 0; sink && j < r->n_sink; j++) sink[j] = r->s[r->n_ids + j];
+    if (!sink) sink = r->s + r->n_ids;
+    else memcpy(sink, r->s + r->n_ids, r->n_sink * sizeof *sink);
     if (!r->hold || !p->capacity_norm_after) moei_normalise(r, k, weights, sink);
     return r->hold ? 0 : moei_scale_weights(r, k, ids, weights, sink);
 }
@@ -1831,6 +2092,248 @@ static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float 
 /* The token's best score, for a capacity queue in order of scores: of the token last routed. */
 MOEI_FORCE float moei_best_score(const moei_router *r) { return moei_route_max(r->s, r->n_ids); }
 
+
+/* ---- Tables, capacity, statistics ---- */
+
+/* ids [k] of a token in the routing table; ids NULL: only checks. -1 in a table skips the slot. */
+static MOEI_UNUSED moe_status moei_table_row(const moe_desc *d, int32_t token, uint32_t k, int32_t *ids) {
+    const moe_router *p = &d->router;
+    size_t size = p->table_bytes == 8 ? 8 : 4, stride = p->table_stride ? p->table_stride : d->top_k * size;
+    if (token < 0 || (uint32_t)token >= p->table_rows) return MOE_ERR_TOKEN_ID;
+    const uint8_t *row = (const uint8_t *)p->table + (size_t)(uint32_t)token * stride;
+    for (uint32_t j = 0; j < k; j++, row += size) {
+        uint32_t id = moei_load32(row), high = size == 8 ? moei_load32(row + 4) : id == UINT32_MAX ? id : 0;
+        int skip = id == UINT32_MAX && high == UINT32_MAX;
+        if (!skip && (high || id >= d->n_experts + d->n_zero_experts)) return MOE_ERR_EXPERT_ID;
+        if (ids) ids[j] = skip ? -1 : (int32_t)id;
+    }
+    return MOE_OK;
+}
+
+/* Places per expert in a call of n tokens; SIZE_MAX = no limit. The product is rounded to float on purpose: 0.1f is a little
+   more than 0.1, and 10 tokens at 0.1 are one place, not two. */
+static MOEI_UNUSED size_t moei_capacity_places(const moe_desc *d, size_t n_tokens) {
+    float want = (float)n_tokens * d->router.capacity_factor;
+    size_t places = want < 4e9f ? (size_t)want : SIZE_MAX;
+    if (d->router.capacity) return d->router.capacity;
+    if (!(want > 0.0f) || places == SIZE_MAX) return SIZE_MAX;
+    return places + ((float)places < want);
+}
+/* Bytes of scratch (any alignment) for moei_capacity; n_tokens < 2^32. */
+static MOEI_UNUSED size_t moei_capacity_scratch(const moe_desc *d, size_t n_tokens) {
+    size_t n = (size_t)d->n_experts + d->n_zero_experts;
+    return (d->router.capacity_by_score ? n_tokens * 12 : 0) + n * 4 + 64;
+}
+
+typedef struct moei_held {  /* the held weights of a call, as moei_select_token left them */
+    size_t n_tokens;
+    uint32_t k;
+    const int32_t *ids;     /* [n_tokens][k] */
+    float *weights;         /* [n_tokens][k] */
+    float *sink;            /* [n_tokens][n_sink]; NULL if n_sink is 0 */
+    const float *best;      /* [n_tokens] moei_best_score; needed with capacity_by_score only */
+    float *pass;            /* [n_tokens][k] or NULL: gets w of dropped slots for MOE_DROP_PASS_THROUGH, else 0 */
+    uint64_t dropped, saved;
+} moei_held;
+
+/* Weights of slots beyond an expert's places become 0. All first choices queue before all second choices. */
+static void moei_drop_over(const moei_router *r, moei_held *h, size_t places, const uint64_t *order, uint32_t *used) {
+    memset(used, 0, r->n_ids * sizeof *used);
+    for (uint32_t j = 0; j < h->k; j++) {
+        for (size_t i = 0; i < h->n_tokens; i++) {
+            size_t at = (order ? moei_top_index(order[i]) : i) * h->k + j;
+            if (h->pass) h->pass[at] = 0.0f;
+            if (h->ids[at] < 0 || used[h->ids[at]]++ < places) continue;
+            if (h->pass) h->pass[at] = h->weights[at] * r->routed_scale;
+            h->weights[at] = 0.0f;
+            h->dropped++;
+        }
+    }
+}
+
+/* Capacity (Switch, GShard, NLLB) of a whole call: drops, then does what moei_select_token held back: normalisation if it
+   comes after dropping, and the scales. */
+static MOEI_UNUSED void moei_capacity(const moei_router *r, moei_held *h, void *scratch) {
+    const moe_router *p = &r->d->router;
+    uint64_t *order = (uint64_t *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    uint32_t n = p->capacity_by_score ? (uint32_t)h->n_tokens : 0, *key = (uint32_t *)(order + n);
+    for (uint32_t t = 0; t < n; t++) key[t] = moei_key(h->best[t]);
+    if (n) moei_top_many(key, n, n, order);
+    moei_drop_over(r, h, moei_capacity_places(r->d, h->n_tokens), n ? order : NULL, key + n);
+    for (size_t t = 0; t < h->n_tokens; t++) {
+        float *w = h->weights + t * h->k, *sink = h->sink ? h->sink + t * r->n_sink : NULL;
+        if (p->capacity_norm_after) moei_normalise(r, h->k, w, sink);
+        h->saved += moei_scale_weights(r, h->k, h->ids + t * h->k, w, sink);
+    }
+}
+
+/* Adds a token's scores and its logsumexp(W x + bias)^2. */
+static MOEI_UNUSED void moei_route_stats(const moei_router *r, const float *logits, moe_stats *stats) {
+    uint32_t i;
+    double sum = 0.0, top;
+    moei_clean_logits(r, logits);
+    moei_scores(r);
+    for (i = 0; stats->score && i < r->n_ids; i++) stats->score[i] += (double)r->s[i];
+    for (i = 0; i < r->n_ids; i++) r->q[i] = moei_is_nan(logits[i]) ? -moei_inf() : logits[i];
+    top = (double)moei_route_max(r->q, r->n_ids);
+    if (!moei_is_finite((float)top)) return;
+    for (i = 0; i < r->n_ids; i++) r->q[i] -= (float)top;
+    r->vec->exp(r->q, r->q, r->n_ids);
+    for (i = 0; i < r->n_ids; i++) sum += (double)r->q[i];
+    top += log(sum);
+    stats->z += top * top;
+}
+
+/* ---- Checks ---- */
+
+static MOEI_UNUSED moe_status moei_fail(moe_error *e, moe_status status, const char *field, uint64_t got, uint64_t want) {
+    if (e) e->status = status, e->field = field, e->got = got, e->want = want;
+    return status;
+}
+
+typedef struct moei_knob_range {
+    const char *field;
+    size_t offset;   /* in moe_desc */
+    uint32_t count;  /* values 0 .. count - 1 */
+} moei_knob_range;
+#define MOEI_KNOB(field, count) {#field, offsetof(moe_desc, field), (uint32_t)(count)}
+static const moei_knob_range moei_router_knobs[] = {
+    MOEI_KNOB(router.score, MOE_SCORE_COUNT), MOEI_KNOB(router.select_on, MOE_SELECT_COUNT),
+    MOEI_KNOB(router.pick, MOE_PICK_COUNT), MOEI_KNOB(router.weight_from, MOE_WEIGHT_COUNT),
+    MOEI_KNOB(router.norm, MOE_NORM_COUNT), MOEI_KNOB(router.group, MOE_GROUP_COUNT),
+    MOEI_KNOB(router.group_mask_zero, 2), MOEI_KNOB(router.norm_skip_k1, 2), MOEI_KNOB(router.logit_bf16, 2),
+    MOEI_KNOB(router.capacity_drop, MOE_DROP_COUNT), MOEI_KNOB(router.capacity_by_score, 2),
+    MOEI_KNOB(router.capacity_norm_after, 2), MOEI_KNOB(shared.gate_kind, MOE_SHARED_COUNT)};
+/* count 0: any finite value; 1: 0 .. 1; 2: not negative */
+static const moei_knob_range moei_router_floats[] = {
+    MOEI_KNOB(router.softcap, 2), MOEI_KNOB(router.jitter, 2), MOEI_KNOB(router.norm_eps, 2),
+    MOEI_KNOB(router.norm_min, 2), MOEI_KNOB(router.routed_scale, 0), MOEI_KNOB(router.capacity_factor, 2),
+    MOEI_KNOB(router.drop_below, 1), MOEI_KNOB(router.top_p, 1)};
+
+static moe_status moei_check_knobs(const moe_desc *d, const moei_knob_range *list, size_t n, moe_error *error) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t v;
+        memcpy(&v, (const char *)d + list[i].offset, 4);
+        if (v >= list[i].count) return moei_fail(error, MOE_ERR_KNOB, list[i].field, v, list[i].count - 1);
+    }
+    return MOE_OK;
+}
+static moe_status moei_check_floats(const moe_desc *d, const moei_knob_range *list, size_t n, moe_error *error) {
+    for (size_t i = 0; i < n; i++) {
+        float v;
+        memcpy(&v, (const char *)d + list[i].offset, 4);
+        if (!moei_is_finite(v)) return moei_fail(error, MOE_ERR_VALUE, list[i].field, moei_bits(v), 0);
+        if (list[i].count && (v < 0.0f || (list[i].count == 1 && v > 1.0f)))
+            return moei_fail(error, MOE_ERR_KNOB, list[i].field, moei_bits(v), 0);
+    }
+    return MOE_OK;
+}
+static moe_status moei_check_vector(const moe_array *a, const char *field, moe_error *error) {
+    if (a->type == MOE_TYPE_NONE) return MOE_OK;
+    if (a->type != MOE_TYPE_F32 && a->type != MOE_TYPE_F16 && a->type != MOE_TYPE_BF16)
+        return moei_fail(error, MOE_ERR_TYPE, field, a->type, MOE_TYPE_F32);
+    if (a->expert ? !a->expert[0] : !a->data) return moei_fail(error, MOE_ERR_NULL, field, 0, 0);
+    return MOE_OK;
+}
+
+static moe_status moei_check_groups(const moe_desc *d, moe_error *error) {
+    const moe_router *p = &d->router;
+    uint32_t n = d->n_experts + d->n_zero_experts, size;
+    if (p->group == MOE_GROUP_NONE) return MOE_OK;
+    if (!p->n_group || n % p->n_group) return moei_fail(error, MOE_ERR_KNOB, "router.n_group", p->n_group, n);
+    size = n / p->n_group;
+    if (p->group == MOE_GROUP_PER_GROUP) {
+        if (d->top_k % p->n_group || d->top_k / p->n_group > size)
+            return moei_fail(error, MOE_ERR_KNOB, "router.n_group", p->n_group, d->top_k);
+    } else if (!p->topk_group || p->topk_group > p->n_group || (uint64_t)p->topk_group * size < d->top_k) {
+        return moei_fail(error, MOE_ERR_KNOB, "router.topk_group", p->topk_group, p->n_group);
+    }
+    return MOE_OK;
+}
+
+static moe_status moei_check_pick(const moe_desc *d, moe_error *error) {
+    const moe_router *p = &d->router;
+    if (p->pick == MOE_PICK_TABLE) {
+        size_t size = p->table_bytes == 8 ? 8 : 4;
+        if (!p->table) return moei_fail(error, MOE_ERR_NULL, "router.table", 0, 0);
+        if (p->table_bytes && p->table_bytes != 4 && p->table_bytes != 8)
+            return moei_fail(error, MOE_ERR_KNOB, "router.table_bytes", p->table_bytes, 4);
+        if (p->table_stride && p->table_stride < d->top_k * size)
+            return moei_fail(error, MOE_ERR_STRIDE, "router.table_stride", p->table_stride, d->top_k * size);
+    }
+    if (p->pick == MOE_PICK_SPARSEMIXER) { /* defined for two experts, and for logits alone */
+        if (d->top_k > 2) return moei_fail(error, MOE_ERR_KNOB, "top_k", d->top_k, 2);
+        if (p->group) return moei_fail(error, MOE_ERR_KNOB, "router.group", p->group, MOE_GROUP_NONE);
+        if (p->select_bias.type) return moei_fail(error, MOE_ERR_KNOB, "router.select_bias", p->select_bias.type, 0);
+        if (moei_sink_rows(d)) return moei_fail(error, MOE_ERR_KNOB, "shared.gate_kind", d->shared.gate_kind, 0);
+    }
+    return MOE_OK;
+}
+
+/* Everything that routing reads of a desc. */
+static moe_status moei_check_router(const moe_desc *d, moe_error *error) {
+    uint64_t n = (uint64_t)d->n_experts + d->n_zero_experts;
+    moe_status status;
+    if (!d->n_experts || n + d->shared.count > INT32_MAX) return moei_fail(error, MOE_ERR_SIZE, "n_experts", n, INT32_MAX);
+    if (!d->top_k || d->top_k > n) return moei_fail(error, MOE_ERR_SIZE, "top_k", d->top_k, n);
+    status = moei_check_knobs(d, moei_router_knobs, MOEI_COUNT(moei_router_knobs), error);
+    if (!status) status = moei_check_floats(d, moei_router_floats, MOEI_COUNT(moei_router_floats), error);
+    if (!status) status = moei_check_vector(&d->router.select_bias, "router.select_bias", error);
+    if (!status) status = moei_check_vector(&d->router.expert_scale, "router.expert_scale", error);
+    if (!status) status = moei_check_groups(d, error);
+    if (!status) status = moei_check_pick(d, error);
+    if (!status && d->router.norm == MOE_NORM_SUM_WITH_SHARED && !moei_sink_rows(d))
+        status = moei_fail(error, MOE_ERR_KNOB, "router.norm", d->router.norm, MOE_NORM_SUM);
+    return status;
+}
+
+/* ---- moe_select ---- */
+
+#define MOEI_SELECT_ROWS 2048 /* its scratch is on the stack: 64 KiB */
+
+static void moei_route_exp(float *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = moei_exp(x[i]);
+}
+static void moei_route_sigmoid(float *y, const float *x, float a, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = moei_sigmoid(a * x[i]);
+}
+static const moei_vec moei_route_vec = {moei_route_exp, moei_route_sigmoid, NULL, NULL};
+
+static moe_status moei_check_select(const moe_desc *d, const float *logits, size_t n_tokens, const int32_t *token_ids,
+                                    const int32_t *ids, const float *weights, moe_error *error) {
+    const char *missing = !d ? "desc" : !logits ? "logits" : !ids ? "ids" : !weights ? "weights" : NULL;
+    if (!d || (n_tokens && missing)) return moei_fail(error, MOE_ERR_NULL, missing, 0, 0);
+    if (d->begin_ != MOE_CANARY || d->end_ != MOE_CANARY) return moei_fail(error, MOE_ERR_DESC, "begin_", d->begin_, 0);
+    moe_status status = moei_check_router(d, error);
+    if (status) return status;
+    if (moei_route_rows(d) > MOEI_SELECT_ROWS)
+        return moei_fail(error, MOE_ERR_SIZE, "n_experts", moei_route_rows(d), MOEI_SELECT_ROWS);
+    if (d->router.pick != MOE_PICK_TABLE) return MOE_OK;
+    if (n_tokens && !token_ids) return moei_fail(error, MOE_ERR_TOKEN_ID, "token_ids", 0, 0);
+    for (size_t t = 0; t < n_tokens; t++) {
+        status = moei_table_row(d, token_ids[t], d->top_k, NULL);
+        if (status == MOE_ERR_TOKEN_ID)
+            return moei_fail(error, status, "token_ids", (uint32_t)token_ids[t], d->router.table_rows);
+        if (status) return moei_fail(error, status, "router.table", t, d->n_experts + d->n_zero_experts);
+    }
+    return MOE_OK;
+}
+
+MOE_API moe_status moe_select(const moe_desc *desc, const float *logits, size_t n_tokens, const int32_t *token_ids, int32_t *ids,
+                              float *weights, moe_error *error) {
+    uint64_t scratch[MOEI_SELECT_ROWS * 4 + 8];
+    moei_router r;
+    moe_status status = moei_check_select(desc, logits, n_tokens, token_ids, ids, weights, error);
+    if (status) return status;
+    moei_router_begin(&r, desc, &moei_route_vec, desc->top_k, scratch);
+    r.hold = 0;
+    for (size_t t = 0; t < n_tokens; t++, logits += r.n_ids + r.n_sink, ids += desc->top_k, weights += desc->top_k) {
+        int given = desc->router.pick == MOE_PICK_TABLE;
+        if (given) moei_table_row(desc, token_ids[t], desc->top_k, ids);
+        moei_select_token(&r, logits, given ? ids : NULL, desc->top_k, ids, weights, NULL);
+    }
+    return moei_fail(error, MOE_OK, "", 0, 0);
+}
 
 /* ==== >>presets: every family's knobs ================================================================================== */
 
