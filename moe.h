@@ -741,8 +741,9 @@ MOEI_FORCE float moei_tanh(float x) {
     return x < 0.0f ? -far : far; /* NaN comes through exp */
 }
 
-/* The normal distribution function, 0.5 erfc(-x / sqrt 2), 3.5e-7 relative for x > -13: its tail is exp(-x^2 / 2) t P(t - 1/2)
-   with t = 1 / (1 + 3/8 |x|). Rounding x^2 would cost x^2 / 2 ULP: an fma finds that error and the next one puts it back. */
+/* The normal distribution function, 0.5 erfc(-x / sqrt 2), 3.5e-7 relative for x > -13: its tail is exp(-x^2 / 2) t
+   P(t - 1/2) with t = 1 / (1 + 3/8 |x|). Rounding x^2 would cost x^2 / 2 ULP: an fma finds that error and the next
+   one puts it back. */
 MOEI_FORCE float moei_phi(float x) {
     float a = x < 0.0f ? -x : x, b = a > 15.0f ? 15.0f : a, h = b * b, lo = moei_fma(b, b, -h) * 0.5f;
     float t = 1.0f / moei_fma(b, 0.375f, 1.0f), v = t - 0.5f, e = moei_exp(h * -0.5f), p = 0.020548784f;
@@ -1747,14 +1748,15 @@ MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei
 
 /* ==== >>cpu: what this machine can do ================================================================================== */
 
-/* ==== >>route: logits to ids and weights ===============================================================================
-   One function over data routes a token: moei_select_token does R2 .. R9 for every model (the formulas stand at moe_router).
-   Begin with moei_router_begin, which resolves the zeros of a desc and decodes its arrays once for many tokens. All of it is
-   f32; keys are formed in f32 (s + bias), as every model's own code does, because selection depends on that rounding (GLM-5:
-   biases of 12 against scores of 1e-8). May call numerics and, through moei_vec, a tier.
-   Any bits of logits and biases give distinct ids in range, with any compiler flags: what decides is integers. A NaN logit
-   counts as -Inf: its expert is taken only when fewer than k others are left, and its score is 0. A NaN key (a NaN bias) counts
-   as -Inf too. Logits of +Inf share the mass. Where a sum of weights is 0, its weights are 0. Ties: the lowest id. */
+/* ==== >>route: logits to ids and weights ===========================================================================
+   One function over data routes a token: moei_select_token does R2 .. R9 for every model (the formulas stand at
+   moe_router). Begin with moei_router_begin, which resolves the zeros of a desc and decodes its arrays once for many
+   tokens. All of it is f32; keys are formed in f32 (s + bias), as every model's own code does, because selection
+   depends on that rounding (GLM-5: biases of 12 against scores of 1e-8). May call numerics and, through moei_vec, a
+   tier. Any bits of logits and biases give distinct ids in range, with any compiler flags: what decides is integers.
+   A NaN logit counts as -Inf: its expert is taken only when fewer than k others are left, and its score is 0. A NaN
+   key (a NaN bias) counts as -Inf too. Logits of +Inf share the mass. Where a sum of weights is 0, its weights are 0.
+   Ties: the lowest id. */
 
 MOEI_FORCE float moei_inf(void) { return moei_float(0x7f800000u); } /* a literal is undefined under -ffast-math */
 
@@ -1769,7 +1771,8 @@ MOEI_FORCE float moei_route_array(const moe_array *a, size_t i) {
     const uint8_t *p = (const uint8_t *)(a->expert ? a->expert[0] : a->data) + a->offset;
     size_t size = a->type == MOE_TYPE_F32 ? 4 : 2;
     p += i * (a->stride ? a->stride : size);
-    return a->type == MOE_TYPE_F32 ? moei_loadf32(p) : a->type == MOE_TYPE_F16 ? moei_f16(moei_load16(p)) : moei_bf16(moei_load16(p));
+    if (a->type == MOE_TYPE_F32) return moei_loadf32(p);
+    return a->type == MOE_TYPE_F16 ? moei_f16(moei_load16(p)) : moei_bf16(moei_load16(p));
 }
 
 /* A desc's routing, ready for many tokens; one per task. */
@@ -1789,7 +1792,9 @@ MOEI_FORCE uint32_t moei_sink_rows(const moe_desc *d) {
     const moe_shared *s = &d->shared;
     return s->gate_kind != MOE_SHARED_ROUTER_SINK ? 0 : s->count ? s->count : s->d_ff != 0;
 }
-MOEI_FORCE size_t moei_route_rows(const moe_desc *d) { return (size_t)d->n_experts + d->n_zero_experts + moei_sink_rows(d); }
+MOEI_FORCE size_t moei_route_rows(const moe_desc *d) {
+    return (size_t)d->n_experts + d->n_zero_experts + moei_sink_rows(d);
+}
 
 /* Bytes of scratch (any alignment) that a moei_router needs for tokens of up to k slots. */
 static MOEI_UNUSED size_t moei_select_scratch(const moe_desc *d, uint32_t k) {
@@ -1819,8 +1824,8 @@ static MOEI_UNUSED void moei_router_begin(moei_router *r, const moe_desc *d, con
 
 /* ---- the k largest ---- */
 
-/* best[0 .. k) = order << 32 | ~index of the k <= n largest keys, descending: the smallest index first among equals. A sorted
-   list: an element is compared with its last entry and seldom gets in (about k ln(n / k) times). */
+/* best[0 .. k) = order << 32 | ~index of the k <= n largest keys, descending: the smallest index first among equals.
+   A sorted list: an element is compared with its last entry and seldom gets in (about k ln(n / k) times). */
 static void moei_top_few(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
     uint32_t i, j, count = 0, least = 0;
     for (i = 0; i < n; i++) {
@@ -1976,8 +1981,10 @@ static void moei_limit_groups(const moei_router *r) {
 
 static void moei_pick_top(const moei_router *r, uint32_t k, int32_t *ids) {
     const moe_router *p = &r->d->router;
-    uint32_t parts = p->group == MOE_GROUP_PER_GROUP ? p->n_group : 1, g, j, size = r->n_ids / parts, each = k / parts;
-    if ((p->group == MOE_GROUP_MAX || p->group == MOE_GROUP_TOP2_SUM) && p->topk_group < p->n_group) moei_limit_groups(r);
+    uint32_t g, j, parts = p->group == MOE_GROUP_PER_GROUP ? p->n_group : 1;
+    uint32_t size = r->n_ids / parts, each = k / parts;
+    int limited = p->group == MOE_GROUP_MAX || p->group == MOE_GROUP_TOP2_SUM;
+    if (limited && p->topk_group < p->n_group) moei_limit_groups(r);
     moei_order(r);
     for (g = 0; g < parts; g++) {
         moei_top_k(r->key + g * size, size, each, r->best);
@@ -1985,8 +1992,9 @@ static void moei_pick_top(const moei_router *r, uint32_t k, int32_t *ids) {
     }
 }
 
-/* Phi-3.5-MoE: the best expert's share of those within the threshold, then the same without it. The threshold is relative to
-   the expert's own logit, the masked one included. Weights usually are 1 and 1. given: ids instead of the best. */
+/* Phi-3.5-MoE: the best expert's share of those within the threshold, then the same without it. The threshold is
+   relative to the expert's own logit, the masked one included. Weights usually are 1 and 1. given: ids instead of the
+   best. */
 static void moei_sparsemixer(const moei_router *r, const int32_t *given, uint32_t k, int32_t *ids, float *w) {
     uint32_t i, j, n = r->n_ids;
     float *m = r->q, *e = r->s, limit = 2.0f * r->jitter;
@@ -2040,7 +2048,7 @@ static void moei_normalise(const moei_router *r, uint32_t k, float *w, float *si
     for (j = 0; j < n_sink; j++) sink[j] = sum > 0.0f ? sink[j] / sum : 0.0f;
 }
 
-/* Drops weights that are small against the largest, or beyond a share of the sum; the number of those that were not 0. */
+/* Drops weights that are small against the largest, or beyond a share of the sum. Returns how many were not 0. */
 static uint32_t moei_drop_small(const moei_router *r, uint32_t k, float *w) {
     const moe_router *p = &r->d->router;
     uint32_t j, saved = 0, keep = p->min_keep ? p->min_keep : 1;
@@ -2067,11 +2075,11 @@ static uint32_t moei_scale_weights(const moei_router *r, uint32_t k, const int32
     return saved;
 }
 
-/* Routes one token. logits [rows] as W x + bias; given [k] ids of a table or the caller (-1 = skip), or NULL: select; writes
-   ids [k] (may be `given`), weights [k] and sink [n_sink] (the shared experts' weights; NULL if not wanted).
+/* Routes one token. logits [rows] as W x + bias; given [k] ids of a table or the caller (-1 = skip), or NULL: select;
+   writes ids [k] (may be `given`), weights [k] and sink [n_sink] (the shared experts' weights; NULL if not wanted).
    Returns how many slots drop_below and top_p saved: their weights are 0. r->hold: moei_capacity has to follow. */
-static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float *logits, const int32_t *given, uint32_t k,
-                                              int32_t *ids, float *weights, float *sink) {
+static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float *logits, const int32_t *given,
+                                              uint32_t k, int32_t *ids, float *weights, float *sink) {
     const moe_router *p = &r->d->router;
     moei_clean_logits(r, logits);
     if (p->pick == MOE_PICK_SPARSEMIXER) {
@@ -2110,8 +2118,8 @@ static MOEI_UNUSED moe_status moei_table_row(const moe_desc *d, int32_t token, u
     return MOE_OK;
 }
 
-/* Places per expert in a call of n tokens; SIZE_MAX = no limit. The product is rounded to float on purpose: 0.1f is a little
-   more than 0.1, and 10 tokens at 0.1 are one place, not two. */
+/* Places per expert in a call of n tokens; SIZE_MAX = no limit. The product is rounded to float on purpose: 0.1f is a
+   little more than 0.1, and 10 tokens at 0.1 are one place, not two. */
 static MOEI_UNUSED size_t moei_capacity_places(const moe_desc *d, size_t n_tokens) {
     float want = (float)n_tokens * d->router.capacity_factor;
     size_t places = want < 4e9f ? (size_t)want : SIZE_MAX;
@@ -2151,8 +2159,8 @@ static void moei_drop_over(const moei_router *r, moei_held *h, size_t places, co
     }
 }
 
-/* Capacity (Switch, GShard, NLLB) of a whole call: drops, then does what moei_select_token held back: normalisation if it
-   comes after dropping, and the scales. */
+/* Capacity (Switch, GShard, NLLB) of a whole call: drops, then does what moei_select_token held back: normalisation
+   if it comes after dropping, and the scales. */
 static MOEI_UNUSED void moei_capacity(const moei_router *r, moei_held *h, void *scratch) {
     const moe_router *p = &r->d->router;
     uint64_t *order = (uint64_t *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
@@ -2186,7 +2194,8 @@ static MOEI_UNUSED void moei_route_stats(const moei_router *r, const float *logi
 
 /* ---- Checks ---- */
 
-static MOEI_UNUSED moe_status moei_fail(moe_error *e, moe_status status, const char *field, uint64_t got, uint64_t want) {
+static MOEI_UNUSED moe_status moei_fail(moe_error *e, moe_status status, const char *field, uint64_t got,
+                                        uint64_t want) {
     if (e) e->status = status, e->field = field, e->got = got, e->want = want;
     return status;
 }
@@ -2274,7 +2283,8 @@ static moe_status moei_check_pick(const moe_desc *d, moe_error *error) {
 static moe_status moei_check_router(const moe_desc *d, moe_error *error) {
     uint64_t n = (uint64_t)d->n_experts + d->n_zero_experts;
     moe_status status;
-    if (!d->n_experts || n + d->shared.count > INT32_MAX) return moei_fail(error, MOE_ERR_SIZE, "n_experts", n, INT32_MAX);
+    if (!d->n_experts || n + d->shared.count > INT32_MAX)
+        return moei_fail(error, MOE_ERR_SIZE, "n_experts", n, INT32_MAX);
     if (!d->top_k || d->top_k > n) return moei_fail(error, MOE_ERR_SIZE, "top_k", d->top_k, n);
     status = moei_check_knobs(d, moei_router_knobs, MOEI_COUNT(moei_router_knobs), error);
     if (!status) status = moei_check_floats(d, moei_router_floats, MOEI_COUNT(moei_router_floats), error);
@@ -2303,7 +2313,8 @@ static moe_status moei_check_select(const moe_desc *d, const float *logits, size
                                     const int32_t *ids, const float *weights, moe_error *error) {
     const char *missing = !d ? "desc" : !logits ? "logits" : !ids ? "ids" : !weights ? "weights" : NULL;
     if (!d || (n_tokens && missing)) return moei_fail(error, MOE_ERR_NULL, missing, 0, 0);
-    if (d->begin_ != MOE_CANARY || d->end_ != MOE_CANARY) return moei_fail(error, MOE_ERR_DESC, "begin_", d->begin_, 0);
+    if (d->begin_ != MOE_CANARY) return moei_fail(error, MOE_ERR_DESC, "begin_", d->begin_, MOE_CANARY);
+    if (d->end_ != MOE_CANARY) return moei_fail(error, MOE_ERR_DESC, "end_", d->end_, MOE_CANARY);
     moe_status status = moei_check_router(d, error);
     if (status) return status;
     if (moei_route_rows(d) > MOEI_SELECT_ROWS)
@@ -2319,8 +2330,8 @@ static moe_status moei_check_select(const moe_desc *d, const float *logits, size
     return MOE_OK;
 }
 
-MOE_API moe_status moe_select(const moe_desc *desc, const float *logits, size_t n_tokens, const int32_t *token_ids, int32_t *ids,
-                              float *weights, moe_error *error) {
+MOE_API moe_status moe_select(const moe_desc *desc, const float *logits, size_t n_tokens, const int32_t *token_ids,
+                              int32_t *ids, float *weights, moe_error *error) {
     uint64_t scratch[MOEI_SELECT_ROWS * 4 + 8];
     moei_router r;
     moe_status status = moei_check_select(desc, logits, n_tokens, token_ids, ids, weights, error);
@@ -2335,7 +2346,332 @@ MOE_API moe_status moe_select(const moe_desc *desc, const float *logits, size_t 
     return moei_fail(error, MOE_OK, "", 0, 0);
 }
 
-/* ==== >>presets: every family's knobs ================================================================================== */
+/* ==== >>presets: every family's knobs, names, counts ===============================================================
+   A row per family: its names (Hugging Face model_type and GGUF architecture; case and - _ . don't matter), words for
+   the knobs that differ from zero, and the numbers. Read from the models' own code and configs; M = from memory,
+   check before relying on it. Numbers are those of the largest release: a checkpoint's config wins. Families of
+   DeepSeek-V3's class say top2 with 1 group: the statistic is the code's, the number of groups is the config's. */
+
+typedef struct moei_word {
+    const char *word;
+    size_t offset; /* in moe_desc, of a uint32_t, or of a float if real is not 0 */
+    uint32_t value;
+    float real;
+} moei_word;
+#define MOEI_WORD(word, field, value) {word, offsetof(moe_desc, field), (uint32_t)(value), 0.0f}
+#define MOEI_REAL(word, field, real) {word, offsetof(moe_desc, field), 0, real}
+static const moei_word moei_words[] = {
+    MOEI_WORD("sigmoid", router.score, MOE_SCORE_SIGMOID),
+    MOEI_WORD("sqrtsoftplus", router.score, MOE_SCORE_SQRT_SOFTPLUS),
+    MOEI_WORD("logit", router.select_on, MOE_SELECT_LOGIT),
+    MOEI_WORD("sparsemixer", router.pick, MOE_PICK_SPARSEMIXER),
+    MOEI_WORD("selected", router.weight_from, MOE_WEIGHT_SOFTMAX_SELECTED),
+    MOEI_WORD("sum", router.norm, MOE_NORM_SUM),
+    MOEI_WORD("sum+shared", router.norm, MOE_NORM_SUM_WITH_SHARED),
+    MOEI_WORD("max", router.group, MOE_GROUP_MAX),
+    MOEI_WORD("top2", router.group, MOE_GROUP_TOP2_SUM),
+    MOEI_WORD("pergroup", router.group, MOE_GROUP_PER_GROUP),
+    MOEI_WORD("skip_k1", router.norm_skip_k1, 1),
+    MOEI_WORD("norm_after", router.capacity_norm_after, 1),
+    MOEI_REAL("floor1e-12", router.norm_min, 1e-12f),
+    MOEI_REAL("floor_eps", router.norm_min, 1.1920929e-7f),
+    MOEI_REAL("softcap30", router.softcap, 30.0f),
+    MOEI_REAL("rms1e-6", router.input_norm_eps, 1e-6f),
+    MOEI_WORD("gelu_tanh", ffn.activation, MOE_ACT_GELU_TANH),
+    MOEI_WORD("gelu_erf", ffn.activation, MOE_ACT_GELU_ERF),
+    MOEI_WORD("relu", ffn.activation, MOE_ACT_RELU),
+    MOEI_WORD("relu2", ffn.activation, MOE_ACT_RELU2),
+    MOEI_WORD("oai", ffn.activation, MOE_ACT_OAI),
+    MOEI_WORD("situ", ffn.activation, MOE_ACT_SITU),
+    MOEI_WORD("ungated", ffn.ungated, 1),
+    MOEI_WORD("pre", ffn.clamp, MOE_CLAMP_PRE),
+    MOEI_WORD("pre", shared.clamp, MOE_CLAMP_PRE),
+    MOEI_WORD("input", ffn.weight_at, MOE_WEIGHT_AT_INPUT),
+    MOEI_WORD("hidden", ffn.weight_at, MOE_WEIGHT_AT_HIDDEN),
+    MOEI_REAL("out0.8", ffn.expert_out_scale, 0.8f),
+    MOEI_REAL("sqrt_half", ffn.combine_scale, 0.707106769f),
+    MOEI_WORD("shared_sigmoid", shared.gate_kind, MOE_SHARED_SIGMOID),
+    MOEI_WORD("shared_softmax", shared.gate_kind, MOE_SHARED_SOFTMAX2),
+    MOEI_WORD("sink", shared.gate_kind, MOE_SHARED_ROUTER_SINK)};
+
+typedef struct moei_family {
+    const char *names;                   /* each ends with a 0 */
+    const char *words;                   /* NULL = it can't be expressed */
+    float norm_eps, routed_scale, limit; /* limit: of ffn and shared */
+    uint32_t n_group, topk_group;
+} moei_family;
+#define MOEI_PLAIN 0.0f, 0.0f, 0.0f, 0, 0
+static const moei_family moei_families[] = {
+    /* Mixtral's own code takes the softmax over the selected logits: the same in exact arithmetic. GGUF calls it
+       llama. */
+    {"mixtral\0llama\0", "sum", MOEI_PLAIN},
+    /* norm_topk_prob is false in Qwen2's releases, true in Qwen3's whatever the class's default, absent from 3.5's
+       and on */
+    {"qwen2_moe\0qwen2moe\0", "shared_sigmoid", MOEI_PLAIN},
+    {"qwen3_moe\0qwen3moe\0qwen3_vl_moe\0qwen3_vl_moe_text\0qwen3vlmoe\0qwen3_omni_moe\0qwen3_omni_moe_text\0"
+     "qwen3_omni_moe_thinker\0",
+     "sum", MOEI_PLAIN},
+    {"qwen3_next\0qwen3next\0qwen3_5_moe\0qwen3_5_moe_text\0qwen35moe\0", "sum shared_sigmoid", MOEI_PLAIN},
+    /* softmax over all, not renormalised */
+    {"olmoe\0flex_olmo\0jamba\0llada_moe\0", "", MOEI_PLAIN},
+    {"deepseek\0deepseek_moe\0deepseek_v2_lite\0", "max", 0.0f, 0.0f, 0.0f, 1, 1},
+    /* The 236B. Lite has the same model_type, topk_method "greedy" (no groups) and scale 1. */
+    {"deepseek_v2\0", "max", 0.0f, 16.0f, 0.0f, 8, 3},
+    /* GGUF has one name for V2, V3, Kimi-K2 and GLM-4.7-Flash: its keys tell them apart. No expert_gating_func means
+       V2; with sigmoid start from deepseek_v3, because the groups' statistic has no key. */
+    {"deepseek2\0", "max", 0.0f, 0.0f, 0.0f, 1, 1},
+    {"deepseek_v3\0deepseek_v32\0deepseek_r1\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 8, 4},
+    /* Flash; Pro scales by 2.5. The first three layers pick by a table; their weights are the learned gate's all the
+       same. */
+    {"deepseek_v4\0deepseek4\0", "sqrtsoftplus sum pre", 1e-20f, 1.5f, 10.0f, 0, 0},
+    {"kimi_k2\0kimi_k25\0kimi_k2_5\0", "sigmoid sum top2", 1e-20f, 2.827f, 0.0f, 1, 1},
+    /* Scale: config. Its own code weighs by score + bias by mistake: MOE_WEIGHT_BIASED for parity with that. */
+    {"kimi_linear\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 1, 1},
+    /* latent with an RMSNorm of the routed sum; scale: M */
+    {"kimi_k3\0", "sigmoid sum situ", 1e-20f, 0.0f, 0.0f, 0, 0},
+    {"moonlight\0", "sigmoid sum top2", 1e-20f, 2.446f, 0.0f, 1, 1}, /* its model_type is deepseek_v3 */
+    {"glm4_moe\0glm4moe\0glm4v_moe\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1}, /* Air scales by 1 */
+    /* some GGUFs lack the gating key: not softmax */
+    {"glm4_moe_lite\0", "sigmoid sum top2", 1e-20f, 1.8f, 0.0f, 1, 1},
+    /* biases of 12 against scores of 1e-8 */
+    {"glm_moe_dsa\0glm_dsa\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1},
+    {"llama4\0llama4_text\0", "sigmoid logit input", MOEI_PLAIN},
+    {"gpt_oss\0", "logit selected oai pre", 0.0f, 0.0f, 7.0f, 0, 0},
+    {"phimoe\0", "logit sparsemixer", MOEI_PLAIN}, /* weights sum to about 2 */
+    {"dbrx\0", "sum", MOEI_PLAIN}, /* an L1 norm of positive numbers */
+    /* Grok-1's code has no softcap; some serve it with 30. Grok-2 is known from serving code: its dense MLP goes in
+       as a shared expert, (moe + mlp) / sqrt 2. */
+    {"grok_1\0grok1\0grok\0", "gelu_tanh", MOEI_PLAIN},
+    {"grok_2\0grok2\0", "gelu_tanh softcap30 sqrt_half", MOEI_PLAIN},
+    {"granitemoe\0granitemoeshared\0granitemoehybrid\0granitehybrid\0", "logit selected", MOEI_PLAIN},
+    {"arctic\0", "sum", MOEI_PLAIN}, /* reads the norm of the layer's input, not of the attention's output */
+    /* No capacity here though configs have one (64 tokens): with it a token depends on its company. */
+    {"switch_transformers\0switch\0", "relu ungated", MOEI_PLAIN},
+    {"gshard\0", "sum relu ungated", 1e-9f, 0.0f, 0.0f, 0, 0},
+    {"glam\0", "sum gelu_tanh ungated", 1e-9f, 0.0f, 0.0f, 0, 0}, /* M: no public weights */
+    /* 1 - moe_token_dropout scales the experts at evaluation too. Normalised after dropping: M. */
+    {"nllb_moe\0", "sum floor_eps norm_after relu ungated out0.8", MOEI_PLAIN},
+    /* Shazeer et al. 2017, without its training noise */
+    {"shazeer2017\0", "logit selected relu ungated", MOEI_PLAIN},
+    {"jacobs1991\0", "relu ungated", MOEI_PLAIN}, /* Jacobs et al. 1991: top_k = n_experts */
+    {"minimax\0minimax_text_01\0minimax_m1\0", "sum", MOEI_PLAIN},
+    {"minimax_m2\0", "sigmoid sum", MOEI_PLAIN},
+    {"minimax_m3\0", "sigmoid sum oai pre", 0.0f, 2.0f, 7.0f, 0, 0},
+    {"ernie4_5_moe\0ernie4_5_vl_moe\0", "sum floor1e-12", MOEI_PLAIN}, /* softmax, and yet a selection bias */
+    {"hunyuan_v1_moe\0hunyuan_moe\0hunyuan\0", "sum skip_k1", MOEI_PLAIN},
+    {"hy_v3\0hy_mt2\0", "sigmoid sum", MOEI_PLAIN}, /* scale: config */
+    {"dots1\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1}, /* scale: M */
+    {"longcat_flash\0", "", 0.0f, 6.0f, 0.0f, 0, 0}, /* zero experts are the identity; scale: M */
+    {"bailing_moe\0bailingmoe\0", "sum", MOEI_PLAIN}, /* Ling, Ring */
+    {"bailing_moe_v2\0bailingmoe2\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 8, 4}, /* Ling 2; scale: M */
+    {"bailing_hybrid\0", "sigmoid sum top2", 0.0f, 0.0f, 0.0f, 8, 4}, /* Ling 3: late layers clamp POST, by config */
+    {"afmoe\0", "sigmoid sum top2", 1e-20f, 2.826f, 0.0f, 1, 1}, /* Trinity */
+    /* Super, Ultra: 5 */
+    {"nemotron_h\0nemotron_h_moe\0", "sigmoid sum top2 relu2 ungated", 1e-20f, 2.5f, 0.0f, 1, 1},
+    {"jetmoe\0", "logit selected", MOEI_PLAIN}, /* its FFN: its attention is a mixture too */
+    {"gemma4\0gemma4_text\0", "sum gelu_tanh rms1e-6", MOEI_PLAIN}, /* has input_scale and expert_scale */
+    {"step3\0step3_text\0step3_vl\0", "", MOEI_PLAIN},
+    {"step3p5\0step35\0step3p7\0", "sigmoid sum", 1e-20f, 3.0f, 0.0f, 0, 0}, /* last layers clamp POST, by config */
+    {"mimo_v2_flash\0mimo2\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 1, 1},
+    {"exaone_moe\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1}, /* some layers clamp PRE, by config */
+    {"axk1\0a.x_k1\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 8, 4}, /* scale: config */
+    /* DeepSeek-V3's class; scale: config */
+    {"solar_open\0param2\0param2moe\0sarvam\0sarvam_moe\0openpangu\0pangu_ultra_moe\0joyai\0joyai_llm_flash\0",
+     "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 1, 1},
+    {"lfm2_moe\0lfm2moe\0", "sigmoid sum", 1e-6f, 0.0f, 0.0f, 0, 0},
+    /* DeepSeek-V3's shape with softmax: the groups' statistic can't be derived from the score */
+    {"mistral4\0mistral_large_3\0mistral3_large\0mistral3\0", "sum top2", 1e-20f, 0.0f, 0.0f, 1, 1},
+    {"cohere2_moe\0cohere2moe\0", "sigmoid sum", MOEI_PLAIN}, /* combine_scale 0.5 where the config says "average" */
+    {"laguna\0", "sigmoid sum", MOEI_PLAIN}, /* configs may say sqrtsoftplus, a softcap, weights on the input */
+    {"klear\0", "sigmoid sum shared_softmax", MOEI_PLAIN},
+    {"inkling\0", "sigmoid sum+shared sink hidden", 0.0f, 8.0f, 0.0f, 0, 0}, /* times global_scale */
+    {"interns1_pro\0intern_s1_pro\0", "sum pergroup", 0.0f, 0.0f, 0.0f, 1, 1}, /* number of groups: config */
+    {"smallthinker\0", "sum relu", MOEI_PLAIN}, /* gated ReLU; configs may say sigmoid */
+    {"aria\0aria_text\0mellum\0rnd1\0", "sum", MOEI_PLAIN},
+    {"nomic_bert_moe\0", "gelu_erf ungated", MOEI_PLAIN}, /* which GELU: M */
+    {"grovemoe\0soft_moe\0expert_choice\0", NULL, MOEI_PLAIN}};
+
+/* Equal but for case; - _ . are one letter. */
+static int moei_same_name(const char *a, const char *b) {
+    for (;; a++, b++) {
+        char c = *a >= 'A' && *a <= 'Z' ? (char)(*a + 32) : *a == '-' || *a == '.' ? '_' : *a;
+        char d = *b >= 'A' && *b <= 'Z' ? (char)(*b + 32) : *b == '-' || *b == '.' ? '_' : *b;
+        if (c != d) return 0;
+        if (!c) return 1;
+    }
+}
+
+static void moei_apply_word(moe_desc *desc, const char *word, size_t n) {
+    for (size_t i = 0; i < MOEI_COUNT(moei_words); i++) {
+        const moei_word *w = &moei_words[i];
+        if (strncmp(w->word, word, n) || w->word[n]) continue;
+        if (w->real != 0.0f) memcpy((char *)desc + w->offset, &w->real, sizeof w->real);
+        else memcpy((char *)desc + w->offset, &w->value, sizeof w->value);
+    }
+}
+
+static moe_status moei_apply_family(moe_desc *desc, const moei_family *f) {
+    if (!f->words) return MOE_ERR_UNSUPPORTED;
+    for (const char *w = f->words; *w;) {
+        size_t n = strcspn(w, " ");
+        moei_apply_word(desc, w, n);
+        w += n + (w[n] == ' ');
+    }
+    desc->router.norm_eps = f->norm_eps, desc->router.routed_scale = f->routed_scale;
+    desc->router.n_group = f->n_group, desc->router.topk_group = f->topk_group;
+    desc->ffn.limit = f->limit, desc->shared.limit = f->limit;
+    return MOE_OK;
+}
+
+MOE_API moe_status moe_preset(moe_desc *desc, const char *model_type) {
+    if (!desc || !model_type) return MOE_ERR_NULL;
+    for (size_t i = 0; i < MOEI_COUNT(moei_families); i++)
+        for (const char *name = moei_families[i].names; *name; name += strlen(name) + 1)
+            if (moei_same_name(name, model_type)) return moei_apply_family(desc, &moei_families[i]);
+    return MOE_ERR_MODEL;
+}
+
+MOE_API const char *moe_preset_name(uint32_t index) {
+    for (size_t i = 0; i < MOEI_COUNT(moei_families); i++)
+        for (const char *name = moei_families[i].names; *name; name += strlen(name) + 1)
+            if (!index--) return name;
+    return NULL;
+}
+
+/* ---- names and sizes ---- */
+
+MOE_API uint32_t moe_version(void) { return MOE_VERSION; }
+
+MOE_API size_t moe_sizeof(const char *struct_name) {
+    static const struct {
+        const char *name;
+        size_t size;
+    } list[] = {
+#define MOEI_SIZE(type) {#type, sizeof(type)}
+        MOEI_SIZE(moe_array),    MOEI_SIZE(moe_grid),    MOEI_SIZE(moe_matrix), MOEI_SIZE(moe_router),
+        MOEI_SIZE(moe_ffn),      MOEI_SIZE(moe_shared),  MOEI_SIZE(moe_latent), MOEI_SIZE(moe_desc),
+        MOEI_SIZE(moe_error),    MOEI_SIZE(moe_experts), MOEI_SIZE(moe_io),     MOEI_SIZE(moe_layer),
+        MOEI_SIZE(moe_parallel), MOEI_SIZE(moe_stats),   MOEI_SIZE(moe_counts), MOEI_SIZE(moe_balance)
+#undef MOEI_SIZE
+    };
+    for (size_t i = 0; struct_name && i < MOEI_COUNT(list); i++)
+        if (!strcmp(list[i].name, struct_name)) return list[i].size;
+    return 0;
+}
+
+MOE_API const char *moe_status_text(moe_status status) {
+    static const char *const text[] = {
+#define MOE_X(id, words) words,
+        MOE_STATUSES(MOE_X)
+#undef MOE_X
+    };
+    return (uint32_t)status < MOE_STATUS_COUNT ? text[(uint32_t)status] : "unknown status";
+}
+
+static const char *const moei_compute_names[] = {"default", "f32", "bf16", "q8"};
+MOE_API const char *moe_compute_name(uint32_t compute) {
+    return compute < MOE_COMPUTE_COUNT ? moei_compute_names[compute] : "?";
+}
+MOE_API uint32_t moe_compute_by_name(const char *name) {
+    uint32_t i = 0;
+    if (!name) return MOE_COMPUTE_COUNT;
+    while (i < MOE_COMPUTE_COUNT && !moei_same_name(moei_compute_names[i], name)) i++;
+    return i;
+}
+
+/* ---- counts: every matrix and vector that the desc has, of the whole layer even if this process holds a part
+   ---- */
+
+static const uint8_t moei_type_size[] = {0,
+#define MOE_X(id, name, bytes) bytes,
+                                         MOE_TYPES(MOE_X)
+#undef MOE_X
+};
+static const uint32_t moei_scale_shape[][2] = {{0, 0},
+#define MOE_X(id, name, n, bytes, rows, cols) {rows, cols},
+                                               MOE_FORMATS(MOE_X)
+#undef MOE_X
+};
+
+static uint64_t moei_count_grid(const moe_grid *g, uint32_t format, uint64_t rows, uint64_t k) {
+    uint64_t r = g->rows ? g->rows : moei_scale_shape[format][0], c = g->cols ? g->cols : moei_scale_shape[format][1];
+    if (!g->type || !r || !c) return 0;
+    r = (rows + r - 1) / r, c = (k + c - 1) / c;
+    if (g->type == MOE_TYPE_U4X8) r = (r + 7) / 8; /* a word for eight rows */
+    return r * c * moei_type_size[g->type];
+}
+static void moei_count_vector(moe_counts *c, const moe_array *a, uint64_t n, uint64_t used, uint64_t length) {
+    if (!a->type) return;
+    uint64_t bytes = length * moei_type_size[a->type];
+    c->params_total += n * length, c->params_active += used * length;
+    c->bytes_total += n * bytes, c->bytes_active += used * bytes;
+}
+/* n matrices of which a token uses some */
+static void moei_count_matrix(moe_counts *c, const moe_matrix *m, uint64_t n, uint64_t used, uint64_t rows,
+                              uint64_t k) {
+    if (!m->format) return;
+    uint64_t bytes = rows * moe_row_bytes(m->format, (size_t)k) + moei_count_grid(&m->scale, m->format, rows, k) +
+                     moei_count_grid(&m->zero, m->format, rows, k) + moei_type_size[m->scale2.type];
+    c->params_total += n * rows * k, c->params_active += used * rows * k;
+    c->bytes_total += n * bytes, c->bytes_active += used * bytes;
+    c->flops_token += 2 * used * rows * k, c->flops_dense += 2 * n * rows * k;
+    moei_count_vector(c, &m->bias, n, used, rows);
+}
+
+/* Parameters are weights and vectors (biases, norms, router's), not scales; bytes are all of them. A token uses top_k
+   experts, zero experts counted as real ones; flops are those of the matrices. */
+MOE_API void moe_layer_counts(const moe_layer *layer, moe_counts *counts) {
+    moe_counts c = {0, 0, 0, 0, 0, 0};
+    if (!counts) return;
+    if (layer) {
+        const moe_desc *d = &layer->desc;
+        uint64_t n = d->n_experts, used = d->top_k < n ? d->top_k : n, in = d->latent.d ? d->latent.d : d->d_model;
+        uint64_t ns = d->shared.d_ff ? d->shared.count ? d->shared.count : 1 : 0, ids = n + d->n_zero_experts;
+        uint64_t gates = d->shared.gate_kind == MOE_SHARED_SOFTMAX2 ? 2 : 1;
+        moei_count_matrix(&c, &d->gate, n, used, d->d_ff, in);
+        moei_count_matrix(&c, &d->up, n, used, d->d_ff, in);
+        moei_count_matrix(&c, &d->down, n, used, in, d->d_ff);
+        moei_count_matrix(&c, &d->shared.gate, ns, ns, d->shared.d_ff, d->d_model);
+        moei_count_matrix(&c, &d->shared.up, ns, ns, d->shared.d_ff, d->d_model);
+        moei_count_matrix(&c, &d->shared.down, ns, ns, d->d_model, d->shared.d_ff);
+        moei_count_matrix(&c, &d->shared.gate_weight, ns != 0, ns != 0, gates, d->d_model);
+        moei_count_matrix(&c, &d->latent.in, 1, 1, in, d->d_model);
+        moei_count_matrix(&c, &d->latent.out, 1, 1, d->d_model, in);
+        moei_count_matrix(&c, &d->router.weight, 1, 1, moei_route_rows(d), d->d_model);
+        moei_count_vector(&c, &d->router.bias, 1, 1, moei_route_rows(d));
+        moei_count_vector(&c, &d->router.select_bias, 1, 1, ids);
+        moei_count_vector(&c, &d->router.expert_scale, 1, 1, ids);
+        moei_count_vector(&c, &d->router.input_scale, 1, 1, d->d_model);
+        moei_count_vector(&c, &d->latent.norm, 1, 1, in);
+        moei_count_vector(&c, &d->ffn.out_bias, 1, 1, d->d_model);
+    }
+    *counts = c;
+}
+
+/* ---- what a moe_stats says ---- */
+
+MOE_API void moe_stats_balance(const moe_stats *stats, uint32_t n_experts, moe_balance *balance) {
+    moe_balance b = {0.0, 0.0, 0.0, 0.0, 0.0};
+    double total = 0.0, most = 0.0, square = 0.0, n = (double)n_experts;
+    if (!balance) return;
+    *balance = b;
+    if (!stats || !n_experts || !stats->n_tokens) return;
+    b.z_loss = stats->z / (double)stats->n_tokens;
+    for (uint32_t i = 0; stats->tokens && i < n_experts; i++) {
+        double load = (double)stats->tokens[i];
+        total += load;
+        most = load > most ? load : most;
+    }
+    for (uint32_t i = 0; total > 0.0 && i < n_experts; i++) {
+        double share = (double)stats->tokens[i] / total, off = share * n - 1.0;
+        square += off * off;
+        if (share > 0.0 && n_experts > 1) b.entropy -= share * log(share) / log(n);
+        if (stats->score) b.aux_loss += n * share * stats->score[i] / (double)stats->n_tokens;
+    }
+    if (total > 0.0) b.imbalance = most * n / total, b.variation = sqrt(square / n);
+    if (total > 0.0 && n_experts == 1) b.entropy = 1.0;
+    *balance = b;
+}
 
 /* ==== >>choose: kernels for a layer ====================================================================================
    One line per tier, worst first. A compute runs on the best allowed tier that provides it; so VNNI, say, keeps AVX-512's F32. */
