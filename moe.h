@@ -31,7 +31,7 @@
           desc.gate.data = gate, desc.up.data = up, desc.down.data = down, desc.router.weight.data = router;
           moe_layer layer;
           moe_error error;
-          if (moe_layer_init(&layer, &desc, &error)) return printf("%s: %s\n", error.field, moe_status_text(error.status)), 1;
+          if (moe_layer_init(&layer, &desc, &error)) return printf("%s %s: %s\n", error.part, error.field, moe_status_text(error.status)), 1;
           moe_io io = {0};
           io.x = x, io.y = y, io.x_type = io.y_type = MOE_TYPE_F32, io.n_tokens = T;
           io.workspace_size = moe_workspace_size(&layer, T, 1);
@@ -264,8 +264,7 @@ typedef enum moe_drop { MOE_DROP_ZERO, MOE_DROP_PASS_THROUGH, MOE_DROP_COUNT } m
    w = s[ids]; w /= max(sum(w) + norm_eps, norm_min); w *= routed_scale * expert_scale[id].
    Rows of the router: n_experts, then n_zero_experts, then shared.count if shared.gate_kind is ROUTER_SINK. */
 typedef struct moe_router {
-    moe_matrix weight;        /* [rows][d_model], any format (F32 compute)                            */
-    moe_array bias;           /* [rows] part of the logit                             (gpt-oss)       */
+    moe_matrix weight;        /* [rows][d_model], any format (F32 compute); its bias is part of the logit (gpt-oss) */
     moe_array select_bias;    /* [n_experts + n_zero] selection only, never the weight (DeepSeek-V3)  */
     moe_array expert_scale;   /* [n_experts + n_zero] factor on the final weight      (Gemma-4)       */
     moe_array input_scale;    /* [d_model]: router input = rms_norm(x) * input_scale / sqrt(d_model)  */
@@ -373,10 +372,11 @@ typedef struct moe_desc {
 
 /* ---- One call ------------------------------------------------------------------------------------------------------- */
 
-/* What was wrong. field is a static string naming the struct member; got and want where numbers explain it. */
+/* What was wrong, as static strings: field names the struct member, part the matrix that it is in ("gate", "shared.down", ...)
+   or "". got and want where numbers explain it. */
 typedef struct moe_error {
     moe_status status;
-    const char *field;
+    const char *part, *field;
     uint64_t got, want;
 } moe_error;
 
@@ -2187,7 +2187,7 @@ static MOEI_UNUSED void moei_route_stats(const moei_router *r, const float *logi
 /* ---- Checks ---- */
 
 static MOEI_UNUSED moe_status moei_fail(moe_error *e, moe_status status, const char *field, uint64_t got, uint64_t want) {
-    if (e) e->status = status, e->field = field, e->got = got, e->want = want;
+    if (e) e->status = status, e->part = "", e->field = field, e->got = got, e->want = want;
     return status;
 }
 
@@ -2415,29 +2415,6 @@ static const moei_arith *moei_resolve(uint32_t tiers, uint32_t compute, const mo
 /* ==== >>validate: a desc becomes a layer ===============================================================================
    Everything that could make a later step read out of bounds, overflow or divide by zero is refused here, with the field's name. */
 
-#define MOEI_MATRIX_FIELDS(p)                                                                                            \
-    {p, p ".format", p ".data", p ".k_stride", p ".row_stride", p ".expert_stride", p ".scale", p ".zero", p ".scale2", p ".bias"}
-enum { MOEI_F_ALL, MOEI_F_FORMAT, MOEI_F_DATA, MOEI_F_K, MOEI_F_ROW, MOEI_F_EXPERT, MOEI_F_SCALE, MOEI_F_ZERO, MOEI_F_SCALE2, MOEI_F_BIAS };
-static const char *const moei_gate_fields[] = MOEI_MATRIX_FIELDS("gate");
-static const char *const moei_up_fields[] = MOEI_MATRIX_FIELDS("up");
-static const char *const moei_down_fields[] = MOEI_MATRIX_FIELDS("down");
-static const char *const moei_router_fields[] = MOEI_MATRIX_FIELDS("router.weight");
-static const char *const moei_sgate_fields[] = MOEI_MATRIX_FIELDS("shared.gate");
-static const char *const moei_sup_fields[] = MOEI_MATRIX_FIELDS("shared.up");
-static const char *const moei_sdown_fields[] = MOEI_MATRIX_FIELDS("shared.down");
-static const char *const moei_sweight_fields[] = MOEI_MATRIX_FIELDS("shared.gate_weight");
-static const char *const moei_latent_in_fields[] = MOEI_MATRIX_FIELDS("latent.in");
-static const char *const moei_latent_out_fields[] = MOEI_MATRIX_FIELDS("latent.out");
-
-static moe_status moei_fail(moe_error *error, moe_status status, const char *field, uint64_t got, uint64_t want) {
-    if (error) {
-        error->status = status;
-        error->field = field;
-        error->got = got;
-        error->want = want;
-    }
-    return status;
-}
 #define MOEI_TRY(call)                                                                                                   \
     do {                                                                                                                 \
         moe_status try_ = (call);                                                                                        \
@@ -2468,114 +2445,31 @@ static moe_status moei_check_array(const moe_array *a, size_t n_experts, size_t 
     return MOE_OK;
 }
 
-static moe_status moei_check_grid(const moe_grid *g, int is_zero, size_t n_experts, size_t rows, size_t k, const char *field,
-                                  moe_error *e) {
-    size_t bytes, all;
-    if (!g->type) return MOE_OK;
-    int scale = g->type >= MOE_TYPE_F32 && g->type <= MOE_TYPE_E4M3, zero = g->type == MOE_TYPE_U8 || g->type == MOE_TYPE_U4X8;
-    if (is_zero ? !zero : !scale) return moei_fail(e, MOE_ERR_TYPE, field, g->type, is_zero ? MOE_TYPE_U8 : MOE_TYPE_F32);
-    if (!g->data && !g->expert) return moei_fail(e, MOE_ERR_NULL, field, 0, 0);
-    size_t cols = g->cols ? g->cols : 1, per_row = (k + cols - 1) / cols * 4, n_rows = rows / (g->rows ? g->rows : 1) + 1;
-    if (cols != UINT32_MAX && cols < k && cols % 32 && !(cols == 16)) return moei_fail(e, MOE_ERR_SIZE, field, cols, 32);
-    if (!moei_mul(g->row_stride ? g->row_stride : per_row, n_rows, &bytes) ||
-        !moei_mul(g->expert_stride ? g->expert_stride : bytes, n_experts, &all) || !moei_add(all, g->offset, &all))
-        return moei_fail(e, MOE_ERR_OVERFLOW, field, 0, 0);
-    return MOE_OK;
-}
-
-/* Scales of a format whose blocks don't carry them must be given; group sizes default to the format's. */
-static moe_status moei_check_sides(const moe_matrix *m, size_t n_experts, size_t rows, size_t k, const char *const *names,
-                                   moe_error *e) {
-    static const uint32_t apart[MOE_FORMAT_COUNT] = {0,
-#define MOE_X(id, name, n, bytes, srows, scols) srows,
-                                                     MOE_FORMATS(MOE_X)
-#undef MOE_X
-    };
-    int row_scale_optional = m->format == MOE_FORMAT_FP8_CHANNEL || m->format == MOE_FORMAT_INT8_CHANNEL;
-    if (apart[m->format] && !m->scale.type && !row_scale_optional) return moei_fail(e, MOE_ERR_NULL, names[MOEI_F_SCALE], 0, 0);
-    if (!apart[m->format] && m->scale.type) return moei_fail(e, MOE_ERR_FORMAT, names[MOEI_F_SCALE], m->format, 0);
-    if (m->zero.type && m->format != MOE_FORMAT_INT4_GROUP) return moei_fail(e, MOE_ERR_FORMAT, names[MOEI_F_ZERO], m->format, 0);
-    MOEI_TRY(moei_check_grid(&m->scale, 0, n_experts, rows, k, names[MOEI_F_SCALE], e));
-    MOEI_TRY(moei_check_grid(&m->zero, 1, n_experts, rows, k, names[MOEI_F_ZERO], e));
-    MOEI_TRY(moei_check_array(&m->scale2, n_experts, 1, 0, names[MOEI_F_SCALE2], e));
-    return moei_check_array(&m->bias, n_experts, rows, 0, names[MOEI_F_BIAS], e);
-}
-
-/* Checks the matrix and fills its strides. */
-static moe_status moei_check_matrix(moe_matrix *m, size_t n_experts, size_t rows, size_t k, const char *const *names, moe_error *e) {
+/* Checks a matrix and fills in its strides. */
+static moe_status moei_fix_matrix(moe_matrix *m, size_t n_experts, size_t rows, size_t k, const char *part, moe_error *e) {
     size_t extent, all;
-    if (m->format == MOE_FORMAT_NONE || m->format >= MOE_FORMAT_COUNT) return moei_fail(e, MOE_ERR_FORMAT, names[MOEI_F_FORMAT], m->format, 0);
-    if (!m->data && !m->expert) return moei_fail(e, MOE_ERR_NULL, names[MOEI_F_DATA], 0, 0);
-    size_t row_bytes = moe_row_bytes(m->format, k);
-    if (!row_bytes) return moei_fail(e, MOE_ERR_BLOCK, names[MOEI_F_ALL], k, 0);
-    if (m->k_stride) {
-        size_t element = m->format == MOE_FORMAT_F32 ? 4 : 2;
-        if (m->format > MOE_FORMAT_BF16) return moei_fail(e, MOE_ERR_FORMAT, names[MOEI_F_K], m->format, 0);
-        if (!m->row_stride) m->row_stride = element;
-        if (m->k_stride < element) return moei_fail(e, MOE_ERR_STRIDE, names[MOEI_F_K], m->k_stride, element);
-        if (m->row_stride < element) return moei_fail(e, MOE_ERR_STRIDE, names[MOEI_F_ROW], m->row_stride, element);
-        if (!moei_mul(k, m->k_stride, &extent) || !moei_mul(rows, m->row_stride, &all) || !moei_add(extent, all, &all))
-            return moei_fail(e, MOE_ERR_OVERFLOW, names[MOEI_F_K], m->k_stride, 0);
-    } else {
-        if (!m->row_stride) m->row_stride = row_bytes;
-        if (m->row_stride < row_bytes) return moei_fail(e, MOE_ERR_STRIDE, names[MOEI_F_ROW], m->row_stride, row_bytes);
-        if (!moei_mul(rows, m->row_stride, &extent)) return moei_fail(e, MOE_ERR_OVERFLOW, names[MOEI_F_ROW], m->row_stride, 0);
-    }
+    moe_status status = moei_check_matrix(m, n_experts, rows, k, e);
+    if (e) e->part = part;
+    if (status) return status;
+    MOEI_TRY(moei_check_array(&m->scale2, n_experts, 1, 0, "scale2", e));
+    MOEI_TRY(moei_check_array(&m->bias, n_experts, rows, 0, "bias", e));
+    if (!m->row_stride) m->row_stride = m->k_stride ? moei_layouts[m->format].bytes : moe_row_bytes(m->format, k);
+    if (!moei_mul(m->k_stride ? k : rows, m->k_stride ? m->k_stride : m->row_stride, &extent)) return moei_fail(e, MOE_ERR_OVERFLOW, "row_stride", m->row_stride, 0);
     if (!m->expert_stride) m->expert_stride = extent;
     if (!moei_mul(n_experts, m->expert_stride, &all) || !moei_add(all, m->offset, &all))
-        return moei_fail(e, MOE_ERR_OVERFLOW, names[MOEI_F_EXPERT], m->expert_stride, 0);
-    return moei_check_sides(m, n_experts, rows, k, names, e);
-}
-
-typedef struct moei_range { uint32_t value, count; const char *field; } moei_range;
-static moe_status moei_check_enums(const moe_desc *d, moe_error *e) {
-    const moei_range list[] = {
-        {d->zero_kind, MOE_ZERO_COUNT, "zero_kind"},
-        {d->router.score, MOE_SCORE_COUNT, "router.score"},
-        {d->router.select_on, MOE_SELECT_COUNT, "router.select_on"},
-        {d->router.pick, MOE_PICK_COUNT, "router.pick"},
-        {d->router.weight_from, MOE_WEIGHT_COUNT, "router.weight_from"},
-        {d->router.norm, MOE_NORM_COUNT, "router.norm"},
-        {d->router.group, MOE_GROUP_COUNT, "router.group"},
-        {d->router.capacity_drop, MOE_DROP_COUNT, "router.capacity_drop"},
-        {d->ffn.activation, MOE_ACT_COUNT, "ffn.activation"},
-        {d->ffn.clamp, MOE_CLAMP_COUNT, "ffn.clamp"},
-        {d->ffn.weight_at, MOE_WEIGHT_AT_COUNT, "ffn.weight_at"},
-        {d->shared.gate_kind, MOE_SHARED_COUNT, "shared.gate_kind"},
-        {d->shared.clamp, MOE_CLAMP_COUNT, "shared.clamp"},
-        {d->compute, MOE_COMPUTE_COUNT, "compute"},
-        {d->ffn.ungated, 2, "ffn.ungated"},
-        {d->router.logit_bf16, 2, "router.logit_bf16"},
-        {d->router.norm_skip_k1, 2, "router.norm_skip_k1"},
-        {d->router.group_mask_zero, 2, "router.group_mask_zero"},
-        {d->router.capacity_by_score, 2, "router.capacity_by_score"},
-        {d->router.capacity_norm_after, 2, "router.capacity_norm_after"},
-    };
-    for (size_t i = 0; i < MOEI_COUNT(list); i++)
-        if (list[i].value >= list[i].count) return moei_fail(e, MOE_ERR_KNOB, list[i].field, list[i].value, list[i].count - 1);
+        return moei_fail(e, MOE_ERR_OVERFLOW, "expert_stride", m->expert_stride, 0);
+    if (e) e->part = "";
     return MOE_OK;
 }
 
-typedef struct moei_number { float value; const char *field; } moei_number;
-static moe_status moei_check_floats(const moe_desc *d, moe_error *e) { /* finite and not negative */
-    const moei_number list[] = {{d->router.softcap, "router.softcap"},       {d->router.jitter, "router.jitter"},
-                                {d->router.norm_eps, "router.norm_eps"},     {d->router.norm_min, "router.norm_min"},
-                                {d->router.drop_below, "router.drop_below"}, {d->router.top_p, "router.top_p"},
-                                {d->router.input_norm_eps, "router.input_norm_eps"},
-                                {d->router.capacity_factor, "router.capacity_factor"},
-                                {d->ffn.limit, "ffn.limit"},                 {d->shared.limit, "shared.limit"},
-                                {d->latent.norm_eps, "latent.norm_eps"}};
-    const moei_number any_sign[] = {{d->router.routed_scale, "router.routed_scale"}, {d->ffn.alpha, "ffn.alpha"},
-                                    {d->ffn.beta, "ffn.beta"},                       {d->ffn.linear_beta, "ffn.linear_beta"},
-                                    {d->ffn.expert_out_scale, "ffn.expert_out_scale"},
-                                    {d->ffn.combine_scale, "ffn.combine_scale"}};
-    for (size_t i = 0; i < MOEI_COUNT(list); i++)
-        if (moei_is_nan(list[i].value) || (moei_bits(list[i].value) >> 31 && moei_bits(list[i].value) != 0x80000000u))
-            return moei_fail(e, MOE_ERR_KNOB, list[i].field, moei_bits(list[i].value), 0);
-    for (size_t i = 0; i < MOEI_COUNT(any_sign); i++)
-        if (!moei_is_finite(any_sign[i].value)) return moei_fail(e, MOE_ERR_KNOB, any_sign[i].field, moei_bits(any_sign[i].value), 0);
-    return MOE_OK;
-}
+static const moei_knob_range moei_layer_knobs[] = {
+    MOEI_KNOB(zero_kind, MOE_ZERO_COUNT),        MOEI_KNOB(ffn.activation, MOE_ACT_COUNT), MOEI_KNOB(ffn.ungated, 2),
+    MOEI_KNOB(ffn.clamp, MOE_CLAMP_COUNT),       MOEI_KNOB(shared.clamp, MOE_CLAMP_COUNT), MOEI_KNOB(compute, MOE_COMPUTE_COUNT),
+    MOEI_KNOB(ffn.weight_at, MOE_WEIGHT_AT_COUNT)};
+static const moei_knob_range moei_layer_floats[] = {
+    MOEI_KNOB(router.input_norm_eps, 2), MOEI_KNOB(latent.norm_eps, 2), MOEI_KNOB(ffn.alpha, 0),
+    MOEI_KNOB(ffn.beta, 0),              MOEI_KNOB(ffn.linear_beta, 0), MOEI_KNOB(ffn.expert_out_scale, 0),
+    MOEI_KNOB(ffn.combine_scale, 0),     MOEI_KNOB(ffn.limit, 2),       MOEI_KNOB(shared.limit, 2)};
 
 /* The most of any dimension: 2^24 experts or 2^28 features; tables and slots then fit in 32 bits. */
 #define MOEI_MAX_EXPERTS (1u << 24)
@@ -2593,36 +2487,6 @@ static moe_status moei_check_sizes(const moe_desc *d, moe_error *e) {
     if (d->shared.count > MOEI_MAX_EXPERTS) return moei_fail(e, MOE_ERR_SIZE, "shared.count", d->shared.count, MOEI_MAX_EXPERTS);
     if (d->shared.d_ff > MOEI_MAX_WIDTH) return moei_fail(e, MOE_ERR_SIZE, "shared.d_ff", d->shared.d_ff, MOEI_MAX_WIDTH);
     if (d->latent.d > MOEI_MAX_WIDTH) return moei_fail(e, MOE_ERR_SIZE, "latent.d", d->latent.d, MOEI_MAX_WIDTH);
-    return MOE_OK;
-}
-
-/* Knobs that contradict each other. */
-static moe_status moei_check_router(const moe_desc *d, moe_error *e) {
-    const moe_router *r = &d->router;
-    uint32_t n = d->n_experts + d->n_zero_experts;
-    if (r->group != MOE_GROUP_NONE) {
-        if (r->n_group == 0 || n % r->n_group) return moei_fail(e, MOE_ERR_KNOB, "router.n_group", r->n_group, n);
-        if (r->group == MOE_GROUP_PER_GROUP) {
-            if (d->top_k % r->n_group || d->top_k / r->n_group > n / r->n_group)
-                return moei_fail(e, MOE_ERR_KNOB, "router.n_group", r->n_group, d->top_k);
-        } else if (r->topk_group == 0 || r->topk_group > r->n_group) {
-            return moei_fail(e, MOE_ERR_KNOB, "router.topk_group", r->topk_group, r->n_group);
-        } else if ((uint64_t)r->topk_group * (n / r->n_group) < d->top_k) {
-            return moei_fail(e, MOE_ERR_KNOB, "router.topk_group", r->topk_group, d->top_k);
-        }
-    }
-    if (r->pick == MOE_PICK_SPARSEMIXER && d->top_k != 2) return moei_fail(e, MOE_ERR_KNOB, "top_k", d->top_k, 2);
-    if (r->pick == MOE_PICK_TABLE) {
-        size_t id = r->table_bytes ? r->table_bytes : 4;
-        if (!r->table || !r->table_rows) return moei_fail(e, MOE_ERR_NULL, "router.table", r->table_rows, 1);
-        if (id != 4 && id != 8) return moei_fail(e, MOE_ERR_KNOB, "router.table_bytes", id, 4);
-        if (r->table_stride && r->table_stride < id * d->top_k) return moei_fail(e, MOE_ERR_STRIDE, "router.table_stride", r->table_stride, id * d->top_k);
-    }
-    if (d->shared.gate_kind == MOE_SHARED_ROUTER_SINK && !d->shared.d_ff) return moei_fail(e, MOE_ERR_KNOB, "shared.gate_kind", d->shared.gate_kind, 0);
-    if (r->capacity_norm_after && d->shared.gate_kind == MOE_SHARED_ROUTER_SINK) return moei_fail(e, MOE_ERR_UNSUPPORTED, "router.capacity_norm_after", 1, 0);
-    MOEI_TRY(moei_check_array(&r->select_bias, 1, n, 0, "router.select_bias", e));
-    MOEI_TRY(moei_check_array(&r->expert_scale, 1, n, 0, "router.expert_scale", e));
-    MOEI_TRY(moei_check_array(&r->input_scale, 1, d->d_model, 0, "router.input_scale", e));
     return MOE_OK;
 }
 
@@ -2648,14 +2512,12 @@ static void moei_fill_defaults(moe_desc *d) {
     d->ffn.combine_scale = moei_or(d->ffn.combine_scale, 1.0f);
 }
 
-static moe_status moei_check_bank(moei_bank *b, int ungated, uint32_t tiers, uint32_t compute, int strict,
-                                  const char *const *gate, const char *const *up, const char *const *down, moe_error *e) {
-    if (ungated)
-        memset(&b->gate, 0, sizeof b->gate);
-    else
-        MOEI_TRY(moei_check_matrix(&b->gate, b->n_experts, b->d_ff, b->d_in, gate, e));
-    MOEI_TRY(moei_check_matrix(&b->up, b->n_experts, b->d_ff, b->d_in, up, e));
-    MOEI_TRY(moei_check_matrix(&b->down, b->n_experts, b->d_in, b->d_ff, down, e));
+static moe_status moei_fix_bank(moei_bank *b, int ungated, uint32_t tiers, uint32_t compute, int strict, const char *const names[3],
+                                moe_error *e) {
+    if (ungated) memset(&b->gate, 0, sizeof b->gate);
+    else MOEI_TRY(moei_fix_matrix(&b->gate, b->n_experts, b->d_ff, b->d_in, names[MOE_GATE], e));
+    MOEI_TRY(moei_fix_matrix(&b->up, b->n_experts, b->d_ff, b->d_in, names[MOE_UP], e));
+    MOEI_TRY(moei_fix_matrix(&b->down, b->n_experts, b->d_in, b->d_ff, names[MOE_DOWN], e));
     b->in = moei_resolve(tiers, compute, &b->up, ungated ? NULL : &b->gate, b->d_in, strict);
     b->mid = moei_resolve(tiers, compute, &b->down, NULL, b->d_ff, strict);
     if (!b->in || !b->mid) return moei_fail(e, MOE_ERR_COMPUTE, "compute", compute, 0);
@@ -2686,20 +2548,20 @@ static moe_status moei_check_optional_parts(moe_layer *l, uint32_t tiers, moe_er
     moe_desc *d = &l->desc;
     int ungated = (int)d->ffn.ungated;
     if (l->shared.n_experts) {
-        MOEI_TRY(moei_check_bank(&l->shared, ungated, tiers, d->compute, 0, moei_sgate_fields, moei_sup_fields, moei_sdown_fields, e));
+        static const char *const names[3] = {"shared.gate", "shared.up", "shared.down"};
+        MOEI_TRY(moei_fix_bank(&l->shared, ungated, tiers, d->compute, 0, names, e));
         uint32_t rows = d->shared.gate_kind == MOE_SHARED_SIGMOID ? 1 : d->shared.gate_kind == MOE_SHARED_SOFTMAX2 ? 2 : 0;
-        if (rows) MOEI_TRY(moei_check_matrix(&d->shared.gate_weight, 1, rows, d->d_model, moei_sweight_fields, e));
+        if (rows) MOEI_TRY(moei_fix_matrix(&d->shared.gate_weight, 1, rows, d->d_model, "shared.gate_weight", e));
     }
     if (d->latent.d) {
-        MOEI_TRY(moei_check_matrix(&d->latent.in, 1, d->latent.d, d->d_model, moei_latent_in_fields, e));
-        MOEI_TRY(moei_check_matrix(&d->latent.out, 1, d->d_model, d->latent.d, moei_latent_out_fields, e));
+        MOEI_TRY(moei_fix_matrix(&d->latent.in, 1, d->latent.d, d->d_model, "latent.in", e));
+        MOEI_TRY(moei_fix_matrix(&d->latent.out, 1, d->d_model, d->latent.d, "latent.out", e));
         MOEI_TRY(moei_check_array(&d->latent.norm, 1, d->latent.d, 0, "latent.norm", e));
         l->latent_in = moei_resolve(tiers, d->compute, &d->latent.in, NULL, d->d_model, 0);
         l->latent_out = moei_resolve(tiers, d->compute, &d->latent.out, NULL, d->latent.d, 0);
     }
     if (d->router.weight.format)
-        MOEI_TRY(moei_check_matrix(&d->router.weight, 1, l->router_rows, d->d_model, moei_router_fields, e));
-    MOEI_TRY(moei_check_array(&d->router.bias, 1, l->router_rows, 0, "router.bias", e));
+        MOEI_TRY(moei_fix_matrix(&d->router.weight, 1, l->router_rows, d->d_model, "router.weight", e));
     return moei_check_array(&d->ffn.out_bias, 1, d->d_model, 0, "ffn.out_bias", e);
 }
 
@@ -2715,9 +2577,13 @@ static uint32_t moei_highest_tier(const moe_layer *l) {
 static moe_status moei_init(moe_layer *l, moe_error *e) {
     moe_desc *d = &l->desc;
     MOEI_TRY(moei_check_sizes(d, e));
-    MOEI_TRY(moei_check_enums(d, e));
-    MOEI_TRY(moei_check_floats(d, e));
     MOEI_TRY(moei_check_router(d, e));
+    MOEI_TRY(moei_check_knobs(d, moei_layer_knobs, MOEI_COUNT(moei_layer_knobs), e));
+    MOEI_TRY(moei_check_floats(d, moei_layer_floats, MOEI_COUNT(moei_layer_floats), e));
+    MOEI_TRY(moei_check_array(&d->router.input_scale, 1, d->d_model, 0, "router.input_scale", e));
+    MOEI_TRY(moei_check_array(&d->router.select_bias, 1, (size_t)d->n_experts + d->n_zero_experts, 0, "router.select_bias", e));
+    MOEI_TRY(moei_check_array(&d->router.expert_scale, 1, (size_t)d->n_experts + d->n_zero_experts, 0, "router.expert_scale", e));
+    if (d->shared.gate_kind == MOE_SHARED_ROUTER_SINK && !d->shared.d_ff) return moei_fail(e, MOE_ERR_SIZE, "shared.d_ff", 0, 1);
     uint32_t have = moe_tiers(), tiers = d->tiers ? (d->tiers & have) : have;
     if (!tiers) return moei_fail(e, MOE_ERR_TIER, "tiers", d->tiers, have);
     tiers |= MOE_TIER_BIT(MOE_TIER_C);
@@ -2727,7 +2593,8 @@ static moe_status moei_init(moe_layer *l, moe_error *e) {
     l->router = moei_choose_arith(tiers, MOE_COMPUTE_F32);
     l->n_ids = d->n_experts + d->n_zero_experts;
     l->router_rows = l->n_ids + (d->shared.gate_kind == MOE_SHARED_ROUTER_SINK ? d->shared.count : 0);
-    MOEI_TRY(moei_check_bank(&l->routed, (int)d->ffn.ungated, tiers, d->compute, 1, moei_gate_fields, moei_up_fields, moei_down_fields, e));
+    static const char *const names[3] = {"gate", "up", "down"};
+    MOEI_TRY(moei_fix_bank(&l->routed, (int)d->ffn.ungated, tiers, d->compute, 1, names, e));
     MOEI_TRY(moei_check_optional_parts(l, tiers, e));
     l->tier = moei_highest_tier(l);
     return MOE_OK;
@@ -2798,8 +2665,8 @@ typedef struct moei_plan {
     float *weights;                        /* [n_tokens][k] */
     float *passed;                         /* [n_tokens][k] weights of slots that pass x through */
     float *best;                           /* [n_tokens] largest score, for capacity by score */
-    float *gates;                          /* [n_tokens][max(2, shared.count)] weights of routed sum and shared experts */
-    uint32_t *queue;                       /* capacity: [n_ids + n_tokens] */
+    float *gates;                          /* [n_tokens][gates_per_token] weights of routed sum and shared experts */
+    void *queue;                           /* capacity's scratch */
     float *logits;                         /* [block][router_rows] */
     uint8_t *router_x;                     /* prepared rows */
     size_t router_x_stride, gates_per_token;
@@ -2904,14 +2771,14 @@ static void moei_lay_out(moei_plan *p) {
         return;
     }
     int capacity = d->router.capacity || d->router.capacity_factor > 0;
-    p->gates_per_token = l->shared.n_experts > 2 ? l->shared.n_experts : 2;
+    p->gates_per_token = d->shared.gate_kind == MOE_SHARED_ROUTER_SINK ? l->shared.n_experts : 2;
     p->state = (uint32_t *)moei_take(p, 4, sizeof(uint32_t));
     p->ids = (int32_t *)moei_take(p, all, sizeof(int32_t));
     p->weights = (float *)moei_take(p, all, sizeof(float));
     if (capacity) {
         p->passed = (float *)moei_take(p, all, sizeof(float));
         p->best = (float *)moei_take(p, p->n_tokens, sizeof(float));
-        p->queue = (uint32_t *)moei_take(p, (size_t)l->n_ids + 2 * p->n_tokens, sizeof(uint32_t));
+        p->queue = moei_take(p, moei_capacity_scratch(d, p->n_tokens), 1);
     }
     if (l->shared.n_experts) p->gates = (float *)moei_take(p, p->n_tokens, p->gates_per_token * sizeof(float));
     p->router_x_stride = moei_prepared_stride(l->router, d->d_model);
@@ -3181,23 +3048,6 @@ static void moei_logits(const moei_plan *p, size_t block, uint32_t ith, uint32_t
                  p->logits, ith, nth);
 }
 
-/* Statistics of the token last routed: all scores, logsumexp of the logits. */
-static void moei_count_scores(const moei_router *r, moe_stats *stats, uint32_t saved) {
-    double sum = 0, top = (double)r->l[0];
-    stats->saved += saved;
-    for (uint32_t i = 0; i < r->n_ids; i++) {
-        if ((double)r->l[i] > top) top = (double)r->l[i];
-        if (stats->score) stats->score[i] += (double)r->s[i];
-    }
-    for (uint32_t i = 0; i < r->n_ids; i++) sum += exp((double)r->l[i] - top);
-    stats->z += (top + log(sum)) * (top + log(sum));
-}
-
-static int32_t moei_table_id(const uint8_t *p, uint32_t bytes) { /* an i64 that does not fit becomes an id that no layer has */
-    uint32_t low = moei_load32(p), high = bytes == 8 ? moei_load32(p + 4) : low >> 31 ? UINT32_MAX : 0;
-    return high != (low >> 31 ? UINT32_MAX : 0) ? INT32_MAX : (int32_t)low;
-}
-
 static const int32_t *moei_ids_row(const moei_plan *p, size_t token) {
     return (const int32_t *)(const void *)((const uint8_t *)p->io->ids_in + token * p->io->ids_stride);
 }
@@ -3208,8 +3058,7 @@ static const int32_t *moei_given_ids(const moei_plan *p, size_t token, int32_t *
     if (p->io->ids_in) {
         memcpy(ids, moei_ids_row(p, token), p->k * sizeof(int32_t));
     } else if (r->pick == MOE_PICK_TABLE) {
-        const uint8_t *row = (const uint8_t *)r->table + (size_t)p->io->token_ids[token] * r->table_stride;
-        for (uint32_t j = 0; j < p->k; j++) ids[j] = moei_table_id(row + j * r->table_bytes, r->table_bytes);
+        (void)moei_table_row(&p->layer->desc, p->io->token_ids[token], p->k, ids); /* checked before the first phase */
     } else {
         return NULL;
     }
@@ -3227,7 +3076,10 @@ static void moei_select_one(const moei_plan *p, const moei_router *r, size_t tok
             if (ids[j] < 0 || (uint32_t)ids[j] >= r->n_ids) ids[j] = -1;
         uint32_t saved = moei_select_token(r, moei_logits_row(p, token, at), given, p->k, ids, weights, sink);
         if (p->best) p->best[token] = moei_best_score(r);
-        if (io->stats) moei_count_scores(r, io->stats, saved);
+        if (io->stats) {
+            io->stats->saved += saved;
+            moei_route_stats(r, moei_logits_row(p, token, at), io->stats);
+        }
         if (given) moei_given_ids(p, token, ids);
     }
     if (io->ids_in && io->weights_in) memcpy(weights, (const uint8_t *)io->weights_in + token * io->weights_stride, p->k * sizeof(float));
@@ -3307,14 +3159,29 @@ static void moei_give_routing(const moei_plan *p) {
         }
 }
 
+static void moei_apply_capacity(const moei_plan *p) {
+    moei_scratch s = moei_task_scratch(p, 0);
+    moei_router r;
+    moei_held h;
+    moei_router_begin(&r, &p->layer->desc, p->layer->vec, p->k, s.route);
+    memset(&h, 0, sizeof h);
+    h.n_tokens = p->n_tokens;
+    h.k = p->k;
+    h.ids = p->ids;
+    h.weights = p->weights;
+    h.sink = r.n_sink ? p->gates : NULL;
+    h.best = p->best;
+    h.pass = p->passed;
+    moei_capacity(&r, &h, p->queue);
+    if (p->io->stats) p->io->stats->saved += h.saved;
+}
+
 static void moei_settle(const moei_plan *p) {
-    const moe_desc *d = &p->layer->desc;
     p->state[0] = MOE_OK;
     if (p->sums) return;
     p->state[0] = (uint32_t)moei_check_ids(p);
     if (p->state[0]) return;
-    if ((d->router.capacity || d->router.capacity_factor > 0) && !p->io->weights_in)
-        moei_capacity(d, p->n_tokens, p->k, p->ids, p->weights, p->best, p->passed, p->queue);
+    if (p->best && !p->io->weights_in) moei_apply_capacity(p);
     moei_drop_slots(p);
     moei_give_routing(p);
 }
@@ -3736,9 +3603,10 @@ static moe_status moei_check_routing_input(const moei_plan *p, int needs_logits)
     if (needs_logits && !io->logits_in && !r->weight.format) return moei_fail(io->error, MOE_ERR_NULL, "router.weight.data", 0, 0);
     if (r->pick != MOE_PICK_TABLE || io->ids_in) return MOE_OK;
     if (!io->token_ids) return moei_fail(io->error, MOE_ERR_TOKEN_ID, "token_ids", 0, r->table_rows);
-    for (size_t t = 0; t < io->n_tokens; t++)
-        if (io->token_ids[t] < 0 || (uint32_t)io->token_ids[t] >= r->table_rows)
-            return moei_fail(io->error, MOE_ERR_TOKEN_ID, "token_ids", (uint64_t)(int64_t)io->token_ids[t], r->table_rows);
+    for (size_t t = 0; t < io->n_tokens; t++) {
+        moe_status bad = moei_table_row(&p->layer->desc, io->token_ids[t], p->k, NULL);
+        if (bad) return moei_fail(io->error, bad, bad == MOE_ERR_TOKEN_ID ? "token_ids" : "router.table", (uint64_t)(int64_t)io->token_ids[t], r->table_rows);
+    }
     return MOE_OK;
 }
 
