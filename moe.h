@@ -1735,17 +1735,952 @@ static void moei_affine_c(float *v, const float *s, const float *b, size_t n) {
 }
 MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei_axpy_c, moei_affine_c};
 
-/* ==== >>avx2: F32 on AVX2 + FMA + F16C ================================================================================= */
+/* ==== >>dense: loops around the register tiles of f32 and bf16 arithmetic ==============================================
+   A tile is 4 rows (3 on AVX2) times up to 6 tokens over all of k, its sums in registers. Rows are read where they lie,
+   tokens through pointers. A tile that is short of rows repeats its last row and stores less, so there is one code path. */
+
+typedef struct moei_tile {
+    const uint8_t *w[4];             /* rows */
+    const void *const *x;            /* prepared tokens */
+    size_t k;
+    float *out;                      /* of the first row and token */
+    size_t out_stride;
+    uint32_t n_rows;                 /* stored: 1 .. R */
+    const uint8_t *ahead, *ahead_end; /* to prefetch on the way */
+} moei_tile;
+typedef void moei_tile_fn(const moei_tile *t);
+typedef struct moei_tiles {
+    uint32_t rows, tokens;           /* R, C: the largest tile */
+    moei_tile_fn *fn[6];             /* [tokens - 1] */
+} moei_tiles;
+
+/* Tokens are cut evenly (7 = 4 + 3, not 6 + 1): small tiles are bound by unpacking. A block of tokens stays in L2 while all
+   rows pass over it; a group of rows stays in L1 while the tiles of the block pass over it. */
+#define MOEI_BLOCK_BYTES (384u << 10)
+MOEI_UNUSED static void moei_sweep_block(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, moei_tile *t,
+                                         uint32_t n_tokens, const uint8_t *ahead, size_t ahead_bytes) {
+    const void *const *x = t->x;
+    float *out = t->out;
+    uint32_t R = tiles->rows, groups = (n_rows + R - 1) / R, per_group = (n_tokens + tiles->tokens - 1) / tiles->tokens;
+    size_t lines = ahead_bytes / 64, all = (size_t)groups * per_group, done = 0;
+    for (uint32_t r = 0; r < n_rows; r += R) {
+        t->n_rows = n_rows - r < R ? n_rows - r : R;
+        for (uint32_t i = 0; i < 4; i++) t->w[i] = moei_row(w, r + (i < t->n_rows ? i : t->n_rows - 1));
+        for (uint32_t i = 0, at = 0; i < per_group; i++, done++) {
+            uint32_t n = (n_tokens - at + per_group - i - 1) / (per_group - i);
+            t->x = x + at, t->out = out + at * t->out_stride + r;
+            t->ahead = ahead + lines * done / all * 64, t->ahead_end = ahead + lines * (done + 1) / all * 64;
+            tiles->fn[n - 1](t);
+            at += n;
+        }
+    }
+}
+MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, size_t row_bytes, uint32_t n_rows,
+                                   const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
+    moei_tile t;
+    size_t fit = MOEI_BLOCK_BYTES / row_bytes / tiles->tokens, lines = w->prefetch ? w->prefetch_bytes / 64 : 0;
+    uint32_t block = (uint32_t)(fit < 2 ? 2 : fit > 64 ? 64 : fit) * tiles->tokens;
+    t.k = w->k, t.out_stride = out_stride;
+    for (uint32_t at = 0; at < n_tokens; at += block) {
+        uint32_t n = n_tokens - at < block ? n_tokens - at : block;
+        size_t from = lines * at / n_tokens, to = lines * (at + n) / n_tokens;
+        t.x = x + at, t.out = out + at * out_stride;
+        moei_sweep_block(tiles, w, n_rows, &t, n, (w->prefetch ? w->prefetch : w->data) + from * 64, (to - from) * 64);
+    }
+}
+
+/* The value of a scale grid for (row, k). */
+MOEI_UNUSED static float moei_scale_at(const moei_side *s, size_t row, size_t k) {
+    const uint8_t *p = s->data + row / s->rows * s->row_stride;
+    size_t i = k / s->cols;
+    if (s->type == MOE_TYPE_F32) return moei_loadf32(p + 4 * i);
+    if (s->type == MOE_TYPE_F16) return moei_f16(moei_load16(p + 2 * i));
+    if (s->type == MOE_TYPE_BF16) return moei_bf16(moei_load16(p + 2 * i));
+    return s->type == MOE_TYPE_E8M0 ? moei_e8m0(p[i]) : moei_e4m3(p[i]);
+}
+/* The scales of weights k .. k + 15 of row r; returns how many of the following k have the same (at least 16 are covered). */
+MOEI_UNUSED static size_t moei_scales16(const moei_rows *w, uint32_t r, size_t k, float *s) {
+    size_t row = w->row0 + r, cols = w->scale.cols;
+    if (w->scale.data && cols % 16) { /* odd shapes: one by one */
+        for (size_t i = 0; i < 16; i++) s[i] = k + i < w->k ? moei_scale_at(&w->scale, row, k + i) : 0.0f;
+        return 16;
+    }
+    float same = w->scale.data ? moei_scale_at(&w->scale, row, k) : 1.0f;
+    for (size_t i = 0; i < 16; i++) s[i] = same;
+    return w->scale.data ? cols - k % cols : w->k;
+}
+MOEI_UNUSED static size_t moei_row_bytes_f32(size_t k) { return (k + 15) / 16 * 64; }
+MOEI_UNUSED static size_t moei_panel_bytes_f32(uint32_t n_rows, size_t k) { return n_rows * moei_row_bytes_f32(k); }
+MOEI_UNUSED static void moei_prepare_f32(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    float *p = (float *)row;
+    memcpy(p + k0, x, n * 4);
+    if (k0 + n == k) memset(p + k, 0, ((k + 15) / 16 * 16 - k) * 4);
+}
+#define MOEI_NO_OPS {NULL, NULL, 0}
+
+/* ==== >>avx2: F32 on AVX2 + FMA + F16C =================================================================================
+   Prepared rows and panels hold every 16 values as 8 even ones, then 8 odd ones: the two halves of bf16 weights come apart by
+   a shift and a mask. The sums of the even k are 8 lanes and those of the odd k are 8 more; the tree 8, 4, 2, 1 over
+   natural k is the tree 4, 2, 1 of either and then their sum. */
+
+#if MOEI_HAVE_AVX2
+/* Keeps a vector in its register: a load that is used several times may otherwise become a memory operand of each use. */
+#if defined(__GNUC__) || defined(__clang__)
+#define MOEI_PIN(v) __asm__("" : "+x"(v))
+#else
+#define MOEI_PIN(v) ((void)(v))
+#endif
+/* Up to 16 weights of 2 or 4 bytes to a padded buffer: AVX2 has no masked loads of 16 bits. */
+MOEI_FORCE void moei_tail16(uint8_t *to, const uint8_t *from, size_t bytes) {
+    memset(to, 0, 64);
+    for (size_t i = 0; i < bytes; i++) to[i] = from[i];
+}
+/* 16 f32 as even and odd: the halves are loaded so that one shuffle per half sorts them. */
+MOEI_FORCE MOEI_AVX2 void moei_part_avx2(const float *p, __m256 *even, __m256 *odd) {
+    __m256 a = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 8), 1);
+    __m256 b = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + 4)), _mm_loadu_ps(p + 12), 1);
+    *even = _mm256_shuffle_ps(a, b, 0x88), *odd = _mm256_shuffle_ps(a, b, 0xdd);
+}
+/* 16 weights as even and odd f32 */
+MOEI_FORCE MOEI_AVX2 void moei_load_avx2(const uint32_t format, const uint8_t *p, __m256 *even, __m256 *odd) {
+    if (format == MOE_FORMAT_F32) {
+        moei_part_avx2((const float *)p, even, odd);
+        return;
+    }
+    __m256i v = _mm256_loadu_si256((const __m256i *)p);
+    if (format == MOE_FORMAT_BF16) {
+        *even = _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+        *odd = _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int)0xffff0000)));
+        return;
+    }
+    const __m256i sort = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6,
+                                          7, 10, 11, 14, 15);
+    v = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(v, sort), 0xd8);
+    *even = _mm256_cvtph_ps(_mm256_castsi256_si128(v)), *odd = _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1));
+}
+
+/* The trees 4, 2, 1 of four times 8 lanes. */
+MOEI_FORCE MOEI_AVX2 __m128 moei_sum4_avx2(__m256 a, __m256 b, __m256 c, __m256 d) {
+    __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c, d, 0x20), _mm256_permute2f128_ps(c, d, 0x31));
+    __m256 s = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee)); /* a0 a1 c0 c1 | b d */
+    s = _mm256_hadd_ps(s, s);                                                                    /* a c a c | b d b d */
+    return _mm_unpacklo_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+}
+/* The first 1 to 3 of s; masked stores are slow on AMD. */
+MOEI_FORCE MOEI_AVX2 void moei_store_avx2(float *out, __m128 s, uint32_t n) {
+    if (n == 1) _mm_store_ss(out, s);
+    else _mm_storel_pi((__m64 *)(void *)out, s);
+    if (n == 3) _mm_store_ss(out + 2, _mm_movehl_ps(s, s));
+}
+
+/* SHAPES      1 row x C tokens, row after row, even and odd k at once
+   REGISTERS   2 C sums + 2 weights: 10 of 16 at C = 4 (tokens are memory operands) */
+MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows,
+                                         const void *const *xs, float *out, size_t out_stride) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15;
+    const float *x[4];
+    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const float *)xs[c];
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        __m256 a[4], b[4], even, odd;
+        MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = b[c] = _mm256_setzero_ps();
+        for (size_t k = 0; k < k_end; k += 16) {
+            moei_load_avx2(format, p + k * size, &even, &odd);
+            MOEI_UNROLL for (int c = 0; c < C; c++) {
+                a[c] = _mm256_fmadd_ps(even, _mm256_loadu_ps(x[c] + k), a[c]);
+                b[c] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(x[c] + k + 8), b[c]);
+            }
+        }
+        if (k_end < w->k) {
+            uint8_t tail[64];
+            moei_tail16(tail, p + k_end * size, (w->k - k_end) * size);
+            moei_load_avx2(format, tail, &even, &odd);
+            MOEI_UNROLL for (int c = 0; c < C; c++) {
+                a[c] = _mm256_fmadd_ps(even, _mm256_loadu_ps(x[c] + k_end), a[c]);
+                b[c] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(x[c] + k_end + 8), b[c]);
+            }
+        }
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m128 s = moei_sum4_avx2(a[c], b[c], a[c], b[c]);
+            out[(size_t)c * out_stride + r] = _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s))) + 0.0f;
+        }
+    }
+}
+
+/* 8 weights of one parity, of 16 bf16 or of 16 f32 in panel order */
+MOEI_FORCE MOEI_AVX2 __m256 moei_half_avx2(const uint32_t format, const int odd, const uint8_t *p) {
+    if (format == MOE_FORMAT_F32) return _mm256_loadu_ps((const float *)p + 8 * odd);
+    __m256i v = _mm256_loadu_si256((const __m256i *)p);
+    if (odd) return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int)0xffff0000)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+}
+/* SHAPES      3 rows (bf16, or f32 in panel order) x C tokens, one parity of k; s[c] = the trees of the 3 sums
+   REGISTERS   3 C sums + 3 weights + 1 token: all 16 at C = 4; 12 FMAs (6 cycles) per 7 loads */
+MOEI_FORCE MOEI_AVX2 void moei_pass_avx2(const uint32_t format, const int C, const int odd, const moei_tile *t,
+                                         const uint8_t *const *tail, const uint8_t *ahead, const uint8_t *ahead_end, __m128 *s) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k & ~(size_t)15;
+    const uint8_t *w[3] = {t->w[0], t->w[1], t->w[2]};
+    const float *x[4];
+    __m256 a[4][3], v[3];
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        x[c] = (const float *)t->x[c] + 8 * odd;
+        MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_setzero_ps();
+    }
+    for (size_t k = 0; k < k_end; k += 16) {
+        if (ahead < ahead_end) MOEI_PREFETCH(ahead), ahead += 64;
+        MOEI_UNROLL for (int r = 0; r < 3; r++) v[r] = moei_half_avx2(format, odd, w[r] + k * size);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m256 xc = _mm256_loadu_ps(x[c] + k);
+            MOEI_PIN(xc);
+            MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_fmadd_ps(v[r], xc, a[c][r]);
+        }
+    }
+    if (k_end < t->k) {
+        MOEI_UNROLL for (int r = 0; r < 3; r++) v[r] = moei_half_avx2(format, odd, tail[r]);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m256 xc = _mm256_loadu_ps(x[c] + k_end);
+            MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_fmadd_ps(v[r], xc, a[c][r]);
+        }
+    }
+    MOEI_UNROLL for (int c = 0; c < C; c++) s[c] = moei_sum4_avx2(a[c][0], a[c][1], a[c][2], a[c][2]);
+}
+MOEI_FORCE MOEI_AVX2 void moei_tile_avx2(const uint32_t format, const int C, const moei_tile *t) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k & ~(size_t)15;
+    const uint8_t *tail[3] = {t->w[0] + k_end * size, t->w[1] + k_end * size, t->w[2] + k_end * size};
+    uint8_t pad[3][64];
+    __m128 even[4], odd[4];
+    if (k_end < t->k && format != MOE_FORMAT_F32) /* panels are padded */
+        for (int r = 0; r < 3; r++) moei_tail16(pad[r], tail[r], (t->k - k_end) * size), tail[r] = pad[r];
+    size_t half = (size_t)(t->ahead_end - t->ahead) / 128 * 64;
+    moei_pass_avx2(format, C, 0, t, tail, t->ahead, t->ahead + half, even);
+    moei_pass_avx2(format, C, 1, t, tail, t->ahead + half, t->ahead_end, odd);
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        __m128 s = _mm_add_ps(_mm_add_ps(even[c], odd[c]), _mm_setzero_ps());
+        moei_store_avx2(t->out + (size_t)c * t->out_stride, s, t->n_rows);
+    }
+}
+#define MOEI_TILE_AVX2(F, C)                                                                                           \
+    MOEI_AVX2 static void moei_tile_avx2_##F##_##C(const moei_tile *t) { moei_tile_avx2(MOE_FORMAT_##F, C, t); }
+#define MOEI_TILES_AVX2(F)                                                                                             \
+    MOEI_TILE_AVX2(F, 1) MOEI_TILE_AVX2(F, 2) MOEI_TILE_AVX2(F, 3) MOEI_TILE_AVX2(F, 4)
+MOEI_TILES_AVX2(F32)
+MOEI_TILES_AVX2(BF16)
+static const moei_tiles moei_tiles_avx2_F32 = {
+    3, 4, {moei_tile_avx2_F32_1, moei_tile_avx2_F32_2, moei_tile_avx2_F32_3, moei_tile_avx2_F32_4, NULL, NULL}};
+static const moei_tiles moei_tiles_avx2_BF16 = {
+    3, 4, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3, moei_tile_avx2_BF16_4, NULL, NULL}};
+
+MOEI_FORCE MOEI_AVX2 void moei_dot_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
+                                        uint32_t n_tokens, float *out, size_t out_stride) {
+    for (; n_tokens >= 4; n_tokens -= 4, x += 4, out += 4 * out_stride) moei_rows_avx2(format, 4, w, n_rows, x, out, out_stride);
+    if (n_tokens == 3) moei_rows_avx2(format, 3, w, n_rows, x, out, out_stride);
+    if (n_tokens == 2) moei_rows_avx2(format, 2, w, n_rows, x, out, out_stride);
+    if (n_tokens == 1) moei_rows_avx2(format, 1, w, n_rows, x, out, out_stride);
+}
+MOEI_AVX2 static void moei_dot_avx2_F32(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                        float *out, size_t out_stride) {
+    moei_dot_avx2(MOE_FORMAT_F32, w, n_rows, x, n_tokens, out, out_stride);
+}
+MOEI_AVX2 static void moei_dot_avx2_F16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                        float *out, size_t out_stride) {
+    moei_dot_avx2(MOE_FORMAT_F16, w, n_rows, x, n_tokens, out, out_stride);
+}
+MOEI_AVX2 static void moei_dot_avx2_BF16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                         float *out, size_t out_stride) {
+    if (n_tokens <= 4) moei_dot_avx2(MOE_FORMAT_BF16, w, n_rows, x, n_tokens, out, out_stride);
+    else moei_sweep(&moei_tiles_avx2_BF16, w, moei_row_bytes_f32(w->k), n_rows, x, n_tokens, out, out_stride);
+}
+static void moei_panel_avx2(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                            float *out, size_t out_stride) {
+    moei_rows rows = *w;
+    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_row_bytes_f32(w->k);
+    moei_sweep(&moei_tiles_avx2_F32, &rows, rows.row_stride, n_rows, x, n_tokens, out, out_stride);
+}
+
+MOEI_AVX2 static void moei_prepare_avx2(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    float *o = (float *)row + k0;
+    __m256 even, odd;
+    for (; n >= 16; n -= 16, x += 16, o += 16) {
+        moei_part_avx2(x, &even, &odd);
+        _mm256_storeu_ps(o, even), _mm256_storeu_ps(o + 8, odd);
+    }
+    (void)k; /* n is no multiple of 16 at the end of the row only */
+    for (size_t i = 0; n && i < 16; i++) o[i / 2 + i % 2 * 8] = i < n ? x[i] : 0.0f;
+}
+MOEI_FORCE MOEI_AVX2 void moei_decode_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, void *panel) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2;
+    float *o = (float *)panel;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        uint8_t tail[64];
+        for (size_t k = 0; k < w->k; k += 16, p += 16 * size, o += 16) {
+            __m256 even, odd;
+            if (w->k - k < 16) moei_tail16(tail, p, (w->k - k) * size), p = tail;
+            moei_load_avx2(format, p, &even, &odd);
+            _mm256_storeu_ps(o, even), _mm256_storeu_ps(o + 8, odd);
+        }
+    }
+}
+MOEI_AVX2 static void moei_decode_f32_avx2(const moei_rows *w, uint32_t n_rows, void *panel) {
+    moei_decode_avx2(MOE_FORMAT_F32, w, n_rows, panel);
+}
+MOEI_AVX2 static void moei_decode_f16_avx2(const moei_rows *w, uint32_t n_rows, void *panel) {
+    moei_decode_avx2(MOE_FORMAT_F16, w, n_rows, panel);
+}
+
+/* 8 E4M3 values times 2^-8: their fields moved into those of f16, which has the same kind of subnormals; all ones is NaN. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_e4m3_avx2(__m128i b) {
+    const __m128i top = _mm_set1_epi16(0x7f << 7);
+    __m128i h = _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(b), 7), _mm_set1_epi16((short)0xbf80));
+    return _mm256_cvtph_ps(_mm_or_si128(h, _mm_cmpeq_epi16(_mm_and_si128(h, top), top)));
+}
+MOEI_AVX2 static void moei_decode_fp8_avx2(const moei_rows *w, uint32_t n_rows, void *panel) {
+    const __m128i sort = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+    const __m256 up = _mm256_set1_ps(256.0f);
+    float *o = (float *)panel, s[16];
+    uint8_t tail[64];
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        __m256 even = up, odd = up;
+        for (size_t k = 0, next = 0; k < w->k; k += 16, p += 16, o += 16) {
+            if (k >= next) next = k + moei_scales16(w, r, k, s), moei_part_avx2(s, &even, &odd);
+            if (w->k - k < 16) moei_tail16(tail, p, w->k - k), p = tail;
+            __m128i b = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)p), sort);
+            _mm256_storeu_ps(o, _mm256_mul_ps(_mm256_mul_ps(moei_e4m3_avx2(b), up), even));
+            _mm256_storeu_ps(o + 8, _mm256_mul_ps(_mm256_mul_ps(moei_e4m3_avx2(_mm_srli_si128(b, 8)), up), odd));
+            for (size_t i = w->k - k; i < 16; i++) o[i / 2 + i % 2 * 8] = 0.0f; /* 0 times an infinite scale is not */
+        }
+    }
+}
+
+// clang-format off
+MOEI_UNUSED static const moei_arith moei_f32_avx2 = {
+    MOE_COMPUTE_F32, MOE_TIER_AVX2, moei_row_bytes_f32, moei_prepare_avx2, moei_panel_bytes_f32, moei_panel_avx2, {
+        /* NONE         */ MOEI_NO_OPS,
+        /* F32          */ {moei_dot_avx2_F32, moei_decode_f32_avx2, 4},
+        /* F16          */ {moei_dot_avx2_F16, moei_decode_f16_avx2, 4},
+        /* BF16         */ {moei_dot_avx2_BF16, NULL, UINT32_MAX},
+        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP8        */ {NULL, moei_decode_fp8_avx2, 0},
+        /* FP8_BLOCK    */ {NULL, moei_decode_fp8_avx2, 0},
+        /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_avx2, 0},
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+// clang-format on
+
+/* exp: see moei_exp. min and max return their second operand on NaN. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_exp_avx2(__m256 x) {
+    __m256 z = _mm256_max_ps(_mm256_set1_ps(MOEI_EXP_MIN), _mm256_min_ps(_mm256_set1_ps(MOEI_EXP_MAX), x));
+    __m256i k = _mm256_castps_si256(_mm256_fmadd_ps(z, _mm256_set1_ps(MOEI_LOG2E), _mm256_set1_ps(MOEI_MAGIC)));
+    k = _mm256_sub_epi32(k, _mm256_set1_epi32(MOEI_MAGIC_BITS));
+    __m256 n = _mm256_cvtepi32_ps(k), r = _mm256_fmadd_ps(n, _mm256_set1_ps(-MOEI_LN2_HI), z);
+    __m256 p = _mm256_set1_ps(MOEI_EXP_C6);
+    r = _mm256_fmadd_ps(n, _mm256_set1_ps(-MOEI_LN2_LO), r);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(MOEI_EXP_C5));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(MOEI_EXP_C4));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(MOEI_EXP_C3));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(MOEI_EXP_C2));
+    p = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), _mm256_set1_ps(1.0f));
+    __m256i k1 = _mm256_srai_epi32(k, 1), k2 = _mm256_sub_epi32(k, k1), one = _mm256_set1_epi32(127);
+    p = _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k1, one), 23)));
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k2, one), 23)));
+}
+MOEI_FORCE MOEI_AVX2 __m256 moei_sigmoid_avx2(__m256 x) {
+    __m256 e = moei_exp_avx2(_mm256_xor_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(INT32_MIN))));
+    return _mm256_div_ps(_mm256_set1_ps(1.0f), _mm256_add_ps(_mm256_set1_ps(1.0f), e));
+}
+MOEI_AVX2 static void moei_vexp_avx2(float *y, const float *x, size_t n) {
+    float last[8] = {0};
+    for (; n >= 8; n -= 8, x += 8, y += 8) _mm256_storeu_ps(y, moei_exp_avx2(_mm256_loadu_ps(x)));
+    for (size_t i = 0; i < n; i++) last[i] = x[i];
+    _mm256_storeu_ps(last, moei_exp_avx2(_mm256_loadu_ps(last)));
+    for (size_t i = 0; i < n; i++) y[i] = last[i];
+}
+MOEI_AVX2 static void moei_vsigmoid_avx2(float *y, const float *x, float a, size_t n) {
+    const __m256 by = _mm256_set1_ps(a);
+    float last[8] = {0};
+    for (; n >= 8; n -= 8, x += 8, y += 8) _mm256_storeu_ps(y, moei_sigmoid_avx2(_mm256_mul_ps(by, _mm256_loadu_ps(x))));
+    for (size_t i = 0; i < n; i++) last[i] = x[i];
+    _mm256_storeu_ps(last, moei_sigmoid_avx2(_mm256_mul_ps(by, _mm256_loadu_ps(last))));
+    for (size_t i = 0; i < n; i++) y[i] = last[i];
+}
+MOEI_AVX2 static void moei_vaxpy_avx2(float *y, const float *v, float w, size_t n) {
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(y + i, _mm256_fmadd_ps(_mm256_set1_ps(w), _mm256_loadu_ps(v + i), _mm256_loadu_ps(y + i)));
+    for (; i < n; i++) y[i] = moei_fma(w, v[i], y[i]);
+}
+MOEI_AVX2 static void moei_vaffine_avx2(float *v, const float *s, const float *b, size_t n) {
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(v + i, _mm256_fmadd_ps(_mm256_loadu_ps(v + i), _mm256_loadu_ps(s + i), _mm256_loadu_ps(b + i)));
+    for (; i < n; i++) v[i] = moei_fma(v[i], s[i], b[i]);
+}
+MOEI_UNUSED static const moei_vec moei_vec_avx2 = {moei_vexp_avx2, moei_vsigmoid_avx2, moei_vaxpy_avx2, moei_vaffine_avx2};
+#endif
 
 /* ==== >>avx512: F32 on AVX-512 F/BW/DQ/VL ============================================================================== */
 
-/* ==== >>bf16: BF16 on AVX512-BF16 ====================================================================================== */
+#if MOEI_HAVE_AVX512
+/* g++ before 13 takes its own "undefined" vectors for uninitialised variables. */
+#if defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+/* 16 weights as f32; the tail's missing ones are 0 and not touched. */
+MOEI_FORCE MOEI_AVX512 __m512 moei_load_avx512(const uint32_t format, const uint8_t *p) {
+    if (format == MOE_FORMAT_F32) return _mm512_loadu_ps((const float *)p);
+    __m256i h = _mm256_loadu_si256((const __m256i *)p);
+    if (format == MOE_FORMAT_F16) return _mm512_cvtph_ps(h);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+MOEI_FORCE MOEI_AVX512 __m512 moei_load_tail_avx512(const uint32_t format, const uint8_t *p, __mmask16 m) {
+    if (format == MOE_FORMAT_F32) return _mm512_maskz_loadu_ps(m, p);
+    __m256i h = _mm256_maskz_loadu_epi16(m, p);
+    if (format == MOE_FORMAT_F16) return _mm512_cvtph_ps(h);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+MOEI_FORCE MOEI_AVX512 __mmask16 moei_mask_avx512(size_t n) { return (__mmask16)(n < 16 ? (1u << n) - 1 : 0xffffu); }
+
+/* The tree 8, 4, 2, 1 of one and of four sums, then + 0.0f. */
+MOEI_FORCE MOEI_AVX512 float moei_sum_avx512(__m512 a) {
+    __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps(c, c, 1))) + 0.0f;
+}
+MOEI_FORCE MOEI_AVX512 __m128 moei_sum4_avx512(__m512 a, __m512 b, __m512 c, __m512 d) {
+    __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    __m512 s = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4e)); /* now a, b, c, d have 128 bits each */
+    s = _mm512_add_ps(_mm512_add_ps(s, _mm512_permute_ps(s, 0xb1)), _mm512_setzero_ps());
+    __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+    return _mm512_castps512_ps128(_mm512_permutexvar_ps(first, s));
+}
+MOEI_FORCE MOEI_AVX512 void moei_store_avx512(float *out, __m128 s, uint32_t n) {
+    if (n == 4) _mm_storeu_ps(out, s);
+    else _mm_mask_storeu_ps(out, (__mmask8)((1u << n) - 1), s);
+}
+
+/* SHAPES      4 rows (any format, k contiguous) x C tokens (prepared: natural order, padded to 16)
+   DEFINITION  lane l of a[c][r] is the FMA chain over k mod 16 == l
+   REGISTERS   4 C sums + 4 weights + 1 token: 29 of 32 at C = 6; 24 FMAs (12 cycles) per 10 loads */
+MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C, const moei_tile *t) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k & ~(size_t)15;
+    const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *ahead = t->ahead, *ahead_end = t->ahead_end;
+    const float *x[6];
+    __m512 a[6][4], v[4];
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        x[c] = (const float *)t->x[c];
+        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_setzero_ps();
+    }
+    for (size_t k = 0; k < k_end; k += 16) {
+        if (ahead < ahead_end) MOEI_PREFETCH(ahead), ahead += 64;
+        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_avx512(format, w[r] + k * size);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m512 xc = _mm512_loadu_ps(x[c] + k);
+            MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_fmadd_ps(v[r], xc, a[c][r]);
+        }
+    }
+    if (k_end < t->k) {
+        __mmask16 m = moei_mask_avx512(t->k - k_end);
+        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_tail_avx512(format, w[r] + k_end * size, m);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m512 xc = _mm512_loadu_ps(x[c] + k_end);
+            MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_fmadd_ps(v[r], xc, a[c][r]);
+        }
+    }
+    MOEI_UNROLL for (int c = 0; c < C; c++)
+        moei_store_avx512(t->out + (size_t)c * t->out_stride, moei_sum4_avx512(a[c][0], a[c][1], a[c][2], a[c][3]), t->n_rows);
+}
+
+/* SHAPES      1 row x C tokens, row after row: one linear stream, which the hardware prefetches best */
+MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows,
+                                             const void *const *xs, float *out, size_t out_stride) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15;
+    const __mmask16 m = moei_mask_avx512(w->k - k_end);
+    const float *x[4];
+    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const float *)xs[c];
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        __m512 a[4];
+        MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_setzero_ps();
+        for (size_t k = 0; k < k_end; k += 16) {
+            __m512 v = moei_load_avx512(format, p + k * size);
+            MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x[c] + k), a[c]);
+        }
+        if (k_end < w->k) {
+            __m512 v = moei_load_tail_avx512(format, p + k_end * size, m);
+            MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x[c] + k_end), a[c]);
+        }
+        MOEI_UNROLL for (int c = 0; c < C; c++) out[(size_t)c * out_stride + r] = moei_sum_avx512(a[c]);
+    }
+}
+
+#define MOEI_TILE_AVX512(F, C)                                                                                         \
+    MOEI_AVX512 static void moei_tile_avx512_##F##_##C(const moei_tile *t) { moei_tile_avx512(MOE_FORMAT_##F, C, t); }
+#define MOEI_TILES_AVX512(F)                                                                                           \
+    MOEI_TILE_AVX512(F, 1) MOEI_TILE_AVX512(F, 2) MOEI_TILE_AVX512(F, 3) MOEI_TILE_AVX512(F, 4) MOEI_TILE_AVX512(F, 5) \
+    MOEI_TILE_AVX512(F, 6)
+MOEI_TILES_AVX512(F32)
+MOEI_TILES_AVX512(F16)
+MOEI_TILES_AVX512(BF16)
+static const moei_tiles moei_tiles_avx512_F32 = {
+    4, 6, {moei_tile_avx512_F32_1, moei_tile_avx512_F32_2, moei_tile_avx512_F32_3, moei_tile_avx512_F32_4,
+           moei_tile_avx512_F32_5, moei_tile_avx512_F32_6}};
+static const moei_tiles moei_tiles_avx512_F16 = {
+    4, 6, {moei_tile_avx512_F16_1, moei_tile_avx512_F16_2, moei_tile_avx512_F16_3, moei_tile_avx512_F16_4,
+           moei_tile_avx512_F16_5, moei_tile_avx512_F16_6}};
+static const moei_tiles moei_tiles_avx512_BF16 = {
+    4, 6, {moei_tile_avx512_BF16_1, moei_tile_avx512_BF16_2, moei_tile_avx512_BF16_3, moei_tile_avx512_BF16_4,
+           moei_tile_avx512_BF16_5, moei_tile_avx512_BF16_6}};
+
+/* Up to 4 tokens the weights' stream is what counts, beyond the multiply-adds. */
+MOEI_FORCE MOEI_AVX512 void moei_dot_avx512(const uint32_t format, const moei_tiles *tiles, const moei_rows *w,
+                                            uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                                            size_t out_stride) {
+    if (n_tokens == 1) moei_rows_avx512(format, 1, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 2) moei_rows_avx512(format, 2, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 3) moei_rows_avx512(format, 3, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 4) moei_rows_avx512(format, 4, w, n_rows, x, out, out_stride);
+    else moei_sweep(tiles, w, moei_row_bytes_f32(w->k), n_rows, x, n_tokens, out, out_stride);
+}
+#define MOEI_DOT_AVX512(F)                                                                                             \
+    MOEI_AVX512 static void moei_dot_avx512_##F(const moei_rows *w, uint32_t n_rows, const void *const *x,             \
+                                                uint32_t n_tokens, float *out, size_t out_stride) {                    \
+        moei_dot_avx512(MOE_FORMAT_##F, &moei_tiles_avx512_##F, w, n_rows, x, n_tokens, out, out_stride);              \
+    }
+MOEI_DOT_AVX512(F32)
+MOEI_DOT_AVX512(F16)
+MOEI_DOT_AVX512(BF16)
+
+static void moei_panel_avx512(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                              float *out, size_t out_stride) {
+    moei_rows rows = *w;
+    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_row_bytes_f32(w->k);
+    moei_dot_avx512_F32(&rows, n_rows, x, n_tokens, out, out_stride);
+}
+
+/* 16 E4M3 values times 2^-8: their fields moved into those of f16, which has the same kind of subnormals. */
+MOEI_FORCE MOEI_AVX512 __m512 moei_e4m3_avx512(__m128i b) {
+    const __m256i top = _mm256_set1_epi16(0x7f << 7);
+    __m256i h = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(b), 7), _mm256_set1_epi16((short)0xbf80));
+    __mmask16 nan = _mm256_cmpeq_epi16_mask(_mm256_and_si256(h, top), top);
+    return _mm512_cvtph_ps(_mm256_mask_mov_epi16(h, nan, _mm256_set1_epi16(0x7e00)));
+}
+MOEI_FORCE MOEI_AVX512 __m512 moei_fp8_avx512(const uint8_t *p, __mmask16 m, __m512 scale) {
+    __m512 v = _mm512_mul_ps(moei_e4m3_avx512(_mm_maskz_loadu_epi8(m, p)), _mm512_set1_ps(256.0f));
+    return _mm512_maskz_mul_ps(m, v, scale);
+}
+MOEI_AVX512 static void moei_decode_fp8_avx512(const moei_rows *w, uint32_t n_rows, void *panel) {
+    float *o = (float *)panel, s[16];
+    for (uint32_t r = 0; r < n_rows; r++, o += moei_row_bytes_f32(w->k) / 4) {
+        const uint8_t *p = moei_row(w, r);
+        __m512 scale = _mm512_setzero_ps();
+        for (size_t k = 0, next = 0; k < w->k; k += 16) {
+            if (k >= next) next = k + moei_scales16(w, r, k, s), scale = _mm512_loadu_ps(s);
+            _mm512_storeu_ps(o + k, moei_fp8_avx512(p + k, moei_mask_avx512(w->k - k), scale));
+        }
+    }
+}
+
+// clang-format off
+MOEI_UNUSED static const moei_arith moei_f32_avx512 = {
+    MOE_COMPUTE_F32, MOE_TIER_AVX512, moei_row_bytes_f32, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_avx512, {
+        /* NONE         */ MOEI_NO_OPS,
+        /* F32          */ {moei_dot_avx512_F32, NULL, UINT32_MAX},
+        /* F16          */ {moei_dot_avx512_F16, NULL, UINT32_MAX},
+        /* BF16         */ {moei_dot_avx512_BF16, NULL, UINT32_MAX},
+        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP8        */ {NULL, moei_decode_fp8_avx512, 0},
+        /* FP8_BLOCK    */ {NULL, moei_decode_fp8_avx512, 0},
+        /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_avx512, 0},
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+// clang-format on
+
+/* exp: see moei_exp. min and max return their second operand on NaN; scalef rounds once, as the two exact steps do. */
+MOEI_FORCE MOEI_AVX512 __m512 moei_exp_avx512(__m512 x) {
+    __m512 z = _mm512_max_ps(_mm512_set1_ps(MOEI_EXP_MIN), _mm512_min_ps(_mm512_set1_ps(MOEI_EXP_MAX), x));
+    __m512i k = _mm512_castps_si512(_mm512_fmadd_ps(z, _mm512_set1_ps(MOEI_LOG2E), _mm512_set1_ps(MOEI_MAGIC)));
+    __m512 n = _mm512_cvtepi32_ps(_mm512_sub_epi32(k, _mm512_set1_epi32(MOEI_MAGIC_BITS)));
+    __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-MOEI_LN2_HI), z), p = _mm512_set1_ps(MOEI_EXP_C6);
+    r = _mm512_fmadd_ps(n, _mm512_set1_ps(-MOEI_LN2_LO), r);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(MOEI_EXP_C5));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(MOEI_EXP_C4));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(MOEI_EXP_C3));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(MOEI_EXP_C2));
+    p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, n);
+}
+MOEI_FORCE MOEI_AVX512 __m512 moei_sigmoid_avx512(__m512 x) {
+    __m512 minus = _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(x), _mm512_set1_epi32(INT32_MIN)));
+    return _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_add_ps(_mm512_set1_ps(1.0f), moei_exp_avx512(minus)));
+}
+MOEI_AVX512 static void moei_vexp_avx512(float *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 m = moei_mask_avx512(n - i);
+        _mm512_mask_storeu_ps(y + i, m, moei_exp_avx512(_mm512_maskz_loadu_ps(m, x + i)));
+    }
+}
+MOEI_AVX512 static void moei_vsigmoid_avx512(float *y, const float *x, float a, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 m = moei_mask_avx512(n - i);
+        __m512 v = _mm512_mul_ps(_mm512_set1_ps(a), _mm512_maskz_loadu_ps(m, x + i));
+        _mm512_mask_storeu_ps(y + i, m, moei_sigmoid_avx512(v));
+    }
+}
+MOEI_AVX512 static void moei_vaxpy_avx512(float *y, const float *v, float w, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 m = moei_mask_avx512(n - i);
+        __m512 t = _mm512_fmadd_ps(_mm512_set1_ps(w), _mm512_maskz_loadu_ps(m, v + i), _mm512_maskz_loadu_ps(m, y + i));
+        _mm512_mask_storeu_ps(y + i, m, t);
+    }
+}
+MOEI_AVX512 static void moei_vaffine_avx512(float *v, const float *s, const float *b, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 m = moei_mask_avx512(n - i);
+        __m512 t = _mm512_maskz_loadu_ps(m, b + i);
+        _mm512_mask_storeu_ps(v + i, m, _mm512_fmadd_ps(_mm512_maskz_loadu_ps(m, v + i), _mm512_maskz_loadu_ps(m, s + i), t));
+    }
+}
+MOEI_UNUSED static const moei_vec moei_vec_avx512 = {moei_vexp_avx512, moei_vsigmoid_avx512, moei_vaxpy_avx512,
+                                                     moei_vaffine_avx512};
+#endif
+
+/* ==== >>bf16: BF16 on AVX512-BF16 ======================================================================================
+   Lane l of a sum is the chain of VDPBF16PS over the pairs k = 32 i + 2 l, 32 i + 2 l + 1; then F32's tree and + 0.0f.
+   VDPBF16PS and the conversions to bf16 take subnormals as zero, whatever MXCSR says. */
+
+#if MOEI_HAVE_AVX512BF16
+MOEI_FORCE MOEI_BF16 __mmask32 moei_mask_bf16(size_t n) { return n < 32 ? (1u << n) - 1 : 0xffffffffu; }
+/* SHAPES      4 bf16 rows x C prepared tokens (bf16, padded to 32)
+   REGISTERS   as moei_tile_avx512: 24 dot products of 16 pairs per 10 loads at C = 6 */
+MOEI_FORCE MOEI_BF16 void moei_tile_bf16(const int C, const moei_tile *t) {
+    const size_t k_end = t->k & ~(size_t)31;
+    const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *ahead = t->ahead, *ahead_end = t->ahead_end;
+    const uint8_t *x[6];
+    __m512 a[6][4];
+    __m512i v[4];
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        x[c] = (const uint8_t *)t->x[c];
+        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_setzero_ps();
+    }
+    for (size_t k = 0; k < k_end; k += 32) {
+        if (ahead < ahead_end) MOEI_PREFETCH(ahead), ahead += 64;
+        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_loadu_si512(w[r] + k * 2);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m512i xc = _mm512_loadu_si512(x[c] + k * 2);
+            MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_dpbf16_ps(a[c][r], (__m512bh)v[r], (__m512bh)xc);
+        }
+    }
+    if (k_end < t->k) {
+        __mmask32 m = moei_mask_bf16(t->k - k_end);
+        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_maskz_loadu_epi16(m, w[r] + k_end * 2);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m512i xc = _mm512_loadu_si512(x[c] + k_end * 2);
+            MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_dpbf16_ps(a[c][r], (__m512bh)v[r], (__m512bh)xc);
+        }
+    }
+    MOEI_UNROLL for (int c = 0; c < C; c++)
+        moei_store_avx512(t->out + (size_t)c * t->out_stride, moei_sum4_avx512(a[c][0], a[c][1], a[c][2], a[c][3]), t->n_rows);
+}
+/* SHAPES      1 row x C tokens, row after row, as moei_rows_avx512 */
+MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int C, const moei_rows *w, uint32_t n_rows, const void *const *xs, float *out,
+                                         size_t out_stride) {
+    const size_t k_end = w->k & ~(size_t)31;
+    const __mmask32 m = moei_mask_bf16(w->k - k_end);
+    const uint8_t *x[4];
+    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const uint8_t *)xs[c];
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        __m512 a[4];
+        __m512i v;
+        MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_setzero_ps();
+        for (size_t k = 0; k < k_end; k += 32) {
+            v = _mm512_loadu_si512(p + k * 2);
+            MOEI_UNROLL for (int c = 0; c < C; c++)
+                a[c] = _mm512_dpbf16_ps(a[c], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x[c] + k * 2));
+        }
+        if (k_end < w->k) {
+            v = _mm512_maskz_loadu_epi16(m, p + k_end * 2);
+            MOEI_UNROLL for (int c = 0; c < C; c++)
+                a[c] = _mm512_dpbf16_ps(a[c], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x[c] + k_end * 2));
+        }
+        MOEI_UNROLL for (int c = 0; c < C; c++) out[(size_t)c * out_stride + r] = moei_sum_avx512(a[c]);
+    }
+}
+#define MOEI_TILE_BF16(C)                                                                                              \
+    MOEI_BF16 static void moei_tile_bf16_##C(const moei_tile *t) { moei_tile_bf16(C, t); }
+MOEI_TILE_BF16(1) MOEI_TILE_BF16(2) MOEI_TILE_BF16(3) MOEI_TILE_BF16(4) MOEI_TILE_BF16(5) MOEI_TILE_BF16(6)
+static const moei_tiles moei_tiles_bf16 = {
+    4, 6, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3, moei_tile_bf16_4, moei_tile_bf16_5, moei_tile_bf16_6}};
+
+static size_t moei_row_bytes_bf16(size_t k) { return (k + 31) / 32 * 64; }
+static size_t moei_panel_bytes_bf16(uint32_t n_rows, size_t k) { return n_rows * moei_row_bytes_bf16(k); }
+MOEI_BF16 static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                                    size_t out_stride) {
+    if (n_tokens == 1) moei_rows_bf16(1, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 2) moei_rows_bf16(2, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 3) moei_rows_bf16(3, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 4) moei_rows_bf16(4, w, n_rows, x, out, out_stride);
+    else moei_sweep(&moei_tiles_bf16, w, moei_row_bytes_bf16(w->k), n_rows, x, n_tokens, out, out_stride);
+}
+static void moei_panel_bf16(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                            float *out, size_t out_stride) {
+    moei_rows rows = *w;
+    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_row_bytes_bf16(w->k);
+    moei_dot_bf16(&rows, n_rows, x, n_tokens, out, out_stride);
+}
+
+/* f32, f16 and fp8 rows to bf16: the exact f32 value (fp8: rounded to f32 after its scale) to the nearest bf16, ties to even. */
+MOEI_FORCE MOEI_BF16 void moei_store_bf16(void *to, __m512 low, __m512 high) {
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
+MOEI_BF16 static void moei_prepare_bf16(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    uint16_t *o = (uint16_t *)row + k0;
+    (void)k; /* n is no multiple of 32 at the end of the row only */
+    for (size_t i = 0; i < n; i += 32) {
+        __mmask32 m = moei_mask_bf16(n - i);
+        __m512 high = _mm512_maskz_loadu_ps((__mmask16)(m >> 16), x + i + 16);
+        moei_store_bf16(o + i, _mm512_maskz_loadu_ps((__mmask16)m, x + i), high);
+    }
+}
+MOEI_FORCE MOEI_BF16 void moei_decode_bf16(const uint32_t format, const moei_rows *w, uint32_t n_rows, void *panel) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2;
+    uint8_t *o = (uint8_t *)panel;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        for (size_t k = 0; k < w->k; k += 32, p += 32 * size, o += 64) {
+            __mmask32 m = moei_mask_bf16(w->k - k);
+            __m512 high = moei_load_tail_avx512(format, p + 16 * size, (__mmask16)(m >> 16));
+            moei_store_bf16(o, moei_load_tail_avx512(format, p, (__mmask16)m), high);
+        }
+    }
+}
+MOEI_BF16 static void moei_decode_f32_bf16(const moei_rows *w, uint32_t n_rows, void *panel) {
+    moei_decode_bf16(MOE_FORMAT_F32, w, n_rows, panel);
+}
+MOEI_BF16 static void moei_decode_f16_bf16(const moei_rows *w, uint32_t n_rows, void *panel) {
+    moei_decode_bf16(MOE_FORMAT_F16, w, n_rows, panel);
+}
+MOEI_BF16 static void moei_decode_fp8_bf16(const moei_rows *w, uint32_t n_rows, void *panel) {
+    uint8_t *o = (uint8_t *)panel;
+    float s[16];
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        __m512 scale = _mm512_setzero_ps(), half[2];
+        for (size_t k = 0, next = 0; k < w->k; o += 64) {
+            for (int i = 0; i < 2; i++, k += 16) {
+                if (k >= next && k < w->k) next = k + moei_scales16(w, r, k, s), scale = _mm512_loadu_ps(s);
+                half[i] = moei_fp8_avx512(p + k, moei_mask_avx512(w->k > k ? w->k - k : 0), scale);
+            }
+            moei_store_bf16(o, half[0], half[1]);
+        }
+    }
+}
+
+// clang-format off
+MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = {
+    MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_row_bytes_bf16, moei_prepare_bf16, moei_panel_bytes_bf16, moei_panel_bf16, {
+        /* NONE         */ MOEI_NO_OPS,
+        /* F32          */ {NULL, moei_decode_f32_bf16, 0},
+        /* F16          */ {NULL, moei_decode_f16_bf16, 0},
+        /* BF16         */ {moei_dot_bf16, NULL, UINT32_MAX},
+        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP8        */ {NULL, moei_decode_fp8_bf16, 0},
+        /* FP8_BLOCK    */ {NULL, moei_decode_fp8_bf16, 0},
+        /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_bf16, 0},
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+// clang-format on
+#endif
+#if MOEI_HAVE_AVX512 && defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+#pragma GCC diagnostic pop
+#endif
 
 /* ==== >>q8: Q8 on AVX2 and AVX512-VNNI ================================================================================= */
 
 /* ==== >>neon: F32 on aarch64 =========================================================================================== */
 
-/* ==== >>cpu: what this machine can do ================================================================================== */
+/* ==== >>cpu: what this machine can do ==================================================================================
+   Detection is a pure function of the raw words, so that it can be tested with other machines' words. Nothing is cached: cpuid
+   is slow in virtual machines, but only moe_layer_init and moe_tiers ask. */
+
+#ifndef MOEI_HAVE_AVXVNNI
+#define MOEI_HAVE_AVXVNNI 0
+#endif
+#ifndef MOEI_HAVE_AMX
+#define MOEI_HAVE_AMX 0
+#endif
+#ifndef MOEI_HAVE_DOTPROD
+#define MOEI_HAVE_DOTPROD 0
+#endif
+#ifndef MOEI_HAVE_I8MM
+#define MOEI_HAVE_I8MM 0
+#endif
+#ifndef MOEI_HAVE_NEONBF16
+#define MOEI_HAVE_NEONBF16 0
+#endif
+#define MOEI_TIERS_BUILT                                                                                               \
+    (MOE_TIER_BIT(MOE_TIER_C) | (uint32_t)MOEI_HAVE_AVX2 << MOE_TIER_AVX2 | (uint32_t)MOEI_HAVE_AVXVNNI << MOE_TIER_AVXVNNI | \
+     (uint32_t)MOEI_HAVE_AVX512 << MOE_TIER_AVX512 | (uint32_t)MOEI_HAVE_VNNI << MOE_TIER_VNNI |                       \
+     (uint32_t)MOEI_HAVE_AVX512BF16 << MOE_TIER_AVX512BF16 | (uint32_t)MOEI_HAVE_AMX << MOE_TIER_AMX |                 \
+     (uint32_t)MOEI_HAVE_NEON << MOE_TIER_NEON | (uint32_t)MOEI_HAVE_DOTPROD << MOE_TIER_DOTPROD |                     \
+     (uint32_t)MOEI_HAVE_I8MM << MOE_TIER_I8MM | (uint32_t)MOEI_HAVE_NEONBF16 << MOE_TIER_NEONBF16)
+
+/* x86: words of cpuid leaf 1, leaf 7 and leaf 7.1, XCR0 (what the OS saves), the XSAVE features this process may use. */
+typedef struct moei_cpuid {
+    uint32_t leaf1_ecx, leaf7_ebx, leaf7_ecx, leaf7_edx, leaf7_1_eax;
+    uint64_t xcr0, permitted;
+} moei_cpuid;
+MOEI_FORCE int moei_has(uint64_t word, uint64_t bits) { return (word & bits) == bits; }
+
+MOEI_UNUSED static uint32_t moei_cpu_decide(const moei_cpuid *id) {
+    uint32_t tiers = MOE_TIER_BIT(MOE_TIER_C);
+    const uint32_t osxsave_avx_fma_f16c = 1u << 27 | 1u << 28 | 1u << 12 | 1u << 29, avx2_bmi = 1u << 5 | 1u << 3 | 1u << 8;
+    const uint32_t avx512_f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, amx_bf16_tile_int8 = 1u << 22 | 3u << 24;
+    const uint64_t ymm = 6, zmm = 0xe6, tile_config_data = 3u << 17, tile_data = 1u << 18;
+    if (!moei_has(id->leaf1_ecx, osxsave_avx_fma_f16c) || !moei_has(id->xcr0, ymm) || !moei_has(id->leaf7_ebx, avx2_bmi))
+        return tiers;
+    tiers |= MOE_TIER_BIT(MOE_TIER_AVX2);
+    if (moei_has(id->leaf7_1_eax, 1u << 4)) tiers |= MOE_TIER_BIT(MOE_TIER_AVXVNNI);
+    if (!moei_has(id->leaf7_ebx, avx512_f_dq_bw_vl) || !moei_has(id->xcr0, zmm)) return tiers;
+    tiers |= MOE_TIER_BIT(MOE_TIER_AVX512);
+    if (moei_has(id->leaf7_ecx, 1u << 11)) tiers |= MOE_TIER_BIT(MOE_TIER_VNNI);
+    if (moei_has(id->leaf7_1_eax, 1u << 5)) tiers |= MOE_TIER_BIT(MOE_TIER_AVX512BF16);
+    if (moei_has(id->leaf7_edx, amx_bf16_tile_int8) && moei_has(id->xcr0, tile_config_data) && moei_has(id->permitted, tile_data))
+        tiers |= MOE_TIER_BIT(MOE_TIER_AMX);
+    return tiers;
+}
+/* aarch64: AT_HWCAP and AT_HWCAP2 of Linux */
+MOEI_UNUSED static uint32_t moei_cpu_decide_arm(uint64_t hwcap, uint64_t hwcap2) {
+    uint32_t tiers = MOE_TIER_BIT(MOE_TIER_C) | MOE_TIER_BIT(MOE_TIER_NEON);
+    if (!moei_has(hwcap, 1u << 20)) return tiers;
+    tiers |= MOE_TIER_BIT(MOE_TIER_DOTPROD);
+    if (!moei_has(hwcap2, 1u << 13)) return tiers;
+    tiers |= MOE_TIER_BIT(MOE_TIER_I8MM);
+    return moei_has(hwcap2, 1u << 14) ? tiers | MOE_TIER_BIT(MOE_TIER_NEONBF16) : tiers;
+}
+
+#if MOEI_HAVE_AVX2
+#if defined(_MSC_VER) && !defined(__clang__)
+#include <intrin.h>
+static void moei_cpuid_read(uint32_t leaf, uint32_t sub, uint32_t *r) { __cpuidex((int *)r, (int)leaf, (int)sub); }
+static uint64_t moei_xcr0(void) { return _xgetbv(0); }
+#else
+static void moei_cpuid_read(uint32_t leaf, uint32_t sub, uint32_t *r) {
+    __asm__ volatile("cpuid" : "=a"(r[0]), "=b"(r[1]), "=c"(r[2]), "=d"(r[3]) : "a"(leaf), "c"(sub));
+}
+static uint64_t moei_xcr0(void) {
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+#endif
+/* Linux keeps AMX's tile data from a process until it asks, because signal frames grow by 8 KB. A bare system call, since the C
+   library need not have a wrapper. */
+#if defined(__linux__) && defined(__x86_64__) && !defined(__ILP32__)
+static long moei_arch_prctl(long code, void *arg) {
+    long r;
+    __asm__ volatile("syscall" : "=a"(r) : "0"(158L), "D"(code), "S"(arg) : "rcx", "r11", "memory");
+    return r;
+}
+static uint64_t moei_permitted(void) {
+    uint64_t features = 0;
+    return moei_arch_prctl(0x1022, &features) ? 0 : features; /* ARCH_GET_XCOMP_PERM */
+}
+static void moei_permit_amx(void) { moei_arch_prctl(0x1023, (void *)(uintptr_t)18); } /* ARCH_REQ_XCOMP_PERM, tile data */
+#else
+static uint64_t moei_permitted(void) { return 0; }
+static void moei_permit_amx(void) {}
+#endif
+static void moei_cpuid_get(moei_cpuid *id) {
+    uint32_t r[4];
+    memset(id, 0, sizeof *id);
+    moei_cpuid_read(0, 0, r);
+    if (r[0] < 7) return;
+    moei_cpuid_read(1, 0, r);
+    id->leaf1_ecx = r[2];
+    if (id->leaf1_ecx >> 27 & 1) id->xcr0 = moei_xcr0();
+    moei_cpuid_read(7, 0, r);
+    id->leaf7_ebx = r[1], id->leaf7_ecx = r[2], id->leaf7_edx = r[3];
+    if (r[0] >= 1) moei_cpuid_read(7, 1, r), id->leaf7_1_eax = r[0];
+    if (id->leaf7_edx >> 24 & 1) id->permitted = moei_permitted();
+}
+MOEI_UNUSED static uint32_t moei_cpu(void) {
+    moei_cpuid id;
+    moei_cpuid_get(&id);
+    return moei_cpu_decide(&id) & MOEI_TIERS_BUILT;
+}
+MOE_API int moe_enable_amx(void) {
+    moei_cpuid id;
+    moei_cpuid_get(&id);
+    if (!(id.leaf7_edx >> 24 & 1)) return 0;
+    moei_permit_amx();
+    id.permitted = moei_permitted();
+    return (moei_cpu_decide(&id) >> MOE_TIER_AMX & 1) != 0;
+}
+#else
+#if MOEI_HAVE_NEON && defined(__linux__)
+#include <sys/auxv.h>
+MOEI_UNUSED static uint32_t moei_cpu(void) { return moei_cpu_decide_arm(getauxval(16), getauxval(26)) & MOEI_TIERS_BUILT; }
+#else
+MOEI_UNUSED static uint32_t moei_cpu(void) { return moei_cpu_decide_arm(0, 0) & MOEI_TIERS_BUILT; }
+#endif
+MOE_API int moe_enable_amx(void) { return 0; }
+#endif
+
+MOE_API uint32_t moe_tiers(void) { return moei_cpu(); }
+MOE_API const char *moe_tier_name(uint32_t tier) {
+    static const char *const names[] = {
+#define MOE_X(id, name) name,
+        MOE_TIERS(MOE_X)
+#undef MOE_X
+    };
+    return tier < MOE_TIER_COUNT ? names[tier] : "?";
+}
+MOEI_UNUSED static int moei_same_name(const char *a, const char *b) { /* ASCII, case-insensitive, whatever the locale */
+    for (;; a++, b++) {
+        int x = *a >= 'A' && *a <= 'Z' ? *a + 32 : *a, y = *b >= 'A' && *b <= 'Z' ? *b + 32 : *b;
+        if (x != y) return 0;
+        if (!x) return 1;
+    }
+}
+MOE_API uint32_t moe_tier_by_name(const char *name) {
+    uint32_t tier = 0;
+    while (tier < MOE_TIER_COUNT && (!name || !moei_same_name(name, moe_tier_name(tier)))) tier++;
+    return tier;
+}
+MOE_API uint32_t moe_tier_mask(uint32_t tier) {
+    const uint32_t c = MOE_TIER_BIT(MOE_TIER_C), avx2 = c | MOE_TIER_BIT(MOE_TIER_AVX2), avx512 = avx2 | MOE_TIER_BIT(MOE_TIER_AVX512);
+    const uint32_t vnni = avx512 | MOE_TIER_BIT(MOE_TIER_VNNI), bf16 = vnni | MOE_TIER_BIT(MOE_TIER_AVX512BF16);
+    const uint32_t neon = c | MOE_TIER_BIT(MOE_TIER_NEON), dotprod = neon | MOE_TIER_BIT(MOE_TIER_DOTPROD);
+    const uint32_t i8mm = dotprod | MOE_TIER_BIT(MOE_TIER_I8MM);
+    switch (tier) {
+    case MOE_TIER_C: return c;
+    case MOE_TIER_AVX2: return avx2;
+    case MOE_TIER_AVXVNNI: return avx2 | MOE_TIER_BIT(MOE_TIER_AVXVNNI);
+    case MOE_TIER_AVX512: return avx512;
+    case MOE_TIER_VNNI: return vnni;
+    case MOE_TIER_AVX512BF16: return bf16;
+    case MOE_TIER_AMX: return bf16 | MOE_TIER_BIT(MOE_TIER_AMX);
+    case MOE_TIER_NEON: return neon;
+    case MOE_TIER_DOTPROD: return dotprod;
+    case MOE_TIER_I8MM: return i8mm;
+    case MOE_TIER_NEONBF16: return i8mm | MOE_TIER_BIT(MOE_TIER_NEONBF16);
+    default: return 0;
+    }
+}
 
 /* ==== >>route: logits to ids and weights ===============================================================================
    One function over data routes a token: moei_select_token does R2 .. R9 for every model (the formulas stand at moe_router).
