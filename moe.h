@@ -2508,7 +2508,585 @@ MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = {
 #pragma GCC diagnostic pop
 #endif
 
-/* ==== >>q8: Q8 on AVX2 and AVX512-VNNI ================================================================================= */
+/* ==== >>q8: Q8 on AVX2 and AVX512-VNNI =================================================================================
+   LAYOUT      A step is 8 blocks of 32 weights of one row: lane b of every vector of 8 belongs to block b. moei_q8w holds a
+               step's weights as bytes, unsigned with a constant offset (or signed, see MOEI_Q8_SIGNED), its scales and, where
+               the format has them, minima, scales of the second 16 or integer scales per 16.
+   DEFINITION  acc = fma((float)isum, D * d_x, acc) per block, 8 accumulators by block mod 8, tree 4 2 1, + 0.0f; see the
+               contract at the top. isum is exact, so it may be computed in any way: unsigned weights give
+               sum(u q) - offset * sum(q), and the sums of q come with the prepared row.
+   LIMITS      vpmaddubsw saturates when two products exceed 32767: unsigned weights up to 129 are safe, 8-bit weights and the
+               IQ4 table are not and go as |w| x sign(q, w). Sums of 4 products fit 16 bits up to u = 64, of 8 up to u = 32. */
+#if MOEI_HAVE_AVX2
+
+typedef struct moei_q8w {
+    __m256i v[8];  /* weights of block b in ascending k */
+    __m256 d, m;   /* scale; minimum (added with s_x), or scale of the second 16 */
+    __m256i pair[4]; /* s16, spread for two blocks each */
+    __m256i s16;   /* integer scales per 16 (int16), as moei_q8.sum16 */
+    __m256i z;     /* zero points (int32), or minima per 16 (int16) */
+} moei_q8w;
+
+/* What a format needs beyond unsigned weights and one scale: all constants once inlined. */
+MOEI_FORCE int moei_q8_has_min(uint32_t f) {
+    return f == MOE_FORMAT_Q4_1 || f == MOE_FORMAT_Q5_1 || f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K;
+}
+MOEI_FORCE int moei_q8_has_sub(uint32_t f) {
+    return f == MOE_FORMAT_Q2_K || f == MOE_FORMAT_Q3_K || f == MOE_FORMAT_Q6_K;
+}
+MOEI_FORCE int moei_q8_is_nvfp4(uint32_t f) { return f == MOE_FORMAT_NVFP4 || f == MOE_FORMAT_NVFP4_HF; }
+MOEI_FORCE int moei_q8_is_e2m1(uint32_t f) {
+    return moei_q8_is_nvfp4(f) || f == MOE_FORMAT_MXFP4 || f == MOE_FORMAT_MXFP4_HF;
+}
+MOEI_FORCE int moei_q8_is_wide(uint32_t f) { /* needs all 8 bits */
+    return f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_INT8_CHANNEL || f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS;
+}
+MOEI_FORCE int moei_q8_has_side(uint32_t f) { /* scales live apart */
+    return f == MOE_FORMAT_MXFP4_HF || f == MOE_FORMAT_NVFP4_HF || f == MOE_FORMAT_INT8_CHANNEL || f == MOE_FORMAT_INT4_GROUP;
+}
+/* What was added to make the weights unsigned. */
+MOEI_FORCE int moei_q8_offset(uint32_t f) {
+    if (moei_q8_is_wide(f)) return 128;
+    if (moei_q8_is_e2m1(f)) return 12;
+    return f == MOE_FORMAT_Q6_K ? 32 : f == MOE_FORMAT_Q5_0 ? 16 : f == MOE_FORMAT_Q4_0 ? 8 : f == MOE_FORMAT_Q3_K ? 4 : 0;
+}
+/* Bytes of a step. */
+MOEI_FORCE size_t moei_q8_step(uint32_t f) {
+    switch (f) {
+    case MOE_FORMAT_Q8_0: return 272;
+    case MOE_FORMAT_Q4_0:
+    case MOE_FORMAT_IQ4_NL:
+    case MOE_FORMAT_NVFP4:
+    case MOE_FORMAT_Q4_K: return 144;
+    case MOE_FORMAT_Q4_1: return 160;
+    case MOE_FORMAT_Q5_0:
+    case MOE_FORMAT_Q5_K: return 176;
+    case MOE_FORMAT_Q5_1: return 192;
+    case MOE_FORMAT_Q2_K: return 84;
+    case MOE_FORMAT_Q3_K: return 110;
+    case MOE_FORMAT_Q6_K: return 210;
+    case MOE_FORMAT_IQ4_XS:
+    case MOE_FORMAT_MXFP4: return 136;
+    case MOE_FORMAT_INT8_CHANNEL: return 256;
+    default: return 128;
+    }
+}
+
+/* ---- loads and small vectors ---- */
+
+MOEI_FORCE MOEI_AVX2 __m128i moei_q8_ld128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_ld256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+MOEI_FORCE MOEI_AVX2 __m128i moei_q8_ld64(const void *p) { return _mm_loadl_epi64((const __m128i *)p); }
+MOEI_FORCE MOEI_AVX2 __m128i moei_q8_ld32(const void *p) { return _mm_cvtsi32_si128((int)moei_load32(p)); }
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_and(__m256i v, int mask) { return _mm256_and_si256(v, _mm256_set1_epi8((char)mask)); }
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_i8f(__m128i v) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)); } /* 8 int8 to f32 */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_both(__m128i v) { return _mm256_broadcastsi128_si256(v); }
+
+/* 16 bytes of nibbles to 32 bytes. GGUF: low nibbles are the first 16 weights; HF: nibbles in order. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles(const uint8_t *p) {
+    const __m256i shift = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
+    return moei_q8_and(_mm256_srlv_epi32(moei_q8_both(moei_q8_ld128(p)), shift), 15);
+}
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles_hf(const uint8_t *p) {
+    __m256i w = _mm256_cvtepu8_epi16(moei_q8_ld128(p)); /* 0000 hhhh llll: the two ends stay after (w << 4 | w) & 0f0f */
+    return moei_q8_and(_mm256_or_si256(w, _mm256_slli_epi16(w, 4)), 15);
+}
+/* NVFP4: 8 bytes per 16 weights. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles_nv(const uint8_t *p) {
+    __m128i b = moei_q8_ld128(p), lo = _mm_and_si128(b, _mm_set1_epi8(15)), hi = _mm_and_si128(_mm_srli_epi16(b, 4), _mm_set1_epi8(15));
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi64(lo, hi)), _mm_unpackhi_epi64(lo, hi), 1);
+}
+/* Bit i of 32 to value v in byte i. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_bits(const uint8_t *p, int v) {
+    const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
+    __m256i b = _mm256_shuffle_epi8(_mm256_set1_epi32((int)moei_load32(p)), byte);
+    return moei_q8_and(_mm256_cmpeq_epi8(_mm256_and_si256(b, bit), bit), v);
+}
+/* E2M1 codes, doubled, + 12; the IQ4 table. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_e2m1(__m256i code) {
+    return _mm256_shuffle_epi8(moei_q8_both(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0)), code);
+}
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_iq4(__m256i code) {
+    return _mm256_shuffle_epi8(
+        moei_q8_both(_mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)), code);
+}
+
+/* ---- scales ---- */
+
+/* 8 half-precision scales `stride` bytes apart. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half8(const uint8_t *p, size_t stride) {
+    uint64_t lo = 0, hi = 0;
+    MOEI_UNROLL for (size_t i = 0; i < 4; i++) {
+        lo |= (uint64_t)moei_load16(p + i * stride) << (16 * i);
+        hi |= (uint64_t)moei_load16(p + (i + 4) * stride) << (16 * i);
+    }
+    return _mm256_cvtph_ps(_mm_insert_epi64(_mm_cvtsi64_si128((long long)lo), (long long)hi, 1));
+}
+/* 8 pairs of halves. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_half8x2(const uint8_t *p, size_t stride, __m256 *a, __m256 *b) {
+    __m128i lo = moei_q8_ld32(p), hi = moei_q8_ld32(p + 2 * stride); /* blocks 0 1 4 5, 2 3 6 7 */
+    lo = _mm_insert_epi32(lo, (int)moei_load32(p + 1 * stride), 1), hi = _mm_insert_epi32(hi, (int)moei_load32(p + 3 * stride), 1);
+    lo = _mm_insert_epi32(lo, (int)moei_load32(p + 4 * stride), 2), hi = _mm_insert_epi32(hi, (int)moei_load32(p + 6 * stride), 2);
+    lo = _mm_insert_epi32(lo, (int)moei_load32(p + 5 * stride), 3), hi = _mm_insert_epi32(hi, (int)moei_load32(p + 7 * stride), 3);
+    __m256 l = _mm256_cvtph_ps(lo), h = _mm256_cvtph_ps(hi);
+    *a = _mm256_shuffle_ps(l, h, 0x88), *b = _mm256_shuffle_ps(l, h, 0xdd);
+}
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half1(const uint8_t *p) { return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(moei_load16(p)))); }
+
+/* Q4_K and Q5_K: d, dmin and 12 bytes with eight 6-bit scales and minima. The minimum is negated. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_scales_k(const uint8_t *p, __m256 *d, __m256 *m) {
+    uint32_t a = moei_load32(p + 4), b = moei_load32(p + 8), c = moei_load32(p + 12);
+    uint64_t s = (a & 0x3f3f3f3fu) | (uint64_t)((c & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u)) << 32;
+    uint64_t n = (b & 0x3f3f3f3fu) | (uint64_t)((c >> 4 & 0x0f0f0f0fu) | (b >> 2 & 0x30303030u)) << 32;
+    __m128 h = _mm_cvtph_ps(moei_q8_ld32(p));
+    *d = _mm256_mul_ps(_mm256_broadcastss_ps(h), moei_q8_i8f(_mm_cvtsi64_si128((long long)s)));
+    h = _mm_xor_ps(_mm_movehdup_ps(h), _mm_set1_ps(-0.0f));
+    *m = _mm256_mul_ps(_mm256_broadcastss_ps(h), moei_q8_i8f(_mm_cvtsi64_si128((long long)n)));
+}
+/* Q3_K: 16 6-bit scales, - 32, as int16. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_scales_q3(const uint8_t *p) {
+    __m128i b = moei_q8_ld64(p), low = _mm_unpacklo_epi64(b, _mm_srli_epi16(b, 4));
+    __m128i high = _mm_srlv_epi32(_mm_set1_epi32((int)moei_load32(p + 8)), _mm_setr_epi32(0, 2, 4, 6));
+    low = _mm_and_si128(low, _mm_set1_epi8(15)), high = _mm_slli_epi16(_mm_and_si128(high, _mm_set1_epi8(3)), 4);
+    return _mm256_cvtepi8_epi16(_mm_sub_epi8(_mm_or_si128(low, high), _mm_set1_epi8(32)));
+}
+/* IQ4_XS: d times eight 6-bit scales - 32. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_scales_iq4xs(const uint8_t *p) {
+    __m256i low = _mm256_srlv_epi32(_mm256_set1_epi32((int)moei_load32(p + 4)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    __m256i high = _mm256_srlv_epi32(_mm256_set1_epi32(moei_load16(p + 2)), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
+    low = _mm256_and_si256(low, _mm256_set1_epi32(15)), high = _mm256_and_si256(high, _mm256_set1_epi32(3));
+    low = _mm256_sub_epi32(_mm256_or_si256(low, _mm256_slli_epi32(high, 4)), _mm256_set1_epi32(32));
+    return _mm256_mul_ps(moei_q8_half1(p), _mm256_cvtepi32_ps(low));
+}
+/* 2^(e - 128) for 8 exponents, subnormal below 2. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half_e8m0(__m256i e) {
+    __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+    __m256i tiny = _mm256_sllv_epi32(_mm256_set1_epi32(0x200000), _mm256_min_epi32(e, _mm256_set1_epi32(2)));
+    return _mm256_castsi256_ps(_mm256_max_epi32(normal, tiny));
+}
+/* Half of 8 E4M3 magnitudes: as half floats they are 2^-8 too small. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half_e4m3(__m128i b) {
+    __m128i h = _mm_slli_epi16(_mm_and_si128(b, _mm_set1_epi16(0x7f)), 7);
+    return _mm256_mul_ps(_mm256_cvtph_ps(h), _mm256_set1_ps(128.0f));
+}
+
+/* ---- scales and zero points that live apart ---- */
+
+enum { MOEI_Q8_CHUNK = 32 }; /* steps between two fills of moei_q8side */
+typedef struct moei_q8side {
+    float d[16 * MOEI_Q8_CHUNK + 8]; /* per block, or per half block for NVFP4 */
+    int32_t z[8 * MOEI_Q8_CHUNK + 8];
+} moei_q8side;
+
+/* 8 consecutive values as f32 times `factor`, or zero points as int32; `shift`: of the row's nibble in U4X8. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_side8(uint32_t type, const uint8_t *p, float factor, int shift) {
+    __m256i v = _mm256_setzero_si256(), nan = v;
+    switch (type) {
+    case MOE_TYPE_U8: return _mm256_cvtepu8_epi32(moei_q8_ld64(p));
+    case MOE_TYPE_U4X8: return _mm256_and_si256(_mm256_srl_epi32(moei_q8_ld256(p), _mm_cvtsi32_si128(shift)), _mm256_set1_epi32(15));
+    case MOE_TYPE_F32: v = moei_q8_ld256(p); break;
+    case MOE_TYPE_F16: v = _mm256_castps_si256(_mm256_cvtph_ps(moei_q8_ld128(p))); break;
+    case MOE_TYPE_BF16: v = _mm256_slli_epi32(_mm256_cvtepu16_epi32(moei_q8_ld128(p)), 16); break;
+    case MOE_TYPE_E8M0:
+        v = _mm256_cvtepu8_epi32(moei_q8_ld64(p)), nan = _mm256_cmpeq_epi32(v, _mm256_set1_epi32(255));
+        v = _mm256_max_epi32(_mm256_slli_epi32(v, 23), _mm256_set1_epi32(0x400000));
+        break;
+    default: { /* E4M3: as half floats 2^-8 too small */
+        __m128i b = _mm_cvtepu8_epi16(moei_q8_ld64(p)), a = _mm_and_si128(b, _mm_set1_epi16(0x7f));
+        nan = _mm256_cvtepi16_epi32(_mm_cmpeq_epi16(a, _mm_set1_epi16(0x7f)));
+        b = _mm_or_si128(_mm_slli_epi16(a, 7), _mm_slli_epi16(_mm_and_si128(b, _mm_set1_epi16(0x80)), 8));
+        v = _mm256_castps_si256(_mm256_mul_ps(_mm256_cvtph_ps(b), _mm256_set1_ps(256.0f)));
+    }
+    }
+    v = _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(v), _mm256_set1_ps(factor)));
+    return _mm256_or_si256(v, nan);
+}
+MOEI_FORCE size_t moei_q8_side_bytes(uint32_t type) {
+    return type == MOE_TYPE_F32 || type == MOE_TYPE_U4X8 ? 4 : type == MOE_TYPE_F16 || type == MOE_TYPE_BF16 ? 2 : 1;
+}
+/* out[0 .. n) = the row's values for units of `unit` weights from unit i on. The grid's cols is a multiple of unit. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_side_fill(uint32_t type, const moei_side *s, size_t row, size_t unit, size_t i, size_t n, float factor,
+                                         void *out) {
+    size_t size = moei_q8_side_bytes(type), per = s->cols / unit, v = i / per, left = (i + n - 1) / per + 1 - v, skip = i - v * per;
+    size_t line = row / s->rows;
+    const uint8_t *p = s->data + (type == MOE_TYPE_U4X8 ? line / 8 : line) * s->row_stride + v * size;
+    int32_t *o = (int32_t *)out, *end = o + n, x[8];
+    for (; left; p += 8 * size) {
+        size_t m = left < 8 ? left : 8;
+        uint8_t tail[32] = {0};
+        if (m < 8) memcpy(tail, p, m * size);
+        _mm256_storeu_si256((__m256i *)x, moei_q8_side8(type, m < 8 ? tail : p, factor, (int)(4 * (line % 8))));
+        if (per == 1) memcpy(o, x, sizeof x), o += m;
+        else
+            for (size_t j = 0; j < m; j++, skip = 0)
+                for (size_t c = skip; c < per && o < end; c++) *o++ = x[j];
+        left -= m;
+    }
+}
+static MOEI_AVX2 MOEI_NOINLINE void moei_q8_side_values(const moei_side *s, size_t row, size_t unit, size_t i, size_t n, float factor,
+                                                     void *out) {
+    switch (s->type) {
+    case MOE_TYPE_F32: moei_q8_side_fill(MOE_TYPE_F32, s, row, unit, i, n, factor, out); break;
+    case MOE_TYPE_F16: moei_q8_side_fill(MOE_TYPE_F16, s, row, unit, i, n, factor, out); break;
+    case MOE_TYPE_BF16: moei_q8_side_fill(MOE_TYPE_BF16, s, row, unit, i, n, factor, out); break;
+    case MOE_TYPE_E8M0: moei_q8_side_fill(MOE_TYPE_E8M0, s, row, unit, i, n, factor, out); break;
+    case MOE_TYPE_E4M3: moei_q8_side_fill(MOE_TYPE_E4M3, s, row, unit, i, n, factor, out); break;
+    case MOE_TYPE_U8: moei_q8_side_fill(MOE_TYPE_U8, s, row, unit, i, n, factor, out); break;
+    default: moei_q8_side_fill(MOE_TYPE_U4X8, s, row, unit, i, n, factor, out);
+    }
+}
+/* Scales (and zero points) of steps [i, i + MOEI_Q8_CHUNK) of row r; beyond the row's end anything finite. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_sides(uint32_t f, const moei_rows *w, size_t r, size_t i, moei_q8side *side) {
+    size_t unit = moei_q8_is_nvfp4(f) ? 16 : 32, all = w->k / unit, first = i * 256 / unit, n = all - first, room = MOEI_Q8_CHUNK * 256 / unit;
+    float factor = moei_q8_is_e2m1(f) ? 0.5f : 1.0f;
+    if (n > room) n = room;
+    for (size_t j = w->scale.data ? n : 0; j < n + 15 && j < room; j++) side->d[j] = factor;
+    if (w->scale.data) moei_q8_side_values(&w->scale, w->row0 + r, unit, first, n, factor, side->d);
+    if (f != MOE_FORMAT_INT4_GROUP) return;
+    for (size_t j = w->zero.data ? n : 0; j < n + 7 && j < room; j++) side->z[j] = 8;
+    if (w->zero.data) moei_q8_side_values(&w->zero, w->row0 + r, unit, first, n, factor, side->z);
+}
+
+/* ---- unpacking: one step of a row, every format ---- */
+
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q4(uint32_t f, const uint8_t *p, moei_q8w *u) {
+    const int five = f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1, min = moei_q8_has_min(f);
+    const size_t head = (min ? 4u : 2u) + (five ? 4u : 0u), size = head + 16;
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
+        u->v[b] = moei_q8_nibbles(p + b * size + head);
+        if (five) u->v[b] = _mm256_or_si256(u->v[b], moei_q8_bits(p + b * size + head - 4, 16));
+        if (f == MOE_FORMAT_IQ4_NL) u->v[b] = moei_q8_iq4(u->v[b]);
+    }
+    if (min) moei_q8_half8x2(p, size, &u->d, &u->m);
+    else u->d = moei_q8_half8(p, size);
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q4k(uint32_t f, const uint8_t *p, moei_q8w *u) {
+    const uint8_t *q = p + (f == MOE_FORMAT_Q5_K ? 48 : 16);
+    moei_q8_scales_k(p, &u->d, &u->m);
+    MOEI_UNROLL for (int g = 0; g < 4; g++) {
+        __m256i b = moei_q8_ld256(q + 32 * g);
+        u->v[2 * g] = moei_q8_and(b, 15), u->v[2 * g + 1] = moei_q8_and(_mm256_srli_epi16(b, 4), 15);
+    }
+    if (f != MOE_FORMAT_Q5_K) return;
+    const __m256i h = moei_q8_ld256(p + 16);
+    MOEI_UNROLL for (int g = 0; g < 8; g++) {
+        __m256i b = g < 4 ? _mm256_slli_epi16(h, g < 4 ? 4 - g : 0) : _mm256_srli_epi16(h, g < 4 ? 0 : g - 4);
+        u->v[g] = _mm256_or_si256(u->v[g], moei_q8_and(b, 16));
+    }
+}
+/* 16 int16 scales [block][half] to 4 vectors, one per two blocks: 4 times each, first halves in the low lane. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_spread(__m256i s, __m256i pair[4]) {
+    const __m256i split = moei_q8_both(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+    const __m256i rep = moei_q8_both(_mm_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3));
+    s = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(s, split), 0xd8);
+    MOEI_UNROLL for (int i = 0; i < 4; i++) pair[i] = _mm256_shuffle_epi8(s, _mm256_add_epi8(rep, _mm256_set1_epi8((char)(4 * i))));
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q6k(const uint8_t *p, moei_q8w *u) {
+    MOEI_UNROLL for (int h = 0; h < 2; h++) {
+        __m256i a = moei_q8_ld256(p + 64 * h), b = moei_q8_ld256(p + 64 * h + 32), c = moei_q8_ld256(p + 128 + 32 * h), *v = u->v + 4 * h;
+        v[0] = _mm256_or_si256(moei_q8_and(a, 15), moei_q8_and(_mm256_slli_epi16(c, 4), 0x30));
+        v[1] = _mm256_or_si256(moei_q8_and(b, 15), moei_q8_and(_mm256_slli_epi16(c, 2), 0x30));
+        v[2] = _mm256_or_si256(moei_q8_and(_mm256_srli_epi16(a, 4), 15), moei_q8_and(c, 0x30));
+        v[3] = _mm256_or_si256(moei_q8_and(_mm256_srli_epi16(b, 4), 15), moei_q8_and(_mm256_srli_epi16(c, 2), 0x30));
+    }
+    u->d = moei_q8_half1(p + 208), u->s16 = _mm256_cvtepi8_epi16(moei_q8_ld128(p + 192));
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q2k(const uint8_t *p, moei_q8w *u) {
+    const __m128i s = moei_q8_ld128(p), low = _mm_set1_epi8(15);
+    MOEI_UNROLL for (int g = 0; g < 8; g++) u->v[g] = moei_q8_and(_mm256_srli_epi16(moei_q8_ld256(p + 16 + 32 * (g / 4)), 2 * (g % 4)), 3);
+    u->d = moei_q8_half1(p + 80), u->m = _mm256_xor_ps(moei_q8_half1(p + 82), _mm256_set1_ps(-0.0f));
+    u->s16 = _mm256_cvtepu8_epi16(_mm_and_si128(s, low));
+    u->z = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(s, 4), low));
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q3k(const uint8_t *p, moei_q8w *u) {
+    const __m256i hm = moei_q8_ld256(p);
+    MOEI_UNROLL for (int g = 0; g < 8; g++) {
+        __m256i low = moei_q8_and(_mm256_srli_epi16(moei_q8_ld256(p + 32 + 32 * (g / 4)), 2 * (g % 4)), 3);
+        __m256i high = g < 2 ? _mm256_slli_epi16(hm, g < 2 ? 2 - g : 0) : _mm256_srli_epi16(hm, g < 2 ? 0 : g - 2);
+        u->v[g] = _mm256_or_si256(low, moei_q8_and(high, 4));
+    }
+    u->d = moei_q8_half1(p + 108), u->s16 = moei_q8_scales_q3(p + 96);
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_nvfp4(const uint8_t *p, moei_q8w *u) {
+    __m128i s = moei_q8_ld32(p);
+    s = _mm_insert_epi32(s, (int)moei_load32(p + 36), 1), s = _mm_insert_epi32(s, (int)moei_load32(p + 72), 2);
+    s = _mm_insert_epi32(s, (int)moei_load32(p + 108), 3);
+    s = _mm_andnot_si128(_mm_cmpeq_epi8(s, _mm_set1_epi8(0x7f)), s); /* as ggml: the sign is ignored, 0x7f is 0 */
+    u->d = moei_q8_half_e4m3(s), u->m = moei_q8_half_e4m3(_mm_srli_epi16(s, 8));
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) u->v[b] = moei_q8_e2m1(moei_q8_nibbles_nv(p + 36 * (b / 2) + 4 + 16 * (b % 2)));
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_mxfp4(const uint8_t *p, moei_q8w *u) {
+    uint64_t e = 0;
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
+        u->v[b] = moei_q8_e2m1(moei_q8_nibbles(p + 17 * b + 1));
+        e |= (uint64_t)p[17 * b] << (8 * b);
+    }
+    u->d = moei_q8_half_e8m0(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)e)));
+}
+/* side: of this step. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_hf(uint32_t f, const uint8_t *p, const float *d, const int32_t *z, moei_q8w *u) {
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
+        if (f == MOE_FORMAT_INT8_CHANNEL) u->v[b] = moei_q8_ld256(p + 32 * b);
+        else u->v[b] = moei_q8_nibbles_hf(p + 16 * b);
+        if (moei_q8_is_e2m1(f)) u->v[b] = moei_q8_e2m1(u->v[b]);
+    }
+    if (f == MOE_FORMAT_INT4_GROUP) u->z = moei_q8_ld256(z);
+    u->d = _mm256_loadu_ps(d);
+    if (f != MOE_FORMAT_NVFP4_HF) return;
+    __m256 a = _mm256_permute2f128_ps(u->d, _mm256_loadu_ps(d + 8), 0x20), b = _mm256_permute2f128_ps(u->d, _mm256_loadu_ps(d + 8), 0x31);
+    u->d = _mm256_shuffle_ps(a, b, 0x88), u->m = _mm256_shuffle_ps(a, b, 0xdd);
+}
+/* Everything of step j of a chunk. Wide formats come signed. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack(uint32_t f, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8w *u) {
+    switch (f) {
+    case MOE_FORMAT_Q8_0:
+        MOEI_UNROLL for (size_t b = 0; b < 8; b++) u->v[b] = moei_q8_ld256(p + 34 * b + 2);
+        u->d = moei_q8_half8(p, 34);
+        break;
+    case MOE_FORMAT_Q4_K:
+    case MOE_FORMAT_Q5_K: moei_q8_unpack_q4k(f, p, u); break;
+    case MOE_FORMAT_Q2_K: moei_q8_unpack_q2k(p, u); break;
+    case MOE_FORMAT_Q3_K: moei_q8_unpack_q3k(p, u); break;
+    case MOE_FORMAT_Q6_K: moei_q8_unpack_q6k(p, u); break;
+    case MOE_FORMAT_IQ4_XS:
+        MOEI_UNROLL for (size_t b = 0; b < 8; b++) u->v[b] = moei_q8_iq4(moei_q8_nibbles(p + 8 + 16 * b));
+        u->d = moei_q8_scales_iq4xs(p);
+        break;
+    case MOE_FORMAT_MXFP4: moei_q8_unpack_mxfp4(p, u); break;
+    case MOE_FORMAT_NVFP4: moei_q8_unpack_nvfp4(p, u); break;
+    case MOE_FORMAT_MXFP4_HF:
+    case MOE_FORMAT_INT8_CHANNEL:
+    case MOE_FORMAT_INT4_GROUP: moei_q8_unpack_hf(f, p, side->d + 8 * j, side->z + 8 * j, u); break;
+    case MOE_FORMAT_NVFP4_HF: moei_q8_unpack_hf(f, p, side->d + 16 * j, side->z, u); break;
+    default: moei_q8_unpack_q4(f, p, u);
+    }
+    if (moei_q8_has_sub(f)) moei_q8_spread(u->s16, u->pair);
+}
+
+/* ---- from 8 vectors of partial sums to the accumulators ---- */
+
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_pair_sums(__m256i v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
+/* s[b]: 8 sums of 4 products of block b. Result: [blocks 0-3 of the first 16 weights | of the second 16], and blocks 4-7. Two
+   ways: sums below 2^15 shrink to 16 bits twice; wide formats go by 32-bit transposes. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_quad(uint32_t f, const __m256i *s, const __m256i *pair) {
+    __m256i a, b;
+    if (moei_q8_is_wide(f)) {
+        a = _mm256_add_epi32(_mm256_unpacklo_epi32(s[0], s[1]), _mm256_unpackhi_epi32(s[0], s[1]));
+        b = _mm256_add_epi32(_mm256_unpacklo_epi32(s[2], s[3]), _mm256_unpackhi_epi32(s[2], s[3]));
+        return _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    }
+    a = _mm256_packs_epi32(s[0], s[1]), b = _mm256_packs_epi32(s[2], s[3]);
+    if (moei_q8_has_sub(f)) return _mm256_hadd_epi32(_mm256_madd_epi16(a, pair[0]), _mm256_madd_epi16(b, pair[1]));
+    return moei_q8_pair_sums(_mm256_packs_epi32(moei_q8_pair_sums(a), moei_q8_pair_sums(b)));
+}
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_times(__m256i v, int c) {
+    return c == 12 ? _mm256_add_epi32(_mm256_slli_epi32(v, 3), _mm256_slli_epi32(v, 2))
+                   : _mm256_slli_epi32(v, c == 128 ? 7 : c == 32 ? 5 : c == 16 ? 4 : c == 8 ? 3 : 2);
+}
+/* acc + one step. offset: what is still in the weights. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_add(uint32_t f, int offset, const moei_q8w *u, const __m256i *s, const moei_q8 *x, __m256 acc) {
+    __m256i a = moei_q8_quad(f, s, u->pair), b = moei_q8_quad(f, s + 4, u->pair + 2), sum16 = moei_q8_ld256(x->sum16), sum = moei_q8_ld256(x->sum);
+    __m256i h0 = _mm256_permute2x128_si256(a, b, 0x20), h1 = _mm256_permute2x128_si256(a, b, 0x31), n = _mm256_add_epi32(h0, h1);
+    __m256 dx = _mm256_loadu_ps(x->d);
+    if (moei_q8_is_nvfp4(f)) {
+        h0 = _mm256_sub_epi32(h0, moei_q8_times(_mm256_srai_epi32(_mm256_slli_epi32(sum16, 16), 16), offset));
+        h1 = _mm256_sub_epi32(h1, moei_q8_times(_mm256_srai_epi32(sum16, 16), offset));
+        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(h0), _mm256_mul_ps(u->d, dx), acc);
+        return _mm256_fmadd_ps(_mm256_cvtepi32_ps(h1), _mm256_mul_ps(u->m, dx), acc);
+    }
+    if (moei_q8_has_sub(f)) sum = _mm256_madd_epi16(u->s16, sum16);
+    if (f == MOE_FORMAT_INT4_GROUP) n = _mm256_sub_epi32(n, _mm256_mullo_epi32(u->z, sum));
+    else if (offset) n = _mm256_sub_epi32(n, moei_q8_times(sum, offset));
+    acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(n), _mm256_mul_ps(u->d, dx), acc);
+    if (moei_q8_has_min(f)) acc = _mm256_fmadd_ps(u->m, _mm256_loadu_ps(x->s), acc);
+    if (f == MOE_FORMAT_Q2_K) acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(u->z, sum16)), _mm256_mul_ps(u->m, dx), acc);
+    return acc;
+}
+MOEI_FORCE MOEI_AVX2 float moei_q8_tree(__m256 v) {
+    __m128 a = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+    return _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a))) + 0.0f;
+}
+
+/* ---- straight from the rows ---- */
+
+/* A walk over a row's steps: the last, partial one is read from a zeroed copy. */
+typedef struct moei_q8walk {
+    const uint8_t *row;
+    size_t steps, full;
+    uint8_t tail[272];
+} moei_q8walk;
+MOEI_FORCE void moei_q8_walk(uint32_t f, const moei_rows *w, size_t r, moei_q8walk *walk) {
+    size_t step = moei_q8_step(f), rest = w->k % 256 / 32;
+    walk->row = moei_row(w, r), walk->full = w->k / 256, walk->steps = walk->full + (rest != 0);
+    if (rest) memset(walk->tail, 0, sizeof walk->tail), memcpy(walk->tail, walk->row + walk->full * step, rest * step / 8);
+}
+MOEI_FORCE void moei_q8_prefetch(const moei_rows *w, size_t r, size_t n_rows) {
+    if (!w->prefetch) return;
+    size_t end = (r + 1) * w->prefetch_bytes / n_rows;
+    for (size_t i = r * w->prefetch_bytes / n_rows; i < end; i += 64) MOEI_PREFETCH(w->prefetch + i);
+}
+
+enum { MOEI_Q8_GROUP = 8 }; /* tokens that share an unpacked step */
+
+/* Sums of 4 products. Offset weights would saturate beyond 129: wide ones go as |w| x sign(q, w). */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_dot4_avx2(int wide, __m256i v, __m256i q) {
+    if (wide) q = _mm256_sign_epi8(q, v), v = _mm256_abs_epi8(v);
+    return moei_q8_pair_sums(_mm256_maddubs_epi16(v, q));
+}
+/* One row times n tokens, n constant 1 or at most MOEI_Q8_GROUP. REGISTERS: 8 weights, scale, minimum, and the reduction's few;
+   with several tokens the accumulators live in L1 (one load and one store of about 35 micro-ops). */
+MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_t r, const void *const *x, uint32_t n, float *out,
+                                           size_t out_stride) {
+    const int wide = moei_q8_is_wide(f), offset = wide ? 0 : moei_q8_offset(f);
+    __m256 acc[MOEI_Q8_GROUP];
+    moei_q8walk walk;
+    moei_q8side side;
+    moei_q8_walk(f, w, r, &walk);
+    for (uint32_t t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
+    for (size_t i = 0; i < walk.steps; i++) {
+        moei_q8w u;
+        if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
+        moei_q8_unpack(f, i < walk.full ? walk.row + i * moei_q8_step(f) : walk.tail, &side, i % MOEI_Q8_CHUNK, &u);
+        for (uint32_t t = 0; t < n; t++) {
+            const moei_q8 *q = (const moei_q8 *)x[t] + i;
+            __m256i s[8];
+            MOEI_UNROLL for (int b = 0; b < 8; b++) s[b] = moei_q8_dot4_avx2(wide, u.v[b], moei_q8_ld256(q->q[b]));
+            acc[t] = moei_q8_add(f, offset, &u, s, q, acc[t]);
+        }
+    }
+    for (uint32_t t = 0; t < n; t++) out[t * out_stride] = moei_q8_tree(acc[t]);
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_dot_avx2(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                           float *out, size_t out_stride) {
+    for (uint32_t r = 0; r < n_rows; r++) {
+        moei_q8_prefetch(w, r, n_rows);
+        if (n_tokens == 1) moei_q8_row_avx2(f, w, r, x, 1, out + r, out_stride);
+        else
+            for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
+                moei_q8_row_avx2(f, w, r, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : MOEI_Q8_GROUP,
+                                 out + t * out_stride + r, out_stride);
+    }
+}
+
+#define MOEI_Q8_DOT(isa, target, f)                                                                                      \
+    static target void moei_q8_dot_##isa##_##f(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, \
+        float *out, size_t out_stride) { moei_q8_dot_##isa(MOE_FORMAT_##f, w, n_rows, x, n_tokens, out, out_stride); }
+#define MOEI_Q8_FORMATS(X, isa, target)                                                                                  \
+    X(isa, target, Q8_0) X(isa, target, Q4_0) X(isa, target, Q4_1) X(isa, target, Q5_0) X(isa, target, Q5_1)             \
+    X(isa, target, Q2_K) X(isa, target, Q3_K) X(isa, target, Q4_K) X(isa, target, Q5_K) X(isa, target, Q6_K)             \
+    X(isa, target, IQ4_NL) X(isa, target, IQ4_XS) X(isa, target, MXFP4) X(isa, target, NVFP4) X(isa, target, MXFP4_HF)   \
+    X(isa, target, NVFP4_HF) X(isa, target, INT8_CHANNEL) X(isa, target, INT4_GROUP)
+MOEI_Q8_FORMATS(MOEI_Q8_DOT, avx2, MOEI_AVX2)
+
+/* ---- activations ---- */
+
+static size_t moei_q8_row_bytes(size_t k) { return (k + 255) / 256 * sizeof(moei_q8); }
+
+/* One block of 32. The integer comes out of the fma's low bits: 12582912 + q. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_block(moei_q8 *row, size_t b, const float *x) {
+    moei_q8 *to = row + b / 8;
+    __m256 v[4];
+    __m256i a = _mm256_setzero_si256(), i[4];
+    MOEI_UNROLL for (int j = 0; j < 4; j++) {
+        v[j] = _mm256_loadu_ps(x + 8 * j);
+        a = _mm256_max_epi32(a, _mm256_and_si256(_mm256_castps_si256(v[j]), _mm256_set1_epi32(0x7fffffff)));
+    }
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e)), m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+    const uint32_t bits = (uint32_t)_mm_cvtsi128_si32(m);
+    const float amax = moei_float(bits);
+    const int nan = bits >= 0x7f800000u, zero = nan || amax < 1.26217745e-29f; /* 2^-96 */
+    const float id = zero ? 0.0f : 127.0f / amax;
+    MOEI_UNROLL for (int j = 0; j < 4; j++) {
+        if (zero) v[j] = _mm256_setzero_ps();
+        __m256 q = _mm256_fmadd_ps(v[j], _mm256_set1_ps(id), _mm256_set1_ps(MOEI_MAGIC));
+        i[j] = _mm256_sub_epi32(_mm256_castps_si256(q), _mm256_set1_epi32(MOEI_MAGIC_BITS));
+    }
+    __m256i p = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
+    p = _mm256_permutevar8x32_epi32(p, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)to->q[b % 8], p);
+    p = moei_q8_pair_sums(_mm256_maddubs_epi16(_mm256_set1_epi8(1), p)); /* 4 sums of each half */
+    p = _mm256_add_epi32(p, _mm256_shuffle_epi32(p, 0x4e)), p = _mm256_add_epi32(p, _mm256_shuffle_epi32(p, 0xb1));
+    const int lo = _mm256_cvtsi256_si32(p), hi = _mm_cvtsi128_si32(_mm256_extracti128_si256(p, 1));
+    const float d = nan ? moei_float(0x7fc00000u) : zero ? 0.0f : amax / 127.0f;
+    to->sum16[b % 8][0] = (int16_t)lo, to->sum16[b % 8][1] = (int16_t)hi, to->sum[b % 8] = lo + hi;
+    to->d[b % 8] = d, to->s[b % 8] = d * (float)(lo + hi);
+}
+static MOEI_AVX2 void moei_q8_prepare(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    const float none[32] = {0};
+    for (size_t b = 0; b < n / 32; b++) moei_q8_block((moei_q8 *)row, k0 / 32 + b, x + 32 * b);
+    if (k0 + n == k)
+        for (size_t b = k / 32; b % 8; b++) moei_q8_block((moei_q8 *)row, b, none);
+}
+
+#define MOEI_Q8_DIRECT(isa, f) {moei_q8_dot_##isa##_##f, NULL, UINT32_MAX}
+#define MOEI_Q8_NONE {NULL, NULL, 0}
+/* clang-format off */
+MOEI_UNUSED static const moei_arith moei_q8_avx2 = {
+    MOE_COMPUTE_Q8, MOE_TIER_AVX2, moei_q8_row_bytes, moei_q8_prepare, NULL, NULL,
+    {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */
+     MOEI_Q8_DIRECT(avx2, Q8_0), MOEI_Q8_DIRECT(avx2, Q4_0), MOEI_Q8_DIRECT(avx2, Q4_1), MOEI_Q8_DIRECT(avx2, Q5_0),
+     MOEI_Q8_DIRECT(avx2, Q5_1), MOEI_Q8_DIRECT(avx2, Q2_K), MOEI_Q8_DIRECT(avx2, Q3_K), MOEI_Q8_DIRECT(avx2, Q4_K),
+     MOEI_Q8_DIRECT(avx2, Q5_K), MOEI_Q8_DIRECT(avx2, Q6_K), MOEI_Q8_DIRECT(avx2, IQ4_NL), MOEI_Q8_DIRECT(avx2, IQ4_XS),
+     MOEI_Q8_DIRECT(avx2, MXFP4), MOEI_Q8_DIRECT(avx2, NVFP4), MOEI_Q8_DIRECT(avx2, MXFP4_HF), MOEI_Q8_DIRECT(avx2, NVFP4_HF),
+     MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */
+     MOEI_Q8_DIRECT(avx2, INT8_CHANNEL), MOEI_Q8_DIRECT(avx2, INT4_GROUP)}};
+/* clang-format on */
+
+#if MOEI_HAVE_VNNI
+/* ---- AVX512-VNNI ---- */
+
+MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, const moei_rows *w, size_t r, const void *const *x, uint32_t n, float *out,
+                                           size_t out_stride) {
+    const int wide = moei_q8_is_wide(f), offset = moei_q8_offset(f);
+    __m256 acc[MOEI_Q8_GROUP];
+    moei_q8walk walk;
+    moei_q8side side;
+    moei_q8_walk(f, w, r, &walk);
+    for (uint32_t t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
+    for (size_t i = 0; i < walk.steps; i++) {
+        moei_q8w u;
+        if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
+        moei_q8_unpack(f, i < walk.full ? walk.row + i * moei_q8_step(f) : walk.tail, &side, i % MOEI_Q8_CHUNK, &u);
+        if (wide)
+            MOEI_UNROLL for (int b = 0; b < 8; b++) u.v[b] = _mm256_xor_si256(u.v[b], _mm256_set1_epi8(-128));
+        for (uint32_t t = 0; t < n; t++) {
+            const moei_q8 *q = (const moei_q8 *)x[t] + i;
+            __m256i s[8];
+            MOEI_UNROLL for (int b = 0; b < 8; b++)
+                s[b] = _mm256_dpbusd_epi32(_mm256_setzero_si256(), u.v[b], moei_q8_ld256(q->q[b]));
+            acc[t] = moei_q8_add(f, offset, &u, s, q, acc[t]);
+        }
+    }
+    for (uint32_t t = 0; t < n; t++) out[t * out_stride] = moei_q8_tree(acc[t]);
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                           float *out, size_t out_stride) {
+    for (uint32_t r = 0; r < n_rows; r++) {
+        moei_q8_prefetch(w, r, n_rows);
+        if (n_tokens == 1) moei_q8_row_vnni(f, w, r, x, 1, out + r, out_stride);
+        else
+            for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
+                moei_q8_row_vnni(f, w, r, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : MOEI_Q8_GROUP,
+                                 out + t * out_stride + r, out_stride);
+    }
+}
+MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
+/* clang-format off */
+MOEI_UNUSED static const moei_arith moei_q8_vnni = {
+    MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_row_bytes, moei_q8_prepare, NULL, NULL,
+    {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */
+     MOEI_Q8_DIRECT(vnni, Q8_0), MOEI_Q8_DIRECT(vnni, Q4_0), MOEI_Q8_DIRECT(vnni, Q4_1), MOEI_Q8_DIRECT(vnni, Q5_0),
+     MOEI_Q8_DIRECT(vnni, Q5_1), MOEI_Q8_DIRECT(vnni, Q2_K), MOEI_Q8_DIRECT(vnni, Q3_K), MOEI_Q8_DIRECT(vnni, Q4_K),
+     MOEI_Q8_DIRECT(vnni, Q5_K), MOEI_Q8_DIRECT(vnni, Q6_K), MOEI_Q8_DIRECT(vnni, IQ4_NL), MOEI_Q8_DIRECT(vnni, IQ4_XS),
+     MOEI_Q8_DIRECT(vnni, MXFP4), MOEI_Q8_DIRECT(vnni, NVFP4), MOEI_Q8_DIRECT(vnni, MXFP4_HF), MOEI_Q8_DIRECT(vnni, NVFP4_HF),
+     MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */
+     MOEI_Q8_DIRECT(vnni, INT8_CHANNEL), MOEI_Q8_DIRECT(vnni, INT4_GROUP)}};
+/* clang-format on */
+#endif
+#endif
 
 /* ==== >>neon: F32 on aarch64 =========================================================================================== */
 
