@@ -19,8 +19,8 @@
  *   R6  ids = top-k of q, descending, ties to the lowest index | table | given | sparsemixer
  *   R7  w = s[ids] | q[ids] | softmax(l[ids])
  *   R8  w /= max(sum(w) + norm_eps, norm_min)
- *   R9  w *= routed_scale * per_expert_scale[id]
- *   R10 capacity (before or after R8), then drop_below and top_p: dropped choices keep their id with weight 0
+ *   R9  capacity (before or after R8), then drop_below and top_p: dropped choices keep their id with weight 0
+ *   R10 w *= routed_scale * per_expert_scale[id]
  *   E   y_e = W2(act(W1 h + b1) * (W3 h + b3)) + b2; h = x, or lat_in x, or w_e * h (weight_pos INPUT)
  *       ids >= n_expert are zero experts: y_e = h or 0
  *   C   r = expert_out_scale * sum w_e y_e; optional RMS norm, lat_out; y = combine_scale * (r + shared) + out_bias
@@ -91,8 +91,8 @@ typedef struct orc_knobs {
     orc_scope norm_scope;
     double routed_scale;
     double drop_below; /* drop choices with |w| < drop_below * max |w| of the token; 0: off */
-    double top_p;      /* keep the shortest prefix of ranks with sum |w| >= top_p * total; 0: off */
-    int min_keep;      /* ranks below this are never dropped by the two above */
+    double top_p;      /* keep the fewest of the largest with sum |w| >= top_p * total; 0: off */
+    int min_keep;      /* this many of the largest are never dropped by the two above */
     orc_pos weight_pos;
     orc_act act;
     double act_alpha, act_beta, act_lin_beta;
@@ -880,15 +880,13 @@ ORC_FN void orc_drop_over_capacity(const orc_knobs *k, orc_batch *b, const orc_r
 
 /* ---- adaptive computation -------------------------------------------------------------------------------------- */
 
-/* One token's final weights w, in rank order, of which some are dropped. */
+/* One token's normalised weights w, largest first, of which some are dropped. */
 ORC_FN void orc_drop_below(const orc_knobs *k, orc_result *o, size_t t, const orc_num *w, int *drop) {
-    size_t n = (size_t)o->k, top = 0;
-    for (size_t j = 1; j < n; j++)
-        if (fabs(w[j].v) > fabs(w[top].v)) top = j;
-    double limit = k->drop_below * fabs(w[top].v), limit_err = k->drop_below * w[top].e + ORC_U * limit;
+    size_t n = (size_t)o->k;
+    double limit = k->drop_below * fabs(w[0].v), limit_err = k->drop_below * w[0].e + ORC_U * limit;
     for (size_t j = (size_t)k->min_keep; j < n; j++) {
         if (fabs(w[j].v) < limit) drop[j] = 1;
-        if (j != top && w[j].v != 0.0) orc_note_token(o, t, fabs(fabs(w[j].v) - limit), w[j].e + limit_err);
+        if (w[j].v != 0.0) orc_note_token(o, t, fabs(fabs(w[j].v) - limit), w[j].e + limit_err);
     }
 }
 
@@ -912,17 +910,33 @@ ORC_FN void orc_top_p(const orc_knobs *k, orc_result *o, size_t t, const orc_num
     }
     if (len < (size_t)k->min_keep) len = (size_t)k->min_keep;
     for (size_t j = len; j < n; j++) drop[j] = 1;
-    if (len < n) orc_note_token(o, t, o->rank_margin[t], o->rank_err[t]); /* the cut is between ranks */
+}
+
+/* Largest weight first; ranks that are equal keep their order. */
+ORC_FN void orc_sort_weights(const orc_num *w, size_t n, size_t *order) {
+    for (size_t j = 0; j < n; j++) {
+        size_t i = j;
+        for (; i > 0 && fabs(w[order[i - 1]].v) < fabs(w[j].v); i--) order[i] = order[i - 1];
+        order[i] = j;
+    }
 }
 
 ORC_FN void orc_adapt(const orc_knobs *k, orc_result *o, size_t t, orc_num *w, int *kept) {
     size_t n = (size_t)o->k;
+    if (!(k->drop_below > 0) && !(k->top_p > 0)) return;
     int *drop = orc_alloc(n, sizeof *drop);
-    if (k->drop_below > 0) orc_drop_below(k, o, t, w, drop);
-    if (k->top_p > 0) orc_top_p(k, o, t, w, drop);
-    for (size_t j = 0; j < n; j++)
-        if (drop[j]) w[j] = orc_exact(0), kept[j] = 0;
-    free(drop);
+    size_t *order = orc_alloc(n, sizeof *order);
+    orc_num *sorted = orc_alloc(n, sizeof *sorted);
+    orc_sort_weights(w, n, order);
+    for (size_t j = 0; j < n; j++) sorted[j] = w[order[j]];
+    if (k->drop_below > 0) orc_drop_below(k, o, t, sorted, drop);
+    if (k->top_p > 0) orc_top_p(k, o, t, sorted, drop);
+    for (size_t j = 0; j < n; j++) {
+        if (j && drop[j] != drop[j - 1]) /* the cut is between these two */
+            orc_note_token(o, t, fabs(sorted[j - 1].v) - fabs(sorted[j].v), sorted[j - 1].e + sorted[j].e);
+        if (drop[j]) w[order[j]] = orc_exact(0), kept[order[j]] = 0;
+    }
+    free(drop), free(order), free(sorted);
 }
 
 /* ---- routing --------------------------------------------------------------------------------------------------- */
@@ -1009,9 +1023,10 @@ ORC_FN void orc_finish_weights(const orc_knobs *k, const orc_weights *w, size_t 
     if (k->capacity_norm == ORC_CAPNORM_AFTER) orc_drop_over_capacity(k, b, o, t, &m);
     orc_normalise(k, &m);
     if (k->capacity_norm == ORC_CAPNORM_BEFORE) orc_drop_over_capacity(k, b, o, t, &m);
+    for (size_t j = 0; j < top; j++) f[j].v = m.w[j], f[j].e = m.all[j];
+    if (!w->weights_in) orc_adapt(k, o, t, f, b->kept + t * top);
     for (size_t j = 0; j < top; j++) {
         int32_t id = o->ids[t * top + j];
-        f[j].v = m.w[j], f[j].e = m.all[j];
         f[j] = orc_scale(f[j], k->routed_scale);
         if (w->per_expert_scale && id >= 0 && id < k->n_expert)
             f[j] = orc_scale(f[j], (double)w->per_expert_scale[id]);
@@ -1019,7 +1034,6 @@ ORC_FN void orc_finish_weights(const orc_knobs *k, const orc_weights *w, size_t 
         if (id < 0 || (k->capacity && !w->weights_in && f[j].v == 0)) b->kept[t * top + j] = 0;
         if (!b->kept[t * top + j]) f[j] = orc_exact(0);
     }
-    if (!w->weights_in) orc_adapt(k, o, t, f, b->kept + t * top);
     for (size_t j = 0; j < top; j++) o->weights[t * top + j] = f[j].v, o->weights_err[t * top + j] = f[j].e;
     for (size_t j = 0; j < m.n - m.k; j++) {
         orc_num s = {m.w[m.k + j], m.all[m.k + j]};
