@@ -1094,7 +1094,7 @@ static void moei_unpack(const moei_rows *w, uint32_t r, size_t k0, size_t n, moe
     const moei_codec *c = &moei_codecs[w->format];
     const uint8_t *p = moei_row(w, r) + k0 / l->n * l->bytes;
     uint8_t cut[32] = {0};
-    if (n < 32) p = (const uint8_t *)memcpy(cut, p, (n + l->n - 1) / l->n * l->bytes);
+    if (n < 32 && l->n < 32) p = (const uint8_t *)memcpy(cut, p, (n + l->n - 1) / l->n * l->bytes);
     c->unpack(p, (uint32_t)(k0 % l->n / 32), b);
     if (!(c->flags & MOEI_APART)) return;
     for (size_t h = 0; h < 2 && 16 * h < n; h++) {
