@@ -640,14 +640,16 @@ MOEI_FORCE float moei_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; 
 MOEI_FORCE int moei_is_nan(float f) { return (moei_bits(f) & 0x7fffffffu) > 0x7f800000u; }
 MOEI_FORCE int moei_is_finite(float f) { return (moei_bits(f) & 0x7f800000u) != 0x7f800000u; }
 
-/* Fused multiply-add. Where the target has no fast one, libm's is slow (a call), so: the product of two floats is exact in
-   double, the sum is rounded to odd there (TwoSum gives the error's sign), and the final rounding to float is then right. */
+/* Fused multiply-add. Where the target has no fast one, libm's is slow (a call), so: the product of two floats is exact
+   in double, the sum s is rounded to odd there (TwoSum gives its error e; if there is one, the truncated sum's last bit
+   becomes 1), and the final rounding to float is then right. No branches, so that compilers can vectorise it; an
+   infinite or undefined s has e = NaN, which counts as none. */
 MOEI_FORCE float moei_fma_emulated(float a, float b, float c) {
     double p = (double)a * (double)b, q = (double)c, s = p + q, t = s - p, e = (p - (s - t)) + (q - t);
-    uint64_t u, v;
+    uint64_t u, v, inexact = (uint64_t)(e < 0.0) | (uint64_t)(e > 0.0);
     memcpy(&u, &s, 8);
     memcpy(&v, &e, 8);
-    if ((v << 1) != 0 && !(u & 1) && (u & 0x7ff0000000000000u) != 0x7ff0000000000000u) u = (u ^ v) >> 63 ? u - 1 : u + 1;
+    u = (u - ((u ^ v) >> 63 & inexact)) | inexact;
     memcpy(&s, &u, 8);
     return (float)s;
 }
@@ -836,32 +838,34 @@ typedef struct moei_vec {       /* elementwise, of one tier; each equal to its s
     void (*affine)(float *v, const float *s, const float *b, size_t n);           /* v = fma(v, s, b) */
 } moei_vec;
 
-/* ==== >>formats: what the bytes mean ===================================================================================
-   Every integer format is unpacked, 32 consecutive weights at a time, into one form (moei_block); the others are dense:
-   one value after another. One table says which functions and which peculiarities a format has; nothing else in moe.h may
-   depend on a format's number but the tiers' own tables. Provides moei_view, moei_row_scale, moei_array_at (from what the
-   caller described to one expert's rows), moei_unpack, moei_decode_row, moei_decode_tile, and the API's part 4. */
+/* ==== >>formats: what the bytes mean ===============================================================================
+   Every integer format is unpacked, 32 consecutive weights at a time, into one form (moei_block); the others are
+   dense: one value after another. One table says which functions and which peculiarities a format has; nothing else
+   may depend on a format's number but the tiers' own tables. Provides moei_view, moei_row_scale, moei_array_at (from
+   what the caller described to one expert), moei_unpack, moei_decode_row, moei_decode_tile, and part 4 of the API. */
 
-/* 32 weights. Weight i of half h = i / 16 is fma(d[h] * scale[h], q[i], -(dmin * min[h])); d * scale * q is exact in f32, unless
-   d is a scale that lives apart. A scale shared by all 32 is in both halves; formats with a single d have it in both. */
+/* 32 weights. Weight i of half h = i / 16 is fma(d[h] * scale[h], q[i], -(dmin * min[h])). d * scale is exact in f32.
+   A scale shared by all 32 is in both halves. */
 typedef struct moei_block {
     int8_t q[32];
     int16_t scale[2], min[2];
     float d[2], dmin;
 } moei_block;
 
-typedef void moei_unpack_fn(const uint8_t *p, uint32_t j, moei_block *b); /* j: which 32 of the block of 64 or 256 at p */
+/* p: the block; j: which 32 of its weights, in blocks of 64 and 256. */
+typedef void moei_unpack_fn(const uint8_t *p, uint32_t j, moei_block *b);
 /* n values, stride bytes apart, to out[0], out[step], ... */
 typedef void moei_dense_fn(const uint8_t *p, size_t stride, size_t n, float *out, size_t step);
 
-#define MOEI_MIN     1u  /* has a minimum: dmin and min                                                     */
-#define MOEI_SUB16   2u  /* integer scales (and minima) per 16: inside the integer sum of Q8                */
-#define MOEI_TWO     4u  /* a float scale per 16: d[0] and d[1] differ                                      */
-#define MOEI_DOUBLED 8u  /* q is twice the number (E2M1), d half the scale                                  */
-#define MOEI_APART   16u /* d comes from moei_rows.scale (1 if absent)                                      */
-#define MOEI_ZEROS   32u /* q is a nibble minus moei_rows.zero (8 if absent)                                */
-#define MOEI_OWN     64u /* the shape of the scales belongs to the format: they are never taken as constant along a row */
-#define MOEI_CUT     128u /* the last block of a row may be used in part                                    */
+/* What is peculiar about a format. */
+#define MOEI_MIN     1u   /* has a minimum: dmin and min                                                       */
+#define MOEI_SUB16   2u   /* integer scales (and minima) per 16: inside the integer sum of Q8                  */
+#define MOEI_TWO     4u   /* a float scale per 16: d[0] and d[1] differ                                        */
+#define MOEI_DOUBLED 8u   /* q is twice the number (E2M1), d half the scale                                    */
+#define MOEI_APART   16u  /* d comes from moei_rows.scale (1 if absent)                                        */
+#define MOEI_ZEROS   32u  /* q is a nibble minus moei_rows.zero (8 if absent)                                  */
+#define MOEI_OWN     64u  /* the shape of the scales is the format's: they never count as constant along a row */
+#define MOEI_CUT     128u /* the last block of a row may be used in part                                       */
 
 static const int8_t moei_iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 static const int8_t moei_e2m1x2[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
@@ -1033,35 +1037,34 @@ static void moei_dense_e4m3(const uint8_t *p, size_t stride, size_t n, float *ou
     for (size_t i = 0; i < n; i++) out[i * step] = moei_e4m3(p[i * stride]);
 }
 
-/* ---- The table. An integer format has unpack, a dense one has dense. In the order of MOE_FORMATS (checked below). */
+/* ---- The table: an integer format has unpack, a dense one has dense. In the order of MOE_FORMATS (checked below) */
 
 // clang-format off
-#define MOEI_CODECS(X)                                                                                                 \
-    X(F32,          NULL,                   moei_dense_f32,  0)                                                        \
-    X(F16,          NULL,                   moei_dense_f16,  0)                                                        \
-    X(BF16,         NULL,                   moei_dense_bf16, 0)                                                        \
-    X(Q8_0,         moei_unpack_q8_0,       NULL,            0)                                                        \
-    X(Q4_0,         moei_unpack_q4_0,       NULL,            0)                                                        \
-    X(Q4_1,         moei_unpack_q4_1,       NULL,            MOEI_MIN)                                                 \
-    X(Q5_0,         moei_unpack_q5_0,       NULL,            0)                                                        \
-    X(Q5_1,         moei_unpack_q5_1,       NULL,            MOEI_MIN)                                                 \
-    X(Q2_K,         moei_unpack_q2_k,       NULL,            MOEI_MIN | MOEI_SUB16)                                    \
-    X(Q3_K,         moei_unpack_q3_k,       NULL,            MOEI_SUB16)                                               \
-    X(Q4_K,         moei_unpack_q4_k,       NULL,            MOEI_MIN)                                                 \
-    X(Q5_K,         moei_unpack_q5_k,       NULL,            MOEI_MIN)                                                 \
-    X(Q6_K,         moei_unpack_q6_k,       NULL,            MOEI_SUB16)                                               \
-    X(IQ4_NL,       moei_unpack_iq4_nl,     NULL,            0)                                                        \
-    X(IQ4_XS,       moei_unpack_iq4_xs,     NULL,            0)                                                        \
-    X(MXFP4,        moei_unpack_mxfp4,      NULL,            MOEI_DOUBLED)                                             \
-    X(NVFP4,        moei_unpack_nvfp4,      NULL,            MOEI_DOUBLED | MOEI_TWO)                                  \
-    X(MXFP4_HF,     moei_unpack_e2m1_pairs, NULL,            MOEI_DOUBLED | MOEI_APART | MOEI_OWN)                     \
-    X(NVFP4_HF,     moei_unpack_e2m1_pairs, NULL,            MOEI_DOUBLED | MOEI_APART | MOEI_OWN | MOEI_TWO)          \
-    X(MXFP8,        NULL,                   moei_dense_e4m3, MOEI_APART | MOEI_OWN)                                    \
-    X(FP8_BLOCK,    NULL,                   moei_dense_e4m3, MOEI_APART)                                               \
-    X(FP8_CHANNEL,  NULL,                   moei_dense_e4m3, MOEI_APART)                                               \
-    X(INT8_CHANNEL, moei_unpack_int8,       NULL,            MOEI_APART)                                               \
+#define MOEI_CODECS(X)                                                                                               \
+    X(F32,          NULL,                   moei_dense_f32,  0)                                                      \
+    X(F16,          NULL,                   moei_dense_f16,  0)                                                      \
+    X(BF16,         NULL,                   moei_dense_bf16, 0)                                                      \
+    X(Q8_0,         moei_unpack_q8_0,       NULL,            0)                                                      \
+    X(Q4_0,         moei_unpack_q4_0,       NULL,            0)                                                      \
+    X(Q4_1,         moei_unpack_q4_1,       NULL,            MOEI_MIN)                                               \
+    X(Q5_0,         moei_unpack_q5_0,       NULL,            0)                                                      \
+    X(Q5_1,         moei_unpack_q5_1,       NULL,            MOEI_MIN)                                               \
+    X(Q2_K,         moei_unpack_q2_k,       NULL,            MOEI_MIN | MOEI_SUB16)                                  \
+    X(Q3_K,         moei_unpack_q3_k,       NULL,            MOEI_SUB16)                                             \
+    X(Q4_K,         moei_unpack_q4_k,       NULL,            MOEI_MIN)                                               \
+    X(Q5_K,         moei_unpack_q5_k,       NULL,            MOEI_MIN)                                               \
+    X(Q6_K,         moei_unpack_q6_k,       NULL,            MOEI_SUB16)                                             \
+    X(IQ4_NL,       moei_unpack_iq4_nl,     NULL,            0)                                                      \
+    X(IQ4_XS,       moei_unpack_iq4_xs,     NULL,            0)                                                      \
+    X(MXFP4,        moei_unpack_mxfp4,      NULL,            MOEI_DOUBLED)                                           \
+    X(NVFP4,        moei_unpack_nvfp4,      NULL,            MOEI_DOUBLED | MOEI_TWO)                                \
+    X(MXFP4_HF,     moei_unpack_e2m1_pairs, NULL,            MOEI_DOUBLED | MOEI_APART | MOEI_OWN)                   \
+    X(NVFP4_HF,     moei_unpack_e2m1_pairs, NULL,            MOEI_DOUBLED | MOEI_APART | MOEI_OWN | MOEI_TWO)        \
+    X(MXFP8,        NULL,                   moei_dense_e4m3, MOEI_APART | MOEI_OWN)                                  \
+    X(FP8_BLOCK,    NULL,                   moei_dense_e4m3, MOEI_APART)                                             \
+    X(FP8_CHANNEL,  NULL,                   moei_dense_e4m3, MOEI_APART)                                             \
+    X(INT8_CHANNEL, moei_unpack_int8,       NULL,            MOEI_APART)                                             \
     X(INT4_GROUP,   moei_unpack_int4,       NULL,            MOEI_APART | MOEI_ZEROS | MOEI_CUT)
-// clang-format on
 
 typedef struct moei_layout { /* MOE_FORMATS as data */
     const char *name;
@@ -1090,10 +1093,11 @@ enum { /* the same order? a negative array size says no */
 #define MOE_X(id, unpack, dense, flags) MOEI_CODEC_##id,
     MOEI_CODECS(MOE_X)
 #undef MOE_X
-#define MOE_X(id, name, n, bytes, rows, cols) MOEI_ORDER_##id = sizeof(char[(int)MOEI_CODEC_##id == (int)MOE_FORMAT_##id ? 1 : -1]),
-        MOE_FORMATS(MOE_X)
+#define MOE_X(id, name, n, bytes, rows, cols) \
+    MOEI_ORDER_##id = sizeof(char[(int)MOEI_CODEC_##id == (int)MOE_FORMAT_##id ? 1 : -1]),
+    MOE_FORMATS(MOE_X)
 #undef MOE_X
-            MOEI_ORDER_END
+    MOEI_ORDER_END
 };
 
 static const uint32_t moei_type_bytes[MOE_TYPE_COUNT] = {
@@ -1102,6 +1106,8 @@ static const uint32_t moei_type_bytes[MOE_TYPE_COUNT] = {
     MOE_TYPES(MOE_X)
 #undef MOE_X
 };
+// clang-format on
+
 MOEI_FORCE float moei_scalar(uint32_t type, const uint8_t *p) {
     switch (type) {
     case MOE_TYPE_F32: return moei_loadf32(p);
@@ -1130,7 +1136,9 @@ MOE_API size_t moe_row_bytes(uint32_t format, size_t k) {
 MOEI_FORCE const uint8_t *moei_side_at(const moei_side *s, size_t row, size_t k) {
     return s->data + row / s->rows * s->row_stride + k / s->cols * moei_type_bytes[s->type];
 }
-MOEI_FORCE float moei_scale_at(const moei_side *s, size_t row, size_t k) { return moei_scalar(s->type, moei_side_at(s, row, k)); }
+MOEI_FORCE float moei_scale_at(const moei_side *s, size_t row, size_t k) {
+    return moei_scalar(s->type, moei_side_at(s, row, k));
+}
 
 /* U8 zero points above 127 are no zero points of 4-bit weights; limiting them keeps q in an int8. */
 MOEI_FORCE int moei_zero_at(const moei_side *s, size_t row, size_t k) {
@@ -1145,13 +1153,13 @@ MOEI_FORCE int moei_zero_at(const moei_side *s, size_t row, size_t k) {
 
 /* ---- Rows to numbers */
 
-/* The n (up to 32) weights from k0 (a multiple of 32) of row r of the view; integer formats only. Beyond n: unspecified. */
+/* The n (up to 32) weights from k0 (a multiple of 32) of row r of the view; integer formats. Beyond n: anything. */
 static void moei_unpack(const moei_rows *w, uint32_t r, size_t k0, size_t n, moei_block *b) {
     const moei_layout *l = &moei_layouts[w->format];
     const moei_codec *c = &moei_codecs[w->format];
     const uint8_t *p = moei_row(w, r) + k0 / l->n * l->bytes;
     uint8_t cut[32] = {0};
-    if (n < 32) p = (const uint8_t *)memcpy(cut, p, (n + l->n - 1) / l->n * l->bytes);
+    if (n < 32 && l->n < 32) p = (const uint8_t *)memcpy(cut, p, (n + l->n - 1) / l->n * l->bytes);
     c->unpack(p, (uint32_t)(k0 % l->n / 32), b);
     if (!(c->flags & MOEI_APART)) return;
     for (size_t h = 0; h < 2 && 16 * h < n; h++) {
@@ -1205,29 +1213,31 @@ static void moei_decode_row(const moei_rows *w, uint32_t r, size_t k0, size_t n,
 }
 
 /* The same for rows r0 .. r0 + n_rows, row r to out + r * stride, in the order of storage. */
-static void moei_decode_tile(const moei_rows *w, uint32_t r0, uint32_t n_rows, size_t k0, size_t n, float *out, size_t stride) {
+static void moei_decode_tile(const moei_rows *w, uint32_t r0, uint32_t n_rows, size_t k0, size_t n, float *out,
+                             size_t stride) {
     if (!w->k_stride) {
         for (uint32_t r = 0; r < n_rows; r++) moei_decode_row(w, r0 + r, k0, n, out + r * stride);
         return;
     }
     const uint8_t *p = moei_row(w, r0) + k0 * w->k_stride;
-    for (size_t i = 0; i < n; i++) moei_codecs[w->format].dense(p + i * w->k_stride, w->row_stride, n_rows, out + i, stride);
+    for (size_t i = 0; i < n; i++)
+        moei_codecs[w->format].dense(p + i * w->k_stride, w->row_stride, n_rows, out + i, stride);
     for (uint32_t r = 0; r < n_rows; r++) moei_apply_scales(&w->scale, w->row0 + r0 + r, k0, n, out + r * stride);
 }
 
 /* ---- From the caller's description to one expert */
 
 /* Per-call pointers stand in for the description's own. NULL = absent. */
-MOEI_FORCE const uint8_t *moei_base(const void *data, const void *const *own, const void *const *call, uint32_t expert,
-                                    size_t expert_stride, size_t offset) {
+MOEI_FORCE const uint8_t *moei_base(const void *data, const void *const *own, const void *const *call,
+                                    uint32_t expert, size_t expert_stride, size_t offset) {
     const void *const *list = call ? call : own;
     const uint8_t *p = (const uint8_t *)(list ? list[expert] : data);
     if (!p) return NULL;
     return list ? p + offset : p + expert * expert_stride + offset;
 }
 
-static float moei_array_load(const moe_array *a, const void *const *call, uint32_t expert, size_t n_per_expert, size_t i,
-                             float absent) {
+static float moei_array_load(const moe_array *a, const void *const *call, uint32_t expert, size_t n_per_expert,
+                             size_t i, float absent) {
     size_t stride = a->stride ? a->stride : a->type < MOE_TYPE_COUNT ? moei_type_bytes[a->type] : 0;
     size_t expert_stride = a->expert_stride ? a->expert_stride : n_per_expert * stride;
     const uint8_t *p = moei_base(a->data, a->expert, call, expert, expert_stride, a->offset);
@@ -1241,18 +1251,19 @@ MOEI_UNUSED static float moei_array_at(const moe_array *a, uint32_t expert, size
 /* One expert's grid, defaults resolved: rows and cols as `like`. */
 static moei_side moei_side_of(const moe_grid *g, const void *const *call, uint32_t expert, size_t n_rows, size_t k,
                               const moei_side *like) {
-    moei_side s = {NULL, 0, 0, 1, UINT32_MAX};
-    if (g->type == MOE_TYPE_NONE || g->type >= MOE_TYPE_COUNT) return s;
-    s.type = g->type;
-    s.rows = g->rows ? g->rows : like->rows ? like->rows : 1;
-    s.cols = g->cols ? g->cols : like->cols ? like->cols : UINT32_MAX;
+    moei_side s = {NULL, 0, g->type, g->rows ? g->rows : like->rows, g->cols ? g->cols : like->cols};
+    if (!s.rows) s.rows = 1;
+    if (!s.cols) s.cols = UINT32_MAX;
+    if (s.type == MOE_TYPE_NONE || s.type >= MOE_TYPE_COUNT) return s;
     size_t n_cols = s.cols >= k ? 1 : (k + s.cols - 1) / s.cols, lines = (n_rows + s.rows - 1) / s.rows;
     if (s.type == MOE_TYPE_U4X8) lines = (lines + 7) / 8;
     s.row_stride = g->row_stride ? g->row_stride : n_cols * moei_type_bytes[s.type];
-    s.data = moei_base(g->data, g->expert, call, expert, g->expert_stride ? g->expert_stride : lines * s.row_stride, g->offset);
+    size_t expert_stride = g->expert_stride ? g->expert_stride : lines * s.row_stride;
+    s.data = moei_base(g->data, g->expert, call, expert, expert_stride, g->offset);
     return s;
 }
-static moei_side moei_scale_of(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert, size_t n_rows, size_t k) {
+static moei_side moei_scale_of(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert,
+                               size_t n_rows, size_t k) {
     moei_side like = {NULL, 0, 0, moei_layouts[m->format].rows, moei_layouts[m->format].cols};
     return moei_side_of(&m->scale, over ? over->scale[which] : NULL, expert, n_rows, k, &like);
 }
@@ -1261,27 +1272,31 @@ MOEI_FORCE int moei_row_constant(uint32_t format, const moei_side *s, size_t k) 
     return s->cols >= k && !(moei_codecs[format].flags & MOEI_OWN);
 }
 
-/* One expert's rows: data is NULL if the expert is absent. `over` may be NULL; which: MOE_GATE, MOE_UP or MOE_DOWN of it.
-   A zero-point grid without a shape of its own has that of the scales. */
-MOEI_UNUSED static void moei_view(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert, size_t n_rows,
-                                  size_t k, moei_rows *out) {
+/* One expert's rows; data is NULL if the expert is absent. over: per-call pointers (`which` of them) that replace the
+   matrix's, or NULL; offsets are added to either. A zero-point grid without a shape of its own has that of the scales.
+   Scales that are constant along a row are left out: see moei_row_scale. */
+MOEI_UNUSED static void moei_view(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert,
+                                  size_t n_rows, size_t k, moei_rows *out) {
     size_t item = moei_layouts[m->format].bytes, tight = m->k_stride ? item : moe_row_bytes(m->format, k);
     memset(out, 0, sizeof *out);
     out->format = m->format;
     out->k = k;
     out->k_stride = m->k_stride;
     out->row_stride = m->row_stride ? m->row_stride : tight;
-    size_t expert_stride = m->expert_stride ? m->expert_stride : m->k_stride ? k * m->k_stride : n_rows * out->row_stride;
-    out->data = moei_base(m->data, m->expert, over ? over->data[which] : NULL, expert, expert_stride, m->offset);
+    size_t tight_expert = m->k_stride ? k * m->k_stride : n_rows * out->row_stride;
+    out->data = moei_base(m->data, m->expert, over ? over->data[which] : NULL, expert,
+                          m->expert_stride ? m->expert_stride : tight_expert, m->offset);
     out->scale = moei_scale_of(m, over, which, expert, n_rows, k);
     out->zero = moei_side_of(&m->zero, over ? over->zero[which] : NULL, expert, n_rows, k, &out->scale);
     if (moei_row_constant(m->format, &out->scale, k)) out->scale.data = NULL;
 }
 
 /* What a row's result must be multiplied, then divided by: the scale that is constant along the row, and scale2. */
-typedef struct moei_factor { float multiply, divide; } moei_factor;
-MOEI_UNUSED static moei_factor moei_row_scale(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert,
-                                              size_t n_rows, size_t k, size_t row) {
+typedef struct moei_factor {
+    float multiply, divide;
+} moei_factor;
+MOEI_UNUSED static moei_factor moei_row_scale(const moe_matrix *m, const moe_experts *over, int which,
+                                              uint32_t expert, size_t n_rows, size_t k, size_t row) {
     moei_factor f = {1.0f, 1.0f};
     moei_side s = moei_scale_of(m, over, which, expert, n_rows, k);
     float scale2 = moei_array_load(&m->scale2, over ? over->scale2[which] : NULL, expert, 1, 0, 1.0f);
@@ -1291,9 +1306,10 @@ MOEI_UNUSED static moei_factor moei_row_scale(const moe_matrix *m, const moe_exp
     return f;
 }
 
-/* ---- Checks ---- */
+/* ---- Checks */
 
-static moe_status moei_weights_error(moe_error *error, moe_status status, const char *field, uint64_t got, uint64_t want) {
+static moe_status moei_weights_error(moe_error *error, moe_status status, const char *field, uint64_t got,
+                                     uint64_t want) {
     if (error) error->status = status, error->field = field, error->got = got, error->want = want;
     return status;
 }
@@ -1310,38 +1326,45 @@ static const char *moei_scale_wrong(const moe_matrix *m, size_t k, moe_status *s
     if (!m->scale.data && !m->scale.expert) return "scale.data";
     *status = MOE_ERR_SIZE;
     if ((c->flags & MOEI_OWN) && cols != l->cols) return "scale.cols";
-    if (c->unpack && !(c->flags & MOEI_OWN) && cols < k && (!(c->flags & MOEI_APART) || cols % 32)) return "scale.cols";
+    if (c->unpack && !(c->flags & MOEI_OWN) && cols < k && (!(c->flags & MOEI_APART) || cols % 32))
+        return "scale.cols";
     return NULL;
 }
 static const char *moei_zero_wrong(const moe_matrix *m, size_t k, moe_status *status) {
     const uint32_t type = m->zero.type, cols = m->zero.cols ? m->zero.cols : UINT32_MAX;
     if (type == MOE_TYPE_NONE) return NULL;
     *status = MOE_ERR_TYPE;
-    if ((type != MOE_TYPE_U8 && type != MOE_TYPE_U4X8) || !(moei_codecs[m->format].flags & MOEI_ZEROS)) return "zero.type";
+    if ((type != MOE_TYPE_U8 && type != MOE_TYPE_U4X8) || !(moei_codecs[m->format].flags & MOEI_ZEROS))
+        return "zero.type";
     *status = MOE_ERR_NULL;
     if (!m->zero.data && !m->zero.expert) return "zero.data";
     *status = MOE_ERR_SIZE;
     return cols < k && cols % 32 ? "zero.cols" : NULL;
 }
-/* Product of the sizes that addresses are made of; 0 if it overflows. */
-static int moei_fits(size_t a, size_t b, size_t c) { return !b || !c || (a <= SIZE_MAX / b && a * b <= SIZE_MAX / c); }
+/* Whether a product of sizes that addresses are made of does not overflow. */
+static int moei_fits(size_t a, size_t b, size_t c) {
+    return !b || !c || (a <= SIZE_MAX / b && a * b <= SIZE_MAX / c);
+}
 
-/* Whether a matrix can be read at all: formats, types, shapes and strides, not the numbers. field is relative to it. */
+/* Whether a matrix can be read at all: formats, types, shapes and strides, not the numbers. */
 static moe_status moei_check_matrix(const moe_matrix *m, size_t n_experts, size_t rows, size_t k, moe_error *error) {
     if (!m) return moei_weights_error(error, MOE_ERR_NULL, "matrix", 0, 0);
     if (m->format == MOE_FORMAT_NONE || m->format >= MOE_FORMAT_COUNT)
         return moei_weights_error(error, MOE_ERR_FORMAT, "format", m->format, 0);
     if (!m->data && !m->expert) return moei_weights_error(error, MOE_ERR_NULL, "data", 0, 0);
     if (!n_experts || !rows || !k || rows > UINT32_MAX || k > UINT32_MAX || n_experts > UINT32_MAX)
-        return moei_weights_error(error, MOE_ERR_SIZE, !n_experts || n_experts > UINT32_MAX ? "n_experts" : "rows or k", 0, 1);
+        return moei_weights_error(error, MOE_ERR_SIZE,
+                                  !n_experts || n_experts > UINT32_MAX ? "n_experts" : "rows or k", 0, 1);
     const moei_layout *l = &moei_layouts[m->format];
     size_t need = moe_row_bytes(m->format, k);
     if (!need) return moei_weights_error(error, MOE_ERR_BLOCK, "k", k, l->n);
     if (m->k_stride && m->format != MOE_FORMAT_F32 && m->format != MOE_FORMAT_F16 && m->format != MOE_FORMAT_BF16)
         return moei_weights_error(error, MOE_ERR_FORMAT, "k_stride", m->k_stride, 0);
     if (m->k_stride) need = l->bytes;
-    if (m->row_stride && m->row_stride < need) return moei_weights_error(error, MOE_ERR_STRIDE, "row_stride", m->row_stride, need);
-    if (m->k_stride && m->k_stride < l->bytes) return moei_weights_error(error, MOE_ERR_STRIDE, "k_stride", m->k_stride, l->bytes);
+    if (m->row_stride && m->row_stride < need)
+        return moei_weights_error(error, MOE_ERR_STRIDE, "row_stride", m->row_stride, need);
+    if (m->k_stride && m->k_stride < l->bytes)
+        return moei_weights_error(error, MOE_ERR_STRIDE, "k_stride", m->k_stride, l->bytes);
     if (!moei_fits(n_experts, rows, m->row_stride ? m->row_stride : need) || !moei_fits(n_experts, k, m->k_stride) ||
         !moei_fits(n_experts, 1, m->expert_stride))
         return moei_weights_error(error, MOE_ERR_OVERFLOW, "row_stride", m->row_stride, 0);
@@ -1349,65 +1372,78 @@ static moe_status moei_check_matrix(const moe_matrix *m, size_t n_experts, size_
     const char *field = moei_scale_wrong(m, k, &status);
     if (!field) field = moei_zero_wrong(m, k, &status);
     if (field) return moei_weights_error(error, status, field, 0, 0);
-    if (m->scale2.type > MOE_TYPE_BF16) return moei_weights_error(error, MOE_ERR_TYPE, "scale2.type", m->scale2.type, 0);
+    if (m->scale2.type > MOE_TYPE_BF16)
+        return moei_weights_error(error, MOE_ERR_TYPE, "scale2.type", m->scale2.type, 0);
     return MOE_OK;
 }
 
-/* The first value of a grid that is not finite (scales) or no zero point: 1, and the weight it belongs to. */
+MOEI_FORCE int moei_side_value_bad(const moei_side *s, size_t row, size_t k) {
+    if (s->type == MOE_TYPE_U4X8) return 0;
+    if (s->type == MOE_TYPE_U8) return *moei_side_at(s, row, k) > 127;
+    return !moei_is_finite(moei_scale_at(s, row, k));
+}
+/* Whether a scale of a grid is not finite or a zero point is none, and the first weight that it belongs to. */
 static int moei_side_bad(const moei_side *s, size_t rows, size_t k, uint64_t *at) {
-    for (size_t lines = s->data ? (rows - 1) / s->rows + 1 : 0, line = 0; line < lines; line++)
-        for (size_t cols = (k - 1) / s->cols + 1, col = 0; col < cols; col++) {
-            size_t row = line * s->rows, i = col * s->cols;
-            *at = (uint64_t)row * k + i;
-            if (s->type == MOE_TYPE_U8 ? *moei_side_at(s, row, i) > 127 : s->type != MOE_TYPE_U4X8 && !moei_is_finite(moei_scale_at(s, row, i)))
-                return 1;
+    size_t lines = s->data ? (rows - 1) / s->rows + 1 : 0, cols = (k - 1) / s->cols + 1;
+    for (size_t line = 0; line < lines; line++)
+        for (size_t col = 0; col < cols; col++) {
+            *at = (uint64_t)line * s->rows * k + col * s->cols;
+            if (moei_side_value_bad(s, line * s->rows, col * s->cols)) return 1;
         }
     return 0;
 }
-/* The same for the scales inside of the rows' blocks, or a dense format's weights. */
-static int moei_rows_bad(const moei_rows *w, size_t rows, uint64_t *at) {
+/* The same for up to 32 weights from k0 of a row: a dense weight is its own scale. */
+static int moei_weights_bad(const moei_rows *w, uint32_t r, size_t k0, size_t n, uint64_t *at) {
     const moei_codec *c = &moei_codecs[w->format];
-    float v[32];
+    *at = (uint64_t)r * w->k + k0;
+    if (c->dense) {
+        float v[32];
+        moei_decode_row(w, r, k0, n, v);
+        for (size_t i = 0; i < n; i++, ++*at)
+            if (!moei_is_finite(v[i])) return 1;
+        return 0;
+    }
+    if (c->flags & MOEI_APART) return 0;
+    moei_block b;
+    float unit = c->flags & MOEI_DOUBLED ? 2.0f : 1.0f;
+    moei_unpack(w, r, k0, n, &b);
+    return !moei_is_finite(b.d[0] * unit) || !moei_is_finite(b.d[1] * unit) || !moei_is_finite(b.dmin);
+}
+static int moei_rows_bad(const moei_rows *w, size_t rows, uint64_t *at) {
     for (uint32_t r = 0; r < rows; r++)
-        for (size_t i = 0; i < w->k; i += 32) {
-            size_t n = w->k - i < 32 ? w->k - i : 32;
-            *at = (uint64_t)r * w->k + i;
-            if (c->dense) {
-                moei_decode_row(w, r, i, n, v);
-                for (size_t j = 0; j < n; j++, ++*at)
-                    if (!moei_is_finite(v[j])) return 1;
-            } else if (!(c->flags & MOEI_APART)) {
-                moei_block b;
-                float unit = c->flags & MOEI_DOUBLED ? 2.0f : 1.0f;
-                moei_unpack(w, r, i, n, &b);
-                if (!moei_is_finite(b.d[0] * unit) || !moei_is_finite(b.d[1] * unit) || !moei_is_finite(b.dmin)) return 1;
-            }
-        }
+        for (size_t i = 0; i < w->k; i += 32)
+            if (moei_weights_bad(w, r, i, w->k - i < 32 ? w->k - i : 32, at)) return 1;
     return 0;
+}
+/* The field of an expert that holds a bad value, or NULL. */
+static const char *moei_expert_bad(const moe_matrix *m, uint32_t expert, size_t rows, size_t k, uint64_t *at) {
+    moei_rows w;
+    moei_view(m, NULL, 0, expert, rows, k, &w);
+    if (!w.data) return NULL;
+    moei_side scale = moei_scale_of(m, NULL, 0, expert, rows, k);
+    float scale2 = moei_array_load(&m->scale2, NULL, expert, 1, 0, 1.0f);
+    w.scale.data = NULL; /* the stored values, not the scaled ones */
+    if (moei_side_bad(&scale, rows, k, at)) return "scale";
+    if (moei_side_bad(&w.zero, rows, k, at)) return "zero";
+    if (moei_rows_bad(&w, rows, at)) return "data";
+    *at = 0;
+    return moei_is_finite(scale2) && !(m->scale2_divides && scale2 == 0.0f) ? NULL : "scale2";
 }
 
-/* error.field: data, scale, zero or scale2; error.got: the first weight concerned, counted from expert 0's first. Absent experts
-   are skipped. A dense weight counts as its own scale. */
+/* error.field: data, scale, zero or scale2; error.got: the first weight concerned, counted from expert 0's first.
+   Absent experts are skipped. Scales of 0 are fine, divisors of 0 are not. */
 MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size_t rows, size_t k, moe_error *error) {
     moe_status status = moei_check_matrix(matrix, n_experts, rows, k, error);
     for (uint32_t e = 0; !status && e < n_experts; e++) {
-        moei_rows w;
         uint64_t at = 0;
-        moei_view(matrix, NULL, 0, e, rows, k, &w);
-        if (!w.data) continue;
-        moei_side scale = moei_scale_of(matrix, NULL, 0, e, rows, k);
-        float scale2 = moei_array_load(&matrix->scale2, NULL, e, 1, 0, 1.0f);
-        const char *field = moei_side_bad(&scale, rows, k, &at) ? "scale" : moei_side_bad(&w.zero, rows, k, &at) ? "zero" : NULL;
-        w.scale.data = NULL;
-        if (!field && moei_rows_bad(&w, rows, &at)) field = "data";
-        if (!field && (!moei_is_finite(scale2) || (matrix->scale2_divides && scale2 == 0.0f))) field = "scale2", at = 0;
+        const char *field = moei_expert_bad(matrix, e, rows, k, &at);
         if (field) status = moei_weights_error(error, MOE_ERR_VALUE, field, (uint64_t)e * rows * k + at, 0);
     }
     return status;
 }
 
-MOE_API moe_status moe_dequantize(const moe_matrix *matrix, uint32_t expert, size_t n_experts, size_t rows, size_t k, size_t row,
-                                  size_t n_rows, float *out) {
+MOE_API moe_status moe_dequantize(const moe_matrix *matrix, uint32_t expert, size_t n_experts, size_t rows, size_t k,
+                                  size_t row, size_t n_rows, float *out) {
     moe_status status = moei_check_matrix(matrix, n_experts, rows, k, NULL);
     if (status) return status;
     if (!out && n_rows) return MOE_ERR_NULL;
@@ -1431,7 +1467,9 @@ MOE_API moe_status moe_dequantize(const moe_matrix *matrix, uint32_t expert, siz
 /* ---- Quantisers: the rounding of gguf-py and ggml's reference C, byte for byte */
 
 MOEI_FORCE void moei_store16(uint8_t *p, uint16_t v) { p[0] = (uint8_t)v, p[1] = (uint8_t)(v >> 8); }
-MOEI_FORCE void moei_store32(uint8_t *p, uint32_t v) { moei_store16(p, (uint16_t)v), moei_store16(p + 2, (uint16_t)(v >> 16)); }
+MOEI_FORCE void moei_store32(uint8_t *p, uint32_t v) {
+    moei_store16(p, (uint16_t)v), moei_store16(p + 2, (uint16_t)(v >> 16));
+}
 
 static uint8_t moei_to_e4m3(float f) { /* round to nearest even; beyond 448, and Inf: 448, as torch does */
     uint32_t u = moei_bits(f), sign = u >> 24 & 0x80, a = u & 0x7fffffffu;
@@ -1446,7 +1484,8 @@ static uint8_t moei_to_e4m3(float f) { /* round to nearest even; beyond 448, and
     return (uint8_t)(sign | ((a - 0x3c000000u + 0x7ffff + (a >> 20 & 1)) >> 20));
 }
 
-static float moei_absmax(const float *x, int n, float *value) { /* largest magnitude, and the first value that has it */
+/* The largest magnitude, and the first value that has it. */
+static float moei_absmax(const float *x, int n, float *value) {
     float amax = 0.0f;
     *value = 0.0f;
     for (int i = 0; i < n; i++) {
@@ -1464,7 +1503,8 @@ static void moei_quantize_q8_0(const float *x, uint8_t *p) {
     moei_store16(p, moei_to_f16(d));
     for (int i = 0; i < 32; i++) p[2 + i] = (uint8_t)(int8_t)roundf(x[i] * id);
 }
-static void moei_quantize_q4_0(const float *x, uint8_t *p) { /* the sum in double does not depend on a fused multiply-add */
+/* The sum is in double, where it does not depend on a fused multiply-add. */
+static void moei_quantize_q4_0(const float *x, uint8_t *p) {
     float max, d = (moei_absmax(x, 32, &max), max / -8.0f), id = moei_inverse(d);
     uint8_t q[32];
     for (int i = 0; i < 32; i++) {
@@ -1476,8 +1516,11 @@ static void moei_quantize_q4_0(const float *x, uint8_t *p) { /* the sum in doubl
 }
 static uint8_t moei_nearest_e2m1(float x, float half_scale) { /* the first of the nearest */
     uint8_t best = 0;
-    for (uint8_t c = 1; c < 16; c++)
-        if (fabsf((float)moei_e2m1x2[c] * half_scale - x) < fabsf((float)moei_e2m1x2[best] * half_scale - x)) best = c;
+    float least = fabsf(x);
+    for (uint8_t c = 1; c < 16; c++) {
+        float e = fabsf((float)moei_e2m1x2[c] * half_scale - x); /* the product is exact */
+        if (e < least) best = c, least = e;
+    }
     return best;
 }
 static void moei_quantize_mxfp4(const float *x, uint8_t *p) {
@@ -1491,7 +1534,8 @@ static void moei_quantize_mxfp4(const float *x, uint8_t *p) {
 }
 
 static void moei_quantize_row(uint32_t format, const float *x, size_t k, uint8_t *p) {
-    for (size_t i = 0, n = moei_layouts[format].n, bytes = moei_layouts[format].bytes; i < k; i += n, p += bytes) switch (format) {
+    const moei_layout *l = &moei_layouts[format];
+    for (size_t i = 0; i < k; i += l->n, p += l->bytes) switch (format) {
         case MOE_FORMAT_F32: moei_store32(p, moei_bits(x[i])); break;
         case MOE_FORMAT_F16: moei_store16(p, moei_to_f16(x[i])); break;
         case MOE_FORMAT_BF16: moei_store16(p, moei_to_bf16(x[i])); break;
@@ -1529,22 +1573,27 @@ MOE_API uint32_t moe_format_by_name(const char *name) {
     return f;
 }
 
-/* ==== >>reference: the definition of every dot product, and the c tier =================================================
-   F32: acc[k mod 16] = fma(w[k], x[k], acc[k mod 16]) in ascending k, then a halving tree (8, 4, 2, 1), then + 0.0f. w is what
-   moei_decode_row says.
+/* ==== >>reference: the definition of every dot product, and the c tier =============================================
+   F32: acc[k mod 16] = fma(w[k], x[k], acc[k mod 16]) in ascending k, then a halving tree (8, 4, 2, 1), then + 0.0f.
+   w[k] is what moei_decode_row says.
 
-   Q8, per block of 32 weights (moei_block) and 32 activations (q, d, s, sum16 of moei_q8), lane = block mod 8, ascending blocks;
-   i0, i1 = the integer sums of w.q * x.q over the halves; every product in brackets is one float multiplication:
-     q8_0 q4_0 q5_0 iq4_nl mxfp4 mxfp4_hf int8_channel   acc = fma(i0 + i1, [w.d * x.d], acc)
-     int4_group                                           the same, zero points subtracted in w.q (so inside the integers)
-     iq4_xs                                               acc = fma(i0 + i1, [[w.d * scale] * x.d], acc)     (the inner is exact)
-     q4_1 q5_1 (min = -1) q4_K q5_K                       as iq4_xs, then acc = fma(-[dmin * min], x.s, acc) (exact product)
-     q3_K q6_K                                            acc = fma(scale0 * i0 + scale1 * i1, [w.d * x.d], acc)
-     q2_K                                                 as q3_K, then acc = fma(min0 * sum16_0 + min1 * sum16_1, -[dmin * x.d], acc)
-     nvfp4 nvfp4_hf                                       acc = fma(i0, [w.d0 * x.d], acc), then acc = fma(i1, [w.d1 * x.d], acc)
-   All integers stay below 2^24, so their conversion to float is exact. Then the tree (4, 2, 1), then + 0.0f.
-   Provides moei_f32_c, moei_q8_c, moei_vec_c; moei_prepare_* and moei_*_row_bytes for tiers whose prepared rows are in the
-   natural order, moei_decode_default for tiers without an own decode of a format. */
+   Q8: acc[block mod 8], ascending blocks, then the tree (4, 2, 1), then + 0.0f. For a block of 32 weights (d, scale,
+   min, dmin of moei_block) and 32 activations (xd, xs, sum16 of moei_q8), with i0, i1 = the integer sums of w.q * x.q
+   over the halves, one block adds as follows. [a * b] is one rounded float product, (a * b) an exact one:
+     q8_0 q4_0 q5_0 iq4_nl mxfp4    acc = fma(i0 + i1, [d * xd], acc)
+     mxfp4_hf int8_channel          the same
+     int4_group                     the same; zero points are in w.q, hence inside the integers
+     iq4_xs                         acc = fma(i0 + i1, [(d * scale) * xd], acc)
+     q4_K q5_K                      as iq4_xs, then acc = fma(-(dmin * min), xs, acc)
+     q4_1 q5_1                      the same with scale = 1, min = -1
+     q3_K q6_K                      acc = fma(scale0 * i0 + scale1 * i1, [d * xd], acc)
+     q2_K                           as q3_K, then acc = fma(min0 * sum16_0 + min1 * sum16_1, -[dmin * xd], acc)
+     nvfp4 nvfp4_hf                 acc = fma(i0, [d0 * xd], acc), then acc = fma(i1, [d1 * xd], acc)
+   All integers stay below 2^24: converting them to float is exact. A scale that is constant along a row is no part of
+   this: it is applied once to the result.
+
+   Provides moei_f32_c, moei_q8_c, moei_vec_c; moei_prepare_* and moei_*_row_bytes for tiers whose prepared rows are
+   in the natural order; moei_decode_default for tiers without a decode of their own. */
 
 /* ---- Prepared rows in the natural order */
 
@@ -1592,10 +1641,11 @@ MOEI_UNUSED static void moei_prepare_q8(void *row, const float *x, size_t k0, si
     static const float zeros[32] = {0};
     moei_q8 *b = (moei_q8 *)row;
     size_t end = k0 + n == k ? moei_round_up(k, 256) : k0 + n;
-    for (size_t i = k0; i < end; i += 32) moei_prepare_q8_block(b + i / 256, (uint32_t)(i / 32 % 8), i < k ? x + (i - k0) : zeros);
+    for (size_t i = k0; i < end; i += 32)
+        moei_prepare_q8_block(b + i / 256, (uint32_t)(i / 32 % 8), i < k ? x + (i - k0) : zeros);
 }
 
-/* ---- Panels by the reference: decode, then prepare. Transposed rows are read in the order of storage, 16 at a time. */
+/* ---- Panels by the reference: decode, then prepare. Transposed rows are read as they are stored, 16 at a time */
 
 MOEI_UNUSED static void moei_decode_default(const moei_arith *a, const moei_rows *w, uint32_t n_rows, void *panel) {
     float buf[1024];
@@ -1614,9 +1664,11 @@ MOEI_UNUSED static void moei_decode_default(const moei_arith *a, const moei_rows
 
 /* ---- F32 */
 
-MOEI_FORCE void moei_f32_step(float *acc, const float *w, const float *x, size_t n) { /* n a multiple of 16, or the tail */
-    for (size_t i = 0; i < n; i += 16)
-        for (size_t l = 0; l < 16 && i + l < n; l++) acc[l] = moei_fma(w[i + l], x[i + l], acc[l]);
+MOEI_FORCE void moei_f32_step(float *acc, const float *w, const float *x, size_t n) { /* from k = a multiple of 16 */
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (size_t l = 0; l < 16; l++) acc[l] = moei_fma(w[i + l], x[i + l], acc[l]);
+    for (size_t l = 0; i + l < n; l++) acc[l] = moei_fma(w[i + l], x[i + l], acc[l]);
 }
 MOEI_FORCE float moei_tree(float *acc, int n) { /* n lanes: 16 or 8 */
     for (int h = n / 2; h; h /= 2)
@@ -1627,8 +1679,8 @@ MOEI_FORCE float moei_tree(float *acc, int n) { /* n lanes: 16 or 8 */
 #define MOEI_C_TOKENS 8 /* tokens that share a decoded piece of a row */
 
 /* Rows r0 .. r0 + n_rows (up to 16) times up to MOEI_C_TOKENS tokens. */
-static void moei_dot_f32_c_tile(const moei_rows *w, uint32_t r0, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
-                                float *out, size_t out_stride) {
+static void moei_dot_f32_c_tile(const moei_rows *w, uint32_t r0, uint32_t n_rows, const void *const *x,
+                                uint32_t n_tokens, float *out, size_t out_stride) {
     float acc[16][MOEI_C_TOKENS][16], v[16][32];
     memset(acc, 0, sizeof acc[0] * n_rows);
     for (size_t k0 = 0; k0 < w->k; k0 += 32) {
@@ -1646,11 +1698,12 @@ static void moei_dot_f32_c(const moei_rows *w, uint32_t n_rows, const void *cons
     for (uint32_t r = 0; r < n_rows; r += group)
         for (uint32_t t = 0; t < n_tokens; t += MOEI_C_TOKENS)
             moei_dot_f32_c_tile(w, r, n_rows - r < group ? n_rows - r : group, x + t,
-                                n_tokens - t < MOEI_C_TOKENS ? n_tokens - t : MOEI_C_TOKENS, out + t * out_stride, out_stride);
+                                n_tokens - t < MOEI_C_TOKENS ? n_tokens - t : MOEI_C_TOKENS, out + t * out_stride,
+                                out_stride);
 }
 static size_t moei_panel_bytes_f32_c(uint32_t n_rows, size_t k) { return n_rows * moei_f32_row_bytes(k); }
-static void moei_panel_f32_c(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
-                             float *out, size_t out_stride) {
+static void moei_panel_f32_c(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
+                             uint32_t n_tokens, float *out, size_t out_stride) {
     size_t n = moei_round_up(w->k, 16);
     for (uint32_t t = 0; t < n_tokens; t++)
         for (uint32_t r = 0; r < n_rows; r++) {
@@ -1660,6 +1713,7 @@ static void moei_panel_f32_c(const void *panel, const moei_rows *w, uint32_t n_r
         }
 }
 
+// clang-format off
 MOEI_UNUSED static const moei_arith moei_f32_c = {
     MOE_COMPUTE_F32, MOE_TIER_C, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32_c, moei_panel_f32_c,
     {{NULL, NULL, 0},
@@ -1667,6 +1721,7 @@ MOEI_UNUSED static const moei_arith moei_f32_c = {
      MOE_FORMATS(MOE_X)
 #undef MOE_X
     }};
+// clang-format on
 
 /* ---- Q8 */
 
@@ -1707,10 +1762,11 @@ static void moei_dot_q8_c(const moei_rows *w, uint32_t n_rows, const void *const
                           size_t out_stride) {
     for (uint32_t r = 0; r < n_rows; r++)
         for (uint32_t t = 0; t < n_tokens; t += MOEI_C_TOKENS)
-            moei_dot_q8_c_row(w, r, x + t, n_tokens - t < MOEI_C_TOKENS ? n_tokens - t : MOEI_C_TOKENS, out + t * out_stride,
-                              out_stride);
+            moei_dot_q8_c_row(w, r, x + t, n_tokens - t < MOEI_C_TOKENS ? n_tokens - t : MOEI_C_TOKENS,
+                              out + t * out_stride, out_stride);
 }
 
+// clang-format off
 #define MOEI_Q8_DENSE {NULL, NULL, 0}
 #define MOEI_Q8_C {moei_dot_q8_c, NULL, UINT32_MAX}
 MOEI_UNUSED static const moei_arith moei_q8_c = {
@@ -1722,6 +1778,7 @@ MOEI_UNUSED static const moei_arith moei_q8_c = {
      MOEI_Q8_C, MOEI_Q8_C,                                       /* mxfp4_hf nvfp4_hf */
      MOEI_Q8_DENSE, MOEI_Q8_DENSE, MOEI_Q8_DENSE,                /* mxfp8 fp8_block fp8_channel */
      MOEI_Q8_C, MOEI_Q8_C}};                                     /* int8_channel int4_group */
+// clang-format on
 
 /* ---- Elementwise */
 
