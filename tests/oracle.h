@@ -310,7 +310,8 @@ ORC_FN void orc_rms(orc_num *x, size_t n, double eps) {
     norm.e = sqrt(ee / nd) + norm.v * (orc_gamma(n, ORC_F32) / 2 + 4 * ORC_U);
     for (size_t i = 0; i < n; i++) {
         double y = x[i].v / norm.v, e = (x[i].e + fabs(y) * norm.e) / (norm.v - norm.e);
-        x[i] = orc_rounded(y, norm.e < norm.v ? e : ORC_INF, 2);
+        double any = fabs(y) + sqrt(nd); /* no element of a normalised vector is larger than sqrt(n) */
+        x[i] = orc_rounded(y, norm.e < norm.v ? fmin(e, any) : any, 2);
     }
 }
 
@@ -532,7 +533,9 @@ ORC_FN double orc_softmax(const orc_num *l, size_t n, double *s, double *own, do
         double r = own[i], drift = (1 - s[i]) * r + (mean - s[i] * r) + add;
         if (s[i] == 0) own[i] = all[i] = ORC_TINY;
         else if (!(low > 0)) own[i] = all[i] = ORC_INF;
-        else all[i] = s[i] * (drift / low + ORC_U) + ORC_TINY, own[i] = s[i] * (r + ORC_U) * (1 + shared) + ORC_TINY;
+        else
+            all[i] = s[i] * (drift / low + 2 * ORC_U) + ORC_TINY,
+            own[i] = s[i] * (r + 2 * ORC_U) * (1 + shared) + ORC_TINY;
     }
     return shared;
 }
@@ -543,7 +546,8 @@ ORC_FN orc_num orc_score_one(const orc_knobs *k, orc_num l) {
     if (k->score == ORC_SIGMOID) return orc_sigmoid_num(l);
     double s = orc_sqrt_softplus(l.v);
     if (isinf(l.v)) return orc_exact(s);
-    return orc_rounded(s, orc_ends(orc_sqrt_softplus(l.v - l.e), s, orc_sqrt_softplus(l.v + l.e)), 8);
+    double lost = l.v < -87 ? s : 0; /* exp underflows, although the root would not */
+    return orc_rounded(s, fmax(lost, orc_ends(orc_sqrt_softplus(l.v - l.e), s, orc_sqrt_softplus(l.v + l.e))), 8);
 }
 
 /* R3. The softmax of routed experts leaves the sink's rows out, the sink's is over all rows. */
@@ -579,7 +583,7 @@ ORC_FN void orc_keys(const orc_knobs *k, const orc_weights *w, orc_route *r) {
         double q = orc_on_logit(k) ? r->l[i].v : r->s[i];
         r->qe[i] = orc_on_logit(k) ? r->l[i].e : r->own[i];
         if (k->key_f32) q = (double)(float)q;
-        if (orc_biased(k, w)) q += (double)w->sel_bias[i], r->qe[i] += ORC_U * fabs(q);
+        if (orc_biased(k, w)) q += (double)w->sel_bias[i], r->qe[i] += ORC_U * (fabs(q) + r->qe[i]);
         r->q[i] = k->key_f32 ? (double)(float)q : q;
         r->taken[i] = 0;
     }
@@ -794,7 +798,7 @@ ORC_FN double orc_share_error(const orc_mix *m, const orc_den *d, size_t j) {
     if (d->loose) num = m->all[j] * fabs(d->v) + w * d->e; /* one of two formulas: no cancelling */
     else num = m->own[j] * fabs(d->v - m->w[j]) + w * (d->own - inside);
     if (!d->loose) num += m->common * w * fabs(j < m->k ? d->v - d->routed : d->routed);
-    return num / (fabs(d->v) * low) + ORC_U * w / fabs(d->v) + ORC_TINY;
+    return num / (fabs(d->v) * low) + 2 * ORC_U * w / fabs(d->v) + ORC_TINY;
 }
 
 /* R8, over the routed weights or over all. */
