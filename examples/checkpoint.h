@@ -887,7 +887,7 @@ static inline int ckpti_json_number(ckpti_json *j) {
         size_t n = 1;
         integer = 0;
         int sign = ckpti_accept(j, "+-");
-        if (!ckpti_digits(j, digits, &n, 8)) return ckpti_syntax(j, "invalid exponent");
+        if (!ckpti_digits(j, digits, &n, 10)) return ckpti_syntax(j, "invalid exponent");
         exponent = strtol(digits, NULL, 10) * (sign == '-' ? -1 : 1);
     }
     memset(&j->v, 0, sizeof j->v);
@@ -1075,7 +1075,7 @@ static inline int ckpti_flatten(ckpt *c, ckpt_config *list, const void *text, si
         if (token == CKPTI_BAD) status = -1;
         else if (j.depth == 0 && token == CKPTI_SCALAR) status = ckpti_error(&j, "not an object");
         else if (token == CKPTI_ARRAY && j.depth == 1) status = ckpti_error(&j, "not an object");
-        else if (token == CKPTI_KEY) status = ckpti_path_set(&j, &p, prefix, prefix ? "." : "", j.v.s);
+        else if (token == CKPTI_KEY) status = ckpti_path_set(&j, &p, prefix, j.depth > 1 ? "." : "", j.v.s);
         else if (token == CKPTI_CLOSE) status = ckpti_flat_close(&j, list, &p);
         else status = ckpti_flat_item(&j, list, &p, token);
     }
