@@ -271,7 +271,7 @@ static inline void rl_router_weights(rl_layer *l) {
     rl_rng *r = &l->rng;
     size_t ids = (size_t)(k->n_expert + k->n_zero_expert), rows = ids + (k->shared_gate == ORC_GATE_ROUTER_SINK ? (size_t)k->n_shared : 0);
     l->weights.router = rl_matrix(l, &l->desc.router.weight, MOE_FORMAT_F32 + rl_below(r, 3), 1, rows, (size_t)k->d_model, 2.0f);
-    if (rl_one_in(r, 4)) l->weights.router_bias = rl_array(l, &l->desc.router.bias, 1, rows, 0, 0.3f);
+    if (rl_one_in(r, 4)) l->weights.router_bias = rl_array(l, &l->desc.router.weight.bias, 1, rows, 0, 0.3f);
     if (k->pick == ORC_PICK_TOPK && rl_one_in(r, 2)) l->weights.sel_bias = rl_array(l, &l->desc.router.select_bias, 1, ids, rl_one_in(r, 2) ? -1.5f : 0.5f, 0.3f);
     if (!k->n_zero_expert && rl_one_in(r, 5)) l->weights.per_expert_scale = rl_array(l, &l->desc.router.expert_scale, 1, ids, 1, 0.2f);
     if (rl_one_in(r, 8)) {
