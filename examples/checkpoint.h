@@ -40,7 +40,7 @@
 #ifndef CKPT_H
 #define CKPT_H
 
-#ifndef _FILE_OFFSET_BITS
+#if !defined(_FILE_OFFSET_BITS) && !defined(__LP64__)
 #define _FILE_OFFSET_BITS 64
 #endif
 
