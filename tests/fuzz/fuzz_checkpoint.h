@@ -50,11 +50,34 @@ static void fuzz_check(ckpt *c, int status, const char *err) {
     ckpt_close(c);
 }
 
+static long fuzz_left, fuzz_live; /* allocations until one fails, and those not released */
+
+static void *fuzz_resize(void *user, void *p, size_t bytes) {
+    (void)user;
+    if (fuzz_left-- == 0) return NULL;
+    fuzz_live += p == NULL;
+    return realloc(p, bytes);
+}
+
+static void fuzz_release(void *user, void *p) {
+    (void)user;
+    fuzz_live--;
+    free(p);
+}
+
+/* Opens the first file; then again with an allocation that fails, which the input picks. */
 static inline void fuzz_files(const ckpt_file *files, size_t n) {
+    static const ckpt_options options = {0, NULL, fuzz_resize, fuzz_release, NULL, NULL};
+    const uint8_t *data = (const uint8_t *)files[0].data;
     char err[CKPT_ERR];
     ckpt c;
     int status = ckpt_open_memory(&c, files, n, NULL, err);
     fuzz_check(&c, status, err);
+    fuzz_left = files[0].size ? data[files[0].size - 1] % 16 : 0;
+    fuzz_live = 0;
+    status = ckpt_open_memory(&c, files, n, &options, err);
+    fuzz_check(&c, status, err);
+    fuzz_require(fuzz_live == 0, "memory that is not released");
 }
 
 /* libFuzzer brings a main of its own, which wins. */

@@ -15,10 +15,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                          {"dir/b.safetensors", shard_b, sizeof shard_b - 1},
                          {"a.safetensors", shard_a, sizeof shard_a - 1},          /* that ../ would reach */
                          {"dir/sub/a.safetensors", shard_a, sizeof shard_a - 1}}; /* and sub/ */
+    fuzz_files(files, 5);
     status = ckpt_open_memory(&c, files, 5, NULL, err);
     for (size_t i = 0; i < c.n_shards; i++)
-        fuzz_require(c.shards[i].data == files[1].data || c.shards[i].data == files[2].data,
-                     "a file outside the directory");
-    fuzz_check(&c, status, err);
+        fuzz_require(c.shards[i].data == files[1].data || c.shards[i].data == files[2].data, "a file from elsewhere");
+    ckpt_close(&c);
     return 0;
 }
