@@ -3587,18 +3587,21 @@ static void moei_normalise(const moei_router *r, uint32_t k, float *w, float *si
     for (j = 0; j < n_sink; j++) sink[j] = sum > 0.0f ? sink[j] / sum : 0.0f;
 }
 
+/* Magnitudes, because the BIASED quirk can make weights negative. */
+MOEI_FORCE float moei_magnitude(float f) { return moei_float(moei_bits(f) & 0x7fffffffu); }
+
 /* Drops weights that are small against the largest, or beyond a share of the sum. Returns how many were not 0. */
 static uint32_t moei_drop_small(const moei_router *r, uint32_t k, float *w) {
     const moe_router *p = &r->d->router;
     uint32_t j, saved = 0, keep = p->min_keep ? p->min_keep : 1;
     float sum = 0.0f, before = 0.0f, least, most;
     if (!(p->drop_below > 0.0f) && !(p->top_p > 0.0f)) return 0;
-    for (j = 0; j < k; j++) r->key[j] = moei_key(w[j]);
+    for (j = 0; j < k; j++) r->key[j] = moei_key(moei_magnitude(w[j]));
     moei_top_k(r->key, k, k, r->best);
-    for (j = 0; j < k; j++) sum += w[moei_top_index(r->best[j])];
-    least = w[moei_top_index(r->best[0])] * p->drop_below, most = p->top_p > 0.0f ? sum * p->top_p : moei_inf();
+    for (j = 0; j < k; j++) sum += moei_magnitude(w[moei_top_index(r->best[j])]);
+    least = moei_magnitude(w[moei_top_index(r->best[0])]) * p->drop_below, most = p->top_p > 0.0f ? sum * p->top_p : moei_inf();
     for (j = 0; j < k; j++) {
-        float *v = w + moei_top_index(r->best[j]), old = *v;
+        float *v = w + moei_top_index(r->best[j]), old = moei_magnitude(*v);
         if (j >= keep && (old < least || before >= most) && old != 0.0f) *v = 0.0f, saved++;
         before += old;
     }
