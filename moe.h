@@ -744,13 +744,13 @@ MOEI_FORCE float moei_log1p_exp(float x) {
 
 /* tanh, 2 ULP: an odd polynomial near 0 (keeps -0 and tiny values), 1 - 2 / (exp(2|x|) + 1) beyond. */
 MOEI_FORCE float moei_tanh(float x) {
-    float a = x < 0.0f ? -x : x, z = x * x, p = -0.00590586725f, far = 1.0f - 2.0f / (moei_exp(a + a) + 1.0f);
+    float a = moei_float(moei_bits(x) & 0x7fffffffu), z = a * a, p = -0.00590586725f;
     p = moei_fma(p, z, 0.0208053831f);
     p = moei_fma(p, z, -0.0537866838f);
     p = moei_fma(p, z, 0.133319587f);
     p = moei_fma(p, z, -0.333332986f);
-    if (a < 0.6f) return moei_fma(x * z, p, x);
-    return x < 0.0f ? -far : far; /* NaN comes through exp */
+    p = a < 0.6f ? moei_fma(a * z, p, a) : 1.0f - 2.0f / (moei_exp(a + a) + 1.0f); /* NaN comes through exp */
+    return moei_float(moei_bits(p) | (moei_bits(x) & 0x80000000u));
 }
 
 /* The normal distribution function, 0.5 erfc(-x / sqrt 2), 3.5e-7 relative for x > -13: its tail is exp(-x^2 / 2) t
