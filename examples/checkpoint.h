@@ -67,14 +67,14 @@
 #define CKPT_PRINTF(at, first)
 #endif
 
-#define CKPT_ERR         512       /* bytes of an error message                                  */
-#define CKPT_MAX_DIMS    8         /* dimensions of a tensor                                     */
-#define CKPT_MAX_HEADER  100000000 /* bytes of a safetensors header or an index, as the reference */
-#define CKPT_MAX_CONFIG  16777216  /* bytes of config.json                                       */
-#define CKPT_MAX_VALUES  1000000   /* values in config.json, arrays counted by element           */
-#define CKPT_MAX_KEY     512       /* bytes of a dotted key from config.json                     */
-#define CKPT_MAX_DEPTH   64        /* nesting of JSON                                            */
-#define CKPT_MAX_STRING  1048576   /* bytes of one GGUF string that is kept                      */
+#define CKPT_ERR        512       /* bytes of an error message                                  */
+#define CKPT_MAX_DIMS   8         /* dimensions of a tensor                                     */
+#define CKPT_MAX_HEADER 100000000 /* bytes of a safetensors header or an index, as the reference */
+#define CKPT_MAX_CONFIG 16777216  /* bytes of config.json                                       */
+#define CKPT_MAX_VALUES 1000000   /* values in config.json, arrays counted by element           */
+#define CKPT_MAX_KEY    512       /* bytes of a dotted key from config.json                     */
+#define CKPT_MAX_DEPTH  64        /* nesting of JSON                                            */
+#define CKPT_MAX_STRING 1048576   /* bytes of one GGUF string that is kept                      */
 
 /* -- Types ------------------------------------------------------------------------------------------------------------------ */
 
@@ -100,7 +100,7 @@ typedef enum ckpt_dtype {
 #define CKPT_X(name, elements, bytes, safetensors, gguf) CKPT_##name,
     CKPT_DTYPES(CKPT_X)
 #undef CKPT_X
-    CKPT_DTYPE_COUNT
+        CKPT_DTYPE_COUNT
 } ckpt_dtype;
 
 typedef struct ckpt_dtype_info {
@@ -140,7 +140,8 @@ typedef struct ckpt_value {
     uint64_t u, count;
     double f;
     const char *s;
-    const uint8_t *data; /* packed elements of a GGUF array in the file; NULL for an array of strings, which are not kept */
+    const uint8_t
+        *data; /* packed elements of a GGUF array in the file; NULL for an array of strings, which are not kept */
 } ckpt_value;
 
 typedef struct ckpt_shard {
@@ -167,6 +168,7 @@ typedef struct ckpt_options { /* all zero is the usual */
 } ckpt_options;
 
 /* private parts */
+typedef unsigned long long ckpti_ull; /* for printf */
 typedef struct ckpti_slot {
     uint32_t hash, item; /* index + 1; 0 is free */
 } ckpti_slot;
@@ -230,6 +232,8 @@ CKPT_DEF int ckpt_open(ckpt *c, const char *path, char *err);
 CKPT_DEF int ckpt_open_with(ckpt *c, const char *path, const ckpt_options *options, char *err);
 /* Opens files[0] as ckpt_open would; other files that it needs are found by name in the list. The memory must outlive c. */
 CKPT_DEF int ckpt_open_memory(ckpt *c, const ckpt_file *files, size_t n, const ckpt_options *options, char *err);
+/* The values of any JSON object as the configuration; name is for messages. */
+CKPT_DEF int ckpt_open_json(ckpt *c, const char *name, const void *text, size_t size, char *err);
 /* Any number of times, also on a zeroed ckpt. Tensors, values and names end here. */
 CKPT_DEF void ckpt_close(ckpt *c);
 
@@ -280,7 +284,6 @@ CKPT_DEF void ckpt_store_f32(void *p, float x);
 
 /* Copies text for a terminal: control characters and invalid UTF-8 become '?'. Names come from files: print them through this. */
 CKPT_DEF char *ckpt_printable(char *to, size_t size, const char *text);
-
 
 /* == Implementation ========================================================================================================= */
 
@@ -398,7 +401,7 @@ CKPT_PRINTF(2, 3) static inline void ckpti_message(ckpt *c, const char *format, 
 
 static inline void *ckpti_resize(ckpt *c, void *p, size_t bytes) {
     void *q = c->options.resize ? c->options.resize(c->options.user, p, bytes) : realloc(p, bytes);
-    if (!q) ckpti_message(c, "out of memory (%llu bytes)", (unsigned long long)bytes);
+    if (!q) ckpti_message(c, "out of memory (%llu bytes)", (ckpti_ull)bytes);
     return q;
 }
 
@@ -507,12 +510,13 @@ static inline int ckpti_rehash(ckpt *c, ckpti_table *t) {
 }
 
 /* 0, or -1 after a message; a second item of the same name is an error. */
-static inline int ckpti_add(ckpt *c, ckpti_table *t, const void *items, size_t item_bytes, size_t item) {
+static inline int ckpti_add(ckpt *c, const char *what, ckpti_table *t, const void *items, size_t item_bytes,
+                            size_t item) {
     const char *name = ckpti_name(items, item_bytes, item);
     if (2 * (t->used + 1) > t->capacity && ckpti_rehash(c, t)) return -1;
     ckpti_slot *s = ckpti_probe(t, items, item_bytes, name);
-    if (!s) return ckpti_fail(c, "too many names with one hash, such as \"%.100s\"", name);
-    if (s->item) return ckpti_fail(c, "\"%.100s\" is there twice", name);
+    if (!s) return ckpti_fail(c, "%s \"%.100s\": too many names have the same hash", what, name);
+    if (s->item) return ckpti_fail(c, "%s \"%.100s\" is there twice", what, name);
     s->hash = ckpti_hash(name), s->item = (uint32_t)item + 1;
     t->used++;
     return 0;
@@ -582,10 +586,11 @@ static inline ckpt_tensor *ckpti_new_tensor(ckpt *c, size_t shard) {
 static inline int ckpti_tensor_bytes(ckpt *c, const ckpt_tensor *t, uint64_t *bytes) {
     const ckpt_dtype_info *type = &ckpti_types[t->type];
     uint64_t n;
-    if (ckpti_elements(t->dims, t->n_dims, &n)) return ckpti_fail(c, "tensor \"%.100s\": the shape is too large", t->name);
+    if (ckpti_elements(t->dims, t->n_dims, &n))
+        return ckpti_fail(c, "tensor \"%.100s\": the shape is too large", t->name);
     if (n % type->elements)
-        return ckpti_fail(c, "tensor \"%.100s\": %llu elements are no whole number of blocks of %s (%u elements)", t->name,
-                          (unsigned long long)n, type->name, (unsigned)type->elements);
+        return ckpti_fail(c, "tensor \"%.100s\": %llu elements are no whole number of blocks of %s (%u elements)",
+                          t->name, (ckpti_ull)n, type->name, (unsigned)type->elements);
     if (ckpti_mul(n / type->elements, type->bytes, bytes))
         return ckpti_fail(c, "tensor \"%.100s\": the shape is too large", t->name);
     return 0;
@@ -602,7 +607,7 @@ static inline ckpt_value *ckpti_new_value(ckpt *c, ckpt_config *list, const char
     ckpt_value *v = &all[list->n];
     memset(v, 0, sizeof *v);
     v->key = key;
-    if (ckpti_add(c, &list->table, all, sizeof *all, list->n)) return NULL;
+    if (ckpti_add(c, "key", &list->table, all, sizeof *all, list->n)) return NULL;
     list->n++;
     return v;
 }
@@ -699,7 +704,7 @@ CKPT_DEF int ckpt_get_at(const ckpt *c, const char *key, uint64_t i, ckpt_value 
         value->key = v->key;
         return ckpti_scalar(value, v->element, v->data + i * ckpti_scalar_bytes[v->element]), 1;
     }
-    v = ckpt_getf(c, "%s[%llu]", key, (unsigned long long)i);
+    v = ckpt_getf(c, "%s[%llu]", key, (ckpti_ull)i);
     if (v) *value = *v;
     return v != NULL;
 }
@@ -722,9 +727,9 @@ enum { CKPTI_AT_VALUE, CKPTI_AT_FIRST, CKPTI_AT_ITEM, CKPTI_AT_COMMA, CKPTI_AT_E
 typedef struct ckpti_json {
     ckpt *c;
     const uint8_t *text;
-    size_t size, at;
-    size_t start; /* of the text in its file, for messages */
-    int python;   /* NaN and Infinity are numbers, as Python writes them */
+    size_t size, at, token; /* bytes; the cursor, and where the token that was read last begins */
+    size_t start;           /* of the text in its file, for messages */
+    int python;             /* NaN and Infinity are numbers, as Python writes them */
     int state;
     uint32_t depth;
     char open[CKPT_MAX_DEPTH];
@@ -736,12 +741,20 @@ static inline void ckpti_json_begin(ckpti_json *j, ckpt *c, const void *text, si
     j->c = c, j->text = (const uint8_t *)text, j->size = size, j->start = start;
 }
 
-static inline int ckpti_error(const ckpti_json *j, const char *why) {
-    return ckpti_fail(j->c, "byte %llu: %s", (unsigned long long)(j->start + j->at), why);
+CKPT_PRINTF(3, 4) static inline void ckpti_json_message(const ckpti_json *j, size_t at, const char *format, ...) {
+    char text[300];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    ckpti_message(j->c, "byte %llu: %s", (ckpti_ull)(j->start + at), text);
 }
 
+#define ckpti_error(j, ...)  (ckpti_json_message(j, (j)->token, __VA_ARGS__), -1) /* what is there cannot be meant */
+#define ckpti_syntax(j, ...) (ckpti_json_message(j, (j)->at, __VA_ARGS__), -1)    /* it is no JSON */
+
 static inline ckpti_token ckpti_bad(const ckpti_json *j, const char *why) {
-    ckpti_message(j->c, "byte %llu: %s", (unsigned long long)(j->start + j->at), why);
+    ckpti_json_message(j, j->at, "%s", why);
     return CKPTI_BAD;
 }
 
@@ -809,12 +822,12 @@ static inline size_t ckpti_char(const uint8_t *p, const uint8_t *end, char **to)
 static inline int ckpti_json_string(ckpti_json *j) {
     size_t end = j->at + 1;
     while (end < j->size && j->text[end] != '"') end += j->text[end] == '\\' ? 2 : 1;
-    if (end >= j->size) return ckpti_error(j, "the string does not end");
+    if (end >= j->size) return ckpti_syntax(j, "the string does not end");
     char *room = ckpti_room(j->c, end - j->at), *to = room;
     if (!room) return -1;
     for (j->at++; j->at < end;) {
         size_t n = ckpti_char(j->text + j->at, j->text + end, &to);
-        if (!n) return ckpti_error(j, "invalid character or escape in a string");
+        if (!n) return ckpti_syntax(j, "invalid character or escape in a string");
         j->at += n;
     }
     *to = 0;
@@ -861,12 +874,12 @@ static inline int ckpti_json_number(ckpti_json *j) {
     if (negative) text[used++] = '-';
     size_t first = used;
     whole = ckpti_digits(j, text, &used, sizeof text - 32);
-    if (!whole || (whole > 1 && text[first] == '0')) return ckpti_error(j, "invalid number");
+    if (!whole || (whole > 1 && text[first] == '0')) return ckpti_syntax(j, "invalid number");
     int integer = 1;
     if (ckpti_accept(j, ".")) {
         integer = 0;
         fraction = ckpti_digits(j, text, &used, sizeof text - 32);
-        if (!fraction) return ckpti_error(j, "invalid number");
+        if (!fraction) return ckpti_syntax(j, "invalid number");
     }
     text[used] = 0;
     if (ckpti_accept(j, "eE")) {
@@ -874,7 +887,7 @@ static inline int ckpti_json_number(ckpti_json *j) {
         size_t n = 1;
         integer = 0;
         int sign = ckpti_accept(j, "+-");
-        if (!ckpti_digits(j, digits, &n, 8)) return ckpti_error(j, "invalid exponent");
+        if (!ckpti_digits(j, digits, &n, 8)) return ckpti_syntax(j, "invalid exponent");
         exponent = strtol(digits, NULL, 10) * (sign == '-' ? -1 : 1);
     }
     memset(&j->v, 0, sizeof j->v);
@@ -882,7 +895,7 @@ static inline int ckpti_json_number(ckpti_json *j) {
     if (integer) ckpti_integer(&j->v, text + first, negative);
     snprintf(text + used, sizeof text - used, "e%ld", exponent - (long)fraction);
     j->v.f = strtod(text, NULL);
-    if (j->v.f > DBL_MAX || j->v.f < -DBL_MAX) return ckpti_error(j, "the number is out of range");
+    if (j->v.f > DBL_MAX || j->v.f < -DBL_MAX) return ckpti_syntax(j, "the number is out of range");
     return 0;
 }
 
@@ -893,9 +906,12 @@ static inline int ckpti_json_word(ckpti_json *j) {
         ckpt_value_type type;
         uint64_t u;
         double f;
-    } words[] = {{"true", 0, CKPT_VALUE_BOOL, 1, 1},  {"false", 0, CKPT_VALUE_BOOL, 0, 0},
-                 {"null", 0, CKPT_VALUE_NULL, 0, 0},  {"NaN", 1, CKPT_VALUE_FLOAT, 0, (double)NAN},
-                 {"Infinity", 1, CKPT_VALUE_FLOAT, 0, HUGE_VAL}, {"-Infinity", 1, CKPT_VALUE_FLOAT, 0, -HUGE_VAL}};
+    } words[] = {{"true", 0, CKPT_VALUE_BOOL, 1, 1},
+                 {"false", 0, CKPT_VALUE_BOOL, 0, 0},
+                 {"null", 0, CKPT_VALUE_NULL, 0, 0},
+                 {"NaN", 1, CKPT_VALUE_FLOAT, 0, (double)NAN},
+                 {"Infinity", 1, CKPT_VALUE_FLOAT, 0, HUGE_VAL},
+                 {"-Infinity", 1, CKPT_VALUE_FLOAT, 0, -HUGE_VAL}};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
         size_t n = strlen(words[i].text);
         if (words[i].python > j->python || j->size - j->at < n || memcmp(j->text + j->at, words[i].text, n)) continue;
@@ -917,7 +933,8 @@ static inline ckpti_token ckpti_json_open(ckpti_json *j, int bracket) {
 
 static inline ckpti_token ckpti_json_close(ckpti_json *j, int bracket) {
     int object = j->open[j->depth - 1] == '{';
-    if (bracket != (object ? '}' : ']')) return ckpti_bad(j, object ? "',' or '}' is missing" : "',' or ']' is missing");
+    if (bracket != (object ? '}' : ']'))
+        return ckpti_bad(j, object ? "',' or '}' is missing" : "',' or ']' is missing");
     j->at++;
     j->state = --j->depth ? CKPTI_AT_COMMA : CKPTI_AT_END;
     return CKPTI_CLOSE;
@@ -949,9 +966,10 @@ static inline ckpti_token ckpti_next(ckpti_json *j) {
         j->at++;
         j->state = CKPTI_AT_ITEM;
         ch = ckpti_peek(j);
-    } else if (ch >= 0 && (j->state == CKPTI_AT_COMMA || (j->state == CKPTI_AT_FIRST && (ch == '}' || ch == ']')))) {
-        return ckpti_json_close(j, ch);
     }
+    j->token = j->at;
+    if (ch >= 0 && (j->state == CKPTI_AT_COMMA || (j->state == CKPTI_AT_FIRST && (ch == '}' || ch == ']'))))
+        return ckpti_json_close(j, ch);
     if (j->state == CKPTI_AT_END) return ch < 0 ? CKPTI_DONE : ckpti_bad(j, "something follows the JSON value");
     if (ch < 0) return ckpti_bad(j, "the JSON text ends too early");
     if (j->state != CKPTI_AT_VALUE && j->depth && j->open[j->depth - 1] == '{') return ckpti_json_key(j, ch);
@@ -990,7 +1008,8 @@ typedef struct ckpti_path {
     uint64_t count[CKPT_MAX_DEPTH + 1];
 } ckpti_path;
 
-static inline int ckpti_path_set(const ckpti_json *j, ckpti_path *p, size_t prefix, const char *before, const char *text) {
+static inline int ckpti_path_set(const ckpti_json *j, ckpti_path *p, size_t prefix, const char *before,
+                                 const char *text) {
     size_t room = sizeof p->text - prefix;
     int n = snprintf(p->text + prefix, room, "%s%s", before, text);
     if (n < 0 || (size_t)n >= room) return ckpti_error(j, "the nested keys are too long");
@@ -1002,13 +1021,13 @@ static inline int ckpti_path_set(const ckpti_json *j, ckpti_path *p, size_t pref
 static inline int ckpti_path_element(const ckpti_json *j, ckpti_path *p, uint32_t depth) {
     char index[24];
     if (depth == 0 || j->open[depth - 1] != '[') return 0;
-    snprintf(index, sizeof index, "[%llu]", (unsigned long long)p->count[depth]);
+    snprintf(index, sizeof index, "[%llu]", (ckpti_ull)p->count[depth]);
     return ckpti_path_set(j, p, p->prefix[depth], "", index);
 }
 
 static inline ckpt_value *ckpti_flat_value(const ckpti_json *j, ckpt_config *list, const ckpti_path *p) {
     if (list->n >= CKPT_MAX_VALUES) {
-        ckpti_error(j, "too many values");
+        ckpti_json_message(j, j->token, "too many values");
         return NULL;
     }
     return ckpti_new_value(j->c, list, ckpti_copy(j->c, p->text, p->length));
@@ -1063,7 +1082,6 @@ static inline int ckpti_flatten(ckpt *c, ckpt_config *list, const void *text, si
     return status;
 }
 
-
 /* -- safetensors ------------------------------------------------------------------------------------------------------------ */
 
 /* u64 length of the header, the header (JSON: {"name": {"dtype", "shape", "data_offsets": [begin, end]}}), the data. */
@@ -1079,7 +1097,7 @@ static inline int ckpti_st_dtype(ckpti_json *j, ckpti_entry *e) {
     if (token != CKPTI_SCALAR || j->v.type != CKPT_VALUE_STRING) return ckpti_error(j, "dtype is not a string");
     e->type = ckpt_type_find(j->v.s);
     if (e->type >= 0 && ckpti_types[e->type].safetensors) return 0;
-    return ckpti_fail(j->c, "byte %llu: unknown dtype \"%.40s\"", (unsigned long long)(j->start + j->at), j->v.s);
+    return ckpti_error(j, "unknown dtype \"%.40s\"", j->v.s);
 }
 
 /* The fields between the braces, each exactly once, in any order. */
@@ -1089,8 +1107,7 @@ static inline int ckpti_st_fields(ckpti_json *j, ckpti_entry *e) {
     ckpti_token token;
     while ((token = ckpti_next(j)) == CKPTI_KEY) {
         for (field = 0; field < 3 && !ckpti_is(j, names[field]); field++) {}
-        if (field == 3) return ckpti_fail(j->c, "byte %llu: unknown field \"%.40s\"",
-                                          (unsigned long long)(j->start + j->at), j->v.s);
+        if (field == 3) return ckpti_error(j, "unknown field \"%.40s\"", j->v.s);
         if (seen >> field & 1) return ckpti_error(j, "a field is there twice");
         seen |= 1u << field;
         if (field == 0 && ckpti_st_dtype(j, e)) return -1;
@@ -1118,12 +1135,12 @@ static inline int ckpti_st_tensor(ckpti_json *j, size_t shard, const uint8_t *da
     if (ckpti_tensor_bytes(j->c, t, &bytes)) return -1;
     if (e.offsets[0] > e.offsets[1] || e.offsets[1] > size)
         return ckpti_fail(j->c, "tensor \"%.100s\": bytes %llu to %llu are not in the %llu bytes of data", name,
-                          (unsigned long long)e.offsets[0], (unsigned long long)e.offsets[1], (unsigned long long)size);
+                          (ckpti_ull)e.offsets[0], (ckpti_ull)e.offsets[1], (ckpti_ull)size);
     t->data = data + e.offsets[0];
     t->bytes = e.offsets[1] - e.offsets[0];
     if (t->bytes == bytes) return 0;
     return ckpti_fail(j->c, "tensor \"%.100s\": the shape needs %llu bytes, the offsets span %llu", name,
-                      (unsigned long long)bytes, (unsigned long long)t->bytes);
+                      (ckpti_ull)bytes, (ckpti_ull)t->bytes);
 }
 
 /* Strings only. Kept of the first shard: others repeat it. */
@@ -1184,13 +1201,13 @@ static inline int ckpti_st_layout(ckpt *c, size_t first, const uint8_t *data, ui
         const ckpt_tensor *t = &c->tensors[i];
         uint64_t begin = (uint64_t)(t->data - data);
         if (begin != at)
-            return ckpti_fail(c, "tensor \"%.100s\": begins at %llu of the data, but the tensor before it ends at %llu", t->name,
-                              (unsigned long long)begin, (unsigned long long)at);
+            return ckpti_fail(
+                c, "tensor \"%.100s\": begins at %llu of the data, but what is before it (%.100s) ends at %llu",
+                t->name, (ckpti_ull)begin, i > first ? t[-1].name : "the header", (ckpti_ull)at);
         at += t->bytes;
     }
     if (at == size) return 0;
-    return ckpti_fail(c, "the tensors end at %llu, but there are %llu bytes of data", (unsigned long long)at,
-                      (unsigned long long)size);
+    return ckpti_fail(c, "the tensors end at %llu, but there are %llu bytes of data", (ckpti_ull)at, (ckpti_ull)size);
 }
 
 /* Names the shard's tensors in the index; with a weight_map only those that it lists, each of which must be in its shard. */
@@ -1208,7 +1225,7 @@ static inline int ckpti_st_names(ckpt *c, size_t first, size_t shard) {
             return ckpti_fail(c, "tensor \"%.100s\" is in this file, but weight_map puts it in \"%.100s\"", name,
                               c->shards[c->listed[item - 1].shard].name);
         c->tensors[c->n_tensors] = c->tensors[i];
-        if (ckpti_add(c, &c->tensor_table, c->tensors, sizeof *c->tensors, c->n_tensors)) return -1;
+        if (ckpti_add(c, "tensor", &c->tensor_table, c->tensors, sizeof *c->tensors, c->n_tensors)) return -1;
         c->n_tensors++;
     }
     return 0;
@@ -1232,13 +1249,15 @@ static inline int ckpti_safetensors(ckpt *c, size_t shard) {
     const uint8_t *file = c->shards[shard].data;
     uint64_t size = c->shards[shard].size;
     size_t first = c->n_tensors;
-    if (size < 8) return ckpti_fail(c, "not a safetensors file: %llu bytes, fewer than the 8 of a header length",
-                                    (unsigned long long)size);
+    if (size < 8)
+        return ckpti_fail(c, "not a safetensors file: %llu bytes, fewer than the 8 of a header length",
+                          (ckpti_ull)size);
     uint64_t header = ckpt_load_u64(file);
     if (header > CKPT_MAX_HEADER)
-        return ckpti_fail(c, "not a safetensors file: a header of %llu bytes; at most %d", (unsigned long long)header, CKPT_MAX_HEADER);
+        return ckpti_fail(c, "not a safetensors file: a header of %llu bytes; at most %d", (ckpti_ull)header,
+                          CKPT_MAX_HEADER);
     if (header > size - 8)
-        return ckpti_fail(c, "a header of %llu bytes in a file of %llu", (unsigned long long)header, (unsigned long long)size);
+        return ckpti_fail(c, "a header of %llu bytes in a file of %llu", (ckpti_ull)header, (ckpti_ull)size);
     const uint8_t *data = file + 8 + header;
     ckpti_json j;
     ckpti_json_begin(&j, c, file + 8, (size_t)header, 8);
@@ -1254,7 +1273,7 @@ static inline int ckpti_safetensors(ckpt *c, size_t shard) {
 typedef struct ckpti_cursor {
     ckpt *c;
     const uint8_t *data;
-    uint64_t size, at;
+    uint64_t size, at, item; /* bytes; the cursor, and where the value or info that is read begins, for messages */
     int cut;
 } ckpti_cursor;
 
@@ -1277,7 +1296,7 @@ CKPT_PRINTF(2, 3) static inline void ckpti_gguf_message(const ckpti_cursor *g, c
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    ckpti_message(g->c, "byte %llu: %s", (unsigned long long)g->at, text);
+    ckpti_message(g->c, "byte %llu: %s", (ckpti_ull)g->item, text);
 }
 
 #define ckpti_gguf_fail(...) (ckpti_gguf_message(__VA_ARGS__), -1)
@@ -1288,7 +1307,7 @@ static inline char *ckpti_gguf_string(ckpti_cursor *g, const char *what, uint64_
     uint64_t n = *length <= max ? *length : 0;
     const uint8_t *p = ckpti_take(g, n);
     if (g->cut) ckpti_gguf_message(g, "the file ends inside a %s", what);
-    else if (n != *length) ckpti_gguf_message(g, "a %s of %llu bytes", what, (unsigned long long)*length);
+    else if (n != *length) ckpti_gguf_message(g, "a %s of %llu bytes", what, (ckpti_ull)*length);
     else if (name && n && memchr(p, 0, (size_t)n)) ckpti_gguf_message(g, "there is a NUL byte in a %s", what);
     else return ckpti_copy(g->c, p, (size_t)n);
     return NULL;
@@ -1297,11 +1316,12 @@ static inline char *ckpti_gguf_string(ckpti_cursor *g, const char *what, uint64_
 static inline int ckpti_gguf_array(ckpti_cursor *g, ckpt_value *v) {
     v->type = CKPT_VALUE_ARRAY, v->element = ckpti_u32(g), v->count = ckpti_u64(g);
     if (g->cut) return ckpti_gguf_fail(g, "the file ends inside an array");
-    if (v->element >= CKPTI_GGUF_TYPES) return ckpti_gguf_fail(g, "unknown array element type %u", (unsigned)v->element);
+    if (v->element >= CKPTI_GGUF_TYPES)
+        return ckpti_gguf_fail(g, "unknown array element type %u", (unsigned)v->element);
     if (v->element == CKPTI_GGUF_ARRAY) return ckpti_gguf_fail(g, "an array of arrays");
     uint64_t bytes = v->element == CKPTI_GGUF_STRING ? 8 : ckpti_scalar_bytes[v->element];
     if (v->count > ckpti_left(g) / bytes)
-        return ckpti_gguf_fail(g, "an array of %llu elements does not fit in the file", (unsigned long long)v->count);
+        return ckpti_gguf_fail(g, "an array of %llu elements does not fit in the file", (ckpti_ull)v->count);
     if (v->element != CKPTI_GGUF_STRING) return v->data = ckpti_take(g, v->count * bytes), 0;
     for (uint64_t i = 0; i < v->count && !g->cut; i++) ckpti_take(g, ckpti_u64(g));
     return g->cut ? ckpti_gguf_fail(g, "the file ends inside an array of strings") : 0;
@@ -1324,6 +1344,7 @@ static inline int ckpti_gguf_value(ckpti_cursor *g, ckpt_value *v) {
 static inline int ckpti_gguf_metadata(ckpti_cursor *g, ckpt_config *list, uint64_t n) {
     for (uint64_t i = 0; i < n; i++) {
         uint64_t length;
+        g->item = g->at;
         const char *key = ckpti_gguf_string(g, "key", 65535, 1, &length);
         if (key && length == 0) return ckpti_gguf_fail(g, "an empty key");
         ckpt_value value, *v = ckpti_new_value(g->c, list, key);
@@ -1340,9 +1361,10 @@ static inline int ckpti_gguf_alignment(const ckpti_cursor *g, const ckpt_config 
     const ckpt_value *v = ckpti_get(list, "general.alignment");
     *alignment = 32;
     if (!v) return 0;
-    if (v->type != CKPT_VALUE_UINT || v->element != CKPTI_GGUF_U32) return ckpti_fail(g->c, "general.alignment is not a u32");
+    if (v->type != CKPT_VALUE_UINT || v->element != CKPTI_GGUF_U32)
+        return ckpti_fail(g->c, "general.alignment is not a u32");
     if (v->u == 0 || v->u > 65536 || (v->u & (v->u - 1)))
-        return ckpti_fail(g->c, "general.alignment is %llu, not a power of two from 1 to 65536", (unsigned long long)v->u);
+        return ckpti_fail(g->c, "general.alignment is %llu, not a power of two from 1 to 65536", (ckpti_ull)v->u);
     *alignment = v->u;
     return 0;
 }
@@ -1350,12 +1372,14 @@ static inline int ckpti_gguf_alignment(const ckpti_cursor *g, const ckpt_config 
 /* One tensor info. *end is the padded end of the tensors so far: the offset must be just that. */
 static inline int ckpti_gguf_tensor(ckpti_cursor *g, size_t shard, uint64_t alignment, uint64_t *end) {
     uint64_t length;
+    g->item = g->at;
     const char *name = ckpti_gguf_string(g, "tensor name", 63, 1, &length);
     ckpt_tensor *t = name ? ckpti_new_tensor(g->c, shard) : NULL;
     if (!t) return -1;
     t->name = name;
     t->n_dims = ckpti_u32(g);
-    if (t->n_dims > 4) return ckpti_gguf_fail(g, "tensor \"%s\" has %u dimensions; at most 4", t->name, (unsigned)t->n_dims);
+    if (t->n_dims > 4)
+        return ckpti_gguf_fail(g, "tensor \"%s\" has %u dimensions; at most 4", t->name, (unsigned)t->n_dims);
     for (uint32_t i = t->n_dims; i-- > 0;) t->dims[i] = ckpti_u64(g);
     uint32_t id = ckpti_u32(g);
     uint64_t offset = ckpti_u64(g), row = t->n_dims ? t->dims[t->n_dims - 1] : 1;
@@ -1364,16 +1388,17 @@ static inline int ckpti_gguf_tensor(ckpti_cursor *g, size_t shard, uint64_t alig
     if (type < 0) return ckpti_gguf_fail(g, "tensor \"%s\": unknown or removed type %u", t->name, (unsigned)id);
     t->type = (ckpt_dtype)type;
     if (row % ckpti_types[type].elements)
-        return ckpti_gguf_fail(g, "tensor \"%s\": rows of %llu elements are no whole number of blocks of %s (%u elements)", t->name,
-                               (unsigned long long)row, ckpti_types[type].name, (unsigned)ckpti_types[type].elements);
+        return ckpti_gguf_fail(
+            g, "tensor \"%s\": rows of %llu elements are no whole number of blocks of %s (%u elements)", t->name,
+            (ckpti_ull)row, ckpti_types[type].name, (unsigned)ckpti_types[type].elements);
     if (ckpti_tensor_bytes(g->c, t, &t->bytes)) return -1;
     if (offset != *end)
         return ckpti_gguf_fail(g, "tensor \"%s\": offset %llu, but the tensors before it end at %llu", t->name,
-                               (unsigned long long)offset, (unsigned long long)*end);
+                               (ckpti_ull)offset, (ckpti_ull)*end);
     if (t->bytes > g->size || ckpti_round_up(offset + t->bytes, alignment, end) || *end > INT64_MAX)
-        return ckpti_gguf_fail(g, "tensor \"%s\": %llu bytes in a file of %llu", t->name, (unsigned long long)t->bytes,
-                               (unsigned long long)g->size);
-    return ckpti_add(g->c, &g->c->tensor_table, g->c->tensors, sizeof *t, g->c->n_tensors - 1);
+        return ckpti_gguf_fail(g, "tensor \"%s\": %llu bytes in a file of %llu", t->name, (ckpti_ull)t->bytes,
+                               (ckpti_ull)g->size);
+    return ckpti_add(g->c, "tensor", &g->c->tensor_table, g->c->tensors, sizeof *t, g->c->n_tensors - 1);
 }
 
 /* After all infos the place of the data is known: gives each tensor its address. The padding after the last one may be missing. */
@@ -1383,8 +1408,8 @@ static inline int ckpti_gguf_place(const ckpti_cursor *g, size_t first, uint64_t
     for (size_t i = first; i < g->c->n_tensors; i++) {
         ckpt_tensor *t = &g->c->tensors[i];
         if (at > g->size || t->bytes > g->size - at)
-            return ckpti_fail(g->c, "tensor \"%s\": its %llu bytes from byte %llu do not fit in the file's %llu", t->name,
-                              (unsigned long long)t->bytes, (unsigned long long)at, (unsigned long long)g->size);
+            return ckpti_fail(g->c, "tensor \"%s\": its %llu bytes from byte %llu do not fit in the file's %llu",
+                              t->name, (ckpti_ull)t->bytes, (ckpti_ull)at, (ckpti_ull)g->size);
         t->data = g->data + at;
         if (ckpti_round_up(at + t->bytes, alignment, &at)) return ckpti_gguf_fail(g, "the file is too large");
     }
@@ -1393,22 +1418,24 @@ static inline int ckpti_gguf_place(const ckpti_cursor *g, size_t first, uint64_t
 
 static inline int ckpti_gguf_header(ckpti_cursor *g, uint64_t *n_tensors, uint64_t *n_values) {
     const uint8_t *magic = ckpti_take(g, 4);
-    if (g->cut || memcmp(magic, "GGUF", 4)) return ckpti_fail(g->c, "not a GGUF file: it does not begin with \"GGUF\"");
+    if (g->cut || memcmp(magic, "GGUF", 4))
+        return ckpti_fail(g->c, "not a GGUF file: it does not begin with \"GGUF\"");
     uint32_t version = ckpti_u32(g);
     *n_tensors = ckpti_u64(g), *n_values = ckpti_u64(g);
-    if (g->cut) return ckpti_gguf_fail(g, "the file ends inside the GGUF header");
+    if (g->cut) return ckpti_fail(g->c, "the file ends inside the GGUF header");
     if (version && (version & 0xFFFF) == 0) return ckpti_fail(g->c, "a big-endian GGUF file, which is not supported");
-    if (version != 2 && version != 3) return ckpti_fail(g->c, "GGUF version %u; known are 2 and 3", (unsigned)version);
+    if (version != 2 && version != 3)
+        return ckpti_fail(g->c, "GGUF version %u; known are 2 and 3", (unsigned)version);
     /* the shortest entries: a key of one byte with a value of one, an empty tensor name without dimensions */
     if (*n_values > ckpti_left(g) / 14)
-        return ckpti_fail(g->c, "%llu metadata values do not fit in the file", (unsigned long long)*n_values);
+        return ckpti_fail(g->c, "%llu metadata values do not fit in the file", (ckpti_ull)*n_values);
     if (*n_tensors > ckpti_left(g) / 24)
-        return ckpti_fail(g->c, "%llu tensors do not fit in the file", (unsigned long long)*n_tensors);
+        return ckpti_fail(g->c, "%llu tensors do not fit in the file", (ckpti_ull)*n_tensors);
     return 0;
 }
 
 static inline int ckpti_gguf(ckpt *c, size_t shard, ckpt_config *list) {
-    ckpti_cursor g = {c, c->shards[shard].data, c->shards[shard].size, 0, 0};
+    ckpti_cursor g = {c, c->shards[shard].data, c->shards[shard].size, 0, 0, 0};
     uint64_t n_tensors, n_values, alignment, end = 0;
     size_t first = c->n_tensors;
     if (ckpti_gguf_header(&g, &n_tensors, &n_values)) return -1;
@@ -1418,7 +1445,6 @@ static inline int ckpti_gguf(ckpt *c, size_t shard, ckpt_config *list) {
         if (ckpti_gguf_tensor(&g, shard, alignment, &end)) return -1;
     return ckpti_gguf_place(&g, first, alignment);
 }
-
 
 /* -- Files ------------------------------------------------------------------------------------------------------------------ */
 
@@ -1435,10 +1461,10 @@ static inline int ckpti_read(ckpt *c, int fd, uint8_t *to, size_t bytes) {
         size_t want = bytes - at < 1u << 30 ? bytes - at : 1u << 30; /* some systems refuse more than INT_MAX */
         ptrdiff_t n = c->options.read ? c->options.read(c->options.user, fd, to + at, want) : read(fd, to + at, want);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return ckpti_fail(c, "cannot read byte %llu: %s", (unsigned long long)at, strerror(errno));
+        if (n < 0) return ckpti_fail(c, "cannot read byte %llu: %s", (ckpti_ull)at, strerror(errno));
         if (n == 0 || (size_t)n > want)
-            return ckpti_fail(c, "ends at byte %llu of %llu: it was changed while it was read", (unsigned long long)at,
-                              (unsigned long long)bytes);
+            return ckpti_fail(c, "ends at byte %llu of %llu: it was changed while it was read", (ckpti_ull)at,
+                              (ckpti_ull)bytes);
         at += (size_t)n;
     }
     return 0;
@@ -1462,7 +1488,8 @@ static inline int ckpti_load_file(ckpt *c, int fd, ckpt_shard *s) {
     struct stat st;
     if (fstat(fd, &st)) return ckpti_fail(c, "cannot read: %s", strerror(errno));
     if (!S_ISREG(st.st_mode)) return ckpti_fail(c, "not a regular file");
-    if (st.st_size < 0 || (uint64_t)st.st_size > (uint64_t)PTRDIFF_MAX) return ckpti_fail(c, "too large for this machine");
+    if (st.st_size < 0 || (uint64_t)st.st_size > (uint64_t)PTRDIFF_MAX)
+        return ckpti_fail(c, "too large for this machine");
     s->size = (uint64_t)st.st_size;
     s->data = &nothing;
     return s->size ? ckpti_map(c, fd, s) : 0;
@@ -1559,7 +1586,7 @@ static inline int ckpti_list_shard(ckpt *c, const char *path, const char *name, 
     if (!ckpti_plain_file(name)) return ckpti_fail(c, "shard \"%.100s\" is not a plain file name", name);
     if (!ckpti_new_shard(c, ckpti_beside(c, path, name))) return -1;
     *shard = (uint32_t)c->n_shards - 1;
-    return ckpti_add(c, &c->shard_table, c->shards, sizeof *c->shards, *shard);
+    return ckpti_add(c, "shard", &c->shard_table, c->shards, sizeof *c->shards, *shard);
 }
 
 /* One "tensor": "shard" of weight_map. */
@@ -1576,7 +1603,7 @@ static inline int ckpti_list_tensor(ckpti_json *j, const char *path) {
     all[c->n_listed].name = name;
     const char *shard = ckpti_keep_string(j);
     if (ckpti_list_shard(c, path, shard, &all[c->n_listed].shard)) return -1;
-    return ckpti_add(c, &c->listed_table, all, sizeof *all, c->n_listed++);
+    return ckpti_add(c, "tensor", &c->listed_table, all, sizeof *all, c->n_listed++);
 }
 
 static inline int ckpti_weight_map(ckpti_json *j, const char *path) {
@@ -1600,7 +1627,8 @@ static inline int ckpti_index(ckpt *c, const char *path, const void *text, size_
         if (map ? ckpti_weight_map(&j, path) : ckpti_json_skip(&j, ckpti_next(&j))) return -1;
     }
     if (token == CKPTI_BAD || ckpti_next(&j) == CKPTI_BAD) return -1;
-    return c->n_listed ? 0 : ckpti_fail(c, "the index names no tensors: weight_map is %s", maps ? "empty" : "missing");
+    return c->n_listed ? 0
+                       : ckpti_fail(c, "the index names no tensors: weight_map is %s", maps ? "empty" : "missing");
 }
 
 /* After all shards were read. Each tensor that was taken is a listed one, so equal numbers mean that none is missing. */
@@ -1645,7 +1673,8 @@ static inline int ckpti_open_directory(ckpt *c, const char *directory) {
         if (!status) status = ckpti_safetensors(c, 0);
     }
     c->file = directory;
-    if (status == 1) return ckpti_fail(c, "neither model.safetensors.index.json nor model.safetensors is in this directory");
+    if (status == 1)
+        return ckpti_fail(c, "neither model.safetensors.index.json nor model.safetensors is in this directory");
     return status ? status : ckpti_open_config(c, path);
 }
 
@@ -1674,8 +1703,8 @@ static inline int ckpti_check_split(ckpt *c, const ckpt_config *list, uint64_t n
     if (!ckpt_as_u64(ckpti_get(list, "split.no"), &no) || !ckpt_as_u64(ckpti_get(list, "split.count"), &of))
         return ckpti_fail(c, "split.no or split.count is missing in a shard");
     if (no == number && of == count) return 0;
-    return ckpti_fail(c, "says that it is shard %llu of %llu, but its name says %llu of %llu", (unsigned long long)no + 1,
-                      (unsigned long long)of, (unsigned long long)number + 1, (unsigned long long)count);
+    return ckpti_fail(c, "says that it is shard %llu of %llu, but its name says %llu of %llu", (ckpti_ull)no + 1,
+                      (ckpti_ull)of, (ckpti_ull)number + 1, (ckpti_ull)count);
 }
 
 /* A further shard: its metadata is checked but only the first one's is kept. */
@@ -1701,16 +1730,16 @@ static inline int ckpti_open_gguf(ckpt *c, const char *path) {
     uint64_t parts = ckpt_get_u64(c, "split.count", 1);
     if (parts <= 1 && count <= 1) return 0;
     if (!named)
-        return ckpti_fail(c, "one of %llu shards, so its name must end in -00001-of-%05llu.gguf", (unsigned long long)parts,
-                          (unsigned long long)parts);
+        return ckpti_fail(c, "one of %llu shards, so its name must end in -00001-of-%05llu.gguf", (ckpti_ull)parts,
+                          (ckpti_ull)parts);
     if (number != 1) return ckpti_fail(c, "shard %u of %u: open the first one", (unsigned)number, (unsigned)count);
     if (ckpti_check_split(c, &c->config, 0, count)) return -1;
     for (uint32_t i = 1; i < count; i++)
         if (ckpti_open_split(c, c->shards[0].path, i, count)) return -1;
     c->file = path;
     if (ckpt_as_u64(ckpt_get(c, "split.tensors.count"), &total) && total == c->n_tensors) return 0;
-    return ckpti_fail(c, "split.tensors.count is %llu, but the shards have %llu tensors", (unsigned long long)total,
-                      (unsigned long long)c->n_tensors);
+    return ckpti_fail(c, "split.tensors.count is %llu, but the shards have %llu tensors", (ckpti_ull)total,
+                      (ckpti_ull)c->n_tensors);
 }
 
 static inline int ckpti_open(ckpt *c, const char *path) {
@@ -1719,16 +1748,16 @@ static inline int ckpti_open(ckpt *c, const char *path) {
     if (ckpti_ends(path, ".json")) return ckpti_open_index(c, path, 0) ? -1 : ckpti_open_config(c, path);
     ckpt_shard *s = ckpti_new_shard(c, ckpti_copy(c, path, strlen(path)));
     if (!s || ckpti_load_path(c, path, s, 0)) return -1;
-    if (ckpti_ends(path, ".gguf") || (s->size >= 4 && memcmp(s->data, "GGUF", 4) == 0)) return ckpti_open_gguf(c, path);
+    if (ckpti_ends(path, ".gguf") || (s->size >= 4 && memcmp(s->data, "GGUF", 4) == 0))
+        return ckpti_open_gguf(c, path);
     return ckpti_safetensors(c, 0) ? -1 : ckpti_open_config(c, path);
 }
 
-static inline int ckpti_begin(ckpt *c, const char *path, const ckpt_options *options, char *err) {
+static inline void ckpti_begin(ckpt *c, const char *path, const ckpt_options *options, char *err) {
     memset(c, 0, sizeof *c);
     if (options) c->options = *options;
     c->file = path, c->err = err;
     if (err) err[0] = 0;
-    return 0;
 }
 
 static inline int ckpti_end(ckpt *c, int status) {
@@ -1750,11 +1779,17 @@ CKPT_DEF int ckpt_open_memory(ckpt *c, const ckpt_file *files, size_t n, const c
     return ckpti_end(c, n ? ckpti_open(c, files[0].name) : ckpti_fail(c, "no files"));
 }
 
+CKPT_DEF int ckpt_open_json(ckpt *c, const char *name, const void *text, size_t size, char *err) {
+    ckpti_begin(c, name, NULL, err);
+    return ckpti_end(c, ckpti_flatten(c, &c->config, text, size));
+}
+
 CKPT_DEF void ckpt_close(ckpt *c) {
     for (size_t i = 0; i < c->n_shards; i++) ckpti_unload(c, &c->shards[i]);
     ckpti_clear(c, &c->config);
     ckpti_clear(c, &c->other);
-    void *memory[] = {c->shards, c->tensors, c->listed, c->tensor_table.slots, c->shard_table.slots, c->listed_table.slots};
+    void *memory[] = {
+        c->shards, c->tensors, c->listed, c->tensor_table.slots, c->shard_table.slots, c->listed_table.slots};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) ckpti_release(c, memory[i]);
     for (ckpti_block *b = c->strings, *next; b; b = next) {
         next = b->next;
@@ -1816,7 +1851,8 @@ static inline int ckpti_write_order(ckpti_writer *w, const ckpt_out *tensors, si
         for (size_t i = 0; i < n; i++) {
             const ckpt_dtype_info *type = ckpt_type(tensors[i].type);
             if (!type || !type->safetensors || tensors[i].n_dims > CKPT_MAX_DIMS)
-                return ckpti_fail(&w->c, "tensor \"%.100s\": the type or the number of dimensions is invalid", tensors[i].name);
+                return ckpti_fail(&w->c, "tensor \"%.100s\": the type or the number of dimensions is invalid",
+                                  tensors[i].name);
             if ((type->elements == 1 ? type->bytes : 1) == width) w->order[used++] = i;
         }
     return 0;
@@ -1837,7 +1873,7 @@ static inline int ckpti_write_entry(ckpti_writer *w, const ckpt_out *o, uint64_t
     if (ckpti_append_string(w, o->name)) return -1;
     if (ckpti_appendf(w, ":{\"dtype\":\"%s\",\"shape\":[", ckpt_type_name(o->type))) return -1;
     for (uint32_t i = 0; i < o->n_dims; i++)
-        if (ckpti_appendf(w, "%s%llu", i ? "," : "", (unsigned long long)o->dims[i])) return -1;
+        if (ckpti_appendf(w, "%s%llu", i ? "," : "", (ckpti_ull)o->dims[i])) return -1;
     unsigned long long begin = *at, end = *at += bytes;
     return ckpti_appendf(w, "],\"data_offsets\":[%llu,%llu]}", begin, end);
 }
@@ -1866,7 +1902,8 @@ static inline int ckpti_write_bytes(ckpti_writer *w, const void *data, uint64_t 
         size_t want = bytes < 1u << 30 ? (size_t)bytes : 1u << 30;
         ptrdiff_t n = o->write ? o->write(o->user, w->fd, p, want) : write(w->fd, p, want);
         if (n < 0 && errno == EINTR) continue;
-        if (n <= 0 || (size_t)n > want) return ckpti_fail(&w->c, "cannot write: %s", n < 0 ? strerror(errno) : "no progress");
+        if (n <= 0 || (size_t)n > want)
+            return ckpti_fail(&w->c, "cannot write: %s", n < 0 ? strerror(errno) : "no progress");
         p += n, bytes -= (uint64_t)n;
     }
     return 0;
