@@ -31,7 +31,7 @@
           desc.gate.data = gate, desc.up.data = up, desc.down.data = down, desc.router.weight.data = router;
           moe_layer layer;
           moe_error error;
-          if (moe_layer_init(&layer, &desc, &error)) return printf("%s: %s\n", error.field, moe_status_text(error.status)), 1;
+          if (moe_layer_init(&layer, &desc, &error)) return printf("%s %s: %s\n", error.part, error.field, moe_status_text(error.status)), 1;
           moe_io io = {0};
           io.x = x, io.y = y, io.x_type = io.y_type = MOE_TYPE_F32, io.n_tokens = T;
           io.workspace_size = moe_workspace_size(&layer, T, 1);
@@ -264,8 +264,7 @@ typedef enum moe_drop { MOE_DROP_ZERO, MOE_DROP_PASS_THROUGH, MOE_DROP_COUNT } m
    w = s[ids]; w /= max(sum(w) + norm_eps, norm_min); w *= routed_scale * expert_scale[id].
    Rows of the router: n_experts, then n_zero_experts, then shared.count if shared.gate_kind is ROUTER_SINK. */
 typedef struct moe_router {
-    moe_matrix weight;        /* [rows][d_model], any format (F32 compute)                            */
-    moe_array bias;           /* [rows] part of the logit                             (gpt-oss)       */
+    moe_matrix weight;        /* [rows][d_model], any format (F32 compute); its bias is part of the logit (gpt-oss) */
     moe_array select_bias;    /* [n_experts + n_zero] selection only, never the weight (DeepSeek-V3)  */
     moe_array expert_scale;   /* [n_experts + n_zero] factor on the final weight      (Gemma-4)       */
     moe_array input_scale;    /* [d_model]: router input = rms_norm(x) * input_scale / sqrt(d_model)  */
@@ -373,10 +372,11 @@ typedef struct moe_desc {
 
 /* ---- One call ------------------------------------------------------------------------------------------------------- */
 
-/* What was wrong. field is a static string naming the struct member; got and want where numbers explain it. */
+/* What was wrong, as static strings: field names the struct member, part the matrix that it is in ("gate", "shared.down", ...)
+   or "". got and want where numbers explain it. */
 typedef struct moe_error {
     moe_status status;
-    const char *field;
+    const char *part, *field;
     uint64_t got, want;
 } moe_error;
 
@@ -632,10 +632,7 @@ MOEI_FORCE int moei_is_finite(float f) { return (moei_bits(f) & 0x7f800000u) != 
 
 /* Fused multiply-add. Where the target has no fast one, libm's is slow (a call), so: the product of two floats is exact in
    double, the sum is rounded to odd there (TwoSum gives the error's sign), and the final rounding to float is then right. */
-MOEI_FORCE float moei_fma(float a, float b, float c) {
-#if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)
-    return fmaf(a, b, c);
-#else
+MOEI_FORCE float moei_fma_emulated(float a, float b, float c) {
     double p = (double)a * (double)b, q = (double)c, s = p + q, t = s - p, e = (p - (s - t)) + (q - t);
     uint64_t u, v;
     memcpy(&u, &s, 8);
@@ -643,6 +640,12 @@ MOEI_FORCE float moei_fma(float a, float b, float c) {
     if ((v << 1) != 0 && !(u & 1) && (u & 0x7ff0000000000000u) != 0x7ff0000000000000u) u = (u ^ v) >> 63 ? u - 1 : u + 1;
     memcpy(&s, &u, 8);
     return (float)s;
+}
+MOEI_FORCE float moei_fma(float a, float b, float c) {
+#if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)
+    return fmaf(a, b, c);
+#else
+    return moei_fma_emulated(a, b, c);
 #endif
 }
 
@@ -714,14 +717,17 @@ MOEI_FORCE float moei_exp(float x) {
 }
 MOEI_FORCE float moei_sigmoid(float x) { return 1.0f / (1.0f + moei_exp(-x)); }
 
-/* log(1 + exp(x)), 2 ULP while it is normal; NaN passes. log1p(u) = 2 atanh(s), s = u / (2 + u), and 2s = u - u * s. */
-MOEI_FORCE float moei_log1p_exp(float x) {
-    float u = moei_exp(x > 0.0f ? -x : x), s = u / (2.0f + u), z = s * s, t = moei_fma(-u, s, u), p = 0.140122294f;
+/* log(1 + u) for 0 <= u <= 1, and softplus, log(1 + exp(x)): 2 ULP while exp(-|x|) is normal; NaN passes.
+   log1p(u) = 2 atanh(s) with s = u / (2 + u), and 2s = u - u * s. */
+MOEI_FORCE float moei_log1p(float u) {
+    float s = u / (2.0f + u), z = s * s, t = moei_fma(-u, s, u), p = 0.140122294f;
     p = moei_fma(p, z, 0.139995709f);
     p = moei_fma(p, z, 0.200108498f);
     p = moei_fma(p, z, 0.333332062f);
-    p = moei_fma(t * z, p, t);
-    return x > 0.0f ? x + p : p;
+    return moei_fma(t * z, p, t);
+}
+MOEI_FORCE float moei_log1p_exp(float x) {
+    return (x > 0.0f ? x : 0.0f) + moei_log1p(moei_exp(x > 0.0f ? -x : x));
 }
 
 /* tanh, 2 ULP: an odd polynomial near 0 (keeps -0 and tiny values), 1 - 2 / (exp(2|x|) + 1) beyond. */
@@ -1274,6 +1280,251 @@ MOEI_UNUSED static moei_factor moei_row_scale(const moe_matrix *m, const moe_exp
     return f;
 }
 
+/* ---- Checks ---- */
+
+static moe_status moei_weights_error(moe_error *error, moe_status status, const char *field, uint64_t got, uint64_t want) {
+    if (error) error->status = status, error->field = field, error->got = got, error->want = want;
+    return status;
+}
+
+/* NULL, or the name of the field of a grid that is wrong. Integer formats need whole blocks of 32 under one scale. */
+static const char *moei_scale_wrong(const moe_matrix *m, size_t k, moe_status *status) {
+    const moei_layout *l = &moei_layouts[m->format];
+    const moei_codec *c = &moei_codecs[m->format];
+    const uint32_t type = m->scale.type, cols = m->scale.cols ? m->scale.cols : l->cols ? l->cols : UINT32_MAX;
+    if (type == MOE_TYPE_NONE) return NULL;
+    *status = MOE_ERR_TYPE;
+    if (type >= MOE_TYPE_COUNT || type == MOE_TYPE_U8 || type == MOE_TYPE_U4X8) return "scale.type";
+    *status = MOE_ERR_NULL;
+    if (!m->scale.data && !m->scale.expert) return "scale.data";
+    *status = MOE_ERR_SIZE;
+    if ((c->flags & MOEI_OWN) && cols != l->cols) return "scale.cols";
+    if (c->unpack && !(c->flags & MOEI_OWN) && cols < k && (!(c->flags & MOEI_APART) || cols % 32)) return "scale.cols";
+    return NULL;
+}
+static const char *moei_zero_wrong(const moe_matrix *m, size_t k, moe_status *status) {
+    const uint32_t type = m->zero.type, cols = m->zero.cols ? m->zero.cols : UINT32_MAX;
+    if (type == MOE_TYPE_NONE) return NULL;
+    *status = MOE_ERR_TYPE;
+    if ((type != MOE_TYPE_U8 && type != MOE_TYPE_U4X8) || !(moei_codecs[m->format].flags & MOEI_ZEROS)) return "zero.type";
+    *status = MOE_ERR_NULL;
+    if (!m->zero.data && !m->zero.expert) return "zero.data";
+    *status = MOE_ERR_SIZE;
+    return cols < k && cols % 32 ? "zero.cols" : NULL;
+}
+/* Product of the sizes that addresses are made of; 0 if it overflows. */
+static int moei_fits(size_t a, size_t b, size_t c) { return !b || !c || (a <= SIZE_MAX / b && a * b <= SIZE_MAX / c); }
+
+/* Whether a matrix can be read at all: formats, types, shapes and strides, not the numbers. field is relative to it. */
+static moe_status moei_check_matrix(const moe_matrix *m, size_t n_experts, size_t rows, size_t k, moe_error *error) {
+    if (!m) return moei_weights_error(error, MOE_ERR_NULL, "matrix", 0, 0);
+    if (m->format == MOE_FORMAT_NONE || m->format >= MOE_FORMAT_COUNT)
+        return moei_weights_error(error, MOE_ERR_FORMAT, "format", m->format, 0);
+    if (!m->data && !m->expert) return moei_weights_error(error, MOE_ERR_NULL, "data", 0, 0);
+    if (!n_experts || !rows || !k || rows > UINT32_MAX || k > UINT32_MAX || n_experts > UINT32_MAX)
+        return moei_weights_error(error, MOE_ERR_SIZE, !n_experts || n_experts > UINT32_MAX ? "n_experts" : "rows or k", 0, 1);
+    const moei_layout *l = &moei_layouts[m->format];
+    size_t need = moe_row_bytes(m->format, k);
+    if (!need) return moei_weights_error(error, MOE_ERR_BLOCK, "k", k, l->n);
+    if (m->k_stride && m->format != MOE_FORMAT_F32 && m->format != MOE_FORMAT_F16 && m->format != MOE_FORMAT_BF16)
+        return moei_weights_error(error, MOE_ERR_FORMAT, "k_stride", m->k_stride, 0);
+    if (m->k_stride) need = l->bytes;
+    if (m->row_stride && m->row_stride < need) return moei_weights_error(error, MOE_ERR_STRIDE, "row_stride", m->row_stride, need);
+    if (m->k_stride && m->k_stride < l->bytes) return moei_weights_error(error, MOE_ERR_STRIDE, "k_stride", m->k_stride, l->bytes);
+    if (!moei_fits(n_experts, rows, m->row_stride ? m->row_stride : need) || !moei_fits(n_experts, k, m->k_stride) ||
+        !moei_fits(n_experts, 1, m->expert_stride))
+        return moei_weights_error(error, MOE_ERR_OVERFLOW, "row_stride", m->row_stride, 0);
+    moe_status status = MOE_OK;
+    const char *field = moei_scale_wrong(m, k, &status);
+    if (!field) field = moei_zero_wrong(m, k, &status);
+    if (field) return moei_weights_error(error, status, field, 0, 0);
+    if (m->scale2.type > MOE_TYPE_BF16) return moei_weights_error(error, MOE_ERR_TYPE, "scale2.type", m->scale2.type, 0);
+    return MOE_OK;
+}
+
+/* The first value of a grid that is not finite (scales) or no zero point: 1, and the weight it belongs to. */
+static int moei_side_bad(const moei_side *s, size_t rows, size_t k, uint64_t *at) {
+    for (size_t lines = s->data ? (rows - 1) / s->rows + 1 : 0, line = 0; line < lines; line++)
+        for (size_t cols = (k - 1) / s->cols + 1, col = 0; col < cols; col++) {
+            size_t row = line * s->rows, i = col * s->cols;
+            *at = (uint64_t)row * k + i;
+            if (s->type == MOE_TYPE_U8 ? *moei_side_at(s, row, i) > 127 : s->type != MOE_TYPE_U4X8 && !moei_is_finite(moei_scale_at(s, row, i)))
+                return 1;
+        }
+    return 0;
+}
+/* The same for the scales inside of the rows' blocks, or a dense format's weights. */
+static int moei_rows_bad(const moei_rows *w, size_t rows, uint64_t *at) {
+    const moei_codec *c = &moei_codecs[w->format];
+    float v[32];
+    for (uint32_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < w->k; i += 32) {
+            size_t n = w->k - i < 32 ? w->k - i : 32;
+            *at = (uint64_t)r * w->k + i;
+            if (c->dense) {
+                moei_decode_row(w, r, i, n, v);
+                for (size_t j = 0; j < n; j++, ++*at)
+                    if (!moei_is_finite(v[j])) return 1;
+            } else if (!(c->flags & MOEI_APART)) {
+                moei_block b;
+                float unit = c->flags & MOEI_DOUBLED ? 2.0f : 1.0f;
+                moei_unpack(w, r, i, n, &b);
+                if (!moei_is_finite(b.d[0] * unit) || !moei_is_finite(b.d[1] * unit) || !moei_is_finite(b.dmin)) return 1;
+            }
+        }
+    return 0;
+}
+
+/* error.field: data, scale, zero or scale2; error.got: the first weight concerned, counted from expert 0's first. Absent experts
+   are skipped. A dense weight counts as its own scale. */
+MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size_t rows, size_t k, moe_error *error) {
+    moe_status status = moei_check_matrix(matrix, n_experts, rows, k, error);
+    for (uint32_t e = 0; !status && e < n_experts; e++) {
+        moei_rows w;
+        uint64_t at = 0;
+        moei_view(matrix, NULL, 0, e, rows, k, &w);
+        if (!w.data) continue;
+        moei_side scale = moei_scale_of(matrix, NULL, 0, e, rows, k);
+        float scale2 = moei_array_load(&matrix->scale2, NULL, e, 1, 0, 1.0f);
+        const char *field = moei_side_bad(&scale, rows, k, &at) ? "scale" : moei_side_bad(&w.zero, rows, k, &at) ? "zero" : NULL;
+        w.scale.data = NULL;
+        if (!field && moei_rows_bad(&w, rows, &at)) field = "data";
+        if (!field && (!moei_is_finite(scale2) || (matrix->scale2_divides && scale2 == 0.0f))) field = "scale2", at = 0;
+        if (field) status = moei_weights_error(error, MOE_ERR_VALUE, field, (uint64_t)e * rows * k + at, 0);
+    }
+    return status;
+}
+
+MOE_API moe_status moe_dequantize(const moe_matrix *matrix, uint32_t expert, size_t n_experts, size_t rows, size_t k, size_t row,
+                                  size_t n_rows, float *out) {
+    moe_status status = moei_check_matrix(matrix, n_experts, rows, k, NULL);
+    if (status) return status;
+    if (!out && n_rows) return MOE_ERR_NULL;
+    if (expert >= n_experts) return MOE_ERR_EXPERT_ID;
+    if (row > rows || n_rows > rows - row) return MOE_ERR_SIZE;
+    moei_rows w;
+    moei_view(matrix, NULL, 0, expert, rows, k, &w);
+    if (!w.data) return MOE_ERR_EXPERT_ABSENT;
+    w.row0 = (uint32_t)row;
+    for (size_t r = 0; r < n_rows; r += 16) {
+        uint32_t n = (uint32_t)(n_rows - r < 16 ? n_rows - r : 16);
+        moei_decode_tile(&w, (uint32_t)r, n, 0, k, out + r * k, k);
+    }
+    for (size_t r = 0; r < n_rows; r++) {
+        moei_factor f = moei_row_scale(matrix, NULL, 0, expert, rows, k, row + r);
+        for (size_t i = 0; i < k; i++) out[r * k + i] = out[r * k + i] * f.multiply / f.divide;
+    }
+    return MOE_OK;
+}
+
+/* ---- Quantisers: the rounding of gguf-py and ggml's reference C, byte for byte */
+
+MOEI_FORCE void moei_store16(uint8_t *p, uint16_t v) { p[0] = (uint8_t)v, p[1] = (uint8_t)(v >> 8); }
+MOEI_FORCE void moei_store32(uint8_t *p, uint32_t v) { moei_store16(p, (uint16_t)v), moei_store16(p + 2, (uint16_t)(v >> 16)); }
+
+static uint8_t moei_to_e4m3(float f) { /* round to nearest even; beyond 448, and Inf: 448, as torch does */
+    uint32_t u = moei_bits(f), sign = u >> 24 & 0x80, a = u & 0x7fffffffu;
+    if (a > 0x7f800000u) return (uint8_t)(sign | 0x7f);
+    if (a >= 0x43e80000u) return (uint8_t)(sign | 0x7e);
+    if (a < 0x3c800000u) { /* below 2^-6: units of 2^-9 */
+        uint32_t shift = 141 - (a >> 23), m = (a & 0x7fffffu) | 0x800000u;
+        if (shift > 24) return (uint8_t)sign;
+        uint32_t q = m >> shift, rest = m & ((1u << shift) - 1), half = 1u << (shift - 1);
+        return (uint8_t)(sign | (q + (rest > half || (rest == half && (q & 1)))));
+    }
+    return (uint8_t)(sign | ((a - 0x3c000000u + 0x7ffff + (a >> 20 & 1)) >> 20));
+}
+
+static float moei_absmax(const float *x, int n, float *value) { /* largest magnitude, and the first value that has it */
+    float amax = 0.0f;
+    *value = 0.0f;
+    for (int i = 0; i < n; i++) {
+        float a = fabsf(x[i]);
+        if (a > amax) amax = a, *value = x[i];
+    }
+    return amax;
+}
+MOEI_FORCE float moei_inverse(float d) { /* 0 where the scale is too small to have one */
+    float id = d != 0.0f ? 1.0f / d : 0.0f;
+    return moei_is_finite(id) ? id : 0.0f;
+}
+static void moei_quantize_q8_0(const float *x, uint8_t *p) {
+    float value, d = moei_absmax(x, 32, &value) / 127.0f, id = moei_inverse(d);
+    moei_store16(p, moei_to_f16(d));
+    for (int i = 0; i < 32; i++) p[2 + i] = (uint8_t)(int8_t)roundf(x[i] * id);
+}
+static void moei_quantize_q4_0(const float *x, uint8_t *p) { /* the sum in double does not depend on a fused multiply-add */
+    float max, d = (moei_absmax(x, 32, &max), max / -8.0f), id = moei_inverse(d);
+    uint8_t q[32];
+    for (int i = 0; i < 32; i++) {
+        int v = (int)((double)x[i] * (double)id + 8.5);
+        q[i] = (uint8_t)(v > 15 ? 15 : v);
+    }
+    moei_store16(p, moei_to_f16(d));
+    for (int i = 0; i < 16; i++) p[2 + i] = (uint8_t)(q[i] | q[i + 16] << 4);
+}
+static uint8_t moei_nearest_e2m1(float x, float half_scale) { /* the first of the nearest */
+    uint8_t best = 0;
+    for (uint8_t c = 1; c < 16; c++)
+        if (fabsf((float)moei_e2m1x2[c] * half_scale - x) < fabsf((float)moei_e2m1x2[best] * half_scale - x)) best = c;
+    return best;
+}
+static void moei_quantize_mxfp4(const float *x, uint8_t *p) {
+    float value, amax = moei_absmax(x, 32, &value);
+    int e = amax > 0.0f ? (int)floorf((float)log2((double)amax)) + 125 : 0; /* log2 rounds to float, as log2f does */
+    moei_block b;
+    *p = (uint8_t)(e < 0 ? 0 : e);
+    moei_unpack_mxfp4(p, 0, &b);
+    for (int i = 0; i < 16; i++)
+        p[1 + i] = (uint8_t)(moei_nearest_e2m1(x[i], b.d[0]) | moei_nearest_e2m1(x[i + 16], b.d[0]) << 4);
+}
+
+static void moei_quantize_row(uint32_t format, const float *x, size_t k, uint8_t *p) {
+    for (size_t i = 0, n = moei_layouts[format].n, bytes = moei_layouts[format].bytes; i < k; i += n, p += bytes) switch (format) {
+        case MOE_FORMAT_F32: moei_store32(p, moei_bits(x[i])); break;
+        case MOE_FORMAT_F16: moei_store16(p, moei_to_f16(x[i])); break;
+        case MOE_FORMAT_BF16: moei_store16(p, moei_to_bf16(x[i])); break;
+        case MOE_FORMAT_FP8_CHANNEL: *p = moei_to_e4m3(x[i]); break;
+        case MOE_FORMAT_Q8_0: moei_quantize_q8_0(x + i, p); break;
+        case MOE_FORMAT_Q4_0: moei_quantize_q4_0(x + i, p); break;
+        case MOE_FORMAT_MXFP4: moei_quantize_mxfp4(x + i, p); break;
+        default: break;
+        }
+}
+
+/* The block formats refuse NaN and Inf (MOE_ERR_VALUE), which they cannot hold. */
+MOE_API moe_status moe_quantize(uint32_t format, const float *src, size_t n_rows, size_t k, void *dst) {
+    if (format == MOE_FORMAT_NONE || format >= MOE_FORMAT_COUNT) return MOE_ERR_FORMAT;
+    size_t row_bytes = moe_row_bytes(format, k);
+    int block = format == MOE_FORMAT_Q8_0 || format == MOE_FORMAT_Q4_0 || format == MOE_FORMAT_MXFP4;
+    if (!block && format > MOE_FORMAT_BF16 && format != MOE_FORMAT_FP8_CHANNEL) return MOE_ERR_UNSUPPORTED;
+    if (!n_rows || !k) return MOE_OK;
+    if (!src || !dst) return MOE_ERR_NULL;
+    if (!row_bytes) return MOE_ERR_BLOCK;
+    for (size_t i = 0; block && i < n_rows * k; i++)
+        if (!moei_is_finite(src[i])) return MOE_ERR_VALUE;
+    for (size_t r = 0; r < n_rows; r++) moei_quantize_row(format, src + r * k, k, (uint8_t *)dst + r * row_bytes);
+    return MOE_OK;
+}
+
+/* ---- Names */
+
+MOEI_UNUSED static int moei_same_name(const char *a, const char *b) { /* ASCII, case-insensitive */
+    for (;; a++, b++) {
+        int x = *a >= 'A' && *a <= 'Z' ? *a + 32 : *a, y = *b >= 'A' && *b <= 'Z' ? *b + 32 : *b;
+        if (x != y) return 0;
+        if (!x) return 1;
+    }
+}
+MOE_API const char *moe_format_name(uint32_t format) {
+    return format != MOE_FORMAT_NONE && format < MOE_FORMAT_COUNT ? moei_layouts[format].name : "?";
+}
+MOE_API uint32_t moe_format_by_name(const char *name) {
+    uint32_t f = MOE_FORMAT_COUNT - 1;
+    while (f && !(name && moei_same_name(name, moei_layouts[f].name))) f--;
+    return f;
+}
+
 /* ==== >>reference: the definition of every dot product, and the c tier =================================================
    F32: acc[k mod 16] = fma(w[k], x[k], acc[k mod 16]) in ascending k, then a halving tree (8, 4, 2, 1), then + 0.0f. w is what
    moei_decode_row says.
@@ -1484,17 +1735,1530 @@ static void moei_affine_c(float *v, const float *s, const float *b, size_t n) {
 }
 MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei_axpy_c, moei_affine_c};
 
-/* ==== >>avx2: F32 on AVX2 + FMA + F16C ================================================================================= */
+/* ==== >>dense: loops around the register tiles of f32 and bf16 arithmetic ==============================================
+   A tile is 4 rows (3 on AVX2) times up to 6 tokens over all of k, its sums in registers. Rows are read where they lie,
+   tokens through pointers. A tile that is short of rows repeats its last row and stores less, so there is one code path. */
+
+typedef struct moei_tile {
+    const uint8_t *w[4];             /* rows */
+    const void *const *x;            /* prepared tokens */
+    size_t k;
+    float *out;                      /* of the first row and token */
+    size_t out_stride;
+    uint32_t n_rows;                 /* stored: 1 .. R */
+    const uint8_t *ahead, *ahead_end; /* to prefetch on the way */
+} moei_tile;
+typedef void moei_tile_fn(const moei_tile *t);
+typedef struct moei_tiles {
+    uint32_t rows, tokens;           /* R, C: the largest tile */
+    moei_tile_fn *fn[6];             /* [tokens - 1] */
+} moei_tiles;
+
+/* Tokens are cut evenly (7 = 4 + 3, not 6 + 1): small tiles are bound by unpacking. A block of tokens stays in L2 while all
+   rows pass over it; a group of rows stays in L1 while the tiles of the block pass over it. */
+#define MOEI_BLOCK_BYTES (384u << 10)
+MOEI_UNUSED static void moei_sweep_block(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, moei_tile *t,
+                                         uint32_t n_tokens, const uint8_t *ahead, size_t ahead_bytes) {
+    const void *const *x = t->x;
+    float *out = t->out;
+    uint32_t R = tiles->rows, groups = (n_rows + R - 1) / R, per_group = (n_tokens + tiles->tokens - 1) / tiles->tokens;
+    size_t lines = ahead_bytes / 64, all = (size_t)groups * per_group, done = 0;
+    for (uint32_t r = 0; r < n_rows; r += R) {
+        t->n_rows = n_rows - r < R ? n_rows - r : R;
+        for (uint32_t i = 0; i < 4; i++) t->w[i] = moei_row(w, r + (i < t->n_rows ? i : t->n_rows - 1));
+        for (uint32_t i = 0, at = 0; i < per_group; i++, done++) {
+            uint32_t n = (n_tokens - at + per_group - i - 1) / (per_group - i);
+            t->x = x + at, t->out = out + at * t->out_stride + r;
+            t->ahead = ahead + lines * done / all * 64, t->ahead_end = ahead + lines * (done + 1) / all * 64;
+            tiles->fn[n - 1](t);
+            at += n;
+        }
+    }
+}
+MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, size_t row_bytes, uint32_t n_rows,
+                                   const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
+    moei_tile t;
+    size_t fit = MOEI_BLOCK_BYTES / row_bytes / tiles->tokens, lines = w->prefetch ? w->prefetch_bytes / 64 : 0;
+    uint32_t block = (uint32_t)(fit < 2 ? 2 : fit > 64 ? 64 : fit) * tiles->tokens;
+    t.k = w->k, t.out_stride = out_stride;
+    for (uint32_t at = 0; at < n_tokens; at += block) {
+        uint32_t n = n_tokens - at < block ? n_tokens - at : block;
+        size_t from = lines * at / n_tokens, to = lines * (at + n) / n_tokens;
+        t.x = x + at, t.out = out + at * out_stride;
+        moei_sweep_block(tiles, w, n_rows, &t, n, (w->prefetch ? w->prefetch : w->data) + from * 64, (to - from) * 64);
+    }
+}
+
+/* The value of a scale grid for (row, k). */
+MOEI_UNUSED static float moei_scale_at(const moei_side *s, size_t row, size_t k) {
+    const uint8_t *p = s->data + row / s->rows * s->row_stride;
+    size_t i = k / s->cols;
+    if (s->type == MOE_TYPE_F32) return moei_loadf32(p + 4 * i);
+    if (s->type == MOE_TYPE_F16) return moei_f16(moei_load16(p + 2 * i));
+    if (s->type == MOE_TYPE_BF16) return moei_bf16(moei_load16(p + 2 * i));
+    return s->type == MOE_TYPE_E8M0 ? moei_e8m0(p[i]) : moei_e4m3(p[i]);
+}
+/* The scales of weights k .. k + 15 of row r; returns how many of the following k have the same (at least 16 are covered). */
+MOEI_UNUSED static size_t moei_scales16(const moei_rows *w, uint32_t r, size_t k, float *s) {
+    size_t row = w->row0 + r, cols = w->scale.cols;
+    if (w->scale.data && cols % 16) { /* odd shapes: one by one */
+        for (size_t i = 0; i < 16; i++) s[i] = k + i < w->k ? moei_scale_at(&w->scale, row, k + i) : 0.0f;
+        return 16;
+    }
+    float same = w->scale.data ? moei_scale_at(&w->scale, row, k) : 1.0f;
+    for (size_t i = 0; i < 16; i++) s[i] = same;
+    return w->scale.data ? cols - k % cols : w->k;
+}
+MOEI_UNUSED static size_t moei_row_bytes_f32(size_t k) { return (k + 15) / 16 * 64; }
+MOEI_UNUSED static size_t moei_panel_bytes_f32(uint32_t n_rows, size_t k) { return n_rows * moei_row_bytes_f32(k); }
+MOEI_UNUSED static void moei_prepare_f32(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    float *p = (float *)row;
+    memcpy(p + k0, x, n * 4);
+    if (k0 + n == k) memset(p + k, 0, ((k + 15) / 16 * 16 - k) * 4);
+}
+#define MOEI_NO_OPS {NULL, NULL, 0}
+
+/* ==== >>avx2: F32 on AVX2 + FMA + F16C =================================================================================
+   Prepared rows and panels hold every 16 values as 8 even ones, then 8 odd ones: the two halves of bf16 weights come apart by
+   a shift and a mask. The sums of the even k are 8 lanes and those of the odd k are 8 more; the tree 8, 4, 2, 1 over
+   natural k is the tree 4, 2, 1 of either and then their sum. */
+
+#if MOEI_HAVE_AVX2
+/* Keeps a vector in its register: a load that is used several times may otherwise become a memory operand of each use. */
+#if defined(__GNUC__) || defined(__clang__)
+#define MOEI_PIN(v) __asm__("" : "+x"(v))
+#else
+#define MOEI_PIN(v) ((void)(v))
+#endif
+/* Up to 16 weights of 2 or 4 bytes to a padded buffer: AVX2 has no masked loads of 16 bits. */
+MOEI_FORCE void moei_tail16(uint8_t *to, const uint8_t *from, size_t bytes) {
+    memset(to, 0, 64);
+    for (size_t i = 0; i < bytes; i++) to[i] = from[i];
+}
+/* 16 f32 as even and odd: the halves are loaded so that one shuffle per half sorts them. */
+MOEI_FORCE MOEI_AVX2 void moei_part_avx2(const float *p, __m256 *even, __m256 *odd) {
+    __m256 a = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 8), 1);
+    __m256 b = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + 4)), _mm_loadu_ps(p + 12), 1);
+    *even = _mm256_shuffle_ps(a, b, 0x88), *odd = _mm256_shuffle_ps(a, b, 0xdd);
+}
+/* 16 weights as even and odd f32 */
+MOEI_FORCE MOEI_AVX2 void moei_load_avx2(const uint32_t format, const uint8_t *p, __m256 *even, __m256 *odd) {
+    if (format == MOE_FORMAT_F32) {
+        moei_part_avx2((const float *)p, even, odd);
+        return;
+    }
+    __m256i v = _mm256_loadu_si256((const __m256i *)p);
+    if (format == MOE_FORMAT_BF16) {
+        *even = _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+        *odd = _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int)0xffff0000)));
+        return;
+    }
+    const __m256i sort = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6,
+                                          7, 10, 11, 14, 15);
+    v = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(v, sort), 0xd8);
+    *even = _mm256_cvtph_ps(_mm256_castsi256_si128(v)), *odd = _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1));
+}
+
+/* The trees 4, 2, 1 of four times 8 lanes. */
+MOEI_FORCE MOEI_AVX2 __m128 moei_sum4_avx2(__m256 a, __m256 b, __m256 c, __m256 d) {
+    __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c, d, 0x20), _mm256_permute2f128_ps(c, d, 0x31));
+    __m256 s = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee)); /* a0 a1 c0 c1 | b d */
+    s = _mm256_hadd_ps(s, s);                                                                    /* a c a c | b d b d */
+    return _mm_unpacklo_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+}
+/* The first 1 to 3 of s; masked stores are slow on AMD. */
+MOEI_FORCE MOEI_AVX2 void moei_store_avx2(float *out, __m128 s, uint32_t n) {
+    if (n == 1) _mm_store_ss(out, s);
+    else _mm_storel_pi((__m64 *)(void *)out, s);
+    if (n == 3) _mm_store_ss(out + 2, _mm_movehl_ps(s, s));
+}
+
+/* SHAPES      1 row x C tokens, row after row, even and odd k at once
+   REGISTERS   2 C sums + 2 weights: 10 of 16 at C = 4 (tokens are memory operands) */
+MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows,
+                                         const void *const *xs, float *out, size_t out_stride) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15;
+    const float *x[4];
+    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const float *)xs[c];
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        __m256 a[4], b[4], even, odd;
+        MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = b[c] = _mm256_setzero_ps();
+        for (size_t k = 0; k < k_end; k += 16) {
+            moei_load_avx2(format, p + k * size, &even, &odd);
+            MOEI_UNROLL for (int c = 0; c < C; c++) {
+                a[c] = _mm256_fmadd_ps(even, _mm256_loadu_ps(x[c] + k), a[c]);
+                b[c] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(x[c] + k + 8), b[c]);
+            }
+        }
+        if (k_end < w->k) {
+            uint8_t tail[64];
+            moei_tail16(tail, p + k_end * size, (w->k - k_end) * size);
+            moei_load_avx2(format, tail, &even, &odd);
+            MOEI_UNROLL for (int c = 0; c < C; c++) {
+                a[c] = _mm256_fmadd_ps(even, _mm256_loadu_ps(x[c] + k_end), a[c]);
+                b[c] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(x[c] + k_end + 8), b[c]);
+            }
+        }
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m128 s = moei_sum4_avx2(a[c], b[c], a[c], b[c]);
+            out[(size_t)c * out_stride + r] = _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s))) + 0.0f;
+        }
+    }
+}
+
+/* 8 weights of one parity, of 16 bf16 or of 16 f32 in panel order */
+MOEI_FORCE MOEI_AVX2 __m256 moei_half_avx2(const uint32_t format, const int odd, const uint8_t *p) {
+    if (format == MOE_FORMAT_F32) return _mm256_loadu_ps((const float *)p + 8 * odd);
+    __m256i v = _mm256_loadu_si256((const __m256i *)p);
+    if (odd) return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int)0xffff0000)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+}
+/* SHAPES      3 rows (bf16, or f32 in panel order) x C tokens, one parity of k; s[c] = the trees of the 3 sums
+   REGISTERS   3 C sums + 3 weights + 1 token: all 16 at C = 4; 12 FMAs (6 cycles) per 7 loads */
+MOEI_FORCE MOEI_AVX2 void moei_pass_avx2(const uint32_t format, const int C, const int odd, const moei_tile *t,
+                                         const uint8_t *const *tail, const uint8_t *ahead, const uint8_t *ahead_end, __m128 *s) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k & ~(size_t)15;
+    const uint8_t *w[3] = {t->w[0], t->w[1], t->w[2]};
+    const float *x[4];
+    __m256 a[4][3], v[3];
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        x[c] = (const float *)t->x[c] + 8 * odd;
+        MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_setzero_ps();
+    }
+    for (size_t k = 0; k < k_end; k += 16) {
+        if (ahead < ahead_end) MOEI_PREFETCH(ahead), ahead += 64;
+        MOEI_UNROLL for (int r = 0; r < 3; r++) v[r] = moei_half_avx2(format, odd, w[r] + k * size);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m256 xc = _mm256_loadu_ps(x[c] + k);
+            MOEI_PIN(xc);
+            MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_fmadd_ps(v[r], xc, a[c][r]);
+        }
+    }
+    if (k_end < t->k) {
+        MOEI_UNROLL for (int r = 0; r < 3; r++) v[r] = moei_half_avx2(format, odd, tail[r]);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m256 xc = _mm256_loadu_ps(x[c] + k_end);
+            MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_fmadd_ps(v[r], xc, a[c][r]);
+        }
+    }
+    MOEI_UNROLL for (int c = 0; c < C; c++) s[c] = moei_sum4_avx2(a[c][0], a[c][1], a[c][2], a[c][2]);
+}
+MOEI_FORCE MOEI_AVX2 void moei_tile_avx2(const uint32_t format, const int C, const moei_tile *t) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k & ~(size_t)15;
+    const uint8_t *tail[3] = {t->w[0] + k_end * size, t->w[1] + k_end * size, t->w[2] + k_end * size};
+    uint8_t pad[3][64];
+    __m128 even[4], odd[4];
+    if (k_end < t->k && format != MOE_FORMAT_F32) /* panels are padded */
+        for (int r = 0; r < 3; r++) moei_tail16(pad[r], tail[r], (t->k - k_end) * size), tail[r] = pad[r];
+    size_t half = (size_t)(t->ahead_end - t->ahead) / 128 * 64;
+    moei_pass_avx2(format, C, 0, t, tail, t->ahead, t->ahead + half, even);
+    moei_pass_avx2(format, C, 1, t, tail, t->ahead + half, t->ahead_end, odd);
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        __m128 s = _mm_add_ps(_mm_add_ps(even[c], odd[c]), _mm_setzero_ps());
+        moei_store_avx2(t->out + (size_t)c * t->out_stride, s, t->n_rows);
+    }
+}
+#define MOEI_TILE_AVX2(F, C)                                                                                           \
+    MOEI_AVX2 static void moei_tile_avx2_##F##_##C(const moei_tile *t) { moei_tile_avx2(MOE_FORMAT_##F, C, t); }
+#define MOEI_TILES_AVX2(F)                                                                                             \
+    MOEI_TILE_AVX2(F, 1) MOEI_TILE_AVX2(F, 2) MOEI_TILE_AVX2(F, 3) MOEI_TILE_AVX2(F, 4)
+MOEI_TILES_AVX2(F32)
+MOEI_TILES_AVX2(BF16)
+static const moei_tiles moei_tiles_avx2_F32 = {
+    3, 4, {moei_tile_avx2_F32_1, moei_tile_avx2_F32_2, moei_tile_avx2_F32_3, moei_tile_avx2_F32_4, NULL, NULL}};
+static const moei_tiles moei_tiles_avx2_BF16 = {
+    3, 4, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3, moei_tile_avx2_BF16_4, NULL, NULL}};
+
+MOEI_FORCE MOEI_AVX2 void moei_dot_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
+                                        uint32_t n_tokens, float *out, size_t out_stride) {
+    for (; n_tokens >= 4; n_tokens -= 4, x += 4, out += 4 * out_stride) moei_rows_avx2(format, 4, w, n_rows, x, out, out_stride);
+    if (n_tokens == 3) moei_rows_avx2(format, 3, w, n_rows, x, out, out_stride);
+    if (n_tokens == 2) moei_rows_avx2(format, 2, w, n_rows, x, out, out_stride);
+    if (n_tokens == 1) moei_rows_avx2(format, 1, w, n_rows, x, out, out_stride);
+}
+MOEI_AVX2 static void moei_dot_avx2_F32(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                        float *out, size_t out_stride) {
+    moei_dot_avx2(MOE_FORMAT_F32, w, n_rows, x, n_tokens, out, out_stride);
+}
+MOEI_AVX2 static void moei_dot_avx2_F16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                        float *out, size_t out_stride) {
+    moei_dot_avx2(MOE_FORMAT_F16, w, n_rows, x, n_tokens, out, out_stride);
+}
+MOEI_AVX2 static void moei_dot_avx2_BF16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                         float *out, size_t out_stride) {
+    if (n_tokens <= 4) moei_dot_avx2(MOE_FORMAT_BF16, w, n_rows, x, n_tokens, out, out_stride);
+    else moei_sweep(&moei_tiles_avx2_BF16, w, moei_row_bytes_f32(w->k), n_rows, x, n_tokens, out, out_stride);
+}
+static void moei_panel_avx2(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                            float *out, size_t out_stride) {
+    moei_rows rows = *w;
+    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_row_bytes_f32(w->k);
+    moei_sweep(&moei_tiles_avx2_F32, &rows, rows.row_stride, n_rows, x, n_tokens, out, out_stride);
+}
+
+MOEI_AVX2 static void moei_prepare_avx2(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    float *o = (float *)row + k0;
+    __m256 even, odd;
+    for (; n >= 16; n -= 16, x += 16, o += 16) {
+        moei_part_avx2(x, &even, &odd);
+        _mm256_storeu_ps(o, even), _mm256_storeu_ps(o + 8, odd);
+    }
+    (void)k; /* n is no multiple of 16 at the end of the row only */
+    for (size_t i = 0; n && i < 16; i++) o[i / 2 + i % 2 * 8] = i < n ? x[i] : 0.0f;
+}
+MOEI_FORCE MOEI_AVX2 void moei_decode_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, void *panel) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2;
+    float *o = (float *)panel;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        uint8_t tail[64];
+        for (size_t k = 0; k < w->k; k += 16, p += 16 * size, o += 16) {
+            __m256 even, odd;
+            if (w->k - k < 16) moei_tail16(tail, p, (w->k - k) * size), p = tail;
+            moei_load_avx2(format, p, &even, &odd);
+            _mm256_storeu_ps(o, even), _mm256_storeu_ps(o + 8, odd);
+        }
+    }
+}
+MOEI_AVX2 static void moei_decode_f32_avx2(const moei_rows *w, uint32_t n_rows, void *panel) {
+    moei_decode_avx2(MOE_FORMAT_F32, w, n_rows, panel);
+}
+MOEI_AVX2 static void moei_decode_f16_avx2(const moei_rows *w, uint32_t n_rows, void *panel) {
+    moei_decode_avx2(MOE_FORMAT_F16, w, n_rows, panel);
+}
+
+/* 8 E4M3 values times 2^-8: their fields moved into those of f16, which has the same kind of subnormals; all ones is NaN. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_e4m3_avx2(__m128i b) {
+    const __m128i top = _mm_set1_epi16(0x7f << 7);
+    __m128i h = _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(b), 7), _mm_set1_epi16((short)0xbf80));
+    return _mm256_cvtph_ps(_mm_or_si128(h, _mm_cmpeq_epi16(_mm_and_si128(h, top), top)));
+}
+MOEI_AVX2 static void moei_decode_fp8_avx2(const moei_rows *w, uint32_t n_rows, void *panel) {
+    const __m128i sort = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+    const __m256 up = _mm256_set1_ps(256.0f);
+    float *o = (float *)panel, s[16];
+    uint8_t tail[64];
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        __m256 even = up, odd = up;
+        for (size_t k = 0, next = 0; k < w->k; k += 16, p += 16, o += 16) {
+            if (k >= next) next = k + moei_scales16(w, r, k, s), moei_part_avx2(s, &even, &odd);
+            if (w->k - k < 16) moei_tail16(tail, p, w->k - k), p = tail;
+            __m128i b = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)p), sort);
+            _mm256_storeu_ps(o, _mm256_mul_ps(_mm256_mul_ps(moei_e4m3_avx2(b), up), even));
+            _mm256_storeu_ps(o + 8, _mm256_mul_ps(_mm256_mul_ps(moei_e4m3_avx2(_mm_srli_si128(b, 8)), up), odd));
+            for (size_t i = w->k - k; i < 16; i++) o[i / 2 + i % 2 * 8] = 0.0f; /* 0 times an infinite scale is not */
+        }
+    }
+}
+
+// clang-format off
+MOEI_UNUSED static const moei_arith moei_f32_avx2 = {
+    MOE_COMPUTE_F32, MOE_TIER_AVX2, moei_row_bytes_f32, moei_prepare_avx2, moei_panel_bytes_f32, moei_panel_avx2, {
+        /* NONE         */ MOEI_NO_OPS,
+        /* F32          */ {moei_dot_avx2_F32, moei_decode_f32_avx2, 4},
+        /* F16          */ {moei_dot_avx2_F16, moei_decode_f16_avx2, 4},
+        /* BF16         */ {moei_dot_avx2_BF16, NULL, UINT32_MAX},
+        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP8        */ {NULL, moei_decode_fp8_avx2, 0},
+        /* FP8_BLOCK    */ {NULL, moei_decode_fp8_avx2, 0},
+        /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_avx2, 0},
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+// clang-format on
+
+/* exp: see moei_exp. min and max return their second operand on NaN. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_exp_avx2(__m256 x) {
+    __m256 z = _mm256_max_ps(_mm256_set1_ps(MOEI_EXP_MIN), _mm256_min_ps(_mm256_set1_ps(MOEI_EXP_MAX), x));
+    __m256i k = _mm256_castps_si256(_mm256_fmadd_ps(z, _mm256_set1_ps(MOEI_LOG2E), _mm256_set1_ps(MOEI_MAGIC)));
+    k = _mm256_sub_epi32(k, _mm256_set1_epi32(MOEI_MAGIC_BITS));
+    __m256 n = _mm256_cvtepi32_ps(k), r = _mm256_fmadd_ps(n, _mm256_set1_ps(-MOEI_LN2_HI), z);
+    __m256 p = _mm256_set1_ps(MOEI_EXP_C6);
+    r = _mm256_fmadd_ps(n, _mm256_set1_ps(-MOEI_LN2_LO), r);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(MOEI_EXP_C5));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(MOEI_EXP_C4));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(MOEI_EXP_C3));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(MOEI_EXP_C2));
+    p = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), _mm256_set1_ps(1.0f));
+    __m256i k1 = _mm256_srai_epi32(k, 1), k2 = _mm256_sub_epi32(k, k1), one = _mm256_set1_epi32(127);
+    p = _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k1, one), 23)));
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k2, one), 23)));
+}
+MOEI_FORCE MOEI_AVX2 __m256 moei_sigmoid_avx2(__m256 x) {
+    __m256 e = moei_exp_avx2(_mm256_xor_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(INT32_MIN))));
+    return _mm256_div_ps(_mm256_set1_ps(1.0f), _mm256_add_ps(_mm256_set1_ps(1.0f), e));
+}
+MOEI_AVX2 static void moei_vexp_avx2(float *y, const float *x, size_t n) {
+    float last[8] = {0};
+    for (; n >= 8; n -= 8, x += 8, y += 8) _mm256_storeu_ps(y, moei_exp_avx2(_mm256_loadu_ps(x)));
+    for (size_t i = 0; i < n; i++) last[i] = x[i];
+    _mm256_storeu_ps(last, moei_exp_avx2(_mm256_loadu_ps(last)));
+    for (size_t i = 0; i < n; i++) y[i] = last[i];
+}
+MOEI_AVX2 static void moei_vsigmoid_avx2(float *y, const float *x, float a, size_t n) {
+    const __m256 by = _mm256_set1_ps(a);
+    float last[8] = {0};
+    for (; n >= 8; n -= 8, x += 8, y += 8) _mm256_storeu_ps(y, moei_sigmoid_avx2(_mm256_mul_ps(by, _mm256_loadu_ps(x))));
+    for (size_t i = 0; i < n; i++) last[i] = x[i];
+    _mm256_storeu_ps(last, moei_sigmoid_avx2(_mm256_mul_ps(by, _mm256_loadu_ps(last))));
+    for (size_t i = 0; i < n; i++) y[i] = last[i];
+}
+MOEI_AVX2 static void moei_vaxpy_avx2(float *y, const float *v, float w, size_t n) {
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(y + i, _mm256_fmadd_ps(_mm256_set1_ps(w), _mm256_loadu_ps(v + i), _mm256_loadu_ps(y + i)));
+    for (; i < n; i++) y[i] = moei_fma(w, v[i], y[i]);
+}
+MOEI_AVX2 static void moei_vaffine_avx2(float *v, const float *s, const float *b, size_t n) {
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(v + i, _mm256_fmadd_ps(_mm256_loadu_ps(v + i), _mm256_loadu_ps(s + i), _mm256_loadu_ps(b + i)));
+    for (; i < n; i++) v[i] = moei_fma(v[i], s[i], b[i]);
+}
+MOEI_UNUSED static const moei_vec moei_vec_avx2 = {moei_vexp_avx2, moei_vsigmoid_avx2, moei_vaxpy_avx2, moei_vaffine_avx2};
+#endif
 
 /* ==== >>avx512: F32 on AVX-512 F/BW/DQ/VL ============================================================================== */
 
-/* ==== >>bf16: BF16 on AVX512-BF16 ====================================================================================== */
+#if MOEI_HAVE_AVX512
+/* g++ before 13 takes its own "undefined" vectors for uninitialised variables. */
+#if defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+/* 16 weights as f32; the tail's missing ones are 0 and not touched. */
+MOEI_FORCE MOEI_AVX512 __m512 moei_load_avx512(const uint32_t format, const uint8_t *p) {
+    if (format == MOE_FORMAT_F32) return _mm512_loadu_ps((const float *)p);
+    __m256i h = _mm256_loadu_si256((const __m256i *)p);
+    if (format == MOE_FORMAT_F16) return _mm512_cvtph_ps(h);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+MOEI_FORCE MOEI_AVX512 __m512 moei_load_tail_avx512(const uint32_t format, const uint8_t *p, __mmask16 m) {
+    if (format == MOE_FORMAT_F32) return _mm512_maskz_loadu_ps(m, p);
+    __m256i h = _mm256_maskz_loadu_epi16(m, p);
+    if (format == MOE_FORMAT_F16) return _mm512_cvtph_ps(h);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+MOEI_FORCE MOEI_AVX512 __mmask16 moei_mask_avx512(size_t n) { return (__mmask16)(n < 16 ? (1u << n) - 1 : 0xffffu); }
 
-/* ==== >>q8: Q8 on AVX2 and AVX512-VNNI ================================================================================= */
+/* The tree 8, 4, 2, 1 of one and of four sums, then + 0.0f. */
+MOEI_FORCE MOEI_AVX512 float moei_sum_avx512(__m512 a) {
+    __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps(c, c, 1))) + 0.0f;
+}
+MOEI_FORCE MOEI_AVX512 __m128 moei_sum4_avx512(__m512 a, __m512 b, __m512 c, __m512 d) {
+    __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    __m512 s = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4e)); /* now a, b, c, d have 128 bits each */
+    s = _mm512_add_ps(_mm512_add_ps(s, _mm512_permute_ps(s, 0xb1)), _mm512_setzero_ps());
+    __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+    return _mm512_castps512_ps128(_mm512_permutexvar_ps(first, s));
+}
+MOEI_FORCE MOEI_AVX512 void moei_store_avx512(float *out, __m128 s, uint32_t n) {
+    if (n == 4) _mm_storeu_ps(out, s);
+    else _mm_mask_storeu_ps(out, (__mmask8)((1u << n) - 1), s);
+}
+
+/* SHAPES      4 rows (any format, k contiguous) x C tokens (prepared: natural order, padded to 16)
+   DEFINITION  lane l of a[c][r] is the FMA chain over k mod 16 == l
+   REGISTERS   4 C sums + 4 weights + 1 token: 29 of 32 at C = 6; 24 FMAs (12 cycles) per 10 loads */
+MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C, const moei_tile *t) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k & ~(size_t)15;
+    const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *ahead = t->ahead, *ahead_end = t->ahead_end;
+    const float *x[6];
+    __m512 a[6][4], v[4];
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        x[c] = (const float *)t->x[c];
+        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_setzero_ps();
+    }
+    for (size_t k = 0; k < k_end; k += 16) {
+        if (ahead < ahead_end) MOEI_PREFETCH(ahead), ahead += 64;
+        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_avx512(format, w[r] + k * size);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m512 xc = _mm512_loadu_ps(x[c] + k);
+            MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_fmadd_ps(v[r], xc, a[c][r]);
+        }
+    }
+    if (k_end < t->k) {
+        __mmask16 m = moei_mask_avx512(t->k - k_end);
+        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_tail_avx512(format, w[r] + k_end * size, m);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m512 xc = _mm512_loadu_ps(x[c] + k_end);
+            MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_fmadd_ps(v[r], xc, a[c][r]);
+        }
+    }
+    MOEI_UNROLL for (int c = 0; c < C; c++)
+        moei_store_avx512(t->out + (size_t)c * t->out_stride, moei_sum4_avx512(a[c][0], a[c][1], a[c][2], a[c][3]), t->n_rows);
+}
+
+/* SHAPES      1 row x C tokens, row after row: one linear stream, which the hardware prefetches best */
+MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows,
+                                             const void *const *xs, float *out, size_t out_stride) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15;
+    const __mmask16 m = moei_mask_avx512(w->k - k_end);
+    const float *x[4];
+    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const float *)xs[c];
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        __m512 a[4];
+        MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_setzero_ps();
+        for (size_t k = 0; k < k_end; k += 16) {
+            __m512 v = moei_load_avx512(format, p + k * size);
+            MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x[c] + k), a[c]);
+        }
+        if (k_end < w->k) {
+            __m512 v = moei_load_tail_avx512(format, p + k_end * size, m);
+            MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x[c] + k_end), a[c]);
+        }
+        MOEI_UNROLL for (int c = 0; c < C; c++) out[(size_t)c * out_stride + r] = moei_sum_avx512(a[c]);
+    }
+}
+
+#define MOEI_TILE_AVX512(F, C)                                                                                         \
+    MOEI_AVX512 static void moei_tile_avx512_##F##_##C(const moei_tile *t) { moei_tile_avx512(MOE_FORMAT_##F, C, t); }
+#define MOEI_TILES_AVX512(F)                                                                                           \
+    MOEI_TILE_AVX512(F, 1) MOEI_TILE_AVX512(F, 2) MOEI_TILE_AVX512(F, 3) MOEI_TILE_AVX512(F, 4) MOEI_TILE_AVX512(F, 5) \
+    MOEI_TILE_AVX512(F, 6)
+MOEI_TILES_AVX512(F32)
+MOEI_TILES_AVX512(F16)
+MOEI_TILES_AVX512(BF16)
+static const moei_tiles moei_tiles_avx512_F32 = {
+    4, 6, {moei_tile_avx512_F32_1, moei_tile_avx512_F32_2, moei_tile_avx512_F32_3, moei_tile_avx512_F32_4,
+           moei_tile_avx512_F32_5, moei_tile_avx512_F32_6}};
+static const moei_tiles moei_tiles_avx512_F16 = {
+    4, 6, {moei_tile_avx512_F16_1, moei_tile_avx512_F16_2, moei_tile_avx512_F16_3, moei_tile_avx512_F16_4,
+           moei_tile_avx512_F16_5, moei_tile_avx512_F16_6}};
+static const moei_tiles moei_tiles_avx512_BF16 = {
+    4, 6, {moei_tile_avx512_BF16_1, moei_tile_avx512_BF16_2, moei_tile_avx512_BF16_3, moei_tile_avx512_BF16_4,
+           moei_tile_avx512_BF16_5, moei_tile_avx512_BF16_6}};
+
+/* Up to 4 tokens the weights' stream is what counts, beyond the multiply-adds. */
+MOEI_FORCE MOEI_AVX512 void moei_dot_avx512(const uint32_t format, const moei_tiles *tiles, const moei_rows *w,
+                                            uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                                            size_t out_stride) {
+    if (n_tokens == 1) moei_rows_avx512(format, 1, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 2) moei_rows_avx512(format, 2, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 3) moei_rows_avx512(format, 3, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 4) moei_rows_avx512(format, 4, w, n_rows, x, out, out_stride);
+    else moei_sweep(tiles, w, moei_row_bytes_f32(w->k), n_rows, x, n_tokens, out, out_stride);
+}
+#define MOEI_DOT_AVX512(F)                                                                                             \
+    MOEI_AVX512 static void moei_dot_avx512_##F(const moei_rows *w, uint32_t n_rows, const void *const *x,             \
+                                                uint32_t n_tokens, float *out, size_t out_stride) {                    \
+        moei_dot_avx512(MOE_FORMAT_##F, &moei_tiles_avx512_##F, w, n_rows, x, n_tokens, out, out_stride);              \
+    }
+MOEI_DOT_AVX512(F32)
+MOEI_DOT_AVX512(F16)
+MOEI_DOT_AVX512(BF16)
+
+static void moei_panel_avx512(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                              float *out, size_t out_stride) {
+    moei_rows rows = *w;
+    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_row_bytes_f32(w->k);
+    moei_dot_avx512_F32(&rows, n_rows, x, n_tokens, out, out_stride);
+}
+
+/* 16 E4M3 values times 2^-8: their fields moved into those of f16, which has the same kind of subnormals. */
+MOEI_FORCE MOEI_AVX512 __m512 moei_e4m3_avx512(__m128i b) {
+    const __m256i top = _mm256_set1_epi16(0x7f << 7);
+    __m256i h = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(b), 7), _mm256_set1_epi16((short)0xbf80));
+    __mmask16 nan = _mm256_cmpeq_epi16_mask(_mm256_and_si256(h, top), top);
+    return _mm512_cvtph_ps(_mm256_mask_mov_epi16(h, nan, _mm256_set1_epi16(0x7e00)));
+}
+MOEI_FORCE MOEI_AVX512 __m512 moei_fp8_avx512(const uint8_t *p, __mmask16 m, __m512 scale) {
+    __m512 v = _mm512_mul_ps(moei_e4m3_avx512(_mm_maskz_loadu_epi8(m, p)), _mm512_set1_ps(256.0f));
+    return _mm512_maskz_mul_ps(m, v, scale);
+}
+MOEI_AVX512 static void moei_decode_fp8_avx512(const moei_rows *w, uint32_t n_rows, void *panel) {
+    float *o = (float *)panel, s[16];
+    for (uint32_t r = 0; r < n_rows; r++, o += moei_row_bytes_f32(w->k) / 4) {
+        const uint8_t *p = moei_row(w, r);
+        __m512 scale = _mm512_setzero_ps();
+        for (size_t k = 0, next = 0; k < w->k; k += 16) {
+            if (k >= next) next = k + moei_scales16(w, r, k, s), scale = _mm512_loadu_ps(s);
+            _mm512_storeu_ps(o + k, moei_fp8_avx512(p + k, moei_mask_avx512(w->k - k), scale));
+        }
+    }
+}
+
+// clang-format off
+MOEI_UNUSED static const moei_arith moei_f32_avx512 = {
+    MOE_COMPUTE_F32, MOE_TIER_AVX512, moei_row_bytes_f32, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_avx512, {
+        /* NONE         */ MOEI_NO_OPS,
+        /* F32          */ {moei_dot_avx512_F32, NULL, UINT32_MAX},
+        /* F16          */ {moei_dot_avx512_F16, NULL, UINT32_MAX},
+        /* BF16         */ {moei_dot_avx512_BF16, NULL, UINT32_MAX},
+        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP8        */ {NULL, moei_decode_fp8_avx512, 0},
+        /* FP8_BLOCK    */ {NULL, moei_decode_fp8_avx512, 0},
+        /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_avx512, 0},
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+// clang-format on
+
+/* exp: see moei_exp. min and max return their second operand on NaN; scalef rounds once, as the two exact steps do. */
+MOEI_FORCE MOEI_AVX512 __m512 moei_exp_avx512(__m512 x) {
+    __m512 z = _mm512_max_ps(_mm512_set1_ps(MOEI_EXP_MIN), _mm512_min_ps(_mm512_set1_ps(MOEI_EXP_MAX), x));
+    __m512i k = _mm512_castps_si512(_mm512_fmadd_ps(z, _mm512_set1_ps(MOEI_LOG2E), _mm512_set1_ps(MOEI_MAGIC)));
+    __m512 n = _mm512_cvtepi32_ps(_mm512_sub_epi32(k, _mm512_set1_epi32(MOEI_MAGIC_BITS)));
+    __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-MOEI_LN2_HI), z), p = _mm512_set1_ps(MOEI_EXP_C6);
+    r = _mm512_fmadd_ps(n, _mm512_set1_ps(-MOEI_LN2_LO), r);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(MOEI_EXP_C5));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(MOEI_EXP_C4));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(MOEI_EXP_C3));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(MOEI_EXP_C2));
+    p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, n);
+}
+MOEI_FORCE MOEI_AVX512 __m512 moei_sigmoid_avx512(__m512 x) {
+    __m512 minus = _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(x), _mm512_set1_epi32(INT32_MIN)));
+    return _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_add_ps(_mm512_set1_ps(1.0f), moei_exp_avx512(minus)));
+}
+MOEI_AVX512 static void moei_vexp_avx512(float *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 m = moei_mask_avx512(n - i);
+        _mm512_mask_storeu_ps(y + i, m, moei_exp_avx512(_mm512_maskz_loadu_ps(m, x + i)));
+    }
+}
+MOEI_AVX512 static void moei_vsigmoid_avx512(float *y, const float *x, float a, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 m = moei_mask_avx512(n - i);
+        __m512 v = _mm512_mul_ps(_mm512_set1_ps(a), _mm512_maskz_loadu_ps(m, x + i));
+        _mm512_mask_storeu_ps(y + i, m, moei_sigmoid_avx512(v));
+    }
+}
+MOEI_AVX512 static void moei_vaxpy_avx512(float *y, const float *v, float w, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 m = moei_mask_avx512(n - i);
+        __m512 t = _mm512_fmadd_ps(_mm512_set1_ps(w), _mm512_maskz_loadu_ps(m, v + i), _mm512_maskz_loadu_ps(m, y + i));
+        _mm512_mask_storeu_ps(y + i, m, t);
+    }
+}
+MOEI_AVX512 static void moei_vaffine_avx512(float *v, const float *s, const float *b, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 m = moei_mask_avx512(n - i);
+        __m512 t = _mm512_maskz_loadu_ps(m, b + i);
+        _mm512_mask_storeu_ps(v + i, m, _mm512_fmadd_ps(_mm512_maskz_loadu_ps(m, v + i), _mm512_maskz_loadu_ps(m, s + i), t));
+    }
+}
+MOEI_UNUSED static const moei_vec moei_vec_avx512 = {moei_vexp_avx512, moei_vsigmoid_avx512, moei_vaxpy_avx512,
+                                                     moei_vaffine_avx512};
+#endif
+
+/* ==== >>bf16: BF16 on AVX512-BF16 ======================================================================================
+   Lane l of a sum is the chain of VDPBF16PS over the pairs k = 32 i + 2 l, 32 i + 2 l + 1; then F32's tree and + 0.0f.
+   VDPBF16PS and the conversions to bf16 take subnormals as zero, whatever MXCSR says. */
+
+#if MOEI_HAVE_AVX512BF16
+MOEI_FORCE MOEI_BF16 __mmask32 moei_mask_bf16(size_t n) { return n < 32 ? (1u << n) - 1 : 0xffffffffu; }
+/* SHAPES      4 bf16 rows x C prepared tokens (bf16, padded to 32)
+   REGISTERS   as moei_tile_avx512: 24 dot products of 16 pairs per 10 loads at C = 6 */
+MOEI_FORCE MOEI_BF16 void moei_tile_bf16(const int C, const moei_tile *t) {
+    const size_t k_end = t->k & ~(size_t)31;
+    const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *ahead = t->ahead, *ahead_end = t->ahead_end;
+    const uint8_t *x[6];
+    __m512 a[6][4];
+    __m512i v[4];
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        x[c] = (const uint8_t *)t->x[c];
+        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_setzero_ps();
+    }
+    for (size_t k = 0; k < k_end; k += 32) {
+        if (ahead < ahead_end) MOEI_PREFETCH(ahead), ahead += 64;
+        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_loadu_si512(w[r] + k * 2);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m512i xc = _mm512_loadu_si512(x[c] + k * 2);
+            MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_dpbf16_ps(a[c][r], (__m512bh)v[r], (__m512bh)xc);
+        }
+    }
+    if (k_end < t->k) {
+        __mmask32 m = moei_mask_bf16(t->k - k_end);
+        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_maskz_loadu_epi16(m, w[r] + k_end * 2);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m512i xc = _mm512_loadu_si512(x[c] + k_end * 2);
+            MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_dpbf16_ps(a[c][r], (__m512bh)v[r], (__m512bh)xc);
+        }
+    }
+    MOEI_UNROLL for (int c = 0; c < C; c++)
+        moei_store_avx512(t->out + (size_t)c * t->out_stride, moei_sum4_avx512(a[c][0], a[c][1], a[c][2], a[c][3]), t->n_rows);
+}
+/* SHAPES      1 row x C tokens, row after row, as moei_rows_avx512 */
+MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int C, const moei_rows *w, uint32_t n_rows, const void *const *xs, float *out,
+                                         size_t out_stride) {
+    const size_t k_end = w->k & ~(size_t)31;
+    const __mmask32 m = moei_mask_bf16(w->k - k_end);
+    const uint8_t *x[4];
+    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const uint8_t *)xs[c];
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        __m512 a[4];
+        __m512i v;
+        MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_setzero_ps();
+        for (size_t k = 0; k < k_end; k += 32) {
+            v = _mm512_loadu_si512(p + k * 2);
+            MOEI_UNROLL for (int c = 0; c < C; c++)
+                a[c] = _mm512_dpbf16_ps(a[c], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x[c] + k * 2));
+        }
+        if (k_end < w->k) {
+            v = _mm512_maskz_loadu_epi16(m, p + k_end * 2);
+            MOEI_UNROLL for (int c = 0; c < C; c++)
+                a[c] = _mm512_dpbf16_ps(a[c], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x[c] + k_end * 2));
+        }
+        MOEI_UNROLL for (int c = 0; c < C; c++) out[(size_t)c * out_stride + r] = moei_sum_avx512(a[c]);
+    }
+}
+#define MOEI_TILE_BF16(C)                                                                                              \
+    MOEI_BF16 static void moei_tile_bf16_##C(const moei_tile *t) { moei_tile_bf16(C, t); }
+MOEI_TILE_BF16(1) MOEI_TILE_BF16(2) MOEI_TILE_BF16(3) MOEI_TILE_BF16(4) MOEI_TILE_BF16(5) MOEI_TILE_BF16(6)
+static const moei_tiles moei_tiles_bf16 = {
+    4, 6, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3, moei_tile_bf16_4, moei_tile_bf16_5, moei_tile_bf16_6}};
+
+static size_t moei_row_bytes_bf16(size_t k) { return (k + 31) / 32 * 64; }
+static size_t moei_panel_bytes_bf16(uint32_t n_rows, size_t k) { return n_rows * moei_row_bytes_bf16(k); }
+MOEI_BF16 static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                                    size_t out_stride) {
+    if (n_tokens == 1) moei_rows_bf16(1, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 2) moei_rows_bf16(2, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 3) moei_rows_bf16(3, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 4) moei_rows_bf16(4, w, n_rows, x, out, out_stride);
+    else moei_sweep(&moei_tiles_bf16, w, moei_row_bytes_bf16(w->k), n_rows, x, n_tokens, out, out_stride);
+}
+static void moei_panel_bf16(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                            float *out, size_t out_stride) {
+    moei_rows rows = *w;
+    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_row_bytes_bf16(w->k);
+    moei_dot_bf16(&rows, n_rows, x, n_tokens, out, out_stride);
+}
+
+/* f32, f16 and fp8 rows to bf16: the exact f32 value (fp8: rounded to f32 after its scale) to the nearest bf16, ties to even. */
+MOEI_FORCE MOEI_BF16 void moei_store_bf16(void *to, __m512 low, __m512 high) {
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
+MOEI_BF16 static void moei_prepare_bf16(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    uint16_t *o = (uint16_t *)row + k0;
+    (void)k; /* n is no multiple of 32 at the end of the row only */
+    for (size_t i = 0; i < n; i += 32) {
+        __mmask32 m = moei_mask_bf16(n - i);
+        __m512 high = _mm512_maskz_loadu_ps((__mmask16)(m >> 16), x + i + 16);
+        moei_store_bf16(o + i, _mm512_maskz_loadu_ps((__mmask16)m, x + i), high);
+    }
+}
+MOEI_FORCE MOEI_BF16 void moei_decode_bf16(const uint32_t format, const moei_rows *w, uint32_t n_rows, void *panel) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2;
+    uint8_t *o = (uint8_t *)panel;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        for (size_t k = 0; k < w->k; k += 32, p += 32 * size, o += 64) {
+            __mmask32 m = moei_mask_bf16(w->k - k);
+            __m512 high = moei_load_tail_avx512(format, p + 16 * size, (__mmask16)(m >> 16));
+            moei_store_bf16(o, moei_load_tail_avx512(format, p, (__mmask16)m), high);
+        }
+    }
+}
+MOEI_BF16 static void moei_decode_f32_bf16(const moei_rows *w, uint32_t n_rows, void *panel) {
+    moei_decode_bf16(MOE_FORMAT_F32, w, n_rows, panel);
+}
+MOEI_BF16 static void moei_decode_f16_bf16(const moei_rows *w, uint32_t n_rows, void *panel) {
+    moei_decode_bf16(MOE_FORMAT_F16, w, n_rows, panel);
+}
+MOEI_BF16 static void moei_decode_fp8_bf16(const moei_rows *w, uint32_t n_rows, void *panel) {
+    uint8_t *o = (uint8_t *)panel;
+    float s[16];
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        __m512 scale = _mm512_setzero_ps(), half[2];
+        for (size_t k = 0, next = 0; k < w->k; o += 64) {
+            for (int i = 0; i < 2; i++, k += 16) {
+                if (k >= next && k < w->k) next = k + moei_scales16(w, r, k, s), scale = _mm512_loadu_ps(s);
+                half[i] = moei_fp8_avx512(p + k, moei_mask_avx512(w->k > k ? w->k - k : 0), scale);
+            }
+            moei_store_bf16(o, half[0], half[1]);
+        }
+    }
+}
+
+// clang-format off
+MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = {
+    MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_row_bytes_bf16, moei_prepare_bf16, moei_panel_bytes_bf16, moei_panel_bf16, {
+        /* NONE         */ MOEI_NO_OPS,
+        /* F32          */ {NULL, moei_decode_f32_bf16, 0},
+        /* F16          */ {NULL, moei_decode_f16_bf16, 0},
+        /* BF16         */ {moei_dot_bf16, NULL, UINT32_MAX},
+        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP8        */ {NULL, moei_decode_fp8_bf16, 0},
+        /* FP8_BLOCK    */ {NULL, moei_decode_fp8_bf16, 0},
+        /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_bf16, 0},
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+// clang-format on
+#endif
+#if MOEI_HAVE_AVX512 && defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+#pragma GCC diagnostic pop
+#endif
+
+/* ==== >>q8: Q8 on AVX2 and AVX512-VNNI =================================================================================
+   LAYOUT      A step is 8 blocks of 32 weights of one row: lane b of every vector of 8 belongs to block b. moei_q8w holds a
+               step's weights as bytes, unsigned with a constant offset (or signed, see MOEI_Q8_SIGNED), its scales and, where
+               the format has them, minima, scales of the second 16 or integer scales per 16.
+   DEFINITION  acc = fma((float)isum, D * d_x, acc) per block, 8 accumulators by block mod 8, tree 4 2 1, + 0.0f; see the
+               contract at the top. isum is exact, so it may be computed in any way: unsigned weights give
+               sum(u q) - offset * sum(q), and the sums of q come with the prepared row.
+   LIMITS      vpmaddubsw saturates when two products exceed 32767: unsigned weights up to 129 are safe, 8-bit weights and the
+               IQ4 table are not and go as |w| x sign(q, w). Sums of 4 products fit 16 bits up to u = 64, of 8 up to u = 32. */
+#if MOEI_HAVE_AVX2
+
+typedef struct moei_q8w {
+    __m256i v[8];  /* weights of block b in ascending k */
+    __m256 d, m;   /* scale; minimum (added with s_x), or scale of the second 16 */
+    __m256i pair[4]; /* s16, spread for two blocks each */
+    __m256i s16;   /* integer scales per 16 (int16), as moei_q8.sum16 */
+    __m256i z;     /* zero points (int32), or minima per 16 (int16) */
+} moei_q8w;
+
+/* What a format needs beyond unsigned weights and one scale: all constants once inlined. */
+MOEI_FORCE int moei_q8_has_min(uint32_t f) {
+    return f == MOE_FORMAT_Q4_1 || f == MOE_FORMAT_Q5_1 || f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K;
+}
+MOEI_FORCE int moei_q8_has_sub(uint32_t f) {
+    return f == MOE_FORMAT_Q2_K || f == MOE_FORMAT_Q3_K || f == MOE_FORMAT_Q6_K;
+}
+MOEI_FORCE int moei_q8_is_nvfp4(uint32_t f) { return f == MOE_FORMAT_NVFP4 || f == MOE_FORMAT_NVFP4_HF; }
+MOEI_FORCE int moei_q8_is_e2m1(uint32_t f) {
+    return moei_q8_is_nvfp4(f) || f == MOE_FORMAT_MXFP4 || f == MOE_FORMAT_MXFP4_HF;
+}
+MOEI_FORCE int moei_q8_is_wide(uint32_t f) { /* needs all 8 bits */
+    return f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_INT8_CHANNEL || f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS;
+}
+MOEI_FORCE int moei_q8_has_side(uint32_t f) { /* scales live apart */
+    return f == MOE_FORMAT_MXFP4_HF || f == MOE_FORMAT_NVFP4_HF || f == MOE_FORMAT_INT8_CHANNEL || f == MOE_FORMAT_INT4_GROUP;
+}
+/* What was added to make the weights unsigned. */
+MOEI_FORCE int moei_q8_offset(uint32_t f) {
+    if (moei_q8_is_wide(f)) return 128;
+    if (moei_q8_is_e2m1(f)) return 12;
+    return f == MOE_FORMAT_Q6_K ? 32 : f == MOE_FORMAT_Q5_0 ? 16 : f == MOE_FORMAT_Q4_0 ? 8 : f == MOE_FORMAT_Q3_K ? 4 : 0;
+}
+/* Bytes of a step. */
+MOEI_FORCE size_t moei_q8_step(uint32_t f) {
+    switch (f) {
+    case MOE_FORMAT_Q8_0: return 272;
+    case MOE_FORMAT_Q4_0:
+    case MOE_FORMAT_IQ4_NL:
+    case MOE_FORMAT_NVFP4:
+    case MOE_FORMAT_Q4_K: return 144;
+    case MOE_FORMAT_Q4_1: return 160;
+    case MOE_FORMAT_Q5_0:
+    case MOE_FORMAT_Q5_K: return 176;
+    case MOE_FORMAT_Q5_1: return 192;
+    case MOE_FORMAT_Q2_K: return 84;
+    case MOE_FORMAT_Q3_K: return 110;
+    case MOE_FORMAT_Q6_K: return 210;
+    case MOE_FORMAT_IQ4_XS:
+    case MOE_FORMAT_MXFP4: return 136;
+    case MOE_FORMAT_INT8_CHANNEL: return 256;
+    default: return 128;
+    }
+}
+
+/* ---- loads and small vectors ---- */
+
+MOEI_FORCE MOEI_AVX2 __m128i moei_q8_ld128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_ld256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+MOEI_FORCE MOEI_AVX2 __m128i moei_q8_ld64(const void *p) { return _mm_loadl_epi64((const __m128i *)p); }
+MOEI_FORCE MOEI_AVX2 __m128i moei_q8_ld32(const void *p) { return _mm_cvtsi32_si128((int)moei_load32(p)); }
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_and(__m256i v, int mask) { return _mm256_and_si256(v, _mm256_set1_epi8((char)mask)); }
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_i8f(__m128i v) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)); } /* 8 int8 to f32 */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_both(__m128i v) { return _mm256_broadcastsi128_si256(v); }
+
+/* 16 bytes of nibbles to 32 bytes. GGUF: low nibbles are the first 16 weights; HF: nibbles in order. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles(const uint8_t *p) {
+    const __m256i shift = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
+    return moei_q8_and(_mm256_srlv_epi32(moei_q8_both(moei_q8_ld128(p)), shift), 15);
+}
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles_hf(const uint8_t *p) {
+    __m256i w = _mm256_cvtepu8_epi16(moei_q8_ld128(p)); /* 0000 hhhh llll: the two ends stay after (w << 4 | w) & 0f0f */
+    return moei_q8_and(_mm256_or_si256(w, _mm256_slli_epi16(w, 4)), 15);
+}
+/* NVFP4: 8 bytes per 16 weights. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles_nv(const uint8_t *p) {
+    __m128i b = moei_q8_ld128(p), lo = _mm_and_si128(b, _mm_set1_epi8(15)), hi = _mm_and_si128(_mm_srli_epi16(b, 4), _mm_set1_epi8(15));
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi64(lo, hi)), _mm_unpackhi_epi64(lo, hi), 1);
+}
+/* Bit i of 32 to value v in byte i. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_bits(const uint8_t *p, int v) {
+    const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
+    __m256i b = _mm256_shuffle_epi8(_mm256_set1_epi32((int)moei_load32(p)), byte);
+    return moei_q8_and(_mm256_cmpeq_epi8(_mm256_and_si256(b, bit), bit), v);
+}
+/* E2M1 codes, doubled, + 12; the IQ4 table. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_e2m1(__m256i code) {
+    return _mm256_shuffle_epi8(moei_q8_both(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0)), code);
+}
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_iq4(__m256i code) {
+    return _mm256_shuffle_epi8(
+        moei_q8_both(_mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)), code);
+}
+
+/* ---- scales ---- */
+
+/* 8 half-precision scales `stride` bytes apart. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half8(const uint8_t *p, size_t stride) {
+    uint64_t lo = 0, hi = 0;
+    MOEI_UNROLL for (size_t i = 0; i < 4; i++) {
+        lo |= (uint64_t)moei_load16(p + i * stride) << (16 * i);
+        hi |= (uint64_t)moei_load16(p + (i + 4) * stride) << (16 * i);
+    }
+    return _mm256_cvtph_ps(_mm_insert_epi64(_mm_cvtsi64_si128((long long)lo), (long long)hi, 1));
+}
+/* 8 pairs of halves. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_half8x2(const uint8_t *p, size_t stride, __m256 *a, __m256 *b) {
+    __m128i lo = moei_q8_ld32(p), hi = moei_q8_ld32(p + 2 * stride); /* blocks 0 1 4 5, 2 3 6 7 */
+    lo = _mm_insert_epi32(lo, (int)moei_load32(p + 1 * stride), 1), hi = _mm_insert_epi32(hi, (int)moei_load32(p + 3 * stride), 1);
+    lo = _mm_insert_epi32(lo, (int)moei_load32(p + 4 * stride), 2), hi = _mm_insert_epi32(hi, (int)moei_load32(p + 6 * stride), 2);
+    lo = _mm_insert_epi32(lo, (int)moei_load32(p + 5 * stride), 3), hi = _mm_insert_epi32(hi, (int)moei_load32(p + 7 * stride), 3);
+    __m256 l = _mm256_cvtph_ps(lo), h = _mm256_cvtph_ps(hi);
+    *a = _mm256_shuffle_ps(l, h, 0x88), *b = _mm256_shuffle_ps(l, h, 0xdd);
+}
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half1(const uint8_t *p) { return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(moei_load16(p)))); }
+
+/* Q4_K and Q5_K: d, dmin and 12 bytes with eight 6-bit scales and minima. The minimum is negated. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_scales_k(const uint8_t *p, __m256 *d, __m256 *m) {
+    uint32_t a = moei_load32(p + 4), b = moei_load32(p + 8), c = moei_load32(p + 12);
+    uint64_t s = (a & 0x3f3f3f3fu) | (uint64_t)((c & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u)) << 32;
+    uint64_t n = (b & 0x3f3f3f3fu) | (uint64_t)((c >> 4 & 0x0f0f0f0fu) | (b >> 2 & 0x30303030u)) << 32;
+    __m128 h = _mm_cvtph_ps(moei_q8_ld32(p));
+    *d = _mm256_mul_ps(_mm256_broadcastss_ps(h), moei_q8_i8f(_mm_cvtsi64_si128((long long)s)));
+    h = _mm_xor_ps(_mm_movehdup_ps(h), _mm_set1_ps(-0.0f));
+    *m = _mm256_mul_ps(_mm256_broadcastss_ps(h), moei_q8_i8f(_mm_cvtsi64_si128((long long)n)));
+}
+/* Q3_K: 16 6-bit scales, - 32, as int16. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_scales_q3(const uint8_t *p) {
+    __m128i b = moei_q8_ld64(p), low = _mm_unpacklo_epi64(b, _mm_srli_epi16(b, 4));
+    __m128i high = _mm_srlv_epi32(_mm_set1_epi32((int)moei_load32(p + 8)), _mm_setr_epi32(0, 2, 4, 6));
+    low = _mm_and_si128(low, _mm_set1_epi8(15)), high = _mm_slli_epi16(_mm_and_si128(high, _mm_set1_epi8(3)), 4);
+    return _mm256_cvtepi8_epi16(_mm_sub_epi8(_mm_or_si128(low, high), _mm_set1_epi8(32)));
+}
+/* IQ4_XS: d times eight 6-bit scales - 32. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_scales_iq4xs(const uint8_t *p) {
+    __m256i low = _mm256_srlv_epi32(_mm256_set1_epi32((int)moei_load32(p + 4)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    __m256i high = _mm256_srlv_epi32(_mm256_set1_epi32(moei_load16(p + 2)), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
+    low = _mm256_and_si256(low, _mm256_set1_epi32(15)), high = _mm256_and_si256(high, _mm256_set1_epi32(3));
+    low = _mm256_sub_epi32(_mm256_or_si256(low, _mm256_slli_epi32(high, 4)), _mm256_set1_epi32(32));
+    return _mm256_mul_ps(moei_q8_half1(p), _mm256_cvtepi32_ps(low));
+}
+/* 2^(e - 128) for 8 exponents, subnormal below 2. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half_e8m0(__m256i e) {
+    __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+    __m256i tiny = _mm256_sllv_epi32(_mm256_set1_epi32(0x200000), _mm256_min_epi32(e, _mm256_set1_epi32(2)));
+    return _mm256_castsi256_ps(_mm256_max_epi32(normal, tiny));
+}
+/* Half of 8 E4M3 magnitudes: as half floats they are 2^-8 too small. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half_e4m3(__m128i b) {
+    __m128i h = _mm_slli_epi16(_mm_and_si128(b, _mm_set1_epi16(0x7f)), 7);
+    return _mm256_mul_ps(_mm256_cvtph_ps(h), _mm256_set1_ps(128.0f));
+}
+
+/* ---- scales and zero points that live apart ---- */
+
+enum { MOEI_Q8_CHUNK = 32 }; /* steps between two fills of moei_q8side */
+typedef struct moei_q8side {
+    float d[16 * MOEI_Q8_CHUNK + 8]; /* per block, or per half block for NVFP4 */
+    int32_t z[8 * MOEI_Q8_CHUNK + 8];
+} moei_q8side;
+
+/* 8 consecutive values as f32 times `factor`, or zero points as int32; `shift`: of the row's nibble in U4X8. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_side8(uint32_t type, const uint8_t *p, float factor, int shift) {
+    __m256i v = _mm256_setzero_si256(), nan = v;
+    switch (type) {
+    case MOE_TYPE_U8: return _mm256_cvtepu8_epi32(moei_q8_ld64(p));
+    case MOE_TYPE_U4X8: return _mm256_and_si256(_mm256_srl_epi32(moei_q8_ld256(p), _mm_cvtsi32_si128(shift)), _mm256_set1_epi32(15));
+    case MOE_TYPE_F32: v = moei_q8_ld256(p); break;
+    case MOE_TYPE_F16: v = _mm256_castps_si256(_mm256_cvtph_ps(moei_q8_ld128(p))); break;
+    case MOE_TYPE_BF16: v = _mm256_slli_epi32(_mm256_cvtepu16_epi32(moei_q8_ld128(p)), 16); break;
+    case MOE_TYPE_E8M0:
+        v = _mm256_cvtepu8_epi32(moei_q8_ld64(p)), nan = _mm256_cmpeq_epi32(v, _mm256_set1_epi32(255));
+        v = _mm256_max_epi32(_mm256_slli_epi32(v, 23), _mm256_set1_epi32(0x400000));
+        break;
+    default: { /* E4M3: as half floats 2^-8 too small */
+        __m128i b = _mm_cvtepu8_epi16(moei_q8_ld64(p)), a = _mm_and_si128(b, _mm_set1_epi16(0x7f));
+        nan = _mm256_cvtepi16_epi32(_mm_cmpeq_epi16(a, _mm_set1_epi16(0x7f)));
+        b = _mm_or_si128(_mm_slli_epi16(a, 7), _mm_slli_epi16(_mm_and_si128(b, _mm_set1_epi16(0x80)), 8));
+        v = _mm256_castps_si256(_mm256_mul_ps(_mm256_cvtph_ps(b), _mm256_set1_ps(256.0f)));
+    }
+    }
+    v = _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(v), _mm256_set1_ps(factor)));
+    return _mm256_or_si256(v, nan);
+}
+MOEI_FORCE size_t moei_q8_side_bytes(uint32_t type) {
+    return type == MOE_TYPE_F32 || type == MOE_TYPE_U4X8 ? 4 : type == MOE_TYPE_F16 || type == MOE_TYPE_BF16 ? 2 : 1;
+}
+/* out[0 .. n) = the row's values for units of `unit` weights from unit i on. The grid's cols is a multiple of unit. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_side_fill(uint32_t type, const moei_side *s, size_t row, size_t unit, size_t i, size_t n, float factor,
+                                         void *out) {
+    size_t size = moei_q8_side_bytes(type), per = s->cols / unit, v = i / per, left = (i + n - 1) / per + 1 - v, skip = i - v * per;
+    size_t line = row / s->rows;
+    const uint8_t *p = s->data + (type == MOE_TYPE_U4X8 ? line / 8 : line) * s->row_stride + v * size;
+    int32_t *o = (int32_t *)out, *end = o + n, x[8];
+    for (; left; p += 8 * size) {
+        size_t m = left < 8 ? left : 8;
+        uint8_t tail[32] = {0};
+        if (m < 8) memcpy(tail, p, m * size);
+        _mm256_storeu_si256((__m256i *)x, moei_q8_side8(type, m < 8 ? tail : p, factor, (int)(4 * (line % 8))));
+        if (per == 1) memcpy(o, x, sizeof x), o += m;
+        else
+            for (size_t j = 0; j < m; j++, skip = 0)
+                for (size_t c = skip; c < per && o < end; c++) *o++ = x[j];
+        left -= m;
+    }
+}
+static MOEI_AVX2 MOEI_NOINLINE void moei_q8_side_values(const moei_side *s, size_t row, size_t unit, size_t i, size_t n, float factor,
+                                                     void *out) {
+    switch (s->type) {
+    case MOE_TYPE_F32: moei_q8_side_fill(MOE_TYPE_F32, s, row, unit, i, n, factor, out); break;
+    case MOE_TYPE_F16: moei_q8_side_fill(MOE_TYPE_F16, s, row, unit, i, n, factor, out); break;
+    case MOE_TYPE_BF16: moei_q8_side_fill(MOE_TYPE_BF16, s, row, unit, i, n, factor, out); break;
+    case MOE_TYPE_E8M0: moei_q8_side_fill(MOE_TYPE_E8M0, s, row, unit, i, n, factor, out); break;
+    case MOE_TYPE_E4M3: moei_q8_side_fill(MOE_TYPE_E4M3, s, row, unit, i, n, factor, out); break;
+    case MOE_TYPE_U8: moei_q8_side_fill(MOE_TYPE_U8, s, row, unit, i, n, factor, out); break;
+    default: moei_q8_side_fill(MOE_TYPE_U4X8, s, row, unit, i, n, factor, out);
+    }
+}
+/* Scales (and zero points) of steps [i, i + MOEI_Q8_CHUNK) of row r; beyond the row's end anything finite. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_sides(uint32_t f, const moei_rows *w, size_t r, size_t i, moei_q8side *side) {
+    size_t unit = moei_q8_is_nvfp4(f) ? 16 : 32, all = w->k / unit, first = i * 256 / unit, n = all - first, room = MOEI_Q8_CHUNK * 256 / unit;
+    float factor = moei_q8_is_e2m1(f) ? 0.5f : 1.0f;
+    if (n > room) n = room;
+    for (size_t j = w->scale.data ? n : 0; j < n + 15 && j < room; j++) side->d[j] = factor;
+    if (w->scale.data) moei_q8_side_values(&w->scale, w->row0 + r, unit, first, n, factor, side->d);
+    if (f != MOE_FORMAT_INT4_GROUP) return;
+    for (size_t j = w->zero.data ? n : 0; j < n + 7 && j < room; j++) side->z[j] = 8;
+    if (w->zero.data) moei_q8_side_values(&w->zero, w->row0 + r, unit, first, n, factor, side->z);
+}
+
+/* ---- unpacking: one step of a row, every format ---- */
+
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q4(uint32_t f, const uint8_t *p, moei_q8w *u) {
+    const int five = f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1, min = moei_q8_has_min(f);
+    const size_t head = (min ? 4u : 2u) + (five ? 4u : 0u), size = head + 16;
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
+        u->v[b] = moei_q8_nibbles(p + b * size + head);
+        if (five) u->v[b] = _mm256_or_si256(u->v[b], moei_q8_bits(p + b * size + head - 4, 16));
+        if (f == MOE_FORMAT_IQ4_NL) u->v[b] = moei_q8_iq4(u->v[b]);
+    }
+    if (min) moei_q8_half8x2(p, size, &u->d, &u->m);
+    else u->d = moei_q8_half8(p, size);
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q4k(uint32_t f, const uint8_t *p, moei_q8w *u) {
+    const uint8_t *q = p + (f == MOE_FORMAT_Q5_K ? 48 : 16);
+    moei_q8_scales_k(p, &u->d, &u->m);
+    MOEI_UNROLL for (int g = 0; g < 4; g++) {
+        __m256i b = moei_q8_ld256(q + 32 * g);
+        u->v[2 * g] = moei_q8_and(b, 15), u->v[2 * g + 1] = moei_q8_and(_mm256_srli_epi16(b, 4), 15);
+    }
+    if (f != MOE_FORMAT_Q5_K) return;
+    const __m256i h = moei_q8_ld256(p + 16);
+    MOEI_UNROLL for (int g = 0; g < 8; g++) {
+        __m256i b = g < 4 ? _mm256_slli_epi16(h, g < 4 ? 4 - g : 0) : _mm256_srli_epi16(h, g < 4 ? 0 : g - 4);
+        u->v[g] = _mm256_or_si256(u->v[g], moei_q8_and(b, 16));
+    }
+}
+/* 16 int16 scales [block][half] to 4 vectors, one per two blocks: 4 times each, first halves in the low lane. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_spread(__m256i s, __m256i pair[4]) {
+    const __m256i split = moei_q8_both(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+    const __m256i rep = moei_q8_both(_mm_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3));
+    s = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(s, split), 0xd8);
+    MOEI_UNROLL for (int i = 0; i < 4; i++) pair[i] = _mm256_shuffle_epi8(s, _mm256_add_epi8(rep, _mm256_set1_epi8((char)(4 * i))));
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q6k(const uint8_t *p, moei_q8w *u) {
+    MOEI_UNROLL for (int h = 0; h < 2; h++) {
+        __m256i a = moei_q8_ld256(p + 64 * h), b = moei_q8_ld256(p + 64 * h + 32), c = moei_q8_ld256(p + 128 + 32 * h), *v = u->v + 4 * h;
+        v[0] = _mm256_or_si256(moei_q8_and(a, 15), moei_q8_and(_mm256_slli_epi16(c, 4), 0x30));
+        v[1] = _mm256_or_si256(moei_q8_and(b, 15), moei_q8_and(_mm256_slli_epi16(c, 2), 0x30));
+        v[2] = _mm256_or_si256(moei_q8_and(_mm256_srli_epi16(a, 4), 15), moei_q8_and(c, 0x30));
+        v[3] = _mm256_or_si256(moei_q8_and(_mm256_srli_epi16(b, 4), 15), moei_q8_and(_mm256_srli_epi16(c, 2), 0x30));
+    }
+    u->d = moei_q8_half1(p + 208), u->s16 = _mm256_cvtepi8_epi16(moei_q8_ld128(p + 192));
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q2k(const uint8_t *p, moei_q8w *u) {
+    const __m128i s = moei_q8_ld128(p), low = _mm_set1_epi8(15);
+    MOEI_UNROLL for (int g = 0; g < 8; g++) u->v[g] = moei_q8_and(_mm256_srli_epi16(moei_q8_ld256(p + 16 + 32 * (g / 4)), 2 * (g % 4)), 3);
+    u->d = moei_q8_half1(p + 80), u->m = _mm256_xor_ps(moei_q8_half1(p + 82), _mm256_set1_ps(-0.0f));
+    u->s16 = _mm256_cvtepu8_epi16(_mm_and_si128(s, low));
+    u->z = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(s, 4), low));
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q3k(const uint8_t *p, moei_q8w *u) {
+    const __m256i hm = moei_q8_ld256(p);
+    MOEI_UNROLL for (int g = 0; g < 8; g++) {
+        __m256i low = moei_q8_and(_mm256_srli_epi16(moei_q8_ld256(p + 32 + 32 * (g / 4)), 2 * (g % 4)), 3);
+        __m256i high = g < 2 ? _mm256_slli_epi16(hm, g < 2 ? 2 - g : 0) : _mm256_srli_epi16(hm, g < 2 ? 0 : g - 2);
+        u->v[g] = _mm256_or_si256(low, moei_q8_and(high, 4));
+    }
+    u->d = moei_q8_half1(p + 108), u->s16 = moei_q8_scales_q3(p + 96);
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_nvfp4(const uint8_t *p, moei_q8w *u) {
+    __m128i s = moei_q8_ld32(p);
+    s = _mm_insert_epi32(s, (int)moei_load32(p + 36), 1), s = _mm_insert_epi32(s, (int)moei_load32(p + 72), 2);
+    s = _mm_insert_epi32(s, (int)moei_load32(p + 108), 3);
+    s = _mm_andnot_si128(_mm_cmpeq_epi8(s, _mm_set1_epi8(0x7f)), s); /* as ggml: the sign is ignored, 0x7f is 0 */
+    u->d = moei_q8_half_e4m3(s), u->m = moei_q8_half_e4m3(_mm_srli_epi16(s, 8));
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) u->v[b] = moei_q8_e2m1(moei_q8_nibbles_nv(p + 36 * (b / 2) + 4 + 16 * (b % 2)));
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_mxfp4(const uint8_t *p, moei_q8w *u) {
+    uint64_t e = 0;
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
+        u->v[b] = moei_q8_e2m1(moei_q8_nibbles(p + 17 * b + 1));
+        e |= (uint64_t)p[17 * b] << (8 * b);
+    }
+    u->d = moei_q8_half_e8m0(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)e)));
+}
+/* side: of this step. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_hf(uint32_t f, const uint8_t *p, const float *d, const int32_t *z, moei_q8w *u) {
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
+        if (f == MOE_FORMAT_INT8_CHANNEL) u->v[b] = moei_q8_ld256(p + 32 * b);
+        else u->v[b] = moei_q8_nibbles_hf(p + 16 * b);
+        if (moei_q8_is_e2m1(f)) u->v[b] = moei_q8_e2m1(u->v[b]);
+    }
+    if (f == MOE_FORMAT_INT4_GROUP) u->z = moei_q8_ld256(z);
+    u->d = _mm256_loadu_ps(d);
+    if (f != MOE_FORMAT_NVFP4_HF) return;
+    __m256 a = _mm256_permute2f128_ps(u->d, _mm256_loadu_ps(d + 8), 0x20), b = _mm256_permute2f128_ps(u->d, _mm256_loadu_ps(d + 8), 0x31);
+    u->d = _mm256_shuffle_ps(a, b, 0x88), u->m = _mm256_shuffle_ps(a, b, 0xdd);
+}
+/* Everything of step j of a chunk. Wide formats come signed. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack(uint32_t f, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8w *u) {
+    switch (f) {
+    case MOE_FORMAT_Q8_0:
+        MOEI_UNROLL for (size_t b = 0; b < 8; b++) u->v[b] = moei_q8_ld256(p + 34 * b + 2);
+        u->d = moei_q8_half8(p, 34);
+        break;
+    case MOE_FORMAT_Q4_K:
+    case MOE_FORMAT_Q5_K: moei_q8_unpack_q4k(f, p, u); break;
+    case MOE_FORMAT_Q2_K: moei_q8_unpack_q2k(p, u); break;
+    case MOE_FORMAT_Q3_K: moei_q8_unpack_q3k(p, u); break;
+    case MOE_FORMAT_Q6_K: moei_q8_unpack_q6k(p, u); break;
+    case MOE_FORMAT_IQ4_XS:
+        MOEI_UNROLL for (size_t b = 0; b < 8; b++) u->v[b] = moei_q8_iq4(moei_q8_nibbles(p + 8 + 16 * b));
+        u->d = moei_q8_scales_iq4xs(p);
+        break;
+    case MOE_FORMAT_MXFP4: moei_q8_unpack_mxfp4(p, u); break;
+    case MOE_FORMAT_NVFP4: moei_q8_unpack_nvfp4(p, u); break;
+    case MOE_FORMAT_MXFP4_HF:
+    case MOE_FORMAT_INT8_CHANNEL:
+    case MOE_FORMAT_INT4_GROUP: moei_q8_unpack_hf(f, p, side->d + 8 * j, side->z + 8 * j, u); break;
+    case MOE_FORMAT_NVFP4_HF: moei_q8_unpack_hf(f, p, side->d + 16 * j, side->z, u); break;
+    default: moei_q8_unpack_q4(f, p, u);
+    }
+    if (moei_q8_has_sub(f)) moei_q8_spread(u->s16, u->pair);
+}
+
+/* ---- from 8 vectors of partial sums to the accumulators ---- */
+
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_pair_sums(__m256i v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
+/* s[b]: 8 sums of 4 products of block b. Result: [blocks 0-3 of the first 16 weights | of the second 16], and blocks 4-7. Two
+   ways: sums below 2^15 shrink to 16 bits twice; wide formats go by 32-bit transposes. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_quad(uint32_t f, const __m256i *s, const __m256i *pair) {
+    __m256i a, b;
+    if (moei_q8_is_wide(f)) {
+        a = _mm256_add_epi32(_mm256_unpacklo_epi32(s[0], s[1]), _mm256_unpackhi_epi32(s[0], s[1]));
+        b = _mm256_add_epi32(_mm256_unpacklo_epi32(s[2], s[3]), _mm256_unpackhi_epi32(s[2], s[3]));
+        return _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    }
+    a = _mm256_packs_epi32(s[0], s[1]), b = _mm256_packs_epi32(s[2], s[3]);
+    if (moei_q8_has_sub(f)) return _mm256_hadd_epi32(_mm256_madd_epi16(a, pair[0]), _mm256_madd_epi16(b, pair[1]));
+    return moei_q8_pair_sums(_mm256_packs_epi32(moei_q8_pair_sums(a), moei_q8_pair_sums(b)));
+}
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_times(__m256i v, int c) {
+    return c == 12 ? _mm256_add_epi32(_mm256_slli_epi32(v, 3), _mm256_slli_epi32(v, 2))
+                   : _mm256_slli_epi32(v, c == 128 ? 7 : c == 32 ? 5 : c == 16 ? 4 : c == 8 ? 3 : 2);
+}
+/* acc + one step. offset: what is still in the weights. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_add(uint32_t f, int offset, const moei_q8w *u, const __m256i *s, const moei_q8 *x, __m256 acc) {
+    __m256i a = moei_q8_quad(f, s, u->pair), b = moei_q8_quad(f, s + 4, u->pair + 2), sum16 = moei_q8_ld256(x->sum16), sum = moei_q8_ld256(x->sum);
+    __m256i h0 = _mm256_permute2x128_si256(a, b, 0x20), h1 = _mm256_permute2x128_si256(a, b, 0x31), n = _mm256_add_epi32(h0, h1);
+    __m256 dx = _mm256_loadu_ps(x->d);
+    if (moei_q8_is_nvfp4(f)) {
+        h0 = _mm256_sub_epi32(h0, moei_q8_times(_mm256_srai_epi32(_mm256_slli_epi32(sum16, 16), 16), offset));
+        h1 = _mm256_sub_epi32(h1, moei_q8_times(_mm256_srai_epi32(sum16, 16), offset));
+        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(h0), _mm256_mul_ps(u->d, dx), acc);
+        return _mm256_fmadd_ps(_mm256_cvtepi32_ps(h1), _mm256_mul_ps(u->m, dx), acc);
+    }
+    if (moei_q8_has_sub(f)) sum = _mm256_madd_epi16(u->s16, sum16);
+    if (f == MOE_FORMAT_INT4_GROUP) n = _mm256_sub_epi32(n, _mm256_mullo_epi32(u->z, sum));
+    else if (offset) n = _mm256_sub_epi32(n, moei_q8_times(sum, offset));
+    acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(n), _mm256_mul_ps(u->d, dx), acc);
+    if (moei_q8_has_min(f)) acc = _mm256_fmadd_ps(u->m, _mm256_loadu_ps(x->s), acc);
+    if (f == MOE_FORMAT_Q2_K) acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(u->z, sum16)), _mm256_mul_ps(u->m, dx), acc);
+    return acc;
+}
+MOEI_FORCE MOEI_AVX2 float moei_q8_tree(__m256 v) {
+    __m128 a = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+    return _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a))) + 0.0f;
+}
+
+/* ---- straight from the rows ---- */
+
+/* A walk over a row's steps: the last, partial one is read from a zeroed copy. */
+typedef struct moei_q8walk {
+    const uint8_t *row;
+    size_t steps, full;
+    uint8_t tail[272];
+} moei_q8walk;
+MOEI_FORCE void moei_q8_walk(uint32_t f, const moei_rows *w, size_t r, moei_q8walk *walk) {
+    size_t step = moei_q8_step(f), rest = w->k % 256 / 32;
+    walk->row = moei_row(w, r), walk->full = w->k / 256, walk->steps = walk->full + (rest != 0);
+    if (rest) memset(walk->tail, 0, sizeof walk->tail), memcpy(walk->tail, walk->row + walk->full * step, rest * step / 8);
+}
+MOEI_FORCE void moei_q8_prefetch(const moei_rows *w, size_t r, size_t n_rows) {
+    if (!w->prefetch) return;
+    size_t end = (r + 1) * w->prefetch_bytes / n_rows;
+    for (size_t i = r * w->prefetch_bytes / n_rows; i < end; i += 64) MOEI_PREFETCH(w->prefetch + i);
+}
+
+enum { MOEI_Q8_GROUP = 8 }; /* tokens that share an unpacked step */
+
+/* Sums of 4 products. Offset weights would saturate beyond 129: wide ones go as |w| x sign(q, w). */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_dot4_avx2(int wide, __m256i v, __m256i q) {
+    if (wide) q = _mm256_sign_epi8(q, v), v = _mm256_abs_epi8(v);
+    return moei_q8_pair_sums(_mm256_maddubs_epi16(v, q));
+}
+/* One row times n tokens, n constant 1 or at most MOEI_Q8_GROUP. REGISTERS: 8 weights, scale, minimum, and the reduction's few;
+   with several tokens the accumulators live in L1 (one load and one store of about 35 micro-ops). */
+MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_t r, const void *const *x, uint32_t n, float *out,
+                                           size_t out_stride) {
+    const int wide = moei_q8_is_wide(f), offset = wide ? 0 : moei_q8_offset(f);
+    __m256 acc[MOEI_Q8_GROUP];
+    moei_q8walk walk;
+    moei_q8side side;
+    moei_q8_walk(f, w, r, &walk);
+    for (uint32_t t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
+    for (size_t i = 0; i < walk.steps; i++) {
+        moei_q8w u;
+        if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
+        moei_q8_unpack(f, i < walk.full ? walk.row + i * moei_q8_step(f) : walk.tail, &side, i % MOEI_Q8_CHUNK, &u);
+        for (uint32_t t = 0; t < n; t++) {
+            const moei_q8 *q = (const moei_q8 *)x[t] + i;
+            __m256i s[8];
+            MOEI_UNROLL for (int b = 0; b < 8; b++) s[b] = moei_q8_dot4_avx2(wide, u.v[b], moei_q8_ld256(q->q[b]));
+            acc[t] = moei_q8_add(f, offset, &u, s, q, acc[t]);
+        }
+    }
+    for (uint32_t t = 0; t < n; t++) out[t * out_stride] = moei_q8_tree(acc[t]);
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_dot_avx2(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                           float *out, size_t out_stride) {
+    for (uint32_t r = 0; r < n_rows; r++) {
+        moei_q8_prefetch(w, r, n_rows);
+        if (n_tokens == 1) moei_q8_row_avx2(f, w, r, x, 1, out + r, out_stride);
+        else
+            for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
+                moei_q8_row_avx2(f, w, r, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : MOEI_Q8_GROUP,
+                                 out + t * out_stride + r, out_stride);
+    }
+}
+
+#define MOEI_Q8_DOT(isa, target, f)                                                                                      \
+    static target void moei_q8_dot_##isa##_##f(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, \
+        float *out, size_t out_stride) { moei_q8_dot_##isa(MOE_FORMAT_##f, w, n_rows, x, n_tokens, out, out_stride); }
+#define MOEI_Q8_FORMATS(X, isa, target)                                                                                  \
+    X(isa, target, Q8_0) X(isa, target, Q4_0) X(isa, target, Q4_1) X(isa, target, Q5_0) X(isa, target, Q5_1)             \
+    X(isa, target, Q2_K) X(isa, target, Q3_K) X(isa, target, Q4_K) X(isa, target, Q5_K) X(isa, target, Q6_K)             \
+    X(isa, target, IQ4_NL) X(isa, target, IQ4_XS) X(isa, target, MXFP4) X(isa, target, NVFP4) X(isa, target, MXFP4_HF)   \
+    X(isa, target, NVFP4_HF) X(isa, target, INT8_CHANNEL) X(isa, target, INT4_GROUP)
+MOEI_Q8_FORMATS(MOEI_Q8_DOT, avx2, MOEI_AVX2)
+
+/* ---- activations ---- */
+
+static size_t moei_q8_row_bytes(size_t k) { return (k + 255) / 256 * sizeof(moei_q8); }
+
+/* One block of 32. The integer comes out of the fma's low bits: 12582912 + q. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_block(moei_q8 *row, size_t b, const float *x) {
+    moei_q8 *to = row + b / 8;
+    __m256 v[4];
+    __m256i a = _mm256_setzero_si256(), i[4];
+    MOEI_UNROLL for (int j = 0; j < 4; j++) {
+        v[j] = _mm256_loadu_ps(x + 8 * j);
+        a = _mm256_max_epi32(a, _mm256_and_si256(_mm256_castps_si256(v[j]), _mm256_set1_epi32(0x7fffffff)));
+    }
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e)), m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+    const uint32_t bits = (uint32_t)_mm_cvtsi128_si32(m);
+    const float amax = moei_float(bits);
+    const int nan = bits >= 0x7f800000u, zero = nan || amax < 1.26217745e-29f; /* 2^-96 */
+    const float id = zero ? 0.0f : 127.0f / amax;
+    MOEI_UNROLL for (int j = 0; j < 4; j++) {
+        if (zero) v[j] = _mm256_setzero_ps();
+        __m256 q = _mm256_fmadd_ps(v[j], _mm256_set1_ps(id), _mm256_set1_ps(MOEI_MAGIC));
+        i[j] = _mm256_sub_epi32(_mm256_castps_si256(q), _mm256_set1_epi32(MOEI_MAGIC_BITS));
+    }
+    __m256i p = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
+    p = _mm256_permutevar8x32_epi32(p, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)to->q[b % 8], p);
+    p = moei_q8_pair_sums(_mm256_maddubs_epi16(_mm256_set1_epi8(1), p)); /* 4 sums of each half */
+    p = _mm256_add_epi32(p, _mm256_shuffle_epi32(p, 0x4e)), p = _mm256_add_epi32(p, _mm256_shuffle_epi32(p, 0xb1));
+    const int lo = _mm256_cvtsi256_si32(p), hi = _mm_cvtsi128_si32(_mm256_extracti128_si256(p, 1));
+    const float d = nan ? moei_float(0x7fc00000u) : zero ? 0.0f : amax / 127.0f;
+    to->sum16[b % 8][0] = (int16_t)lo, to->sum16[b % 8][1] = (int16_t)hi, to->sum[b % 8] = lo + hi;
+    to->d[b % 8] = d, to->s[b % 8] = d * (float)(lo + hi);
+}
+static MOEI_AVX2 void moei_q8_prepare(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    const float none[32] = {0};
+    for (size_t b = 0; b < n / 32; b++) moei_q8_block((moei_q8 *)row, k0 / 32 + b, x + 32 * b);
+    if (k0 + n == k)
+        for (size_t b = k / 32; b % 8; b++) moei_q8_block((moei_q8 *)row, b, none);
+}
+
+#define MOEI_Q8_DIRECT(isa, f) {moei_q8_dot_##isa##_##f, NULL, UINT32_MAX}
+#define MOEI_Q8_NONE {NULL, NULL, 0}
+/* clang-format off */
+MOEI_UNUSED static const moei_arith moei_q8_avx2 = {
+    MOE_COMPUTE_Q8, MOE_TIER_AVX2, moei_q8_row_bytes, moei_q8_prepare, NULL, NULL,
+    {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */
+     MOEI_Q8_DIRECT(avx2, Q8_0), MOEI_Q8_DIRECT(avx2, Q4_0), MOEI_Q8_DIRECT(avx2, Q4_1), MOEI_Q8_DIRECT(avx2, Q5_0),
+     MOEI_Q8_DIRECT(avx2, Q5_1), MOEI_Q8_DIRECT(avx2, Q2_K), MOEI_Q8_DIRECT(avx2, Q3_K), MOEI_Q8_DIRECT(avx2, Q4_K),
+     MOEI_Q8_DIRECT(avx2, Q5_K), MOEI_Q8_DIRECT(avx2, Q6_K), MOEI_Q8_DIRECT(avx2, IQ4_NL), MOEI_Q8_DIRECT(avx2, IQ4_XS),
+     MOEI_Q8_DIRECT(avx2, MXFP4), MOEI_Q8_DIRECT(avx2, NVFP4), MOEI_Q8_DIRECT(avx2, MXFP4_HF), MOEI_Q8_DIRECT(avx2, NVFP4_HF),
+     MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */
+     MOEI_Q8_DIRECT(avx2, INT8_CHANNEL), MOEI_Q8_DIRECT(avx2, INT4_GROUP)}};
+/* clang-format on */
+
+#if MOEI_HAVE_VNNI
+/* ---- AVX512-VNNI ---- */
+
+MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, const moei_rows *w, size_t r, const void *const *x, uint32_t n, float *out,
+                                           size_t out_stride) {
+    const int wide = moei_q8_is_wide(f), offset = moei_q8_offset(f);
+    __m256 acc[MOEI_Q8_GROUP];
+    moei_q8walk walk;
+    moei_q8side side;
+    moei_q8_walk(f, w, r, &walk);
+    for (uint32_t t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
+    for (size_t i = 0; i < walk.steps; i++) {
+        moei_q8w u;
+        if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
+        moei_q8_unpack(f, i < walk.full ? walk.row + i * moei_q8_step(f) : walk.tail, &side, i % MOEI_Q8_CHUNK, &u);
+        if (wide)
+            MOEI_UNROLL for (int b = 0; b < 8; b++) u.v[b] = _mm256_xor_si256(u.v[b], _mm256_set1_epi8(-128));
+        for (uint32_t t = 0; t < n; t++) {
+            const moei_q8 *q = (const moei_q8 *)x[t] + i;
+            __m256i s[8];
+            MOEI_UNROLL for (int b = 0; b < 8; b++)
+                s[b] = _mm256_dpbusd_epi32(_mm256_setzero_si256(), u.v[b], moei_q8_ld256(q->q[b]));
+            acc[t] = moei_q8_add(f, offset, &u, s, q, acc[t]);
+        }
+    }
+    for (uint32_t t = 0; t < n; t++) out[t * out_stride] = moei_q8_tree(acc[t]);
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                           float *out, size_t out_stride) {
+    for (uint32_t r = 0; r < n_rows; r++) {
+        moei_q8_prefetch(w, r, n_rows);
+        if (n_tokens == 1) moei_q8_row_vnni(f, w, r, x, 1, out + r, out_stride);
+        else
+            for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
+                moei_q8_row_vnni(f, w, r, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : MOEI_Q8_GROUP,
+                                 out + t * out_stride + r, out_stride);
+    }
+}
+MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
+/* clang-format off */
+MOEI_UNUSED static const moei_arith moei_q8_vnni = {
+    MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_row_bytes, moei_q8_prepare, NULL, NULL,
+    {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */
+     MOEI_Q8_DIRECT(vnni, Q8_0), MOEI_Q8_DIRECT(vnni, Q4_0), MOEI_Q8_DIRECT(vnni, Q4_1), MOEI_Q8_DIRECT(vnni, Q5_0),
+     MOEI_Q8_DIRECT(vnni, Q5_1), MOEI_Q8_DIRECT(vnni, Q2_K), MOEI_Q8_DIRECT(vnni, Q3_K), MOEI_Q8_DIRECT(vnni, Q4_K),
+     MOEI_Q8_DIRECT(vnni, Q5_K), MOEI_Q8_DIRECT(vnni, Q6_K), MOEI_Q8_DIRECT(vnni, IQ4_NL), MOEI_Q8_DIRECT(vnni, IQ4_XS),
+     MOEI_Q8_DIRECT(vnni, MXFP4), MOEI_Q8_DIRECT(vnni, NVFP4), MOEI_Q8_DIRECT(vnni, MXFP4_HF), MOEI_Q8_DIRECT(vnni, NVFP4_HF),
+     MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */
+     MOEI_Q8_DIRECT(vnni, INT8_CHANNEL), MOEI_Q8_DIRECT(vnni, INT4_GROUP)}};
+/* clang-format on */
+#endif
+#endif
 
 /* ==== >>neon: F32 on aarch64 =========================================================================================== */
 
-/* ==== >>cpu: what this machine can do ================================================================================== */
+/* ==== >>cpu: what this machine can do ==================================================================================
+   Detection is a pure function of the raw words, so that it can be tested with other machines' words. Nothing is cached: cpuid
+   is slow in virtual machines, but only moe_layer_init and moe_tiers ask. */
+
+#ifndef MOEI_HAVE_AVXVNNI
+#define MOEI_HAVE_AVXVNNI 0
+#endif
+#ifndef MOEI_HAVE_AMX
+#define MOEI_HAVE_AMX 0
+#endif
+#ifndef MOEI_HAVE_DOTPROD
+#define MOEI_HAVE_DOTPROD 0
+#endif
+#ifndef MOEI_HAVE_I8MM
+#define MOEI_HAVE_I8MM 0
+#endif
+#ifndef MOEI_HAVE_NEONBF16
+#define MOEI_HAVE_NEONBF16 0
+#endif
+#define MOEI_TIERS_BUILT                                                                                               \
+    (MOE_TIER_BIT(MOE_TIER_C) | (uint32_t)MOEI_HAVE_AVX2 << MOE_TIER_AVX2 | (uint32_t)MOEI_HAVE_AVXVNNI << MOE_TIER_AVXVNNI | \
+     (uint32_t)MOEI_HAVE_AVX512 << MOE_TIER_AVX512 | (uint32_t)MOEI_HAVE_VNNI << MOE_TIER_VNNI |                       \
+     (uint32_t)MOEI_HAVE_AVX512BF16 << MOE_TIER_AVX512BF16 | (uint32_t)MOEI_HAVE_AMX << MOE_TIER_AMX |                 \
+     (uint32_t)MOEI_HAVE_NEON << MOE_TIER_NEON | (uint32_t)MOEI_HAVE_DOTPROD << MOE_TIER_DOTPROD |                     \
+     (uint32_t)MOEI_HAVE_I8MM << MOE_TIER_I8MM | (uint32_t)MOEI_HAVE_NEONBF16 << MOE_TIER_NEONBF16)
+
+/* x86: words of cpuid leaf 1, leaf 7 and leaf 7.1, XCR0 (what the OS saves), the XSAVE features this process may use. */
+typedef struct moei_cpuid {
+    uint32_t leaf1_ecx, leaf7_ebx, leaf7_ecx, leaf7_edx, leaf7_1_eax;
+    uint64_t xcr0, permitted;
+} moei_cpuid;
+MOEI_FORCE int moei_has(uint64_t word, uint64_t bits) { return (word & bits) == bits; }
+
+MOEI_UNUSED static uint32_t moei_cpu_decide(const moei_cpuid *id) {
+    uint32_t tiers = MOE_TIER_BIT(MOE_TIER_C);
+    const uint32_t osxsave_avx_fma_f16c = 1u << 27 | 1u << 28 | 1u << 12 | 1u << 29, avx2_bmi = 1u << 5 | 1u << 3 | 1u << 8;
+    const uint32_t avx512_f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, amx_bf16_tile_int8 = 1u << 22 | 3u << 24;
+    const uint64_t ymm = 6, zmm = 0xe6, tile_config_data = 3u << 17, tile_data = 1u << 18;
+    if (!moei_has(id->leaf1_ecx, osxsave_avx_fma_f16c) || !moei_has(id->xcr0, ymm) || !moei_has(id->leaf7_ebx, avx2_bmi))
+        return tiers;
+    tiers |= MOE_TIER_BIT(MOE_TIER_AVX2);
+    if (moei_has(id->leaf7_1_eax, 1u << 4)) tiers |= MOE_TIER_BIT(MOE_TIER_AVXVNNI);
+    if (!moei_has(id->leaf7_ebx, avx512_f_dq_bw_vl) || !moei_has(id->xcr0, zmm)) return tiers;
+    tiers |= MOE_TIER_BIT(MOE_TIER_AVX512);
+    if (moei_has(id->leaf7_ecx, 1u << 11)) tiers |= MOE_TIER_BIT(MOE_TIER_VNNI);
+    if (moei_has(id->leaf7_1_eax, 1u << 5)) tiers |= MOE_TIER_BIT(MOE_TIER_AVX512BF16);
+    if (moei_has(id->leaf7_edx, amx_bf16_tile_int8) && moei_has(id->xcr0, tile_config_data) && moei_has(id->permitted, tile_data))
+        tiers |= MOE_TIER_BIT(MOE_TIER_AMX);
+    return tiers;
+}
+/* aarch64: AT_HWCAP and AT_HWCAP2 of Linux */
+MOEI_UNUSED static uint32_t moei_cpu_decide_arm(uint64_t hwcap, uint64_t hwcap2) {
+    uint32_t tiers = MOE_TIER_BIT(MOE_TIER_C) | MOE_TIER_BIT(MOE_TIER_NEON);
+    if (!moei_has(hwcap, 1u << 20)) return tiers;
+    tiers |= MOE_TIER_BIT(MOE_TIER_DOTPROD);
+    if (!moei_has(hwcap2, 1u << 13)) return tiers;
+    tiers |= MOE_TIER_BIT(MOE_TIER_I8MM);
+    return moei_has(hwcap2, 1u << 14) ? tiers | MOE_TIER_BIT(MOE_TIER_NEONBF16) : tiers;
+}
+
+#if MOEI_HAVE_AVX2
+#if defined(_MSC_VER) && !defined(__clang__)
+#include <intrin.h>
+static void moei_cpuid_read(uint32_t leaf, uint32_t sub, uint32_t *r) { __cpuidex((int *)r, (int)leaf, (int)sub); }
+static uint64_t moei_xcr0(void) { return _xgetbv(0); }
+#else
+static void moei_cpuid_read(uint32_t leaf, uint32_t sub, uint32_t *r) {
+    __asm__ volatile("cpuid" : "=a"(r[0]), "=b"(r[1]), "=c"(r[2]), "=d"(r[3]) : "a"(leaf), "c"(sub));
+}
+static uint64_t moei_xcr0(void) {
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+#endif
+/* Linux keeps AMX's tile data from a process until it asks, because signal frames grow by 8 KB. A bare system call, since the C
+   library need not have a wrapper. */
+#if defined(__linux__) && defined(__x86_64__) && !defined(__ILP32__)
+static long moei_arch_prctl(long code, void *arg) {
+    long r;
+    __asm__ volatile("syscall" : "=a"(r) : "0"(158L), "D"(code), "S"(arg) : "rcx", "r11", "memory");
+    return r;
+}
+static uint64_t moei_permitted(void) {
+    uint64_t features = 0;
+    return moei_arch_prctl(0x1022, &features) ? 0 : features; /* ARCH_GET_XCOMP_PERM */
+}
+static void moei_permit_amx(void) { moei_arch_prctl(0x1023, (void *)(uintptr_t)18); } /* ARCH_REQ_XCOMP_PERM, tile data */
+#else
+static uint64_t moei_permitted(void) { return 0; }
+static void moei_permit_amx(void) {}
+#endif
+static void moei_cpuid_get(moei_cpuid *id) {
+    uint32_t r[4];
+    memset(id, 0, sizeof *id);
+    moei_cpuid_read(0, 0, r);
+    if (r[0] < 7) return;
+    moei_cpuid_read(1, 0, r);
+    id->leaf1_ecx = r[2];
+    if (id->leaf1_ecx >> 27 & 1) id->xcr0 = moei_xcr0();
+    moei_cpuid_read(7, 0, r);
+    id->leaf7_ebx = r[1], id->leaf7_ecx = r[2], id->leaf7_edx = r[3];
+    if (r[0] >= 1) moei_cpuid_read(7, 1, r), id->leaf7_1_eax = r[0];
+    if (id->leaf7_edx >> 24 & 1) id->permitted = moei_permitted();
+}
+MOEI_UNUSED static uint32_t moei_cpu(void) {
+    moei_cpuid id;
+    moei_cpuid_get(&id);
+    return moei_cpu_decide(&id) & MOEI_TIERS_BUILT;
+}
+MOE_API int moe_enable_amx(void) {
+    moei_cpuid id;
+    moei_cpuid_get(&id);
+    if (!(id.leaf7_edx >> 24 & 1)) return 0;
+    moei_permit_amx();
+    id.permitted = moei_permitted();
+    return (moei_cpu_decide(&id) >> MOE_TIER_AMX & 1) != 0;
+}
+#else
+#if MOEI_HAVE_NEON && defined(__linux__)
+#include <sys/auxv.h>
+MOEI_UNUSED static uint32_t moei_cpu(void) { return moei_cpu_decide_arm(getauxval(16), getauxval(26)) & MOEI_TIERS_BUILT; }
+#else
+MOEI_UNUSED static uint32_t moei_cpu(void) { return moei_cpu_decide_arm(0, 0) & MOEI_TIERS_BUILT; }
+#endif
+MOE_API int moe_enable_amx(void) { return 0; }
+#endif
+
+MOE_API uint32_t moe_tiers(void) { return moei_cpu(); }
+MOE_API const char *moe_tier_name(uint32_t tier) {
+    static const char *const names[] = {
+#define MOE_X(id, name) name,
+        MOE_TIERS(MOE_X)
+#undef MOE_X
+    };
+    return tier < MOE_TIER_COUNT ? names[tier] : "?";
+}
+MOEI_UNUSED static int moei_same_name(const char *a, const char *b) { /* ASCII, case-insensitive, whatever the locale */
+    for (;; a++, b++) {
+        int x = *a >= 'A' && *a <= 'Z' ? *a + 32 : *a, y = *b >= 'A' && *b <= 'Z' ? *b + 32 : *b;
+        if (x != y) return 0;
+        if (!x) return 1;
+    }
+}
+MOE_API uint32_t moe_tier_by_name(const char *name) {
+    uint32_t tier = 0;
+    while (tier < MOE_TIER_COUNT && (!name || !moei_same_name(name, moe_tier_name(tier)))) tier++;
+    return tier;
+}
+MOE_API uint32_t moe_tier_mask(uint32_t tier) {
+    const uint32_t c = MOE_TIER_BIT(MOE_TIER_C), avx2 = c | MOE_TIER_BIT(MOE_TIER_AVX2), avx512 = avx2 | MOE_TIER_BIT(MOE_TIER_AVX512);
+    const uint32_t vnni = avx512 | MOE_TIER_BIT(MOE_TIER_VNNI), bf16 = vnni | MOE_TIER_BIT(MOE_TIER_AVX512BF16);
+    const uint32_t neon = c | MOE_TIER_BIT(MOE_TIER_NEON), dotprod = neon | MOE_TIER_BIT(MOE_TIER_DOTPROD);
+    const uint32_t i8mm = dotprod | MOE_TIER_BIT(MOE_TIER_I8MM);
+    switch (tier) {
+    case MOE_TIER_C: return c;
+    case MOE_TIER_AVX2: return avx2;
+    case MOE_TIER_AVXVNNI: return avx2 | MOE_TIER_BIT(MOE_TIER_AVXVNNI);
+    case MOE_TIER_AVX512: return avx512;
+    case MOE_TIER_VNNI: return vnni;
+    case MOE_TIER_AVX512BF16: return bf16;
+    case MOE_TIER_AMX: return bf16 | MOE_TIER_BIT(MOE_TIER_AMX);
+    case MOE_TIER_NEON: return neon;
+    case MOE_TIER_DOTPROD: return dotprod;
+    case MOE_TIER_I8MM: return i8mm;
+    case MOE_TIER_NEONBF16: return i8mm | MOE_TIER_BIT(MOE_TIER_NEONBF16);
+    default: return 0;
+    }
+}
 
 /* ==== >>route: logits to ids and weights ===============================================================================
    One function over data routes a token: moei_select_token does R2 .. R9 for every model (the formulas stand at moe_router).
@@ -1629,16 +3393,22 @@ static void moei_clean_logits(const moei_router *r, const float *logits) {
 
 /* Sum by 8 accumulators, then a tree: short chains, and the same bits from every compiler. */
 static float moei_route_sum(const float *x, uint32_t n) {
-    float a[8] = {0};
-    for (uint32_t i = 0; i < n; i++) a[i & 7] += x[i];
-    for (uint32_t h = 4; h; h >>= 1)
-        for (uint32_t i = 0; i < h; i++) a[i] += a[i + h];
-    return a[0];
+    float a[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    uint32_t i, j, whole = n & ~7u;
+    for (i = 0; i < whole; i += 8)
+        for (j = 0; j < 8; j++) a[j] += x[i + j];
+    for (; i < n; i++) a[i & 7] += x[i];
+    return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
 }
 static float moei_route_max(const float *x, uint32_t n) {
-    float m = x[0];
-    for (uint32_t i = 1; i < n; i++) m = x[i] > m ? x[i] : m;
-    return m;
+    float a[8];
+    uint32_t i, j, whole = n & ~7u;
+    for (j = 0; j < 8; j++) a[j] = x[0];
+    for (i = 0; i < whole; i += 8)
+        for (j = 0; j < 8; j++) a[j] = x[i + j] > a[j] ? x[i + j] : a[j];
+    for (; i < n; i++) a[0] = x[i] > a[0] ? x[i] : a[0];
+    for (j = 1; j < 8; j++) a[0] = a[j] > a[0] ? a[j] : a[0];
+    return a[0];
 }
 
 /* y = softmax(x); y may be x. +Inf share the mass, all -Inf give zeros. */
@@ -1658,15 +3428,19 @@ static void moei_softmax(const moei_router *r, float *y, const float *x, uint32_
     for (i = 0; i < n; i++) y[i] /= sum;
 }
 
-static void moei_sqrt_softplus(float *y, const float *x, uint32_t n) {
-    for (uint32_t i = 0; i < n; i++) y[i] = sqrtf(moei_log1p_exp(x[i]));
+/* sqrt(softplus), with moei_log1p_exp's exp done by the tier */
+static void moei_sqrt_softplus(const moei_router *r, float *y, const float *x, uint32_t n) {
+    uint32_t i;
+    for (i = 0; i < n; i++) y[i] = moei_float(moei_bits(x[i]) | 0x80000000u);
+    r->vec->exp(y, y, n);
+    for (i = 0; i < n; i++) y[i] = sqrtf((x[i] > 0.0f ? x[i] : 0.0f) + moei_log1p(y[i]));
 }
 
 static void moei_scores(const moei_router *r) {
     uint32_t n = r->n_ids + r->n_sink;
     switch (r->d->router.score) {
     case MOE_SCORE_SIGMOID: r->vec->sigmoid(r->s, r->l, 1.0f, n); break;
-    case MOE_SCORE_SQRT_SOFTPLUS: moei_sqrt_softplus(r->s, r->l, n); break;
+    case MOE_SCORE_SQRT_SOFTPLUS: moei_sqrt_softplus(r, r->s, r->l, n); break;
     default: /* the shared experts' rows take their share of a softmax over all rows, the others don't see them */
         if (r->n_sink) moei_softmax(r, r->s, r->l, n);
         moei_softmax(r, r->s, r->l, r->n_ids);
@@ -1764,7 +3538,7 @@ static void moei_share(float *w, uint32_t k) {
 
 static void moei_normalise(const moei_router *r, uint32_t k, float *w, float *sink) {
     const moe_router *p = &r->d->router;
-    uint32_t j, n_sink = p->norm == MOE_NORM_SUM_WITH_SHARED && sink ? r->n_sink : 0;
+    uint32_t j, n_sink = p->norm == MOE_NORM_SUM_WITH_SHARED ? r->n_sink : 0;
     float sum = 0.0f;
     if (p->norm == MOE_NORM_NONE || (p->norm_skip_k1 && r->d->top_k == 1)) return;
     for (j = 0; j < k + n_sink; j++) sum += j < k ? w[j] : sink[j - k];
@@ -1802,17 +3576,16 @@ static uint32_t moei_scale_weights(const moei_router *r, uint32_t k, const int32
     uint32_t j, saved = moei_drop_small(r, k, w);
     for (j = 0; j < k; j++) w[j] *= r->routed_scale;
     for (j = 0; r->scale && j < k; j++) w[j] *= ids[j] < 0 ? 0.0f : r->scale[ids[j]];
-    for (j = 0; sink && j < r->n_sink; j++) sink[j] *= r->routed_scale;
+    for (j = 0; j < r->n_sink; j++) sink[j] *= r->routed_scale;
     return saved;
 }
 
 /* Routes one token. logits [rows] as W x + bias; given [k] ids of a table or the caller (-1 = skip), or NULL: select; writes
-   ids [k] (may be `given`), weights [k] and sink [n_sink] (the shared experts' weights; NULL unless the desc has them).
+   ids [k] (may be `given`), weights [k] and sink [n_sink] (the shared experts' weights; NULL if not wanted).
    Returns how many slots drop_below and top_p saved: their weights are 0. r->hold: moei_capacity has to follow. */
 static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float *logits, const int32_t *given, uint32_t k,
                                               int32_t *ids, float *weights, float *sink) {
     const moe_router *p = &r->d->router;
-    uint32_t j;
     moei_clean_logits(r, logits);
     if (p->pick == MOE_PICK_SPARSEMIXER) {
         moei_sparsemixer(r, given, k, ids, weights);
@@ -1823,7 +3596,8 @@ static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float 
         else moei_pick_top(r, k, ids);
         moei_gather(r, k, ids, weights);
     }
-    for (j = 0; sink && j < r->n_sink; j++) sink[j] = r->s[r->n_ids + j];
+    if (!sink) sink = r->s + r->n_ids;
+    else memcpy(sink, r->s + r->n_ids, r->n_sink * sizeof *sink);
     if (!r->hold || !p->capacity_norm_after) moei_normalise(r, k, weights, sink);
     return r->hold ? 0 : moei_scale_weights(r, k, ids, weights, sink);
 }
@@ -1831,6 +3605,248 @@ static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float 
 /* The token's best score, for a capacity queue in order of scores: of the token last routed. */
 MOEI_FORCE float moei_best_score(const moei_router *r) { return moei_route_max(r->s, r->n_ids); }
 
+
+/* ---- Tables, capacity, statistics ---- */
+
+/* ids [k] of a token in the routing table; ids NULL: only checks. -1 in a table skips the slot. */
+static MOEI_UNUSED moe_status moei_table_row(const moe_desc *d, int32_t token, uint32_t k, int32_t *ids) {
+    const moe_router *p = &d->router;
+    size_t size = p->table_bytes == 8 ? 8 : 4, stride = p->table_stride ? p->table_stride : d->top_k * size;
+    if (token < 0 || (uint32_t)token >= p->table_rows) return MOE_ERR_TOKEN_ID;
+    const uint8_t *row = (const uint8_t *)p->table + (size_t)(uint32_t)token * stride;
+    for (uint32_t j = 0; j < k; j++, row += size) {
+        uint32_t id = moei_load32(row), high = size == 8 ? moei_load32(row + 4) : id == UINT32_MAX ? id : 0;
+        int skip = id == UINT32_MAX && high == UINT32_MAX;
+        if (!skip && (high || id >= d->n_experts + d->n_zero_experts)) return MOE_ERR_EXPERT_ID;
+        if (ids) ids[j] = skip ? -1 : (int32_t)id;
+    }
+    return MOE_OK;
+}
+
+/* Places per expert in a call of n tokens; SIZE_MAX = no limit. The product is rounded to float on purpose: 0.1f is a little
+   more than 0.1, and 10 tokens at 0.1 are one place, not two. */
+static MOEI_UNUSED size_t moei_capacity_places(const moe_desc *d, size_t n_tokens) {
+    float want = (float)n_tokens * d->router.capacity_factor;
+    size_t places = want < 4e9f ? (size_t)want : SIZE_MAX;
+    if (d->router.capacity) return d->router.capacity;
+    if (!(want > 0.0f) || places == SIZE_MAX) return SIZE_MAX;
+    return places + ((float)places < want);
+}
+/* Bytes of scratch (any alignment) for moei_capacity; n_tokens < 2^32. */
+static MOEI_UNUSED size_t moei_capacity_scratch(const moe_desc *d, size_t n_tokens) {
+    size_t n = (size_t)d->n_experts + d->n_zero_experts;
+    return (d->router.capacity_by_score ? n_tokens * 12 : 0) + n * 4 + 64;
+}
+
+typedef struct moei_held {  /* the held weights of a call, as moei_select_token left them */
+    size_t n_tokens;
+    uint32_t k;
+    const int32_t *ids;     /* [n_tokens][k] */
+    float *weights;         /* [n_tokens][k] */
+    float *sink;            /* [n_tokens][n_sink]; NULL if n_sink is 0 */
+    const float *best;      /* [n_tokens] moei_best_score; needed with capacity_by_score only */
+    float *pass;            /* [n_tokens][k] or NULL: gets w of dropped slots for MOE_DROP_PASS_THROUGH, else 0 */
+    uint64_t dropped, saved;
+} moei_held;
+
+/* Weights of slots beyond an expert's places become 0. All first choices queue before all second choices. */
+static void moei_drop_over(const moei_router *r, moei_held *h, size_t places, const uint64_t *order, uint32_t *used) {
+    memset(used, 0, r->n_ids * sizeof *used);
+    for (uint32_t j = 0; j < h->k; j++) {
+        for (size_t i = 0; i < h->n_tokens; i++) {
+            size_t at = (order ? moei_top_index(order[i]) : i) * h->k + j;
+            if (h->pass) h->pass[at] = 0.0f;
+            if (h->ids[at] < 0 || used[h->ids[at]]++ < places) continue;
+            if (h->pass) h->pass[at] = h->weights[at] * r->routed_scale;
+            h->weights[at] = 0.0f;
+            h->dropped++;
+        }
+    }
+}
+
+/* Capacity (Switch, GShard, NLLB) of a whole call: drops, then does what moei_select_token held back: normalisation if it
+   comes after dropping, and the scales. */
+static MOEI_UNUSED void moei_capacity(const moei_router *r, moei_held *h, void *scratch) {
+    const moe_router *p = &r->d->router;
+    uint64_t *order = (uint64_t *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+    uint32_t n = p->capacity_by_score ? (uint32_t)h->n_tokens : 0, *key = (uint32_t *)(order + n);
+    for (uint32_t t = 0; t < n; t++) key[t] = moei_key(h->best[t]);
+    if (n) moei_top_many(key, n, n, order);
+    moei_drop_over(r, h, moei_capacity_places(r->d, h->n_tokens), n ? order : NULL, key + n);
+    for (size_t t = 0; t < h->n_tokens; t++) {
+        float *w = h->weights + t * h->k, *sink = h->sink ? h->sink + t * r->n_sink : NULL;
+        if (p->capacity_norm_after) moei_normalise(r, h->k, w, sink);
+        h->saved += moei_scale_weights(r, h->k, h->ids + t * h->k, w, sink);
+    }
+}
+
+/* Adds a token's scores and its logsumexp(W x + bias)^2. */
+static MOEI_UNUSED void moei_route_stats(const moei_router *r, const float *logits, moe_stats *stats) {
+    uint32_t i;
+    double sum = 0.0, top;
+    moei_clean_logits(r, logits);
+    moei_scores(r);
+    for (i = 0; stats->score && i < r->n_ids; i++) stats->score[i] += (double)r->s[i];
+    for (i = 0; i < r->n_ids; i++) r->q[i] = moei_is_nan(logits[i]) ? -moei_inf() : logits[i];
+    top = (double)moei_route_max(r->q, r->n_ids);
+    if (!moei_is_finite((float)top)) return;
+    for (i = 0; i < r->n_ids; i++) r->q[i] -= (float)top;
+    r->vec->exp(r->q, r->q, r->n_ids);
+    for (i = 0; i < r->n_ids; i++) sum += (double)r->q[i];
+    top += log(sum);
+    stats->z += top * top;
+}
+
+/* ---- Checks ---- */
+
+static MOEI_UNUSED moe_status moei_fail(moe_error *e, moe_status status, const char *field, uint64_t got, uint64_t want) {
+    if (e) e->status = status, e->part = "", e->field = field, e->got = got, e->want = want;
+    return status;
+}
+
+typedef struct moei_knob_range {
+    const char *field;
+    size_t offset;   /* in moe_desc */
+    uint32_t count;  /* values 0 .. count - 1 */
+} moei_knob_range;
+#define MOEI_KNOB(field, count) {#field, offsetof(moe_desc, field), (uint32_t)(count)}
+static const moei_knob_range moei_router_knobs[] = {
+    MOEI_KNOB(router.score, MOE_SCORE_COUNT), MOEI_KNOB(router.select_on, MOE_SELECT_COUNT),
+    MOEI_KNOB(router.pick, MOE_PICK_COUNT), MOEI_KNOB(router.weight_from, MOE_WEIGHT_COUNT),
+    MOEI_KNOB(router.norm, MOE_NORM_COUNT), MOEI_KNOB(router.group, MOE_GROUP_COUNT),
+    MOEI_KNOB(router.group_mask_zero, 2), MOEI_KNOB(router.norm_skip_k1, 2), MOEI_KNOB(router.logit_bf16, 2),
+    MOEI_KNOB(router.capacity_drop, MOE_DROP_COUNT), MOEI_KNOB(router.capacity_by_score, 2),
+    MOEI_KNOB(router.capacity_norm_after, 2), MOEI_KNOB(shared.gate_kind, MOE_SHARED_COUNT)};
+/* count 0: any finite value; 1: 0 .. 1; 2: not negative */
+static const moei_knob_range moei_router_floats[] = {
+    MOEI_KNOB(router.softcap, 2), MOEI_KNOB(router.jitter, 2), MOEI_KNOB(router.norm_eps, 2),
+    MOEI_KNOB(router.norm_min, 2), MOEI_KNOB(router.routed_scale, 0), MOEI_KNOB(router.capacity_factor, 2),
+    MOEI_KNOB(router.drop_below, 1), MOEI_KNOB(router.top_p, 1)};
+
+static moe_status moei_check_knobs(const moe_desc *d, const moei_knob_range *list, size_t n, moe_error *error) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t v;
+        memcpy(&v, (const char *)d + list[i].offset, 4);
+        if (v >= list[i].count) return moei_fail(error, MOE_ERR_KNOB, list[i].field, v, list[i].count - 1);
+    }
+    return MOE_OK;
+}
+static moe_status moei_check_floats(const moe_desc *d, const moei_knob_range *list, size_t n, moe_error *error) {
+    for (size_t i = 0; i < n; i++) {
+        float v;
+        memcpy(&v, (const char *)d + list[i].offset, 4);
+        if (!moei_is_finite(v)) return moei_fail(error, MOE_ERR_VALUE, list[i].field, moei_bits(v), 0);
+        if (list[i].count && (v < 0.0f || (list[i].count == 1 && v > 1.0f)))
+            return moei_fail(error, MOE_ERR_KNOB, list[i].field, moei_bits(v), 0);
+    }
+    return MOE_OK;
+}
+static moe_status moei_check_vector(const moe_array *a, const char *field, moe_error *error) {
+    if (a->type == MOE_TYPE_NONE) return MOE_OK;
+    if (a->type != MOE_TYPE_F32 && a->type != MOE_TYPE_F16 && a->type != MOE_TYPE_BF16)
+        return moei_fail(error, MOE_ERR_TYPE, field, a->type, MOE_TYPE_F32);
+    if (a->expert ? !a->expert[0] : !a->data) return moei_fail(error, MOE_ERR_NULL, field, 0, 0);
+    return MOE_OK;
+}
+
+static moe_status moei_check_groups(const moe_desc *d, moe_error *error) {
+    const moe_router *p = &d->router;
+    uint32_t n = d->n_experts + d->n_zero_experts, size;
+    if (p->group == MOE_GROUP_NONE) return MOE_OK;
+    if (!p->n_group || n % p->n_group) return moei_fail(error, MOE_ERR_KNOB, "router.n_group", p->n_group, n);
+    size = n / p->n_group;
+    if (p->group == MOE_GROUP_PER_GROUP) {
+        if (d->top_k % p->n_group || d->top_k / p->n_group > size)
+            return moei_fail(error, MOE_ERR_KNOB, "router.n_group", p->n_group, d->top_k);
+    } else if (!p->topk_group || p->topk_group > p->n_group || (uint64_t)p->topk_group * size < d->top_k) {
+        return moei_fail(error, MOE_ERR_KNOB, "router.topk_group", p->topk_group, p->n_group);
+    }
+    return MOE_OK;
+}
+
+static moe_status moei_check_pick(const moe_desc *d, moe_error *error) {
+    const moe_router *p = &d->router;
+    if (p->pick == MOE_PICK_TABLE) {
+        size_t size = p->table_bytes == 8 ? 8 : 4;
+        if (!p->table) return moei_fail(error, MOE_ERR_NULL, "router.table", 0, 0);
+        if (p->table_bytes && p->table_bytes != 4 && p->table_bytes != 8)
+            return moei_fail(error, MOE_ERR_KNOB, "router.table_bytes", p->table_bytes, 4);
+        if (p->table_stride && p->table_stride < d->top_k * size)
+            return moei_fail(error, MOE_ERR_STRIDE, "router.table_stride", p->table_stride, d->top_k * size);
+    }
+    if (p->pick == MOE_PICK_SPARSEMIXER) { /* defined for two experts, and for logits alone */
+        if (d->top_k > 2) return moei_fail(error, MOE_ERR_KNOB, "top_k", d->top_k, 2);
+        if (p->group) return moei_fail(error, MOE_ERR_KNOB, "router.group", p->group, MOE_GROUP_NONE);
+        if (p->select_bias.type) return moei_fail(error, MOE_ERR_KNOB, "router.select_bias", p->select_bias.type, 0);
+        if (moei_sink_rows(d)) return moei_fail(error, MOE_ERR_KNOB, "shared.gate_kind", d->shared.gate_kind, 0);
+    }
+    return MOE_OK;
+}
+
+/* Everything that routing reads of a desc. */
+static moe_status moei_check_router(const moe_desc *d, moe_error *error) {
+    uint64_t n = (uint64_t)d->n_experts + d->n_zero_experts;
+    moe_status status;
+    if (!d->n_experts || n + d->shared.count > INT32_MAX) return moei_fail(error, MOE_ERR_SIZE, "n_experts", n, INT32_MAX);
+    if (!d->top_k || d->top_k > n) return moei_fail(error, MOE_ERR_SIZE, "top_k", d->top_k, n);
+    status = moei_check_knobs(d, moei_router_knobs, MOEI_COUNT(moei_router_knobs), error);
+    if (!status) status = moei_check_floats(d, moei_router_floats, MOEI_COUNT(moei_router_floats), error);
+    if (!status) status = moei_check_vector(&d->router.select_bias, "router.select_bias", error);
+    if (!status) status = moei_check_vector(&d->router.expert_scale, "router.expert_scale", error);
+    if (!status) status = moei_check_groups(d, error);
+    if (!status) status = moei_check_pick(d, error);
+    if (!status && d->router.norm == MOE_NORM_SUM_WITH_SHARED && !moei_sink_rows(d))
+        status = moei_fail(error, MOE_ERR_KNOB, "router.norm", d->router.norm, MOE_NORM_SUM);
+    return status;
+}
+
+/* ---- moe_select ---- */
+
+#define MOEI_SELECT_ROWS 2048 /* its scratch is on the stack: 64 KiB */
+
+static void moei_route_exp(float *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = moei_exp(x[i]);
+}
+static void moei_route_sigmoid(float *y, const float *x, float a, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = moei_sigmoid(a * x[i]);
+}
+static const moei_vec moei_route_vec = {moei_route_exp, moei_route_sigmoid, NULL, NULL};
+
+static moe_status moei_check_select(const moe_desc *d, const float *logits, size_t n_tokens, const int32_t *token_ids,
+                                    const int32_t *ids, const float *weights, moe_error *error) {
+    const char *missing = !d ? "desc" : !logits ? "logits" : !ids ? "ids" : !weights ? "weights" : NULL;
+    if (!d || (n_tokens && missing)) return moei_fail(error, MOE_ERR_NULL, missing, 0, 0);
+    if (d->begin_ != MOE_CANARY || d->end_ != MOE_CANARY) return moei_fail(error, MOE_ERR_DESC, "begin_", d->begin_, 0);
+    moe_status status = moei_check_router(d, error);
+    if (status) return status;
+    if (moei_route_rows(d) > MOEI_SELECT_ROWS)
+        return moei_fail(error, MOE_ERR_SIZE, "n_experts", moei_route_rows(d), MOEI_SELECT_ROWS);
+    if (d->router.pick != MOE_PICK_TABLE) return MOE_OK;
+    if (n_tokens && !token_ids) return moei_fail(error, MOE_ERR_TOKEN_ID, "token_ids", 0, 0);
+    for (size_t t = 0; t < n_tokens; t++) {
+        status = moei_table_row(d, token_ids[t], d->top_k, NULL);
+        if (status == MOE_ERR_TOKEN_ID)
+            return moei_fail(error, status, "token_ids", (uint32_t)token_ids[t], d->router.table_rows);
+        if (status) return moei_fail(error, status, "router.table", t, d->n_experts + d->n_zero_experts);
+    }
+    return MOE_OK;
+}
+
+MOE_API moe_status moe_select(const moe_desc *desc, const float *logits, size_t n_tokens, const int32_t *token_ids, int32_t *ids,
+                              float *weights, moe_error *error) {
+    uint64_t scratch[MOEI_SELECT_ROWS * 4 + 8];
+    moei_router r;
+    moe_status status = moei_check_select(desc, logits, n_tokens, token_ids, ids, weights, error);
+    if (status) return status;
+    moei_router_begin(&r, desc, &moei_route_vec, desc->top_k, scratch);
+    r.hold = 0;
+    for (size_t t = 0; t < n_tokens; t++, logits += r.n_ids + r.n_sink, ids += desc->top_k, weights += desc->top_k) {
+        int given = desc->router.pick == MOE_PICK_TABLE;
+        if (given) moei_table_row(desc, token_ids[t], desc->top_k, ids);
+        moei_select_token(&r, logits, given ? ids : NULL, desc->top_k, ids, weights, NULL);
+    }
+    return moei_fail(error, MOE_OK, "", 0, 0);
+}
 
 /* ==== >>presets: every family's knobs ================================================================================== */
 
@@ -1912,29 +3928,6 @@ static const moei_arith *moei_resolve(uint32_t tiers, uint32_t compute, const mo
 /* ==== >>validate: a desc becomes a layer ===============================================================================
    Everything that could make a later step read out of bounds, overflow or divide by zero is refused here, with the field's name. */
 
-#define MOEI_MATRIX_FIELDS(p)                                                                                            \
-    {p, p ".format", p ".data", p ".k_stride", p ".row_stride", p ".expert_stride", p ".scale", p ".zero", p ".scale2", p ".bias"}
-enum { MOEI_F_ALL, MOEI_F_FORMAT, MOEI_F_DATA, MOEI_F_K, MOEI_F_ROW, MOEI_F_EXPERT, MOEI_F_SCALE, MOEI_F_ZERO, MOEI_F_SCALE2, MOEI_F_BIAS };
-static const char *const moei_gate_fields[] = MOEI_MATRIX_FIELDS("gate");
-static const char *const moei_up_fields[] = MOEI_MATRIX_FIELDS("up");
-static const char *const moei_down_fields[] = MOEI_MATRIX_FIELDS("down");
-static const char *const moei_router_fields[] = MOEI_MATRIX_FIELDS("router.weight");
-static const char *const moei_sgate_fields[] = MOEI_MATRIX_FIELDS("shared.gate");
-static const char *const moei_sup_fields[] = MOEI_MATRIX_FIELDS("shared.up");
-static const char *const moei_sdown_fields[] = MOEI_MATRIX_FIELDS("shared.down");
-static const char *const moei_sweight_fields[] = MOEI_MATRIX_FIELDS("shared.gate_weight");
-static const char *const moei_latent_in_fields[] = MOEI_MATRIX_FIELDS("latent.in");
-static const char *const moei_latent_out_fields[] = MOEI_MATRIX_FIELDS("latent.out");
-
-static moe_status moei_fail(moe_error *error, moe_status status, const char *field, uint64_t got, uint64_t want) {
-    if (error) {
-        error->status = status;
-        error->field = field;
-        error->got = got;
-        error->want = want;
-    }
-    return status;
-}
 #define MOEI_TRY(call)                                                                                                   \
     do {                                                                                                                 \
         moe_status try_ = (call);                                                                                        \
@@ -1965,114 +3958,31 @@ static moe_status moei_check_array(const moe_array *a, size_t n_experts, size_t 
     return MOE_OK;
 }
 
-static moe_status moei_check_grid(const moe_grid *g, int is_zero, size_t n_experts, size_t rows, size_t k, const char *field,
-                                  moe_error *e) {
-    size_t bytes, all;
-    if (!g->type) return MOE_OK;
-    int scale = g->type >= MOE_TYPE_F32 && g->type <= MOE_TYPE_E4M3, zero = g->type == MOE_TYPE_U8 || g->type == MOE_TYPE_U4X8;
-    if (is_zero ? !zero : !scale) return moei_fail(e, MOE_ERR_TYPE, field, g->type, is_zero ? MOE_TYPE_U8 : MOE_TYPE_F32);
-    if (!g->data && !g->expert) return moei_fail(e, MOE_ERR_NULL, field, 0, 0);
-    size_t cols = g->cols ? g->cols : 1, per_row = (k + cols - 1) / cols * 4, n_rows = rows / (g->rows ? g->rows : 1) + 1;
-    if (cols != UINT32_MAX && cols < k && cols % 32 && !(cols == 16)) return moei_fail(e, MOE_ERR_SIZE, field, cols, 32);
-    if (!moei_mul(g->row_stride ? g->row_stride : per_row, n_rows, &bytes) ||
-        !moei_mul(g->expert_stride ? g->expert_stride : bytes, n_experts, &all) || !moei_add(all, g->offset, &all))
-        return moei_fail(e, MOE_ERR_OVERFLOW, field, 0, 0);
-    return MOE_OK;
-}
-
-/* Scales of a format whose blocks don't carry them must be given; group sizes default to the format's. */
-static moe_status moei_check_sides(const moe_matrix *m, size_t n_experts, size_t rows, size_t k, const char *const *names,
-                                   moe_error *e) {
-    static const uint32_t apart[MOE_FORMAT_COUNT] = {0,
-#define MOE_X(id, name, n, bytes, srows, scols) srows,
-                                                     MOE_FORMATS(MOE_X)
-#undef MOE_X
-    };
-    int row_scale_optional = m->format == MOE_FORMAT_FP8_CHANNEL || m->format == MOE_FORMAT_INT8_CHANNEL;
-    if (apart[m->format] && !m->scale.type && !row_scale_optional) return moei_fail(e, MOE_ERR_NULL, names[MOEI_F_SCALE], 0, 0);
-    if (!apart[m->format] && m->scale.type) return moei_fail(e, MOE_ERR_FORMAT, names[MOEI_F_SCALE], m->format, 0);
-    if (m->zero.type && m->format != MOE_FORMAT_INT4_GROUP) return moei_fail(e, MOE_ERR_FORMAT, names[MOEI_F_ZERO], m->format, 0);
-    MOEI_TRY(moei_check_grid(&m->scale, 0, n_experts, rows, k, names[MOEI_F_SCALE], e));
-    MOEI_TRY(moei_check_grid(&m->zero, 1, n_experts, rows, k, names[MOEI_F_ZERO], e));
-    MOEI_TRY(moei_check_array(&m->scale2, n_experts, 1, 0, names[MOEI_F_SCALE2], e));
-    return moei_check_array(&m->bias, n_experts, rows, 0, names[MOEI_F_BIAS], e);
-}
-
-/* Checks the matrix and fills its strides. */
-static moe_status moei_check_matrix(moe_matrix *m, size_t n_experts, size_t rows, size_t k, const char *const *names, moe_error *e) {
+/* Checks a matrix and fills in its strides. */
+static moe_status moei_fix_matrix(moe_matrix *m, size_t n_experts, size_t rows, size_t k, const char *part, moe_error *e) {
     size_t extent, all;
-    if (m->format == MOE_FORMAT_NONE || m->format >= MOE_FORMAT_COUNT) return moei_fail(e, MOE_ERR_FORMAT, names[MOEI_F_FORMAT], m->format, 0);
-    if (!m->data && !m->expert) return moei_fail(e, MOE_ERR_NULL, names[MOEI_F_DATA], 0, 0);
-    size_t row_bytes = moe_row_bytes(m->format, k);
-    if (!row_bytes) return moei_fail(e, MOE_ERR_BLOCK, names[MOEI_F_ALL], k, 0);
-    if (m->k_stride) {
-        size_t element = m->format == MOE_FORMAT_F32 ? 4 : 2;
-        if (m->format > MOE_FORMAT_BF16) return moei_fail(e, MOE_ERR_FORMAT, names[MOEI_F_K], m->format, 0);
-        if (!m->row_stride) m->row_stride = element;
-        if (m->k_stride < element) return moei_fail(e, MOE_ERR_STRIDE, names[MOEI_F_K], m->k_stride, element);
-        if (m->row_stride < element) return moei_fail(e, MOE_ERR_STRIDE, names[MOEI_F_ROW], m->row_stride, element);
-        if (!moei_mul(k, m->k_stride, &extent) || !moei_mul(rows, m->row_stride, &all) || !moei_add(extent, all, &all))
-            return moei_fail(e, MOE_ERR_OVERFLOW, names[MOEI_F_K], m->k_stride, 0);
-    } else {
-        if (!m->row_stride) m->row_stride = row_bytes;
-        if (m->row_stride < row_bytes) return moei_fail(e, MOE_ERR_STRIDE, names[MOEI_F_ROW], m->row_stride, row_bytes);
-        if (!moei_mul(rows, m->row_stride, &extent)) return moei_fail(e, MOE_ERR_OVERFLOW, names[MOEI_F_ROW], m->row_stride, 0);
-    }
+    moe_status status = moei_check_matrix(m, n_experts, rows, k, e);
+    if (e) e->part = part;
+    if (status) return status;
+    MOEI_TRY(moei_check_array(&m->scale2, n_experts, 1, 0, "scale2", e));
+    MOEI_TRY(moei_check_array(&m->bias, n_experts, rows, 0, "bias", e));
+    if (!m->row_stride) m->row_stride = m->k_stride ? moei_layouts[m->format].bytes : moe_row_bytes(m->format, k);
+    if (!moei_mul(m->k_stride ? k : rows, m->k_stride ? m->k_stride : m->row_stride, &extent)) return moei_fail(e, MOE_ERR_OVERFLOW, "row_stride", m->row_stride, 0);
     if (!m->expert_stride) m->expert_stride = extent;
     if (!moei_mul(n_experts, m->expert_stride, &all) || !moei_add(all, m->offset, &all))
-        return moei_fail(e, MOE_ERR_OVERFLOW, names[MOEI_F_EXPERT], m->expert_stride, 0);
-    return moei_check_sides(m, n_experts, rows, k, names, e);
-}
-
-typedef struct moei_range { uint32_t value, count; const char *field; } moei_range;
-static moe_status moei_check_enums(const moe_desc *d, moe_error *e) {
-    const moei_range list[] = {
-        {d->zero_kind, MOE_ZERO_COUNT, "zero_kind"},
-        {d->router.score, MOE_SCORE_COUNT, "router.score"},
-        {d->router.select_on, MOE_SELECT_COUNT, "router.select_on"},
-        {d->router.pick, MOE_PICK_COUNT, "router.pick"},
-        {d->router.weight_from, MOE_WEIGHT_COUNT, "router.weight_from"},
-        {d->router.norm, MOE_NORM_COUNT, "router.norm"},
-        {d->router.group, MOE_GROUP_COUNT, "router.group"},
-        {d->router.capacity_drop, MOE_DROP_COUNT, "router.capacity_drop"},
-        {d->ffn.activation, MOE_ACT_COUNT, "ffn.activation"},
-        {d->ffn.clamp, MOE_CLAMP_COUNT, "ffn.clamp"},
-        {d->ffn.weight_at, MOE_WEIGHT_AT_COUNT, "ffn.weight_at"},
-        {d->shared.gate_kind, MOE_SHARED_COUNT, "shared.gate_kind"},
-        {d->shared.clamp, MOE_CLAMP_COUNT, "shared.clamp"},
-        {d->compute, MOE_COMPUTE_COUNT, "compute"},
-        {d->ffn.ungated, 2, "ffn.ungated"},
-        {d->router.logit_bf16, 2, "router.logit_bf16"},
-        {d->router.norm_skip_k1, 2, "router.norm_skip_k1"},
-        {d->router.group_mask_zero, 2, "router.group_mask_zero"},
-        {d->router.capacity_by_score, 2, "router.capacity_by_score"},
-        {d->router.capacity_norm_after, 2, "router.capacity_norm_after"},
-    };
-    for (size_t i = 0; i < MOEI_COUNT(list); i++)
-        if (list[i].value >= list[i].count) return moei_fail(e, MOE_ERR_KNOB, list[i].field, list[i].value, list[i].count - 1);
+        return moei_fail(e, MOE_ERR_OVERFLOW, "expert_stride", m->expert_stride, 0);
+    if (e) e->part = "";
     return MOE_OK;
 }
 
-typedef struct moei_number { float value; const char *field; } moei_number;
-static moe_status moei_check_floats(const moe_desc *d, moe_error *e) { /* finite and not negative */
-    const moei_number list[] = {{d->router.softcap, "router.softcap"},       {d->router.jitter, "router.jitter"},
-                                {d->router.norm_eps, "router.norm_eps"},     {d->router.norm_min, "router.norm_min"},
-                                {d->router.drop_below, "router.drop_below"}, {d->router.top_p, "router.top_p"},
-                                {d->router.input_norm_eps, "router.input_norm_eps"},
-                                {d->router.capacity_factor, "router.capacity_factor"},
-                                {d->ffn.limit, "ffn.limit"},                 {d->shared.limit, "shared.limit"},
-                                {d->latent.norm_eps, "latent.norm_eps"}};
-    const moei_number any_sign[] = {{d->router.routed_scale, "router.routed_scale"}, {d->ffn.alpha, "ffn.alpha"},
-                                    {d->ffn.beta, "ffn.beta"},                       {d->ffn.linear_beta, "ffn.linear_beta"},
-                                    {d->ffn.expert_out_scale, "ffn.expert_out_scale"},
-                                    {d->ffn.combine_scale, "ffn.combine_scale"}};
-    for (size_t i = 0; i < MOEI_COUNT(list); i++)
-        if (moei_is_nan(list[i].value) || (moei_bits(list[i].value) >> 31 && moei_bits(list[i].value) != 0x80000000u))
-            return moei_fail(e, MOE_ERR_KNOB, list[i].field, moei_bits(list[i].value), 0);
-    for (size_t i = 0; i < MOEI_COUNT(any_sign); i++)
-        if (!moei_is_finite(any_sign[i].value)) return moei_fail(e, MOE_ERR_KNOB, any_sign[i].field, moei_bits(any_sign[i].value), 0);
-    return MOE_OK;
-}
+static const moei_knob_range moei_layer_knobs[] = {
+    MOEI_KNOB(zero_kind, MOE_ZERO_COUNT),        MOEI_KNOB(ffn.activation, MOE_ACT_COUNT), MOEI_KNOB(ffn.ungated, 2),
+    MOEI_KNOB(ffn.clamp, MOE_CLAMP_COUNT),       MOEI_KNOB(shared.clamp, MOE_CLAMP_COUNT), MOEI_KNOB(compute, MOE_COMPUTE_COUNT),
+    MOEI_KNOB(ffn.weight_at, MOE_WEIGHT_AT_COUNT)};
+static const moei_knob_range moei_layer_floats[] = {
+    MOEI_KNOB(router.input_norm_eps, 2), MOEI_KNOB(latent.norm_eps, 2), MOEI_KNOB(ffn.alpha, 0),
+    MOEI_KNOB(ffn.beta, 0),              MOEI_KNOB(ffn.linear_beta, 0), MOEI_KNOB(ffn.expert_out_scale, 0),
+    MOEI_KNOB(ffn.combine_scale, 0),     MOEI_KNOB(ffn.limit, 2),       MOEI_KNOB(shared.limit, 2)};
 
 /* The most of any dimension: 2^24 experts or 2^28 features; tables and slots then fit in 32 bits. */
 #define MOEI_MAX_EXPERTS (1u << 24)
@@ -2090,36 +4000,6 @@ static moe_status moei_check_sizes(const moe_desc *d, moe_error *e) {
     if (d->shared.count > MOEI_MAX_EXPERTS) return moei_fail(e, MOE_ERR_SIZE, "shared.count", d->shared.count, MOEI_MAX_EXPERTS);
     if (d->shared.d_ff > MOEI_MAX_WIDTH) return moei_fail(e, MOE_ERR_SIZE, "shared.d_ff", d->shared.d_ff, MOEI_MAX_WIDTH);
     if (d->latent.d > MOEI_MAX_WIDTH) return moei_fail(e, MOE_ERR_SIZE, "latent.d", d->latent.d, MOEI_MAX_WIDTH);
-    return MOE_OK;
-}
-
-/* Knobs that contradict each other. */
-static moe_status moei_check_router(const moe_desc *d, moe_error *e) {
-    const moe_router *r = &d->router;
-    uint32_t n = d->n_experts + d->n_zero_experts;
-    if (r->group != MOE_GROUP_NONE) {
-        if (r->n_group == 0 || n % r->n_group) return moei_fail(e, MOE_ERR_KNOB, "router.n_group", r->n_group, n);
-        if (r->group == MOE_GROUP_PER_GROUP) {
-            if (d->top_k % r->n_group || d->top_k / r->n_group > n / r->n_group)
-                return moei_fail(e, MOE_ERR_KNOB, "router.n_group", r->n_group, d->top_k);
-        } else if (r->topk_group == 0 || r->topk_group > r->n_group) {
-            return moei_fail(e, MOE_ERR_KNOB, "router.topk_group", r->topk_group, r->n_group);
-        } else if ((uint64_t)r->topk_group * (n / r->n_group) < d->top_k) {
-            return moei_fail(e, MOE_ERR_KNOB, "router.topk_group", r->topk_group, d->top_k);
-        }
-    }
-    if (r->pick == MOE_PICK_SPARSEMIXER && d->top_k != 2) return moei_fail(e, MOE_ERR_KNOB, "top_k", d->top_k, 2);
-    if (r->pick == MOE_PICK_TABLE) {
-        size_t id = r->table_bytes ? r->table_bytes : 4;
-        if (!r->table || !r->table_rows) return moei_fail(e, MOE_ERR_NULL, "router.table", r->table_rows, 1);
-        if (id != 4 && id != 8) return moei_fail(e, MOE_ERR_KNOB, "router.table_bytes", id, 4);
-        if (r->table_stride && r->table_stride < id * d->top_k) return moei_fail(e, MOE_ERR_STRIDE, "router.table_stride", r->table_stride, id * d->top_k);
-    }
-    if (d->shared.gate_kind == MOE_SHARED_ROUTER_SINK && !d->shared.d_ff) return moei_fail(e, MOE_ERR_KNOB, "shared.gate_kind", d->shared.gate_kind, 0);
-    if (r->capacity_norm_after && d->shared.gate_kind == MOE_SHARED_ROUTER_SINK) return moei_fail(e, MOE_ERR_UNSUPPORTED, "router.capacity_norm_after", 1, 0);
-    MOEI_TRY(moei_check_array(&r->select_bias, 1, n, 0, "router.select_bias", e));
-    MOEI_TRY(moei_check_array(&r->expert_scale, 1, n, 0, "router.expert_scale", e));
-    MOEI_TRY(moei_check_array(&r->input_scale, 1, d->d_model, 0, "router.input_scale", e));
     return MOE_OK;
 }
 
@@ -2145,14 +4025,12 @@ static void moei_fill_defaults(moe_desc *d) {
     d->ffn.combine_scale = moei_or(d->ffn.combine_scale, 1.0f);
 }
 
-static moe_status moei_check_bank(moei_bank *b, int ungated, uint32_t tiers, uint32_t compute, int strict,
-                                  const char *const *gate, const char *const *up, const char *const *down, moe_error *e) {
-    if (ungated)
-        memset(&b->gate, 0, sizeof b->gate);
-    else
-        MOEI_TRY(moei_check_matrix(&b->gate, b->n_experts, b->d_ff, b->d_in, gate, e));
-    MOEI_TRY(moei_check_matrix(&b->up, b->n_experts, b->d_ff, b->d_in, up, e));
-    MOEI_TRY(moei_check_matrix(&b->down, b->n_experts, b->d_in, b->d_ff, down, e));
+static moe_status moei_fix_bank(moei_bank *b, int ungated, uint32_t tiers, uint32_t compute, int strict, const char *const names[3],
+                                moe_error *e) {
+    if (ungated) memset(&b->gate, 0, sizeof b->gate);
+    else MOEI_TRY(moei_fix_matrix(&b->gate, b->n_experts, b->d_ff, b->d_in, names[MOE_GATE], e));
+    MOEI_TRY(moei_fix_matrix(&b->up, b->n_experts, b->d_ff, b->d_in, names[MOE_UP], e));
+    MOEI_TRY(moei_fix_matrix(&b->down, b->n_experts, b->d_in, b->d_ff, names[MOE_DOWN], e));
     b->in = moei_resolve(tiers, compute, &b->up, ungated ? NULL : &b->gate, b->d_in, strict);
     b->mid = moei_resolve(tiers, compute, &b->down, NULL, b->d_ff, strict);
     if (!b->in || !b->mid) return moei_fail(e, MOE_ERR_COMPUTE, "compute", compute, 0);
@@ -2183,20 +4061,20 @@ static moe_status moei_check_optional_parts(moe_layer *l, uint32_t tiers, moe_er
     moe_desc *d = &l->desc;
     int ungated = (int)d->ffn.ungated;
     if (l->shared.n_experts) {
-        MOEI_TRY(moei_check_bank(&l->shared, ungated, tiers, d->compute, 0, moei_sgate_fields, moei_sup_fields, moei_sdown_fields, e));
+        static const char *const names[3] = {"shared.gate", "shared.up", "shared.down"};
+        MOEI_TRY(moei_fix_bank(&l->shared, ungated, tiers, d->compute, 0, names, e));
         uint32_t rows = d->shared.gate_kind == MOE_SHARED_SIGMOID ? 1 : d->shared.gate_kind == MOE_SHARED_SOFTMAX2 ? 2 : 0;
-        if (rows) MOEI_TRY(moei_check_matrix(&d->shared.gate_weight, 1, rows, d->d_model, moei_sweight_fields, e));
+        if (rows) MOEI_TRY(moei_fix_matrix(&d->shared.gate_weight, 1, rows, d->d_model, "shared.gate_weight", e));
     }
     if (d->latent.d) {
-        MOEI_TRY(moei_check_matrix(&d->latent.in, 1, d->latent.d, d->d_model, moei_latent_in_fields, e));
-        MOEI_TRY(moei_check_matrix(&d->latent.out, 1, d->d_model, d->latent.d, moei_latent_out_fields, e));
+        MOEI_TRY(moei_fix_matrix(&d->latent.in, 1, d->latent.d, d->d_model, "latent.in", e));
+        MOEI_TRY(moei_fix_matrix(&d->latent.out, 1, d->d_model, d->latent.d, "latent.out", e));
         MOEI_TRY(moei_check_array(&d->latent.norm, 1, d->latent.d, 0, "latent.norm", e));
         l->latent_in = moei_resolve(tiers, d->compute, &d->latent.in, NULL, d->d_model, 0);
         l->latent_out = moei_resolve(tiers, d->compute, &d->latent.out, NULL, d->latent.d, 0);
     }
     if (d->router.weight.format)
-        MOEI_TRY(moei_check_matrix(&d->router.weight, 1, l->router_rows, d->d_model, moei_router_fields, e));
-    MOEI_TRY(moei_check_array(&d->router.bias, 1, l->router_rows, 0, "router.bias", e));
+        MOEI_TRY(moei_fix_matrix(&d->router.weight, 1, l->router_rows, d->d_model, "router.weight", e));
     return moei_check_array(&d->ffn.out_bias, 1, d->d_model, 0, "ffn.out_bias", e);
 }
 
@@ -2212,9 +4090,13 @@ static uint32_t moei_highest_tier(const moe_layer *l) {
 static moe_status moei_init(moe_layer *l, moe_error *e) {
     moe_desc *d = &l->desc;
     MOEI_TRY(moei_check_sizes(d, e));
-    MOEI_TRY(moei_check_enums(d, e));
-    MOEI_TRY(moei_check_floats(d, e));
     MOEI_TRY(moei_check_router(d, e));
+    MOEI_TRY(moei_check_knobs(d, moei_layer_knobs, MOEI_COUNT(moei_layer_knobs), e));
+    MOEI_TRY(moei_check_floats(d, moei_layer_floats, MOEI_COUNT(moei_layer_floats), e));
+    MOEI_TRY(moei_check_array(&d->router.input_scale, 1, d->d_model, 0, "router.input_scale", e));
+    MOEI_TRY(moei_check_array(&d->router.select_bias, 1, (size_t)d->n_experts + d->n_zero_experts, 0, "router.select_bias", e));
+    MOEI_TRY(moei_check_array(&d->router.expert_scale, 1, (size_t)d->n_experts + d->n_zero_experts, 0, "router.expert_scale", e));
+    if (d->shared.gate_kind == MOE_SHARED_ROUTER_SINK && !d->shared.d_ff) return moei_fail(e, MOE_ERR_SIZE, "shared.d_ff", 0, 1);
     uint32_t have = moe_tiers(), tiers = d->tiers ? (d->tiers & have) : have;
     if (!tiers) return moei_fail(e, MOE_ERR_TIER, "tiers", d->tiers, have);
     tiers |= MOE_TIER_BIT(MOE_TIER_C);
@@ -2224,7 +4106,8 @@ static moe_status moei_init(moe_layer *l, moe_error *e) {
     l->router = moei_choose_arith(tiers, MOE_COMPUTE_F32);
     l->n_ids = d->n_experts + d->n_zero_experts;
     l->router_rows = l->n_ids + (d->shared.gate_kind == MOE_SHARED_ROUTER_SINK ? d->shared.count : 0);
-    MOEI_TRY(moei_check_bank(&l->routed, (int)d->ffn.ungated, tiers, d->compute, 1, moei_gate_fields, moei_up_fields, moei_down_fields, e));
+    static const char *const names[3] = {"gate", "up", "down"};
+    MOEI_TRY(moei_fix_bank(&l->routed, (int)d->ffn.ungated, tiers, d->compute, 1, names, e));
     MOEI_TRY(moei_check_optional_parts(l, tiers, e));
     l->tier = moei_highest_tier(l);
     return MOE_OK;
@@ -2295,8 +4178,8 @@ typedef struct moei_plan {
     float *weights;                        /* [n_tokens][k] */
     float *passed;                         /* [n_tokens][k] weights of slots that pass x through */
     float *best;                           /* [n_tokens] largest score, for capacity by score */
-    float *gates;                          /* [n_tokens][max(2, shared.count)] weights of routed sum and shared experts */
-    uint32_t *queue;                       /* capacity: [n_ids + n_tokens] */
+    float *gates;                          /* [n_tokens][gates_per_token] weights of routed sum and shared experts */
+    void *queue;                           /* capacity's scratch */
     float *logits;                         /* [block][router_rows] */
     uint8_t *router_x;                     /* prepared rows */
     size_t router_x_stride, gates_per_token;
@@ -2401,14 +4284,14 @@ static void moei_lay_out(moei_plan *p) {
         return;
     }
     int capacity = d->router.capacity || d->router.capacity_factor > 0;
-    p->gates_per_token = l->shared.n_experts > 2 ? l->shared.n_experts : 2;
+    p->gates_per_token = d->shared.gate_kind == MOE_SHARED_ROUTER_SINK ? l->shared.n_experts : 2;
     p->state = (uint32_t *)moei_take(p, 4, sizeof(uint32_t));
     p->ids = (int32_t *)moei_take(p, all, sizeof(int32_t));
     p->weights = (float *)moei_take(p, all, sizeof(float));
     if (capacity) {
         p->passed = (float *)moei_take(p, all, sizeof(float));
         p->best = (float *)moei_take(p, p->n_tokens, sizeof(float));
-        p->queue = (uint32_t *)moei_take(p, (size_t)l->n_ids + 2 * p->n_tokens, sizeof(uint32_t));
+        p->queue = moei_take(p, moei_capacity_scratch(d, p->n_tokens), 1);
     }
     if (l->shared.n_experts) p->gates = (float *)moei_take(p, p->n_tokens, p->gates_per_token * sizeof(float));
     p->router_x_stride = moei_prepared_stride(l->router, d->d_model);
@@ -2678,23 +4561,6 @@ static void moei_logits(const moei_plan *p, size_t block, uint32_t ith, uint32_t
                  p->logits, ith, nth);
 }
 
-/* Statistics of the token last routed: all scores, logsumexp of the logits. */
-static void moei_count_scores(const moei_router *r, moe_stats *stats, uint32_t saved) {
-    double sum = 0, top = (double)r->l[0];
-    stats->saved += saved;
-    for (uint32_t i = 0; i < r->n_ids; i++) {
-        if ((double)r->l[i] > top) top = (double)r->l[i];
-        if (stats->score) stats->score[i] += (double)r->s[i];
-    }
-    for (uint32_t i = 0; i < r->n_ids; i++) sum += exp((double)r->l[i] - top);
-    stats->z += (top + log(sum)) * (top + log(sum));
-}
-
-static int32_t moei_table_id(const uint8_t *p, uint32_t bytes) { /* an i64 that does not fit becomes an id that no layer has */
-    uint32_t low = moei_load32(p), high = bytes == 8 ? moei_load32(p + 4) : low >> 31 ? UINT32_MAX : 0;
-    return high != (low >> 31 ? UINT32_MAX : 0) ? INT32_MAX : (int32_t)low;
-}
-
 static const int32_t *moei_ids_row(const moei_plan *p, size_t token) {
     return (const int32_t *)(const void *)((const uint8_t *)p->io->ids_in + token * p->io->ids_stride);
 }
@@ -2705,8 +4571,7 @@ static const int32_t *moei_given_ids(const moei_plan *p, size_t token, int32_t *
     if (p->io->ids_in) {
         memcpy(ids, moei_ids_row(p, token), p->k * sizeof(int32_t));
     } else if (r->pick == MOE_PICK_TABLE) {
-        const uint8_t *row = (const uint8_t *)r->table + (size_t)p->io->token_ids[token] * r->table_stride;
-        for (uint32_t j = 0; j < p->k; j++) ids[j] = moei_table_id(row + j * r->table_bytes, r->table_bytes);
+        (void)moei_table_row(&p->layer->desc, p->io->token_ids[token], p->k, ids); /* checked before the first phase */
     } else {
         return NULL;
     }
@@ -2724,7 +4589,10 @@ static void moei_select_one(const moei_plan *p, const moei_router *r, size_t tok
             if (ids[j] < 0 || (uint32_t)ids[j] >= r->n_ids) ids[j] = -1;
         uint32_t saved = moei_select_token(r, moei_logits_row(p, token, at), given, p->k, ids, weights, sink);
         if (p->best) p->best[token] = moei_best_score(r);
-        if (io->stats) moei_count_scores(r, io->stats, saved);
+        if (io->stats) {
+            io->stats->saved += saved;
+            moei_route_stats(r, moei_logits_row(p, token, at), io->stats);
+        }
         if (given) moei_given_ids(p, token, ids);
     }
     if (io->ids_in && io->weights_in) memcpy(weights, (const uint8_t *)io->weights_in + token * io->weights_stride, p->k * sizeof(float));
@@ -2804,14 +4672,29 @@ static void moei_give_routing(const moei_plan *p) {
         }
 }
 
+static void moei_apply_capacity(const moei_plan *p) {
+    moei_scratch s = moei_task_scratch(p, 0);
+    moei_router r;
+    moei_held h;
+    moei_router_begin(&r, &p->layer->desc, p->layer->vec, p->k, s.route);
+    memset(&h, 0, sizeof h);
+    h.n_tokens = p->n_tokens;
+    h.k = p->k;
+    h.ids = p->ids;
+    h.weights = p->weights;
+    h.sink = r.n_sink ? p->gates : NULL;
+    h.best = p->best;
+    h.pass = p->passed;
+    moei_capacity(&r, &h, p->queue);
+    if (p->io->stats) p->io->stats->saved += h.saved;
+}
+
 static void moei_settle(const moei_plan *p) {
-    const moe_desc *d = &p->layer->desc;
     p->state[0] = MOE_OK;
     if (p->sums) return;
     p->state[0] = (uint32_t)moei_check_ids(p);
     if (p->state[0]) return;
-    if ((d->router.capacity || d->router.capacity_factor > 0) && !p->io->weights_in)
-        moei_capacity(d, p->n_tokens, p->k, p->ids, p->weights, p->best, p->passed, p->queue);
+    if (p->best && !p->io->weights_in) moei_apply_capacity(p);
     moei_drop_slots(p);
     moei_give_routing(p);
 }
@@ -3233,9 +5116,10 @@ static moe_status moei_check_routing_input(const moei_plan *p, int needs_logits)
     if (needs_logits && !io->logits_in && !r->weight.format) return moei_fail(io->error, MOE_ERR_NULL, "router.weight.data", 0, 0);
     if (r->pick != MOE_PICK_TABLE || io->ids_in) return MOE_OK;
     if (!io->token_ids) return moei_fail(io->error, MOE_ERR_TOKEN_ID, "token_ids", 0, r->table_rows);
-    for (size_t t = 0; t < io->n_tokens; t++)
-        if (io->token_ids[t] < 0 || (uint32_t)io->token_ids[t] >= r->table_rows)
-            return moei_fail(io->error, MOE_ERR_TOKEN_ID, "token_ids", (uint64_t)(int64_t)io->token_ids[t], r->table_rows);
+    for (size_t t = 0; t < io->n_tokens; t++) {
+        moe_status bad = moei_table_row(&p->layer->desc, io->token_ids[t], p->k, NULL);
+        if (bad) return moei_fail(io->error, bad, bad == MOE_ERR_TOKEN_ID ? "token_ids" : "router.table", (uint64_t)(int64_t)io->token_ids[t], r->table_rows);
+    }
     return MOE_OK;
 }
 
