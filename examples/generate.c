@@ -313,14 +313,19 @@ static void session_stop(session *s) {
 
 /* ---- Arithmetic ----------------------------------------------------------------------------------------------------- */
 
-/* Eight running sums, always added up in this order: compilers may use vectors, and nothing else can change the result. */
+/* Eight running sums, always added up in this order: the compiler may keep them in a vector, and nothing can change the result. */
 static float dot(const float *a, const float *b, uint32_t n) {
-    float sum[8] = {0};
-    uint32_t i = 0;
-    for (; i + 8 <= n; i += 8)
+    float sum[8] = {0}, tail = 0.0f;
+    for (uint32_t i = 0; i < n / 8 * 8; i += 8)
         for (uint32_t j = 0; j < 8; j++) sum[j] += a[i + j] * b[i + j];
-    for (uint32_t j = 0; i + j < n; j++) sum[j] += a[i + j] * b[i + j];
-    return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+    for (uint32_t i = n / 8 * 8; i < n; i++) tail += a[i] * b[i];
+    return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7])) + tail;
+}
+
+static void add_scaled(float *restrict y, const float *restrict x, float w, uint32_t n) { /* y += w x */
+    for (uint32_t i = 0; i < n / 8 * 8; i += 8)
+        for (uint32_t j = 0; j < 8; j++) y[i + j] += w * x[i + j];
+    for (uint32_t i = n / 8 * 8; i < n; i++) y[i] += w * x[i];
 }
 
 static void matvec(float *y, const float *w, const float *x, uint32_t rows, uint32_t cols) { /* y = w x, w [rows][cols] */
@@ -407,8 +412,7 @@ static void attention_mix(const step *st, uint32_t t) {
         for (uint32_t j = 0; j < seen; j++) w[j] = dot(q, keys + (size_t)j * kv_width + at, n) / sqrtf((float)n);
         softmax(w, seen);
         memset(out, 0, n * sizeof *out);
-        for (uint32_t j = 0; j < seen; j++)
-            for (uint32_t r = 0; r < n; r++) out[r] += w[j] * values[(size_t)j * kv_width + at + r];
+        for (uint32_t j = 0; j < seen; j++) add_scaled(out, values + (size_t)j * kv_width + at, w[j], n);
     }
     matvec(h, b->o, s->mixed + (size_t)t * width, d, width);
     for (uint32_t r = 0; r < d; r++) x[r] += h[r];
@@ -682,9 +686,9 @@ static const char *shade(double lift) { /* how much more often than usual an exp
 static void report_kinds(const session *s) {
     const config *c = &s->m->c;
     printf("\nWhich experts take which bytes: %% of the kind's pairs; shade: compared with the expert's share of all pairs\n"
-           "(%s under 0.4, %s under 0.8, %s about as usual, %s over 1.25, %s over 2 times). Specialised: how much of the kind "
-           "the\nexpert reveals, 0 %% = fuzzy, experts do not care; 100 %% = every kind has experts of its own.\n",
-           utf8_terminal() ? "blank" : "blank", shade(0.5), shade(1.0), shade(1.5), shade(3.0));
+           "(blank under 0.4, %s under 0.8, %s about as usual, %s over 1.25, %s over 2 times). Specialised: how much of the\n"
+           "kind the expert reveals: 0 %% = fuzzy, experts do not care; 100 %% = every kind has experts of its own.\n",
+           shade(0.5), shade(1.0), shade(1.5), shade(3.0));
     for (uint32_t l = 0; l < c->n_layers; l++) {
         const uint64_t *counts = s->by_kind + (size_t)l * N_KINDS * c->n_experts;
         printf("\nlayer %-6u", l);
