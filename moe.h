@@ -574,6 +574,16 @@ MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size
 #endif
 #define MOEI_COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
+/* Names are equal but for case, and - _ . are one letter (ASCII, whatever the locale). */
+MOEI_UNUSED static int moei_same_name(const char *a, const char *b) {
+    for (;; a++, b++) {
+        char c = *a >= 'A' && *a <= 'Z' ? (char)(*a + 32) : *a == '-' || *a == '.' ? '_' : *a;
+        char d = *b >= 'A' && *b <= 'Z' ? (char)(*b + 32) : *b == '-' || *b == '.' ? '_' : *b;
+        if (c != d) return 0;
+        if (!c) return 1;
+    }
+}
+
 /* Which tiers this compiler can build. */
 #if !defined(MOE_NO_SIMD) && (defined(__x86_64__) || defined(_M_X64)) &&                                                 \
     (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 9) || defined(_MSC_VER))
@@ -630,14 +640,16 @@ MOEI_FORCE float moei_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; 
 MOEI_FORCE int moei_is_nan(float f) { return (moei_bits(f) & 0x7fffffffu) > 0x7f800000u; }
 MOEI_FORCE int moei_is_finite(float f) { return (moei_bits(f) & 0x7f800000u) != 0x7f800000u; }
 
-/* Fused multiply-add. Where the target has no fast one, libm's is slow (a call), so: the product of two floats is exact in
-   double, the sum is rounded to odd there (TwoSum gives the error's sign), and the final rounding to float is then right. */
+/* Fused multiply-add. Where the target has no fast one, libm's is slow (a call), so: the product of two floats is exact
+   in double, the sum s is rounded to odd there (TwoSum gives its error e; if there is one, the truncated sum's last bit
+   becomes 1), and the final rounding to float is then right. No branches, so that compilers can vectorise it; an
+   infinite or undefined s has e = NaN, which counts as none. */
 MOEI_FORCE float moei_fma_emulated(float a, float b, float c) {
     double p = (double)a * (double)b, q = (double)c, s = p + q, t = s - p, e = (p - (s - t)) + (q - t);
-    uint64_t u, v;
+    uint64_t u, v, inexact = (uint64_t)(e < 0.0) | (uint64_t)(e > 0.0);
     memcpy(&u, &s, 8);
     memcpy(&v, &e, 8);
-    if ((v << 1) != 0 && !(u & 1) && (u & 0x7ff0000000000000u) != 0x7ff0000000000000u) u = (u ^ v) >> 63 ? u - 1 : u + 1;
+    u = (u - ((u ^ v) >> 63 & inexact)) | inexact;
     memcpy(&s, &u, 8);
     return (float)s;
 }
@@ -741,8 +753,9 @@ MOEI_FORCE float moei_tanh(float x) {
     return x < 0.0f ? -far : far; /* NaN comes through exp */
 }
 
-/* The normal distribution function, 0.5 erfc(-x / sqrt 2), 3.5e-7 relative for x > -13: its tail is exp(-x^2 / 2) t P(t - 1/2)
-   with t = 1 / (1 + 3/8 |x|). Rounding x^2 would cost x^2 / 2 ULP: an fma finds that error and the next one puts it back. */
+/* The normal distribution function, 0.5 erfc(-x / sqrt 2), 3.5e-7 relative for x > -13: its tail is exp(-x^2 / 2) t
+   P(t - 1/2) with t = 1 / (1 + 3/8 |x|). Rounding x^2 would cost x^2 / 2 ULP: an fma finds that error and the next
+   one puts it back. */
 MOEI_FORCE float moei_phi(float x) {
     float a = x < 0.0f ? -x : x, b = a > 15.0f ? 15.0f : a, h = b * b, lo = moei_fma(b, b, -h) * 0.5f;
     float t = 1.0f / moei_fma(b, 0.375f, 1.0f), v = t - 0.5f, e = moei_exp(h * -0.5f), p = 0.020548784f;
@@ -825,32 +838,34 @@ typedef struct moei_vec {       /* elementwise, of one tier; each equal to its s
     void (*affine)(float *v, const float *s, const float *b, size_t n);           /* v = fma(v, s, b) */
 } moei_vec;
 
-/* ==== >>formats: what the bytes mean ===================================================================================
-   Every integer format is unpacked, 32 consecutive weights at a time, into one form (moei_block); the others are dense:
-   one value after another. One table says which functions and which peculiarities a format has; nothing else in moe.h may
-   depend on a format's number but the tiers' own tables. Provides moei_view, moei_row_scale, moei_array_at (from what the
-   caller described to one expert's rows), moei_unpack, moei_decode_row, moei_decode_tile, and the API's part 4. */
+/* ==== >>formats: what the bytes mean ===============================================================================
+   Every integer format is unpacked, 32 consecutive weights at a time, into one form (moei_block); the others are
+   dense: one value after another. One table says which functions and which peculiarities a format has; nothing else
+   may depend on a format's number but the tiers' own tables. Provides moei_view, moei_row_scale, moei_array_at (from
+   what the caller described to one expert), moei_unpack, moei_decode_row, moei_decode_tile, and part 4 of the API. */
 
-/* 32 weights. Weight i of half h = i / 16 is fma(d[h] * scale[h], q[i], -(dmin * min[h])); d * scale * q is exact in f32, unless
-   d is a scale that lives apart. A scale shared by all 32 is in both halves; formats with a single d have it in both. */
+/* 32 weights. Weight i of half h = i / 16 is fma(d[h] * scale[h], q[i], -(dmin * min[h])). d * scale is exact in f32.
+   A scale shared by all 32 is in both halves. */
 typedef struct moei_block {
     int8_t q[32];
     int16_t scale[2], min[2];
     float d[2], dmin;
 } moei_block;
 
-typedef void moei_unpack_fn(const uint8_t *p, uint32_t j, moei_block *b); /* j: which 32 of the block of 64 or 256 at p */
+/* p: the block; j: which 32 of its weights, in blocks of 64 and 256. */
+typedef void moei_unpack_fn(const uint8_t *p, uint32_t j, moei_block *b);
 /* n values, stride bytes apart, to out[0], out[step], ... */
 typedef void moei_dense_fn(const uint8_t *p, size_t stride, size_t n, float *out, size_t step);
 
-#define MOEI_MIN     1u  /* has a minimum: dmin and min                                                     */
-#define MOEI_SUB16   2u  /* integer scales (and minima) per 16: inside the integer sum of Q8                */
-#define MOEI_TWO     4u  /* a float scale per 16: d[0] and d[1] differ                                      */
-#define MOEI_DOUBLED 8u  /* q is twice the number (E2M1), d half the scale                                  */
-#define MOEI_APART   16u /* d comes from moei_rows.scale (1 if absent)                                      */
-#define MOEI_ZEROS   32u /* q is a nibble minus moei_rows.zero (8 if absent)                                */
-#define MOEI_OWN     64u /* the shape of the scales belongs to the format: they are never taken as constant along a row */
-#define MOEI_CUT     128u /* the last block of a row may be used in part                                    */
+/* What is peculiar about a format. */
+#define MOEI_MIN     1u   /* has a minimum: dmin and min                                                       */
+#define MOEI_SUB16   2u   /* integer scales (and minima) per 16: inside the integer sum of Q8                  */
+#define MOEI_TWO     4u   /* a float scale per 16: d[0] and d[1] differ                                        */
+#define MOEI_DOUBLED 8u   /* q is twice the number (E2M1), d half the scale                                    */
+#define MOEI_APART   16u  /* d comes from moei_rows.scale (1 if absent)                                        */
+#define MOEI_ZEROS   32u  /* q is a nibble minus moei_rows.zero (8 if absent)                                  */
+#define MOEI_OWN     64u  /* the shape of the scales is the format's: they never count as constant along a row */
+#define MOEI_CUT     128u /* the last block of a row may be used in part                                       */
 
 static const int8_t moei_iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 static const int8_t moei_e2m1x2[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
@@ -1022,35 +1037,34 @@ static void moei_dense_e4m3(const uint8_t *p, size_t stride, size_t n, float *ou
     for (size_t i = 0; i < n; i++) out[i * step] = moei_e4m3(p[i * stride]);
 }
 
-/* ---- The table. An integer format has unpack, a dense one has dense. In the order of MOE_FORMATS (checked below). */
+/* ---- The table: an integer format has unpack, a dense one has dense. In the order of MOE_FORMATS (checked below) */
 
 // clang-format off
-#define MOEI_CODECS(X)                                                                                                 \
-    X(F32,          NULL,                   moei_dense_f32,  0)                                                        \
-    X(F16,          NULL,                   moei_dense_f16,  0)                                                        \
-    X(BF16,         NULL,                   moei_dense_bf16, 0)                                                        \
-    X(Q8_0,         moei_unpack_q8_0,       NULL,            0)                                                        \
-    X(Q4_0,         moei_unpack_q4_0,       NULL,            0)                                                        \
-    X(Q4_1,         moei_unpack_q4_1,       NULL,            MOEI_MIN)                                                 \
-    X(Q5_0,         moei_unpack_q5_0,       NULL,            0)                                                        \
-    X(Q5_1,         moei_unpack_q5_1,       NULL,            MOEI_MIN)                                                 \
-    X(Q2_K,         moei_unpack_q2_k,       NULL,            MOEI_MIN | MOEI_SUB16)                                    \
-    X(Q3_K,         moei_unpack_q3_k,       NULL,            MOEI_SUB16)                                               \
-    X(Q4_K,         moei_unpack_q4_k,       NULL,            MOEI_MIN)                                                 \
-    X(Q5_K,         moei_unpack_q5_k,       NULL,            MOEI_MIN)                                                 \
-    X(Q6_K,         moei_unpack_q6_k,       NULL,            MOEI_SUB16)                                               \
-    X(IQ4_NL,       moei_unpack_iq4_nl,     NULL,            0)                                                        \
-    X(IQ4_XS,       moei_unpack_iq4_xs,     NULL,            0)                                                        \
-    X(MXFP4,        moei_unpack_mxfp4,      NULL,            MOEI_DOUBLED)                                             \
-    X(NVFP4,        moei_unpack_nvfp4,      NULL,            MOEI_DOUBLED | MOEI_TWO)                                  \
-    X(MXFP4_HF,     moei_unpack_e2m1_pairs, NULL,            MOEI_DOUBLED | MOEI_APART | MOEI_OWN)                     \
-    X(NVFP4_HF,     moei_unpack_e2m1_pairs, NULL,            MOEI_DOUBLED | MOEI_APART | MOEI_OWN | MOEI_TWO)          \
-    X(MXFP8,        NULL,                   moei_dense_e4m3, MOEI_APART | MOEI_OWN)                                    \
-    X(FP8_BLOCK,    NULL,                   moei_dense_e4m3, MOEI_APART)                                               \
-    X(FP8_CHANNEL,  NULL,                   moei_dense_e4m3, MOEI_APART)                                               \
-    X(INT8_CHANNEL, moei_unpack_int8,       NULL,            MOEI_APART)                                               \
+#define MOEI_CODECS(X)                                                                                               \
+    X(F32,          NULL,                   moei_dense_f32,  0)                                                      \
+    X(F16,          NULL,                   moei_dense_f16,  0)                                                      \
+    X(BF16,         NULL,                   moei_dense_bf16, 0)                                                      \
+    X(Q8_0,         moei_unpack_q8_0,       NULL,            0)                                                      \
+    X(Q4_0,         moei_unpack_q4_0,       NULL,            0)                                                      \
+    X(Q4_1,         moei_unpack_q4_1,       NULL,            MOEI_MIN)                                               \
+    X(Q5_0,         moei_unpack_q5_0,       NULL,            0)                                                      \
+    X(Q5_1,         moei_unpack_q5_1,       NULL,            MOEI_MIN)                                               \
+    X(Q2_K,         moei_unpack_q2_k,       NULL,            MOEI_MIN | MOEI_SUB16)                                  \
+    X(Q3_K,         moei_unpack_q3_k,       NULL,            MOEI_SUB16)                                             \
+    X(Q4_K,         moei_unpack_q4_k,       NULL,            MOEI_MIN)                                               \
+    X(Q5_K,         moei_unpack_q5_k,       NULL,            MOEI_MIN)                                               \
+    X(Q6_K,         moei_unpack_q6_k,       NULL,            MOEI_SUB16)                                             \
+    X(IQ4_NL,       moei_unpack_iq4_nl,     NULL,            0)                                                      \
+    X(IQ4_XS,       moei_unpack_iq4_xs,     NULL,            0)                                                      \
+    X(MXFP4,        moei_unpack_mxfp4,      NULL,            MOEI_DOUBLED)                                           \
+    X(NVFP4,        moei_unpack_nvfp4,      NULL,            MOEI_DOUBLED | MOEI_TWO)                                \
+    X(MXFP4_HF,     moei_unpack_e2m1_pairs, NULL,            MOEI_DOUBLED | MOEI_APART | MOEI_OWN)                   \
+    X(NVFP4_HF,     moei_unpack_e2m1_pairs, NULL,            MOEI_DOUBLED | MOEI_APART | MOEI_OWN | MOEI_TWO)        \
+    X(MXFP8,        NULL,                   moei_dense_e4m3, MOEI_APART | MOEI_OWN)                                  \
+    X(FP8_BLOCK,    NULL,                   moei_dense_e4m3, MOEI_APART)                                             \
+    X(FP8_CHANNEL,  NULL,                   moei_dense_e4m3, MOEI_APART)                                             \
+    X(INT8_CHANNEL, moei_unpack_int8,       NULL,            MOEI_APART)                                             \
     X(INT4_GROUP,   moei_unpack_int4,       NULL,            MOEI_APART | MOEI_ZEROS | MOEI_CUT)
-// clang-format on
 
 typedef struct moei_layout { /* MOE_FORMATS as data */
     const char *name;
@@ -1079,10 +1093,11 @@ enum { /* the same order? a negative array size says no */
 #define MOE_X(id, unpack, dense, flags) MOEI_CODEC_##id,
     MOEI_CODECS(MOE_X)
 #undef MOE_X
-#define MOE_X(id, name, n, bytes, rows, cols) MOEI_ORDER_##id = sizeof(char[(int)MOEI_CODEC_##id == (int)MOE_FORMAT_##id ? 1 : -1]),
-        MOE_FORMATS(MOE_X)
+#define MOE_X(id, name, n, bytes, rows, cols) \
+    MOEI_ORDER_##id = sizeof(char[(int)MOEI_CODEC_##id == (int)MOE_FORMAT_##id ? 1 : -1]),
+    MOE_FORMATS(MOE_X)
 #undef MOE_X
-            MOEI_ORDER_END
+    MOEI_ORDER_END
 };
 
 static const uint32_t moei_type_bytes[MOE_TYPE_COUNT] = {
@@ -1091,6 +1106,8 @@ static const uint32_t moei_type_bytes[MOE_TYPE_COUNT] = {
     MOE_TYPES(MOE_X)
 #undef MOE_X
 };
+// clang-format on
+
 MOEI_FORCE float moei_scalar(uint32_t type, const uint8_t *p) {
     switch (type) {
     case MOE_TYPE_F32: return moei_loadf32(p);
@@ -1119,7 +1136,9 @@ MOE_API size_t moe_row_bytes(uint32_t format, size_t k) {
 MOEI_FORCE const uint8_t *moei_side_at(const moei_side *s, size_t row, size_t k) {
     return s->data + row / s->rows * s->row_stride + k / s->cols * moei_type_bytes[s->type];
 }
-MOEI_FORCE float moei_scale_at(const moei_side *s, size_t row, size_t k) { return moei_scalar(s->type, moei_side_at(s, row, k)); }
+MOEI_FORCE float moei_scale_at(const moei_side *s, size_t row, size_t k) {
+    return moei_scalar(s->type, moei_side_at(s, row, k));
+}
 
 /* U8 zero points above 127 are no zero points of 4-bit weights; limiting them keeps q in an int8. */
 MOEI_FORCE int moei_zero_at(const moei_side *s, size_t row, size_t k) {
@@ -1134,13 +1153,13 @@ MOEI_FORCE int moei_zero_at(const moei_side *s, size_t row, size_t k) {
 
 /* ---- Rows to numbers */
 
-/* The n (up to 32) weights from k0 (a multiple of 32) of row r of the view; integer formats only. Beyond n: unspecified. */
+/* The n (up to 32) weights from k0 (a multiple of 32) of row r of the view; integer formats. Beyond n: anything. */
 static void moei_unpack(const moei_rows *w, uint32_t r, size_t k0, size_t n, moei_block *b) {
     const moei_layout *l = &moei_layouts[w->format];
     const moei_codec *c = &moei_codecs[w->format];
     const uint8_t *p = moei_row(w, r) + k0 / l->n * l->bytes;
     uint8_t cut[32] = {0};
-    if (n < 32) p = (const uint8_t *)memcpy(cut, p, (n + l->n - 1) / l->n * l->bytes);
+    if (n < 32 && l->n < 32) p = (const uint8_t *)memcpy(cut, p, (n + l->n - 1) / l->n * l->bytes);
     c->unpack(p, (uint32_t)(k0 % l->n / 32), b);
     if (!(c->flags & MOEI_APART)) return;
     for (size_t h = 0; h < 2 && 16 * h < n; h++) {
@@ -1194,29 +1213,31 @@ static void moei_decode_row(const moei_rows *w, uint32_t r, size_t k0, size_t n,
 }
 
 /* The same for rows r0 .. r0 + n_rows, row r to out + r * stride, in the order of storage. */
-static void moei_decode_tile(const moei_rows *w, uint32_t r0, uint32_t n_rows, size_t k0, size_t n, float *out, size_t stride) {
+static void moei_decode_tile(const moei_rows *w, uint32_t r0, uint32_t n_rows, size_t k0, size_t n, float *out,
+                             size_t stride) {
     if (!w->k_stride) {
         for (uint32_t r = 0; r < n_rows; r++) moei_decode_row(w, r0 + r, k0, n, out + r * stride);
         return;
     }
     const uint8_t *p = moei_row(w, r0) + k0 * w->k_stride;
-    for (size_t i = 0; i < n; i++) moei_codecs[w->format].dense(p + i * w->k_stride, w->row_stride, n_rows, out + i, stride);
+    for (size_t i = 0; i < n; i++)
+        moei_codecs[w->format].dense(p + i * w->k_stride, w->row_stride, n_rows, out + i, stride);
     for (uint32_t r = 0; r < n_rows; r++) moei_apply_scales(&w->scale, w->row0 + r0 + r, k0, n, out + r * stride);
 }
 
 /* ---- From the caller's description to one expert */
 
 /* Per-call pointers stand in for the description's own. NULL = absent. */
-MOEI_FORCE const uint8_t *moei_base(const void *data, const void *const *own, const void *const *call, uint32_t expert,
-                                    size_t expert_stride, size_t offset) {
+MOEI_FORCE const uint8_t *moei_base(const void *data, const void *const *own, const void *const *call,
+                                    uint32_t expert, size_t expert_stride, size_t offset) {
     const void *const *list = call ? call : own;
     const uint8_t *p = (const uint8_t *)(list ? list[expert] : data);
     if (!p) return NULL;
     return list ? p + offset : p + expert * expert_stride + offset;
 }
 
-static float moei_array_load(const moe_array *a, const void *const *call, uint32_t expert, size_t n_per_expert, size_t i,
-                             float absent) {
+static float moei_array_load(const moe_array *a, const void *const *call, uint32_t expert, size_t n_per_expert,
+                             size_t i, float absent) {
     size_t stride = a->stride ? a->stride : a->type < MOE_TYPE_COUNT ? moei_type_bytes[a->type] : 0;
     size_t expert_stride = a->expert_stride ? a->expert_stride : n_per_expert * stride;
     const uint8_t *p = moei_base(a->data, a->expert, call, expert, expert_stride, a->offset);
@@ -1230,18 +1251,19 @@ MOEI_UNUSED static float moei_array_at(const moe_array *a, uint32_t expert, size
 /* One expert's grid, defaults resolved: rows and cols as `like`. */
 static moei_side moei_side_of(const moe_grid *g, const void *const *call, uint32_t expert, size_t n_rows, size_t k,
                               const moei_side *like) {
-    moei_side s = {NULL, 0, 0, 1, UINT32_MAX};
-    if (g->type == MOE_TYPE_NONE || g->type >= MOE_TYPE_COUNT) return s;
-    s.type = g->type;
-    s.rows = g->rows ? g->rows : like->rows ? like->rows : 1;
-    s.cols = g->cols ? g->cols : like->cols ? like->cols : UINT32_MAX;
+    moei_side s = {NULL, 0, g->type, g->rows ? g->rows : like->rows, g->cols ? g->cols : like->cols};
+    if (!s.rows) s.rows = 1;
+    if (!s.cols) s.cols = UINT32_MAX;
+    if (s.type == MOE_TYPE_NONE || s.type >= MOE_TYPE_COUNT) return s;
     size_t n_cols = s.cols >= k ? 1 : (k + s.cols - 1) / s.cols, lines = (n_rows + s.rows - 1) / s.rows;
     if (s.type == MOE_TYPE_U4X8) lines = (lines + 7) / 8;
     s.row_stride = g->row_stride ? g->row_stride : n_cols * moei_type_bytes[s.type];
-    s.data = moei_base(g->data, g->expert, call, expert, g->expert_stride ? g->expert_stride : lines * s.row_stride, g->offset);
+    size_t expert_stride = g->expert_stride ? g->expert_stride : lines * s.row_stride;
+    s.data = moei_base(g->data, g->expert, call, expert, expert_stride, g->offset);
     return s;
 }
-static moei_side moei_scale_of(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert, size_t n_rows, size_t k) {
+static moei_side moei_scale_of(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert,
+                               size_t n_rows, size_t k) {
     moei_side like = {NULL, 0, 0, moei_layouts[m->format].rows, moei_layouts[m->format].cols};
     return moei_side_of(&m->scale, over ? over->scale[which] : NULL, expert, n_rows, k, &like);
 }
@@ -1250,27 +1272,31 @@ MOEI_FORCE int moei_row_constant(uint32_t format, const moei_side *s, size_t k) 
     return s->cols >= k && !(moei_codecs[format].flags & MOEI_OWN);
 }
 
-/* One expert's rows: data is NULL if the expert is absent. `over` may be NULL; which: MOE_GATE, MOE_UP or MOE_DOWN of it.
-   A zero-point grid without a shape of its own has that of the scales. */
-MOEI_UNUSED static void moei_view(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert, size_t n_rows,
-                                  size_t k, moei_rows *out) {
+/* One expert's rows; data is NULL if the expert is absent. over: per-call pointers (`which` of them) that replace the
+   matrix's, or NULL; offsets are added to either. A zero-point grid without a shape of its own has that of the scales.
+   Scales that are constant along a row are left out: see moei_row_scale. */
+MOEI_UNUSED static void moei_view(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert,
+                                  size_t n_rows, size_t k, moei_rows *out) {
     size_t item = moei_layouts[m->format].bytes, tight = m->k_stride ? item : moe_row_bytes(m->format, k);
     memset(out, 0, sizeof *out);
     out->format = m->format;
     out->k = k;
     out->k_stride = m->k_stride;
     out->row_stride = m->row_stride ? m->row_stride : tight;
-    size_t expert_stride = m->expert_stride ? m->expert_stride : m->k_stride ? k * m->k_stride : n_rows * out->row_stride;
-    out->data = moei_base(m->data, m->expert, over ? over->data[which] : NULL, expert, expert_stride, m->offset);
+    size_t tight_expert = m->k_stride ? k * m->k_stride : n_rows * out->row_stride;
+    out->data = moei_base(m->data, m->expert, over ? over->data[which] : NULL, expert,
+                          m->expert_stride ? m->expert_stride : tight_expert, m->offset);
     out->scale = moei_scale_of(m, over, which, expert, n_rows, k);
     out->zero = moei_side_of(&m->zero, over ? over->zero[which] : NULL, expert, n_rows, k, &out->scale);
     if (moei_row_constant(m->format, &out->scale, k)) out->scale.data = NULL;
 }
 
 /* What a row's result must be multiplied, then divided by: the scale that is constant along the row, and scale2. */
-typedef struct moei_factor { float multiply, divide; } moei_factor;
-MOEI_UNUSED static moei_factor moei_row_scale(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert,
-                                              size_t n_rows, size_t k, size_t row) {
+typedef struct moei_factor {
+    float multiply, divide;
+} moei_factor;
+MOEI_UNUSED static moei_factor moei_row_scale(const moe_matrix *m, const moe_experts *over, int which,
+                                              uint32_t expert, size_t n_rows, size_t k, size_t row) {
     moei_factor f = {1.0f, 1.0f};
     moei_side s = moei_scale_of(m, over, which, expert, n_rows, k);
     float scale2 = moei_array_load(&m->scale2, over ? over->scale2[which] : NULL, expert, 1, 0, 1.0f);
@@ -1280,9 +1306,10 @@ MOEI_UNUSED static moei_factor moei_row_scale(const moe_matrix *m, const moe_exp
     return f;
 }
 
-/* ---- Checks ---- */
+/* ---- Checks */
 
-static moe_status moei_weights_error(moe_error *error, moe_status status, const char *field, uint64_t got, uint64_t want) {
+static moe_status moei_weights_error(moe_error *error, moe_status status, const char *field, uint64_t got,
+                                     uint64_t want) {
     if (error) error->status = status, error->field = field, error->got = got, error->want = want;
     return status;
 }
@@ -1299,38 +1326,45 @@ static const char *moei_scale_wrong(const moe_matrix *m, size_t k, moe_status *s
     if (!m->scale.data && !m->scale.expert) return "scale.data";
     *status = MOE_ERR_SIZE;
     if ((c->flags & MOEI_OWN) && cols != l->cols) return "scale.cols";
-    if (c->unpack && !(c->flags & MOEI_OWN) && cols < k && (!(c->flags & MOEI_APART) || cols % 32)) return "scale.cols";
+    if (c->unpack && !(c->flags & MOEI_OWN) && cols < k && (!(c->flags & MOEI_APART) || cols % 32))
+        return "scale.cols";
     return NULL;
 }
 static const char *moei_zero_wrong(const moe_matrix *m, size_t k, moe_status *status) {
     const uint32_t type = m->zero.type, cols = m->zero.cols ? m->zero.cols : UINT32_MAX;
     if (type == MOE_TYPE_NONE) return NULL;
     *status = MOE_ERR_TYPE;
-    if ((type != MOE_TYPE_U8 && type != MOE_TYPE_U4X8) || !(moei_codecs[m->format].flags & MOEI_ZEROS)) return "zero.type";
+    if ((type != MOE_TYPE_U8 && type != MOE_TYPE_U4X8) || !(moei_codecs[m->format].flags & MOEI_ZEROS))
+        return "zero.type";
     *status = MOE_ERR_NULL;
     if (!m->zero.data && !m->zero.expert) return "zero.data";
     *status = MOE_ERR_SIZE;
     return cols < k && cols % 32 ? "zero.cols" : NULL;
 }
-/* Product of the sizes that addresses are made of; 0 if it overflows. */
-static int moei_fits(size_t a, size_t b, size_t c) { return !b || !c || (a <= SIZE_MAX / b && a * b <= SIZE_MAX / c); }
+/* Whether a product of sizes that addresses are made of does not overflow. */
+static int moei_fits(size_t a, size_t b, size_t c) {
+    return !b || !c || (a <= SIZE_MAX / b && a * b <= SIZE_MAX / c);
+}
 
-/* Whether a matrix can be read at all: formats, types, shapes and strides, not the numbers. field is relative to it. */
+/* Whether a matrix can be read at all: formats, types, shapes and strides, not the numbers. */
 static moe_status moei_check_matrix(const moe_matrix *m, size_t n_experts, size_t rows, size_t k, moe_error *error) {
     if (!m) return moei_weights_error(error, MOE_ERR_NULL, "matrix", 0, 0);
     if (m->format == MOE_FORMAT_NONE || m->format >= MOE_FORMAT_COUNT)
         return moei_weights_error(error, MOE_ERR_FORMAT, "format", m->format, 0);
     if (!m->data && !m->expert) return moei_weights_error(error, MOE_ERR_NULL, "data", 0, 0);
     if (!n_experts || !rows || !k || rows > UINT32_MAX || k > UINT32_MAX || n_experts > UINT32_MAX)
-        return moei_weights_error(error, MOE_ERR_SIZE, !n_experts || n_experts > UINT32_MAX ? "n_experts" : "rows or k", 0, 1);
+        return moei_weights_error(error, MOE_ERR_SIZE,
+                                  !n_experts || n_experts > UINT32_MAX ? "n_experts" : "rows or k", 0, 1);
     const moei_layout *l = &moei_layouts[m->format];
     size_t need = moe_row_bytes(m->format, k);
     if (!need) return moei_weights_error(error, MOE_ERR_BLOCK, "k", k, l->n);
     if (m->k_stride && m->format != MOE_FORMAT_F32 && m->format != MOE_FORMAT_F16 && m->format != MOE_FORMAT_BF16)
         return moei_weights_error(error, MOE_ERR_FORMAT, "k_stride", m->k_stride, 0);
     if (m->k_stride) need = l->bytes;
-    if (m->row_stride && m->row_stride < need) return moei_weights_error(error, MOE_ERR_STRIDE, "row_stride", m->row_stride, need);
-    if (m->k_stride && m->k_stride < l->bytes) return moei_weights_error(error, MOE_ERR_STRIDE, "k_stride", m->k_stride, l->bytes);
+    if (m->row_stride && m->row_stride < need)
+        return moei_weights_error(error, MOE_ERR_STRIDE, "row_stride", m->row_stride, need);
+    if (m->k_stride && m->k_stride < l->bytes)
+        return moei_weights_error(error, MOE_ERR_STRIDE, "k_stride", m->k_stride, l->bytes);
     if (!moei_fits(n_experts, rows, m->row_stride ? m->row_stride : need) || !moei_fits(n_experts, k, m->k_stride) ||
         !moei_fits(n_experts, 1, m->expert_stride))
         return moei_weights_error(error, MOE_ERR_OVERFLOW, "row_stride", m->row_stride, 0);
@@ -1338,65 +1372,78 @@ static moe_status moei_check_matrix(const moe_matrix *m, size_t n_experts, size_
     const char *field = moei_scale_wrong(m, k, &status);
     if (!field) field = moei_zero_wrong(m, k, &status);
     if (field) return moei_weights_error(error, status, field, 0, 0);
-    if (m->scale2.type > MOE_TYPE_BF16) return moei_weights_error(error, MOE_ERR_TYPE, "scale2.type", m->scale2.type, 0);
+    if (m->scale2.type > MOE_TYPE_BF16)
+        return moei_weights_error(error, MOE_ERR_TYPE, "scale2.type", m->scale2.type, 0);
     return MOE_OK;
 }
 
-/* The first value of a grid that is not finite (scales) or no zero point: 1, and the weight it belongs to. */
+MOEI_FORCE int moei_side_value_bad(const moei_side *s, size_t row, size_t k) {
+    if (s->type == MOE_TYPE_U4X8) return 0;
+    if (s->type == MOE_TYPE_U8) return *moei_side_at(s, row, k) > 127;
+    return !moei_is_finite(moei_scale_at(s, row, k));
+}
+/* Whether a scale of a grid is not finite or a zero point is none, and the first weight that it belongs to. */
 static int moei_side_bad(const moei_side *s, size_t rows, size_t k, uint64_t *at) {
-    for (size_t lines = s->data ? (rows - 1) / s->rows + 1 : 0, line = 0; line < lines; line++)
-        for (size_t cols = (k - 1) / s->cols + 1, col = 0; col < cols; col++) {
-            size_t row = line * s->rows, i = col * s->cols;
-            *at = (uint64_t)row * k + i;
-            if (s->type == MOE_TYPE_U8 ? *moei_side_at(s, row, i) > 127 : s->type != MOE_TYPE_U4X8 && !moei_is_finite(moei_scale_at(s, row, i)))
-                return 1;
+    size_t lines = s->data ? (rows - 1) / s->rows + 1 : 0, cols = (k - 1) / s->cols + 1;
+    for (size_t line = 0; line < lines; line++)
+        for (size_t col = 0; col < cols; col++) {
+            *at = (uint64_t)line * s->rows * k + col * s->cols;
+            if (moei_side_value_bad(s, line * s->rows, col * s->cols)) return 1;
         }
     return 0;
 }
-/* The same for the scales inside of the rows' blocks, or a dense format's weights. */
-static int moei_rows_bad(const moei_rows *w, size_t rows, uint64_t *at) {
+/* The same for up to 32 weights from k0 of a row: a dense weight is its own scale. */
+static int moei_weights_bad(const moei_rows *w, uint32_t r, size_t k0, size_t n, uint64_t *at) {
     const moei_codec *c = &moei_codecs[w->format];
-    float v[32];
+    *at = (uint64_t)r * w->k + k0;
+    if (c->dense) {
+        float v[32];
+        moei_decode_row(w, r, k0, n, v);
+        for (size_t i = 0; i < n; i++, ++*at)
+            if (!moei_is_finite(v[i])) return 1;
+        return 0;
+    }
+    if (c->flags & MOEI_APART) return 0;
+    moei_block b;
+    float unit = c->flags & MOEI_DOUBLED ? 2.0f : 1.0f;
+    moei_unpack(w, r, k0, n, &b);
+    return !moei_is_finite(b.d[0] * unit) || !moei_is_finite(b.d[1] * unit) || !moei_is_finite(b.dmin);
+}
+static int moei_rows_bad(const moei_rows *w, size_t rows, uint64_t *at) {
     for (uint32_t r = 0; r < rows; r++)
-        for (size_t i = 0; i < w->k; i += 32) {
-            size_t n = w->k - i < 32 ? w->k - i : 32;
-            *at = (uint64_t)r * w->k + i;
-            if (c->dense) {
-                moei_decode_row(w, r, i, n, v);
-                for (size_t j = 0; j < n; j++, ++*at)
-                    if (!moei_is_finite(v[j])) return 1;
-            } else if (!(c->flags & MOEI_APART)) {
-                moei_block b;
-                float unit = c->flags & MOEI_DOUBLED ? 2.0f : 1.0f;
-                moei_unpack(w, r, i, n, &b);
-                if (!moei_is_finite(b.d[0] * unit) || !moei_is_finite(b.d[1] * unit) || !moei_is_finite(b.dmin)) return 1;
-            }
-        }
+        for (size_t i = 0; i < w->k; i += 32)
+            if (moei_weights_bad(w, r, i, w->k - i < 32 ? w->k - i : 32, at)) return 1;
     return 0;
+}
+/* The field of an expert that holds a bad value, or NULL. */
+static const char *moei_expert_bad(const moe_matrix *m, uint32_t expert, size_t rows, size_t k, uint64_t *at) {
+    moei_rows w;
+    moei_view(m, NULL, 0, expert, rows, k, &w);
+    if (!w.data) return NULL;
+    moei_side scale = moei_scale_of(m, NULL, 0, expert, rows, k);
+    float scale2 = moei_array_load(&m->scale2, NULL, expert, 1, 0, 1.0f);
+    w.scale.data = NULL; /* the stored values, not the scaled ones */
+    if (moei_side_bad(&scale, rows, k, at)) return "scale";
+    if (moei_side_bad(&w.zero, rows, k, at)) return "zero";
+    if (moei_rows_bad(&w, rows, at)) return "data";
+    *at = 0;
+    return moei_is_finite(scale2) && !(m->scale2_divides && scale2 == 0.0f) ? NULL : "scale2";
 }
 
-/* error.field: data, scale, zero or scale2; error.got: the first weight concerned, counted from expert 0's first. Absent experts
-   are skipped. A dense weight counts as its own scale. */
+/* error.field: data, scale, zero or scale2; error.got: the first weight concerned, counted from expert 0's first.
+   Absent experts are skipped. Scales of 0 are fine, divisors of 0 are not. */
 MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size_t rows, size_t k, moe_error *error) {
     moe_status status = moei_check_matrix(matrix, n_experts, rows, k, error);
     for (uint32_t e = 0; !status && e < n_experts; e++) {
-        moei_rows w;
         uint64_t at = 0;
-        moei_view(matrix, NULL, 0, e, rows, k, &w);
-        if (!w.data) continue;
-        moei_side scale = moei_scale_of(matrix, NULL, 0, e, rows, k);
-        float scale2 = moei_array_load(&matrix->scale2, NULL, e, 1, 0, 1.0f);
-        const char *field = moei_side_bad(&scale, rows, k, &at) ? "scale" : moei_side_bad(&w.zero, rows, k, &at) ? "zero" : NULL;
-        w.scale.data = NULL;
-        if (!field && moei_rows_bad(&w, rows, &at)) field = "data";
-        if (!field && (!moei_is_finite(scale2) || (matrix->scale2_divides && scale2 == 0.0f))) field = "scale2", at = 0;
+        const char *field = moei_expert_bad(matrix, e, rows, k, &at);
         if (field) status = moei_weights_error(error, MOE_ERR_VALUE, field, (uint64_t)e * rows * k + at, 0);
     }
     return status;
 }
 
-MOE_API moe_status moe_dequantize(const moe_matrix *matrix, uint32_t expert, size_t n_experts, size_t rows, size_t k, size_t row,
-                                  size_t n_rows, float *out) {
+MOE_API moe_status moe_dequantize(const moe_matrix *matrix, uint32_t expert, size_t n_experts, size_t rows, size_t k,
+                                  size_t row, size_t n_rows, float *out) {
     moe_status status = moei_check_matrix(matrix, n_experts, rows, k, NULL);
     if (status) return status;
     if (!out && n_rows) return MOE_ERR_NULL;
@@ -1420,7 +1467,9 @@ MOE_API moe_status moe_dequantize(const moe_matrix *matrix, uint32_t expert, siz
 /* ---- Quantisers: the rounding of gguf-py and ggml's reference C, byte for byte */
 
 MOEI_FORCE void moei_store16(uint8_t *p, uint16_t v) { p[0] = (uint8_t)v, p[1] = (uint8_t)(v >> 8); }
-MOEI_FORCE void moei_store32(uint8_t *p, uint32_t v) { moei_store16(p, (uint16_t)v), moei_store16(p + 2, (uint16_t)(v >> 16)); }
+MOEI_FORCE void moei_store32(uint8_t *p, uint32_t v) {
+    moei_store16(p, (uint16_t)v), moei_store16(p + 2, (uint16_t)(v >> 16));
+}
 
 static uint8_t moei_to_e4m3(float f) { /* round to nearest even; beyond 448, and Inf: 448, as torch does */
     uint32_t u = moei_bits(f), sign = u >> 24 & 0x80, a = u & 0x7fffffffu;
@@ -1435,7 +1484,8 @@ static uint8_t moei_to_e4m3(float f) { /* round to nearest even; beyond 448, and
     return (uint8_t)(sign | ((a - 0x3c000000u + 0x7ffff + (a >> 20 & 1)) >> 20));
 }
 
-static float moei_absmax(const float *x, int n, float *value) { /* largest magnitude, and the first value that has it */
+/* The largest magnitude, and the first value that has it. */
+static float moei_absmax(const float *x, int n, float *value) {
     float amax = 0.0f;
     *value = 0.0f;
     for (int i = 0; i < n; i++) {
@@ -1453,7 +1503,8 @@ static void moei_quantize_q8_0(const float *x, uint8_t *p) {
     moei_store16(p, moei_to_f16(d));
     for (int i = 0; i < 32; i++) p[2 + i] = (uint8_t)(int8_t)roundf(x[i] * id);
 }
-static void moei_quantize_q4_0(const float *x, uint8_t *p) { /* the sum in double does not depend on a fused multiply-add */
+/* The sum is in double, where it does not depend on a fused multiply-add. */
+static void moei_quantize_q4_0(const float *x, uint8_t *p) {
     float max, d = (moei_absmax(x, 32, &max), max / -8.0f), id = moei_inverse(d);
     uint8_t q[32];
     for (int i = 0; i < 32; i++) {
@@ -1465,8 +1516,11 @@ static void moei_quantize_q4_0(const float *x, uint8_t *p) { /* the sum in doubl
 }
 static uint8_t moei_nearest_e2m1(float x, float half_scale) { /* the first of the nearest */
     uint8_t best = 0;
-    for (uint8_t c = 1; c < 16; c++)
-        if (fabsf((float)moei_e2m1x2[c] * half_scale - x) < fabsf((float)moei_e2m1x2[best] * half_scale - x)) best = c;
+    float least = fabsf(x);
+    for (uint8_t c = 1; c < 16; c++) {
+        float e = fabsf((float)moei_e2m1x2[c] * half_scale - x); /* the product is exact */
+        if (e < least) best = c, least = e;
+    }
     return best;
 }
 static void moei_quantize_mxfp4(const float *x, uint8_t *p) {
@@ -1480,7 +1534,8 @@ static void moei_quantize_mxfp4(const float *x, uint8_t *p) {
 }
 
 static void moei_quantize_row(uint32_t format, const float *x, size_t k, uint8_t *p) {
-    for (size_t i = 0, n = moei_layouts[format].n, bytes = moei_layouts[format].bytes; i < k; i += n, p += bytes) switch (format) {
+    const moei_layout *l = &moei_layouts[format];
+    for (size_t i = 0; i < k; i += l->n, p += l->bytes) switch (format) {
         case MOE_FORMAT_F32: moei_store32(p, moei_bits(x[i])); break;
         case MOE_FORMAT_F16: moei_store16(p, moei_to_f16(x[i])); break;
         case MOE_FORMAT_BF16: moei_store16(p, moei_to_bf16(x[i])); break;
@@ -1509,13 +1564,6 @@ MOE_API moe_status moe_quantize(uint32_t format, const float *src, size_t n_rows
 
 /* ---- Names */
 
-MOEI_UNUSED static int moei_same_name(const char *a, const char *b) { /* ASCII, case-insensitive */
-    for (;; a++, b++) {
-        int x = *a >= 'A' && *a <= 'Z' ? *a + 32 : *a, y = *b >= 'A' && *b <= 'Z' ? *b + 32 : *b;
-        if (x != y) return 0;
-        if (!x) return 1;
-    }
-}
 MOE_API const char *moe_format_name(uint32_t format) {
     return format != MOE_FORMAT_NONE && format < MOE_FORMAT_COUNT ? moei_layouts[format].name : "?";
 }
@@ -1525,22 +1573,27 @@ MOE_API uint32_t moe_format_by_name(const char *name) {
     return f;
 }
 
-/* ==== >>reference: the definition of every dot product, and the c tier =================================================
-   F32: acc[k mod 16] = fma(w[k], x[k], acc[k mod 16]) in ascending k, then a halving tree (8, 4, 2, 1), then + 0.0f. w is what
-   moei_decode_row says.
+/* ==== >>reference: the definition of every dot product, and the c tier =============================================
+   F32: acc[k mod 16] = fma(w[k], x[k], acc[k mod 16]) in ascending k, then a halving tree (8, 4, 2, 1), then + 0.0f.
+   w[k] is what moei_decode_row says.
 
-   Q8, per block of 32 weights (moei_block) and 32 activations (q, d, s, sum16 of moei_q8), lane = block mod 8, ascending blocks;
-   i0, i1 = the integer sums of w.q * x.q over the halves; every product in brackets is one float multiplication:
-     q8_0 q4_0 q5_0 iq4_nl mxfp4 mxfp4_hf int8_channel   acc = fma(i0 + i1, [w.d * x.d], acc)
-     int4_group                                           the same, zero points subtracted in w.q (so inside the integers)
-     iq4_xs                                               acc = fma(i0 + i1, [[w.d * scale] * x.d], acc)     (the inner is exact)
-     q4_1 q5_1 (min = -1) q4_K q5_K                       as iq4_xs, then acc = fma(-[dmin * min], x.s, acc) (exact product)
-     q3_K q6_K                                            acc = fma(scale0 * i0 + scale1 * i1, [w.d * x.d], acc)
-     q2_K                                                 as q3_K, then acc = fma(min0 * sum16_0 + min1 * sum16_1, -[dmin * x.d], acc)
-     nvfp4 nvfp4_hf                                       acc = fma(i0, [w.d0 * x.d], acc), then acc = fma(i1, [w.d1 * x.d], acc)
-   All integers stay below 2^24, so their conversion to float is exact. Then the tree (4, 2, 1), then + 0.0f.
-   Provides moei_f32_c, moei_q8_c, moei_vec_c; moei_prepare_* and moei_*_row_bytes for tiers whose prepared rows are in the
-   natural order, moei_decode_default for tiers without an own decode of a format. */
+   Q8: acc[block mod 8], ascending blocks, then the tree (4, 2, 1), then + 0.0f. For a block of 32 weights (d, scale,
+   min, dmin of moei_block) and 32 activations (xd, xs, sum16 of moei_q8), with i0, i1 = the integer sums of w.q * x.q
+   over the halves, one block adds as follows. [a * b] is one rounded float product, (a * b) an exact one:
+     q8_0 q4_0 q5_0 iq4_nl mxfp4    acc = fma(i0 + i1, [d * xd], acc)
+     mxfp4_hf int8_channel          the same
+     int4_group                     the same; zero points are in w.q, hence inside the integers
+     iq4_xs                         acc = fma(i0 + i1, [(d * scale) * xd], acc)
+     q4_K q5_K                      as iq4_xs, then acc = fma(-(dmin * min), xs, acc)
+     q4_1 q5_1                      the same with scale = 1, min = -1
+     q3_K q6_K                      acc = fma(scale0 * i0 + scale1 * i1, [d * xd], acc)
+     q2_K                           as q3_K, then acc = fma(min0 * sum16_0 + min1 * sum16_1, -[dmin * xd], acc)
+     nvfp4 nvfp4_hf                 acc = fma(i0, [d0 * xd], acc), then acc = fma(i1, [d1 * xd], acc)
+   All integers stay below 2^24: converting them to float is exact. A scale that is constant along a row is no part of
+   this: it is applied once to the result.
+
+   Provides moei_f32_c, moei_q8_c, moei_vec_c; moei_prepare_* and moei_*_row_bytes for tiers whose prepared rows are
+   in the natural order; moei_decode_default for tiers without a decode of their own. */
 
 /* ---- Prepared rows in the natural order */
 
@@ -1588,10 +1641,11 @@ MOEI_UNUSED static void moei_prepare_q8(void *row, const float *x, size_t k0, si
     static const float zeros[32] = {0};
     moei_q8 *b = (moei_q8 *)row;
     size_t end = k0 + n == k ? moei_round_up(k, 256) : k0 + n;
-    for (size_t i = k0; i < end; i += 32) moei_prepare_q8_block(b + i / 256, (uint32_t)(i / 32 % 8), i < k ? x + (i - k0) : zeros);
+    for (size_t i = k0; i < end; i += 32)
+        moei_prepare_q8_block(b + i / 256, (uint32_t)(i / 32 % 8), i < k ? x + (i - k0) : zeros);
 }
 
-/* ---- Panels by the reference: decode, then prepare. Transposed rows are read in the order of storage, 16 at a time. */
+/* ---- Panels by the reference: decode, then prepare. Transposed rows are read as they are stored, 16 at a time */
 
 MOEI_UNUSED static void moei_decode_default(const moei_arith *a, const moei_rows *w, uint32_t n_rows, void *panel) {
     float buf[1024];
@@ -1610,9 +1664,11 @@ MOEI_UNUSED static void moei_decode_default(const moei_arith *a, const moei_rows
 
 /* ---- F32 */
 
-MOEI_FORCE void moei_f32_step(float *acc, const float *w, const float *x, size_t n) { /* n a multiple of 16, or the tail */
-    for (size_t i = 0; i < n; i += 16)
-        for (size_t l = 0; l < 16 && i + l < n; l++) acc[l] = moei_fma(w[i + l], x[i + l], acc[l]);
+MOEI_FORCE void moei_f32_step(float *acc, const float *w, const float *x, size_t n) { /* from k = a multiple of 16 */
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (size_t l = 0; l < 16; l++) acc[l] = moei_fma(w[i + l], x[i + l], acc[l]);
+    for (size_t l = 0; i + l < n; l++) acc[l] = moei_fma(w[i + l], x[i + l], acc[l]);
 }
 MOEI_FORCE float moei_tree(float *acc, int n) { /* n lanes: 16 or 8 */
     for (int h = n / 2; h; h /= 2)
@@ -1623,8 +1679,8 @@ MOEI_FORCE float moei_tree(float *acc, int n) { /* n lanes: 16 or 8 */
 #define MOEI_C_TOKENS 8 /* tokens that share a decoded piece of a row */
 
 /* Rows r0 .. r0 + n_rows (up to 16) times up to MOEI_C_TOKENS tokens. */
-static void moei_dot_f32_c_tile(const moei_rows *w, uint32_t r0, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
-                                float *out, size_t out_stride) {
+static void moei_dot_f32_c_tile(const moei_rows *w, uint32_t r0, uint32_t n_rows, const void *const *x,
+                                uint32_t n_tokens, float *out, size_t out_stride) {
     float acc[16][MOEI_C_TOKENS][16], v[16][32];
     memset(acc, 0, sizeof acc[0] * n_rows);
     for (size_t k0 = 0; k0 < w->k; k0 += 32) {
@@ -1642,11 +1698,12 @@ static void moei_dot_f32_c(const moei_rows *w, uint32_t n_rows, const void *cons
     for (uint32_t r = 0; r < n_rows; r += group)
         for (uint32_t t = 0; t < n_tokens; t += MOEI_C_TOKENS)
             moei_dot_f32_c_tile(w, r, n_rows - r < group ? n_rows - r : group, x + t,
-                                n_tokens - t < MOEI_C_TOKENS ? n_tokens - t : MOEI_C_TOKENS, out + t * out_stride, out_stride);
+                                n_tokens - t < MOEI_C_TOKENS ? n_tokens - t : MOEI_C_TOKENS, out + t * out_stride,
+                                out_stride);
 }
 static size_t moei_panel_bytes_f32_c(uint32_t n_rows, size_t k) { return n_rows * moei_f32_row_bytes(k); }
-static void moei_panel_f32_c(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
-                             float *out, size_t out_stride) {
+static void moei_panel_f32_c(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
+                             uint32_t n_tokens, float *out, size_t out_stride) {
     size_t n = moei_round_up(w->k, 16);
     for (uint32_t t = 0; t < n_tokens; t++)
         for (uint32_t r = 0; r < n_rows; r++) {
@@ -1656,6 +1713,7 @@ static void moei_panel_f32_c(const void *panel, const moei_rows *w, uint32_t n_r
         }
 }
 
+// clang-format off
 MOEI_UNUSED static const moei_arith moei_f32_c = {
     MOE_COMPUTE_F32, MOE_TIER_C, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32_c, moei_panel_f32_c,
     {{NULL, NULL, 0},
@@ -1663,6 +1721,7 @@ MOEI_UNUSED static const moei_arith moei_f32_c = {
      MOE_FORMATS(MOE_X)
 #undef MOE_X
     }};
+// clang-format on
 
 /* ---- Q8 */
 
@@ -1703,10 +1762,11 @@ static void moei_dot_q8_c(const moei_rows *w, uint32_t n_rows, const void *const
                           size_t out_stride) {
     for (uint32_t r = 0; r < n_rows; r++)
         for (uint32_t t = 0; t < n_tokens; t += MOEI_C_TOKENS)
-            moei_dot_q8_c_row(w, r, x + t, n_tokens - t < MOEI_C_TOKENS ? n_tokens - t : MOEI_C_TOKENS, out + t * out_stride,
-                              out_stride);
+            moei_dot_q8_c_row(w, r, x + t, n_tokens - t < MOEI_C_TOKENS ? n_tokens - t : MOEI_C_TOKENS,
+                              out + t * out_stride, out_stride);
 }
 
+// clang-format off
 #define MOEI_Q8_DENSE {NULL, NULL, 0}
 #define MOEI_Q8_C {moei_dot_q8_c, NULL, UINT32_MAX}
 MOEI_UNUSED static const moei_arith moei_q8_c = {
@@ -1718,6 +1778,7 @@ MOEI_UNUSED static const moei_arith moei_q8_c = {
      MOEI_Q8_C, MOEI_Q8_C,                                       /* mxfp4_hf nvfp4_hf */
      MOEI_Q8_DENSE, MOEI_Q8_DENSE, MOEI_Q8_DENSE,                /* mxfp8 fp8_block fp8_channel */
      MOEI_Q8_C, MOEI_Q8_C}};                                     /* int8_channel int4_group */
+// clang-format on
 
 /* ---- Elementwise */
 
@@ -1789,15 +1850,6 @@ MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, 
     }
 }
 
-/* The value of a scale grid for (row, k). */
-MOEI_UNUSED static float moei_scale_at(const moei_side *s, size_t row, size_t k) {
-    const uint8_t *p = s->data + row / s->rows * s->row_stride;
-    size_t i = k / s->cols;
-    if (s->type == MOE_TYPE_F32) return moei_loadf32(p + 4 * i);
-    if (s->type == MOE_TYPE_F16) return moei_f16(moei_load16(p + 2 * i));
-    if (s->type == MOE_TYPE_BF16) return moei_bf16(moei_load16(p + 2 * i));
-    return s->type == MOE_TYPE_E8M0 ? moei_e8m0(p[i]) : moei_e4m3(p[i]);
-}
 /* The scales of weights k .. k + 15 of row r; returns how many of the following k have the same (at least 16 are covered). */
 MOEI_UNUSED static size_t moei_scales16(const moei_rows *w, uint32_t r, size_t k, float *s) {
     size_t row = w->row0 + r, cols = w->scale.cols;
@@ -1809,13 +1861,7 @@ MOEI_UNUSED static size_t moei_scales16(const moei_rows *w, uint32_t r, size_t k
     for (size_t i = 0; i < 16; i++) s[i] = same;
     return w->scale.data ? cols - k % cols : w->k;
 }
-MOEI_UNUSED static size_t moei_row_bytes_f32(size_t k) { return (k + 15) / 16 * 64; }
-MOEI_UNUSED static size_t moei_panel_bytes_f32(uint32_t n_rows, size_t k) { return n_rows * moei_row_bytes_f32(k); }
-MOEI_UNUSED static void moei_prepare_f32(void *row, const float *x, size_t k0, size_t n, size_t k) {
-    float *p = (float *)row;
-    memcpy(p + k0, x, n * 4);
-    if (k0 + n == k) memset(p + k, 0, ((k + 15) / 16 * 16 - k) * 4);
-}
+MOEI_UNUSED static size_t moei_panel_bytes_f32(uint32_t n_rows, size_t k) { return n_rows * moei_f32_row_bytes(k); }
 #define MOEI_NO_OPS {NULL, NULL, 0}
 
 /* ==== >>avx2: F32 on AVX2 + FMA + F16C =================================================================================
@@ -1989,12 +2035,12 @@ MOEI_AVX2 static void moei_dot_avx2_F16(const moei_rows *w, uint32_t n_rows, con
 MOEI_AVX2 static void moei_dot_avx2_BF16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                          float *out, size_t out_stride) {
     if (n_tokens <= 4) moei_dot_avx2(MOE_FORMAT_BF16, w, n_rows, x, n_tokens, out, out_stride);
-    else moei_sweep(&moei_tiles_avx2_BF16, w, moei_row_bytes_f32(w->k), n_rows, x, n_tokens, out, out_stride);
+    else moei_sweep(&moei_tiles_avx2_BF16, w, moei_f32_row_bytes(w->k), n_rows, x, n_tokens, out, out_stride);
 }
 static void moei_panel_avx2(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
     moei_rows rows = *w;
-    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_row_bytes_f32(w->k);
+    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_f32_row_bytes(w->k);
     moei_sweep(&moei_tiles_avx2_F32, &rows, rows.row_stride, n_rows, x, n_tokens, out, out_stride);
 }
 
@@ -2056,7 +2102,7 @@ MOEI_AVX2 static void moei_decode_fp8_avx2(const moei_rows *w, uint32_t n_rows, 
 
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_f32_avx2 = {
-    MOE_COMPUTE_F32, MOE_TIER_AVX2, moei_row_bytes_f32, moei_prepare_avx2, moei_panel_bytes_f32, moei_panel_avx2, {
+    MOE_COMPUTE_F32, MOE_TIER_AVX2, moei_f32_row_bytes, moei_prepare_avx2, moei_panel_bytes_f32, moei_panel_avx2, {
         /* NONE         */ MOEI_NO_OPS,
         /* F32          */ {moei_dot_avx2_F32, moei_decode_f32_avx2, 4},
         /* F16          */ {moei_dot_avx2_F16, moei_decode_f16_avx2, 4},
@@ -2248,7 +2294,7 @@ MOEI_FORCE MOEI_AVX512 void moei_dot_avx512(const uint32_t format, const moei_ti
     else if (n_tokens == 2) moei_rows_avx512(format, 2, w, n_rows, x, out, out_stride);
     else if (n_tokens == 3) moei_rows_avx512(format, 3, w, n_rows, x, out, out_stride);
     else if (n_tokens == 4) moei_rows_avx512(format, 4, w, n_rows, x, out, out_stride);
-    else moei_sweep(tiles, w, moei_row_bytes_f32(w->k), n_rows, x, n_tokens, out, out_stride);
+    else moei_sweep(tiles, w, moei_f32_row_bytes(w->k), n_rows, x, n_tokens, out, out_stride);
 }
 #define MOEI_DOT_AVX512(F)                                                                                             \
     MOEI_AVX512 static void moei_dot_avx512_##F(const moei_rows *w, uint32_t n_rows, const void *const *x,             \
@@ -2262,7 +2308,7 @@ MOEI_DOT_AVX512(BF16)
 static void moei_panel_avx512(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                               float *out, size_t out_stride) {
     moei_rows rows = *w;
-    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_row_bytes_f32(w->k);
+    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_f32_row_bytes(w->k);
     moei_dot_avx512_F32(&rows, n_rows, x, n_tokens, out, out_stride);
 }
 
@@ -2279,7 +2325,7 @@ MOEI_FORCE MOEI_AVX512 __m512 moei_fp8_avx512(const uint8_t *p, __mmask16 m, __m
 }
 MOEI_AVX512 static void moei_decode_fp8_avx512(const moei_rows *w, uint32_t n_rows, void *panel) {
     float *o = (float *)panel, s[16];
-    for (uint32_t r = 0; r < n_rows; r++, o += moei_row_bytes_f32(w->k) / 4) {
+    for (uint32_t r = 0; r < n_rows; r++, o += moei_f32_row_bytes(w->k) / 4) {
         const uint8_t *p = moei_row(w, r);
         __m512 scale = _mm512_setzero_ps();
         for (size_t k = 0, next = 0; k < w->k; k += 16) {
@@ -2291,7 +2337,7 @@ MOEI_AVX512 static void moei_decode_fp8_avx512(const moei_rows *w, uint32_t n_ro
 
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_f32_avx512 = {
-    MOE_COMPUTE_F32, MOE_TIER_AVX512, moei_row_bytes_f32, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_avx512, {
+    MOE_COMPUTE_F32, MOE_TIER_AVX512, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_avx512, {
         /* NONE         */ MOEI_NO_OPS,
         /* F32          */ {moei_dot_avx512_F32, NULL, UINT32_MAX},
         /* F16          */ {moei_dot_avx512_F16, NULL, UINT32_MAX},
@@ -2423,20 +2469,19 @@ MOEI_TILE_BF16(1) MOEI_TILE_BF16(2) MOEI_TILE_BF16(3) MOEI_TILE_BF16(4) MOEI_TIL
 static const moei_tiles moei_tiles_bf16 = {
     4, 6, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3, moei_tile_bf16_4, moei_tile_bf16_5, moei_tile_bf16_6}};
 
-static size_t moei_row_bytes_bf16(size_t k) { return (k + 31) / 32 * 64; }
-static size_t moei_panel_bytes_bf16(uint32_t n_rows, size_t k) { return n_rows * moei_row_bytes_bf16(k); }
+static size_t moei_panel_bytes_bf16(uint32_t n_rows, size_t k) { return n_rows * moei_bf16_row_bytes(k); }
 MOEI_BF16 static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                                     size_t out_stride) {
     if (n_tokens == 1) moei_rows_bf16(1, w, n_rows, x, out, out_stride);
     else if (n_tokens == 2) moei_rows_bf16(2, w, n_rows, x, out, out_stride);
     else if (n_tokens == 3) moei_rows_bf16(3, w, n_rows, x, out, out_stride);
     else if (n_tokens == 4) moei_rows_bf16(4, w, n_rows, x, out, out_stride);
-    else moei_sweep(&moei_tiles_bf16, w, moei_row_bytes_bf16(w->k), n_rows, x, n_tokens, out, out_stride);
+    else moei_sweep(&moei_tiles_bf16, w, moei_bf16_row_bytes(w->k), n_rows, x, n_tokens, out, out_stride);
 }
 static void moei_panel_bf16(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
     moei_rows rows = *w;
-    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_row_bytes_bf16(w->k);
+    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_bf16_row_bytes(w->k);
     moei_dot_bf16(&rows, n_rows, x, n_tokens, out, out_stride);
 }
 
@@ -2444,7 +2489,7 @@ static void moei_panel_bf16(const void *panel, const moei_rows *w, uint32_t n_ro
 MOEI_FORCE MOEI_BF16 void moei_store_bf16(void *to, __m512 low, __m512 high) {
     _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
 }
-MOEI_BF16 static void moei_prepare_bf16(void *row, const float *x, size_t k0, size_t n, size_t k) {
+MOEI_BF16 static void moei_prepare_bf16_avx512(void *row, const float *x, size_t k0, size_t n, size_t k) {
     uint16_t *o = (uint16_t *)row + k0;
     (void)k; /* n is no multiple of 32 at the end of the row only */
     for (size_t i = 0; i < n; i += 32) {
@@ -2489,7 +2534,7 @@ MOEI_BF16 static void moei_decode_fp8_bf16(const moei_rows *w, uint32_t n_rows, 
 
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = {
-    MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_row_bytes_bf16, moei_prepare_bf16, moei_panel_bytes_bf16, moei_panel_bf16, {
+    MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_bf16_row_bytes, moei_prepare_bf16_avx512, moei_panel_bytes_bf16, moei_panel_bf16, {
         /* NONE         */ MOEI_NO_OPS,
         /* F32          */ {NULL, moei_decode_f32_bf16, 0},
         /* F16          */ {NULL, moei_decode_f16_bf16, 0},
@@ -2551,7 +2596,7 @@ MOEI_FORCE int moei_q8_offset(uint32_t f) {
     return f == MOE_FORMAT_Q6_K ? 32 : f == MOE_FORMAT_Q5_0 ? 16 : f == MOE_FORMAT_Q4_0 ? 8 : f == MOE_FORMAT_Q3_K ? 4 : 0;
 }
 /* Bytes of a step. */
-MOEI_FORCE size_t moei_q8_step(uint32_t f) {
+MOEI_FORCE size_t moei_q8_group_bytes(uint32_t f) {
     switch (f) {
     case MOE_FORMAT_Q8_0: return 272;
     case MOE_FORMAT_Q4_0:
@@ -2918,7 +2963,7 @@ typedef struct moei_q8walk {
     uint8_t tail[272];
 } moei_q8walk;
 MOEI_FORCE void moei_q8_walk(uint32_t f, const moei_rows *w, size_t r, moei_q8walk *walk) {
-    size_t step = moei_q8_step(f), rest = w->k % 256 / 32;
+    size_t step = moei_q8_group_bytes(f), rest = w->k % 256 / 32;
     walk->row = moei_row(w, r), walk->full = w->k / 256, walk->steps = walk->full + (rest != 0);
     if (rest) memset(walk->tail, 0, sizeof walk->tail), memcpy(walk->tail, walk->row + walk->full * step, rest * step / 8);
 }
@@ -2948,7 +2993,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_
     for (size_t i = 0; i < walk.steps; i++) {
         moei_q8w u;
         if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
-        moei_q8_unpack(f, i < walk.full ? walk.row + i * moei_q8_step(f) : walk.tail, &side, i % MOEI_Q8_CHUNK, &u);
+        moei_q8_unpack(f, i < walk.full ? walk.row + i * moei_q8_group_bytes(f) : walk.tail, &side, i % MOEI_Q8_CHUNK, &u);
         for (uint32_t t = 0; t < n; t++) {
             const moei_q8 *q = (const moei_q8 *)x[t] + i;
             __m256i s[8];
@@ -2981,8 +3026,6 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_dot_avx2(uint32_t f, const moei_rows *w, uint3
 MOEI_Q8_FORMATS(MOEI_Q8_DOT, avx2, MOEI_AVX2)
 
 /* ---- activations ---- */
-
-static size_t moei_q8_row_bytes(size_t k) { return (k + 255) / 256 * sizeof(moei_q8); }
 
 /* One block of 32. The integer comes out of the fma's low bits: 12582912 + q. */
 MOEI_FORCE MOEI_AVX2 void moei_q8_block(moei_q8 *row, size_t b, const float *x) {
@@ -3049,7 +3092,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, const moei_rows *w, size_
     for (size_t i = 0; i < walk.steps; i++) {
         moei_q8w u;
         if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
-        moei_q8_unpack(f, i < walk.full ? walk.row + i * moei_q8_step(f) : walk.tail, &side, i % MOEI_Q8_CHUNK, &u);
+        moei_q8_unpack(f, i < walk.full ? walk.row + i * moei_q8_group_bytes(f) : walk.tail, &side, i % MOEI_Q8_CHUNK, &u);
         if (wide)
             MOEI_UNROLL for (int b = 0; b < 8; b++) u.v[b] = _mm256_xor_si256(u.v[b], _mm256_set1_epi8(-128));
         for (uint32_t t = 0; t < n; t++) {
@@ -3227,13 +3270,6 @@ MOE_API const char *moe_tier_name(uint32_t tier) {
     };
     return tier < MOE_TIER_COUNT ? names[tier] : "?";
 }
-MOEI_UNUSED static int moei_same_name(const char *a, const char *b) { /* ASCII, case-insensitive, whatever the locale */
-    for (;; a++, b++) {
-        int x = *a >= 'A' && *a <= 'Z' ? *a + 32 : *a, y = *b >= 'A' && *b <= 'Z' ? *b + 32 : *b;
-        if (x != y) return 0;
-        if (!x) return 1;
-    }
-}
 MOE_API uint32_t moe_tier_by_name(const char *name) {
     uint32_t tier = 0;
     while (tier < MOE_TIER_COUNT && (!name || !moei_same_name(name, moe_tier_name(tier)))) tier++;
@@ -3260,14 +3296,15 @@ MOE_API uint32_t moe_tier_mask(uint32_t tier) {
     }
 }
 
-/* ==== >>route: logits to ids and weights ===============================================================================
-   One function over data routes a token: moei_select_token does R2 .. R9 for every model (the formulas stand at moe_router).
-   Begin with moei_router_begin, which resolves the zeros of a desc and decodes its arrays once for many tokens. All of it is
-   f32; keys are formed in f32 (s + bias), as every model's own code does, because selection depends on that rounding (GLM-5:
-   biases of 12 against scores of 1e-8). May call numerics and, through moei_vec, a tier.
-   Any bits of logits and biases give distinct ids in range, with any compiler flags: what decides is integers. A NaN logit
-   counts as -Inf: its expert is taken only when fewer than k others are left, and its score is 0. A NaN key (a NaN bias) counts
-   as -Inf too. Logits of +Inf share the mass. Where a sum of weights is 0, its weights are 0. Ties: the lowest id. */
+/* ==== >>route: logits to ids and weights ===========================================================================
+   One function over data routes a token: moei_select_token does R2 .. R9 for every model (the formulas stand at
+   moe_router). Begin with moei_router_begin, which resolves the zeros of a desc and decodes its arrays once for many
+   tokens. All of it is f32; keys are formed in f32 (s + bias), as every model's own code does, because selection
+   depends on that rounding (GLM-5: biases of 12 against scores of 1e-8). May call numerics and, through moei_vec, a
+   tier. Any bits of logits and biases give distinct ids in range, with any compiler flags: what decides is integers.
+   A NaN logit counts as -Inf: its expert is taken only when fewer than k others are left, and its score is 0. A NaN
+   key (a NaN bias) counts as -Inf too. Logits of +Inf share the mass. Where a sum of weights is 0, its weights are 0.
+   Ties: the lowest id. */
 
 MOEI_FORCE float moei_inf(void) { return moei_float(0x7f800000u); } /* a literal is undefined under -ffast-math */
 
@@ -3275,14 +3312,6 @@ MOEI_FORCE float moei_inf(void) { return moei_float(0x7f800000u); } /* a literal
 MOEI_FORCE uint32_t moei_key(float f) {
     uint32_t u = moei_bits(f), key = u >> 31 ? 0u - u : u | 0x80000000u;
     return key > 0xff800000u || key < 0x00800000u ? 0x00800000u : key;
-}
-
-/* One element of a vector that has one expert, or of expert 0. */
-MOEI_FORCE float moei_route_array(const moe_array *a, size_t i) {
-    const uint8_t *p = (const uint8_t *)(a->expert ? a->expert[0] : a->data) + a->offset;
-    size_t size = a->type == MOE_TYPE_F32 ? 4 : 2;
-    p += i * (a->stride ? a->stride : size);
-    return a->type == MOE_TYPE_F32 ? moei_loadf32(p) : a->type == MOE_TYPE_F16 ? moei_f16(moei_load16(p)) : moei_bf16(moei_load16(p));
 }
 
 /* A desc's routing, ready for many tokens; one per task. */
@@ -3302,7 +3331,9 @@ MOEI_FORCE uint32_t moei_sink_rows(const moe_desc *d) {
     const moe_shared *s = &d->shared;
     return s->gate_kind != MOE_SHARED_ROUTER_SINK ? 0 : s->count ? s->count : s->d_ff != 0;
 }
-MOEI_FORCE size_t moei_route_rows(const moe_desc *d) { return (size_t)d->n_experts + d->n_zero_experts + moei_sink_rows(d); }
+MOEI_FORCE size_t moei_route_rows(const moe_desc *d) {
+    return (size_t)d->n_experts + d->n_zero_experts + moei_sink_rows(d);
+}
 
 /* Bytes of scratch (any alignment) that a moei_router needs for tokens of up to k slots. */
 static MOEI_UNUSED size_t moei_select_scratch(const moe_desc *d, uint32_t k) {
@@ -3326,14 +3357,14 @@ static MOEI_UNUSED void moei_router_begin(moei_router *r, const moe_desc *d, con
     r->l = (float *)(r->key + n), r->s = r->l + n, r->q = r->s + n;
     if (k->select_bias.type) r->bias = r->q + n;
     if (k->expert_scale.type) r->scale = r->q + 2 * n;
-    for (i = 0; r->bias && i < r->n_ids; i++) r->bias[i] = moei_route_array(&k->select_bias, i);
-    for (i = 0; r->scale && i < r->n_ids; i++) r->scale[i] = moei_route_array(&k->expert_scale, i);
+    for (i = 0; r->bias && i < r->n_ids; i++) r->bias[i] = moei_array_at(&k->select_bias, 0, r->n_ids, i);
+    for (i = 0; r->scale && i < r->n_ids; i++) r->scale[i] = moei_array_at(&k->expert_scale, 0, r->n_ids, i);
 }
 
 /* ---- the k largest ---- */
 
-/* best[0 .. k) = order << 32 | ~index of the k <= n largest keys, descending: the smallest index first among equals. A sorted
-   list: an element is compared with its last entry and seldom gets in (about k ln(n / k) times). */
+/* best[0 .. k) = order << 32 | ~index of the k <= n largest keys, descending: the smallest index first among equals.
+   A sorted list: an element is compared with its last entry and seldom gets in (about k ln(n / k) times). */
 static void moei_top_few(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
     uint32_t i, j, count = 0, least = 0;
     for (i = 0; i < n; i++) {
@@ -3489,8 +3520,10 @@ static void moei_limit_groups(const moei_router *r) {
 
 static void moei_pick_top(const moei_router *r, uint32_t k, int32_t *ids) {
     const moe_router *p = &r->d->router;
-    uint32_t parts = p->group == MOE_GROUP_PER_GROUP ? p->n_group : 1, g, j, size = r->n_ids / parts, each = k / parts;
-    if ((p->group == MOE_GROUP_MAX || p->group == MOE_GROUP_TOP2_SUM) && p->topk_group < p->n_group) moei_limit_groups(r);
+    uint32_t g, j, parts = p->group == MOE_GROUP_PER_GROUP ? p->n_group : 1;
+    uint32_t size = r->n_ids / parts, each = k / parts;
+    int limited = p->group == MOE_GROUP_MAX || p->group == MOE_GROUP_TOP2_SUM;
+    if (limited && p->topk_group < p->n_group) moei_limit_groups(r);
     moei_order(r);
     for (g = 0; g < parts; g++) {
         moei_top_k(r->key + g * size, size, each, r->best);
@@ -3498,8 +3531,9 @@ static void moei_pick_top(const moei_router *r, uint32_t k, int32_t *ids) {
     }
 }
 
-/* Phi-3.5-MoE: the best expert's share of those within the threshold, then the same without it. The threshold is relative to
-   the expert's own logit, the masked one included. Weights usually are 1 and 1. given: ids instead of the best. */
+/* Phi-3.5-MoE: the best expert's share of those within the threshold, then the same without it. The threshold is
+   relative to the expert's own logit, the masked one included. Weights usually are 1 and 1. given: ids instead of the
+   best. */
 static void moei_sparsemixer(const moei_router *r, const int32_t *given, uint32_t k, int32_t *ids, float *w) {
     uint32_t i, j, n = r->n_ids;
     float *m = r->q, *e = r->s, limit = 2.0f * r->jitter;
@@ -3553,7 +3587,7 @@ static void moei_normalise(const moei_router *r, uint32_t k, float *w, float *si
     for (j = 0; j < n_sink; j++) sink[j] = sum > 0.0f ? sink[j] / sum : 0.0f;
 }
 
-/* Drops weights that are small against the largest, or beyond a share of the sum; the number of those that were not 0. */
+/* Drops weights that are small against the largest, or beyond a share of the sum. Returns how many were not 0. */
 static uint32_t moei_drop_small(const moei_router *r, uint32_t k, float *w) {
     const moe_router *p = &r->d->router;
     uint32_t j, saved = 0, keep = p->min_keep ? p->min_keep : 1;
@@ -3580,11 +3614,11 @@ static uint32_t moei_scale_weights(const moei_router *r, uint32_t k, const int32
     return saved;
 }
 
-/* Routes one token. logits [rows] as W x + bias; given [k] ids of a table or the caller (-1 = skip), or NULL: select; writes
-   ids [k] (may be `given`), weights [k] and sink [n_sink] (the shared experts' weights; NULL if not wanted).
+/* Routes one token. logits [rows] as W x + bias; given [k] ids of a table or the caller (-1 = skip), or NULL: select;
+   writes ids [k] (may be `given`), weights [k] and sink [n_sink] (the shared experts' weights; NULL if not wanted).
    Returns how many slots drop_below and top_p saved: their weights are 0. r->hold: moei_capacity has to follow. */
-static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float *logits, const int32_t *given, uint32_t k,
-                                              int32_t *ids, float *weights, float *sink) {
+static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float *logits, const int32_t *given,
+                                              uint32_t k, int32_t *ids, float *weights, float *sink) {
     const moe_router *p = &r->d->router;
     moei_clean_logits(r, logits);
     if (p->pick == MOE_PICK_SPARSEMIXER) {
@@ -3623,8 +3657,8 @@ static MOEI_UNUSED moe_status moei_table_row(const moe_desc *d, int32_t token, u
     return MOE_OK;
 }
 
-/* Places per expert in a call of n tokens; SIZE_MAX = no limit. The product is rounded to float on purpose: 0.1f is a little
-   more than 0.1, and 10 tokens at 0.1 are one place, not two. */
+/* Places per expert in a call of n tokens; SIZE_MAX = no limit. The product is rounded to float on purpose: 0.1f is a
+   little more than 0.1, and 10 tokens at 0.1 are one place, not two. */
 static MOEI_UNUSED size_t moei_capacity_places(const moe_desc *d, size_t n_tokens) {
     float want = (float)n_tokens * d->router.capacity_factor;
     size_t places = want < 4e9f ? (size_t)want : SIZE_MAX;
@@ -3664,8 +3698,8 @@ static void moei_drop_over(const moei_router *r, moei_held *h, size_t places, co
     }
 }
 
-/* Capacity (Switch, GShard, NLLB) of a whole call: drops, then does what moei_select_token held back: normalisation if it
-   comes after dropping, and the scales. */
+/* Capacity (Switch, GShard, NLLB) of a whole call: drops, then does what moei_select_token held back: normalisation
+   if it comes after dropping, and the scales. */
 static MOEI_UNUSED void moei_capacity(const moei_router *r, moei_held *h, void *scratch) {
     const moe_router *p = &r->d->router;
     uint64_t *order = (uint64_t *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
@@ -3787,7 +3821,8 @@ static moe_status moei_check_pick(const moe_desc *d, moe_error *error) {
 static moe_status moei_check_router(const moe_desc *d, moe_error *error) {
     uint64_t n = (uint64_t)d->n_experts + d->n_zero_experts;
     moe_status status;
-    if (!d->n_experts || n + d->shared.count > INT32_MAX) return moei_fail(error, MOE_ERR_SIZE, "n_experts", n, INT32_MAX);
+    if (!d->n_experts || n + d->shared.count > INT32_MAX)
+        return moei_fail(error, MOE_ERR_SIZE, "n_experts", n, INT32_MAX);
     if (!d->top_k || d->top_k > n) return moei_fail(error, MOE_ERR_SIZE, "top_k", d->top_k, n);
     status = moei_check_knobs(d, moei_router_knobs, MOEI_COUNT(moei_router_knobs), error);
     if (!status) status = moei_check_floats(d, moei_router_floats, MOEI_COUNT(moei_router_floats), error);
@@ -3816,7 +3851,8 @@ static moe_status moei_check_select(const moe_desc *d, const float *logits, size
                                     const int32_t *ids, const float *weights, moe_error *error) {
     const char *missing = !d ? "desc" : !logits ? "logits" : !ids ? "ids" : !weights ? "weights" : NULL;
     if (!d || (n_tokens && missing)) return moei_fail(error, MOE_ERR_NULL, missing, 0, 0);
-    if (d->begin_ != MOE_CANARY || d->end_ != MOE_CANARY) return moei_fail(error, MOE_ERR_DESC, "begin_", d->begin_, 0);
+    if (d->begin_ != MOE_CANARY) return moei_fail(error, MOE_ERR_DESC, "begin_", d->begin_, MOE_CANARY);
+    if (d->end_ != MOE_CANARY) return moei_fail(error, MOE_ERR_DESC, "end_", d->end_, MOE_CANARY);
     moe_status status = moei_check_router(d, error);
     if (status) return status;
     if (moei_route_rows(d) > MOEI_SELECT_ROWS)
@@ -3832,8 +3868,8 @@ static moe_status moei_check_select(const moe_desc *d, const float *logits, size
     return MOE_OK;
 }
 
-MOE_API moe_status moe_select(const moe_desc *desc, const float *logits, size_t n_tokens, const int32_t *token_ids, int32_t *ids,
-                              float *weights, moe_error *error) {
+MOE_API moe_status moe_select(const moe_desc *desc, const float *logits, size_t n_tokens, const int32_t *token_ids,
+                              int32_t *ids, float *weights, moe_error *error) {
     uint64_t scratch[MOEI_SELECT_ROWS * 4 + 8];
     moei_router r;
     moe_status status = moei_check_select(desc, logits, n_tokens, token_ids, ids, weights, error);
@@ -3848,7 +3884,321 @@ MOE_API moe_status moe_select(const moe_desc *desc, const float *logits, size_t 
     return moei_fail(error, MOE_OK, "", 0, 0);
 }
 
-/* ==== >>presets: every family's knobs ================================================================================== */
+/* ==== >>presets: every family's knobs, names, counts ===============================================================
+   A row per family: its names (Hugging Face model_type and GGUF architecture; case and - _ . don't matter), words for
+   the knobs that differ from zero, and the numbers. Read from the models' own code and configs; M = from memory,
+   check before relying on it. Numbers are those of the largest release: a checkpoint's config wins. Families of
+   DeepSeek-V3's class say top2 with 1 group: the statistic is the code's, the number of groups is the config's. */
+
+typedef struct moei_word {
+    const char *word;
+    size_t offset; /* in moe_desc, of a uint32_t, or of a float if real is not 0 */
+    uint32_t value;
+    float real;
+} moei_word;
+#define MOEI_WORD(word, field, value) {word, offsetof(moe_desc, field), (uint32_t)(value), 0.0f}
+#define MOEI_REAL(word, field, real) {word, offsetof(moe_desc, field), 0, real}
+static const moei_word moei_words[] = {
+    MOEI_WORD("sigmoid", router.score, MOE_SCORE_SIGMOID),
+    MOEI_WORD("sqrtsoftplus", router.score, MOE_SCORE_SQRT_SOFTPLUS),
+    MOEI_WORD("logit", router.select_on, MOE_SELECT_LOGIT),
+    MOEI_WORD("sparsemixer", router.pick, MOE_PICK_SPARSEMIXER),
+    MOEI_WORD("selected", router.weight_from, MOE_WEIGHT_SOFTMAX_SELECTED),
+    MOEI_WORD("sum", router.norm, MOE_NORM_SUM),
+    MOEI_WORD("sum+shared", router.norm, MOE_NORM_SUM_WITH_SHARED),
+    MOEI_WORD("max", router.group, MOE_GROUP_MAX),
+    MOEI_WORD("top2", router.group, MOE_GROUP_TOP2_SUM),
+    MOEI_WORD("pergroup", router.group, MOE_GROUP_PER_GROUP),
+    MOEI_WORD("skip_k1", router.norm_skip_k1, 1),
+    MOEI_WORD("norm_after", router.capacity_norm_after, 1),
+    MOEI_REAL("floor1e-12", router.norm_min, 1e-12f),
+    MOEI_REAL("floor_eps", router.norm_min, 1.1920929e-7f),
+    MOEI_REAL("softcap30", router.softcap, 30.0f),
+    MOEI_REAL("rms1e-6", router.input_norm_eps, 1e-6f),
+    MOEI_WORD("gelu_tanh", ffn.activation, MOE_ACT_GELU_TANH),
+    MOEI_WORD("gelu_erf", ffn.activation, MOE_ACT_GELU_ERF),
+    MOEI_WORD("relu", ffn.activation, MOE_ACT_RELU),
+    MOEI_WORD("relu2", ffn.activation, MOE_ACT_RELU2),
+    MOEI_WORD("oai", ffn.activation, MOE_ACT_OAI),
+    MOEI_WORD("situ", ffn.activation, MOE_ACT_SITU),
+    MOEI_WORD("ungated", ffn.ungated, 1),
+    MOEI_WORD("pre", ffn.clamp, MOE_CLAMP_PRE),
+    MOEI_WORD("pre", shared.clamp, MOE_CLAMP_PRE),
+    MOEI_WORD("input", ffn.weight_at, MOE_WEIGHT_AT_INPUT),
+    MOEI_WORD("hidden", ffn.weight_at, MOE_WEIGHT_AT_HIDDEN),
+    MOEI_REAL("out0.8", ffn.expert_out_scale, 0.8f),
+    MOEI_REAL("sqrt_half", ffn.combine_scale, 0.707106769f),
+    MOEI_WORD("shared_sigmoid", shared.gate_kind, MOE_SHARED_SIGMOID),
+    MOEI_WORD("shared_softmax", shared.gate_kind, MOE_SHARED_SOFTMAX2),
+    MOEI_WORD("sink", shared.gate_kind, MOE_SHARED_ROUTER_SINK)};
+
+typedef struct moei_family {
+    const char *names;                   /* each ends with a 0 */
+    const char *words;                   /* NULL = it can't be expressed */
+    float norm_eps, routed_scale, limit; /* limit: of ffn and shared */
+    uint32_t n_group, topk_group;
+} moei_family;
+#define MOEI_PLAIN 0.0f, 0.0f, 0.0f, 0, 0
+static const moei_family moei_families[] = {
+    /* Mixtral's own code takes the softmax over the selected logits: the same in exact arithmetic. GGUF calls it
+       llama. */
+    {"mixtral\0llama\0", "sum", MOEI_PLAIN},
+    /* norm_topk_prob is false in Qwen2's releases, true in Qwen3's whatever the class's default, absent from 3.5's
+       and on */
+    {"qwen2_moe\0qwen2moe\0", "shared_sigmoid", MOEI_PLAIN},
+    {"qwen3_moe\0qwen3moe\0qwen3_vl_moe\0qwen3_vl_moe_text\0qwen3vlmoe\0qwen3_omni_moe\0qwen3_omni_moe_text\0"
+     "qwen3_omni_moe_thinker\0",
+     "sum", MOEI_PLAIN},
+    {"qwen3_next\0qwen3next\0qwen3_5_moe\0qwen3_5_moe_text\0qwen35moe\0", "sum shared_sigmoid", MOEI_PLAIN},
+    /* softmax over all, not renormalised */
+    {"olmoe\0flex_olmo\0jamba\0llada_moe\0", "", MOEI_PLAIN},
+    {"deepseek\0deepseek_moe\0deepseek_v2_lite\0", "max", 0.0f, 0.0f, 0.0f, 1, 1},
+    /* The 236B. Lite has the same model_type, topk_method "greedy" (no groups) and scale 1. */
+    {"deepseek_v2\0", "max", 0.0f, 16.0f, 0.0f, 8, 3},
+    /* GGUF has one name for V2, V3, Kimi-K2 and GLM-4.7-Flash: its keys tell them apart. No expert_gating_func means
+       V2; with sigmoid start from deepseek_v3, because the groups' statistic has no key. */
+    {"deepseek2\0", "max", 0.0f, 0.0f, 0.0f, 1, 1},
+    {"deepseek_v3\0deepseek_v32\0deepseek_r1\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 8, 4},
+    /* Flash; Pro scales by 2.5. The first three layers pick by a table; their weights are the learned gate's all the
+       same. */
+    {"deepseek_v4\0deepseek4\0", "sqrtsoftplus sum pre", 1e-20f, 1.5f, 10.0f, 0, 0},
+    {"kimi_k2\0kimi_k25\0kimi_k2_5\0", "sigmoid sum top2", 1e-20f, 2.827f, 0.0f, 1, 1},
+    /* Scale: config. Its own code weighs by score + bias by mistake: MOE_WEIGHT_BIASED for parity with that. */
+    {"kimi_linear\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 1, 1},
+    /* latent with an RMSNorm of the routed sum; scale: M */
+    {"kimi_k3\0", "sigmoid sum situ", 1e-20f, 0.0f, 0.0f, 0, 0},
+    {"moonlight\0", "sigmoid sum top2", 1e-20f, 2.446f, 0.0f, 1, 1}, /* its model_type is deepseek_v3 */
+    {"glm4_moe\0glm4moe\0glm4v_moe\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1}, /* Air scales by 1 */
+    /* some GGUFs lack the gating key: not softmax */
+    {"glm4_moe_lite\0", "sigmoid sum top2", 1e-20f, 1.8f, 0.0f, 1, 1},
+    /* biases of 12 against scores of 1e-8 */
+    {"glm_moe_dsa\0glm_dsa\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1},
+    {"llama4\0llama4_text\0", "sigmoid logit input", MOEI_PLAIN},
+    {"gpt_oss\0", "logit selected oai pre", 0.0f, 0.0f, 7.0f, 0, 0},
+    {"phimoe\0", "logit sparsemixer", MOEI_PLAIN}, /* weights sum to about 2 */
+    {"dbrx\0", "sum", MOEI_PLAIN}, /* an L1 norm of positive numbers */
+    /* Grok-1's code has no softcap; some serve it with 30. Grok-2 is known from serving code: its dense MLP goes in
+       as a shared expert, (moe + mlp) / sqrt 2. */
+    {"grok_1\0grok1\0grok\0", "gelu_tanh", MOEI_PLAIN},
+    {"grok_2\0grok2\0", "gelu_tanh softcap30 sqrt_half", MOEI_PLAIN},
+    {"granitemoe\0granitemoeshared\0granitemoehybrid\0granitehybrid\0", "logit selected", MOEI_PLAIN},
+    {"arctic\0", "sum", MOEI_PLAIN}, /* reads the norm of the layer's input, not of the attention's output */
+    /* No capacity here though configs have one (64 tokens): with it a token depends on its company. */
+    {"switch_transformers\0switch\0", "relu ungated", MOEI_PLAIN},
+    {"gshard\0", "sum relu ungated", 1e-9f, 0.0f, 0.0f, 0, 0},
+    {"glam\0", "sum gelu_tanh ungated", 1e-9f, 0.0f, 0.0f, 0, 0}, /* M: no public weights */
+    /* 1 - moe_token_dropout scales the experts at evaluation too. Normalised after dropping: M. */
+    {"nllb_moe\0", "sum floor_eps norm_after relu ungated out0.8", MOEI_PLAIN},
+    /* Shazeer et al. 2017, without its training noise */
+    {"shazeer2017\0", "logit selected relu ungated", MOEI_PLAIN},
+    {"jacobs1991\0", "relu ungated", MOEI_PLAIN}, /* Jacobs et al. 1991: top_k = n_experts */
+    {"minimax\0minimax_text_01\0minimax_m1\0", "sum", MOEI_PLAIN},
+    {"minimax_m2\0", "sigmoid sum", MOEI_PLAIN},
+    {"minimax_m3\0", "sigmoid sum oai pre", 0.0f, 2.0f, 7.0f, 0, 0},
+    {"ernie4_5_moe\0ernie4_5_vl_moe\0", "sum floor1e-12", MOEI_PLAIN}, /* softmax, and yet a selection bias */
+    {"hunyuan_v1_moe\0hunyuan_moe\0hunyuan\0", "sum skip_k1", MOEI_PLAIN},
+    {"hy_v3\0hy_mt2\0", "sigmoid sum", MOEI_PLAIN}, /* scale: config */
+    {"dots1\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1}, /* scale: M */
+    {"longcat_flash\0", "", 0.0f, 6.0f, 0.0f, 0, 0}, /* zero experts are the identity; scale: M */
+    {"bailing_moe\0bailingmoe\0", "sum", MOEI_PLAIN}, /* Ling, Ring */
+    {"bailing_moe_v2\0bailingmoe2\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 8, 4}, /* Ling 2; scale: M */
+    {"bailing_hybrid\0", "sigmoid sum top2", 0.0f, 0.0f, 0.0f, 8, 4}, /* Ling 3: late layers clamp POST, by config */
+    {"afmoe\0", "sigmoid sum top2", 1e-20f, 2.826f, 0.0f, 1, 1}, /* Trinity */
+    /* Super, Ultra: 5 */
+    {"nemotron_h\0nemotron_h_moe\0", "sigmoid sum top2 relu2 ungated", 1e-20f, 2.5f, 0.0f, 1, 1},
+    {"jetmoe\0", "logit selected", MOEI_PLAIN}, /* its FFN: its attention is a mixture too */
+    {"gemma4\0gemma4_text\0", "sum gelu_tanh rms1e-6", MOEI_PLAIN}, /* has input_scale and expert_scale */
+    {"step3\0step3_text\0step3_vl\0", "", MOEI_PLAIN},
+    {"step3p5\0step35\0step3p7\0", "sigmoid sum", 1e-20f, 3.0f, 0.0f, 0, 0}, /* last layers clamp POST, by config */
+    {"mimo_v2_flash\0mimo2\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 1, 1},
+    {"exaone_moe\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1}, /* some layers clamp PRE, by config */
+    {"axk1\0a.x_k1\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 8, 4}, /* scale: config */
+    /* DeepSeek-V3's class; scale: config */
+    {"solar_open\0param2\0param2moe\0sarvam\0sarvam_moe\0openpangu\0pangu_ultra_moe\0joyai\0joyai_llm_flash\0",
+     "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 1, 1},
+    {"lfm2_moe\0lfm2moe\0", "sigmoid sum", 1e-6f, 0.0f, 0.0f, 0, 0},
+    /* DeepSeek-V3's shape with softmax: the groups' statistic can't be derived from the score */
+    {"mistral4\0mistral_large_3\0mistral3_large\0mistral3\0", "sum top2", 1e-20f, 0.0f, 0.0f, 1, 1},
+    {"cohere2_moe\0cohere2moe\0", "sigmoid sum", MOEI_PLAIN}, /* combine_scale 0.5 where the config says "average" */
+    {"laguna\0", "sigmoid sum", MOEI_PLAIN}, /* configs may say sqrtsoftplus, a softcap, weights on the input */
+    {"klear\0", "sigmoid sum shared_softmax", MOEI_PLAIN},
+    {"inkling\0", "sigmoid sum+shared sink hidden", 0.0f, 8.0f, 0.0f, 0, 0}, /* times global_scale */
+    {"interns1_pro\0intern_s1_pro\0", "sum pergroup", 0.0f, 0.0f, 0.0f, 1, 1}, /* number of groups: config */
+    {"smallthinker\0", "sum relu", MOEI_PLAIN}, /* gated ReLU; configs may say sigmoid */
+    {"aria\0aria_text\0mellum\0rnd1\0", "sum", MOEI_PLAIN},
+    {"nomic_bert_moe\0", "gelu_erf ungated", MOEI_PLAIN}, /* which GELU: M */
+    {"grovemoe\0soft_moe\0expert_choice\0", NULL, MOEI_PLAIN}};
+
+static void moei_apply_word(moe_desc *desc, const char *word, size_t n) {
+    for (size_t i = 0; i < MOEI_COUNT(moei_words); i++) {
+        const moei_word *w = &moei_words[i];
+        if (strncmp(w->word, word, n) || w->word[n]) continue;
+        if (w->real != 0.0f) memcpy((char *)desc + w->offset, &w->real, sizeof w->real);
+        else memcpy((char *)desc + w->offset, &w->value, sizeof w->value);
+    }
+}
+
+static moe_status moei_apply_family(moe_desc *desc, const moei_family *f) {
+    if (!f->words) return MOE_ERR_UNSUPPORTED;
+    for (const char *w = f->words; *w;) {
+        size_t n = strcspn(w, " ");
+        moei_apply_word(desc, w, n);
+        w += n + (w[n] == ' ');
+    }
+    desc->router.norm_eps = f->norm_eps, desc->router.routed_scale = f->routed_scale;
+    desc->router.n_group = f->n_group, desc->router.topk_group = f->topk_group;
+    desc->ffn.limit = f->limit, desc->shared.limit = f->limit;
+    return MOE_OK;
+}
+
+MOE_API moe_status moe_preset(moe_desc *desc, const char *model_type) {
+    if (!desc || !model_type) return MOE_ERR_NULL;
+    for (size_t i = 0; i < MOEI_COUNT(moei_families); i++)
+        for (const char *name = moei_families[i].names; *name; name += strlen(name) + 1)
+            if (moei_same_name(name, model_type)) return moei_apply_family(desc, &moei_families[i]);
+    return MOE_ERR_MODEL;
+}
+
+MOE_API const char *moe_preset_name(uint32_t index) {
+    for (size_t i = 0; i < MOEI_COUNT(moei_families); i++)
+        for (const char *name = moei_families[i].names; *name; name += strlen(name) + 1)
+            if (!index--) return name;
+    return NULL;
+}
+
+/* ---- names and sizes ---- */
+
+MOE_API uint32_t moe_version(void) { return MOE_VERSION; }
+
+MOE_API size_t moe_sizeof(const char *struct_name) {
+    static const struct {
+        const char *name;
+        size_t size;
+    } list[] = {
+#define MOEI_SIZE(type) {#type, sizeof(type)}
+        MOEI_SIZE(moe_array),    MOEI_SIZE(moe_grid),    MOEI_SIZE(moe_matrix), MOEI_SIZE(moe_router),
+        MOEI_SIZE(moe_ffn),      MOEI_SIZE(moe_shared),  MOEI_SIZE(moe_latent), MOEI_SIZE(moe_desc),
+        MOEI_SIZE(moe_error),    MOEI_SIZE(moe_experts), MOEI_SIZE(moe_io),     MOEI_SIZE(moe_layer),
+        MOEI_SIZE(moe_parallel), MOEI_SIZE(moe_stats),   MOEI_SIZE(moe_counts), MOEI_SIZE(moe_balance)
+#undef MOEI_SIZE
+    };
+    for (size_t i = 0; struct_name && i < MOEI_COUNT(list); i++)
+        if (!strcmp(list[i].name, struct_name)) return list[i].size;
+    return 0;
+}
+
+MOE_API const char *moe_status_text(moe_status status) {
+    static const char *const text[] = {
+#define MOE_X(id, words) words,
+        MOE_STATUSES(MOE_X)
+#undef MOE_X
+    };
+    return (uint32_t)status < MOE_STATUS_COUNT ? text[(uint32_t)status] : "unknown status";
+}
+
+static const char *const moei_compute_names[] = {"default", "f32", "bf16", "q8"};
+MOE_API const char *moe_compute_name(uint32_t compute) {
+    return compute < MOE_COMPUTE_COUNT ? moei_compute_names[compute] : "?";
+}
+MOE_API uint32_t moe_compute_by_name(const char *name) {
+    uint32_t i = 0;
+    if (!name) return MOE_COMPUTE_COUNT;
+    while (i < MOE_COMPUTE_COUNT && !moei_same_name(moei_compute_names[i], name)) i++;
+    return i;
+}
+
+/* ---- counts: every matrix and vector that the desc has, of the whole layer even if this process holds a part
+   ---- */
+
+static const uint8_t moei_type_size[] = {0,
+#define MOE_X(id, name, bytes) bytes,
+                                         MOE_TYPES(MOE_X)
+#undef MOE_X
+};
+static const uint32_t moei_scale_shape[][2] = {{0, 0},
+#define MOE_X(id, name, n, bytes, rows, cols) {rows, cols},
+                                               MOE_FORMATS(MOE_X)
+#undef MOE_X
+};
+
+static uint64_t moei_count_grid(const moe_grid *g, uint32_t format, uint64_t rows, uint64_t k) {
+    uint64_t r = g->rows ? g->rows : moei_scale_shape[format][0], c = g->cols ? g->cols : moei_scale_shape[format][1];
+    if (!g->type || !r || !c) return 0;
+    r = (rows + r - 1) / r, c = (k + c - 1) / c;
+    if (g->type == MOE_TYPE_U4X8) r = (r + 7) / 8; /* a word for eight rows */
+    return r * c * moei_type_size[g->type];
+}
+static void moei_count_vector(moe_counts *c, const moe_array *a, uint64_t n, uint64_t used, uint64_t length) {
+    if (!a->type) return;
+    uint64_t bytes = length * moei_type_size[a->type];
+    c->params_total += n * length, c->params_active += used * length;
+    c->bytes_total += n * bytes, c->bytes_active += used * bytes;
+}
+/* n matrices of which a token uses some */
+static void moei_count_matrix(moe_counts *c, const moe_matrix *m, uint64_t n, uint64_t used, uint64_t rows,
+                              uint64_t k) {
+    if (!m->format) return;
+    uint64_t bytes = rows * moe_row_bytes(m->format, (size_t)k) + moei_count_grid(&m->scale, m->format, rows, k) +
+                     moei_count_grid(&m->zero, m->format, rows, k) + moei_type_size[m->scale2.type];
+    c->params_total += n * rows * k, c->params_active += used * rows * k;
+    c->bytes_total += n * bytes, c->bytes_active += used * bytes;
+    c->flops_token += 2 * used * rows * k, c->flops_dense += 2 * n * rows * k;
+    moei_count_vector(c, &m->bias, n, used, rows);
+}
+
+/* Parameters are weights and vectors (biases, norms, router's), not scales; bytes are all of them. A token uses top_k
+   experts, zero experts counted as real ones; flops are those of the matrices. */
+MOE_API void moe_layer_counts(const moe_layer *layer, moe_counts *counts) {
+    moe_counts c = {0, 0, 0, 0, 0, 0};
+    if (!counts) return;
+    if (layer) {
+        const moe_desc *d = &layer->desc;
+        uint64_t n = d->n_experts, used = d->top_k < n ? d->top_k : n, in = d->latent.d ? d->latent.d : d->d_model;
+        uint64_t ns = d->shared.d_ff ? d->shared.count ? d->shared.count : 1 : 0, ids = n + d->n_zero_experts;
+        uint64_t gates = d->shared.gate_kind == MOE_SHARED_SOFTMAX2 ? 2 : 1;
+        moei_count_matrix(&c, &d->gate, n, used, d->d_ff, in);
+        moei_count_matrix(&c, &d->up, n, used, d->d_ff, in);
+        moei_count_matrix(&c, &d->down, n, used, in, d->d_ff);
+        moei_count_matrix(&c, &d->shared.gate, ns, ns, d->shared.d_ff, d->d_model);
+        moei_count_matrix(&c, &d->shared.up, ns, ns, d->shared.d_ff, d->d_model);
+        moei_count_matrix(&c, &d->shared.down, ns, ns, d->d_model, d->shared.d_ff);
+        moei_count_matrix(&c, &d->shared.gate_weight, ns != 0, ns != 0, gates, d->d_model);
+        moei_count_matrix(&c, &d->latent.in, 1, 1, in, d->d_model);
+        moei_count_matrix(&c, &d->latent.out, 1, 1, d->d_model, in);
+        moei_count_matrix(&c, &d->router.weight, 1, 1, moei_route_rows(d), d->d_model);
+        moei_count_vector(&c, &d->router.select_bias, 1, 1, ids);
+        moei_count_vector(&c, &d->router.expert_scale, 1, 1, ids);
+        moei_count_vector(&c, &d->router.input_scale, 1, 1, d->d_model);
+        moei_count_vector(&c, &d->latent.norm, 1, 1, in);
+        moei_count_vector(&c, &d->ffn.out_bias, 1, 1, d->d_model);
+    }
+    *counts = c;
+}
+
+/* ---- what a moe_stats says ---- */
+
+MOE_API void moe_stats_balance(const moe_stats *stats, uint32_t n_experts, moe_balance *balance) {
+    moe_balance b = {0.0, 0.0, 0.0, 0.0, 0.0};
+    double total = 0.0, most = 0.0, square = 0.0, n = (double)n_experts;
+    if (!balance) return;
+    *balance = b;
+    if (!stats || !n_experts || !stats->n_tokens) return;
+    b.z_loss = stats->z / (double)stats->n_tokens;
+    for (uint32_t i = 0; stats->tokens && i < n_experts; i++) {
+        double load = (double)stats->tokens[i];
+        total += load;
+        most = load > most ? load : most;
+    }
+    for (uint32_t i = 0; total > 0.0 && i < n_experts; i++) {
+        double share = (double)stats->tokens[i] / total, off = share * n - 1.0;
+        square += off * off;
+        if (share > 0.0 && n_experts > 1) b.entropy -= share * log(share) / log(n);
+        if (stats->score) b.aux_loss += n * share * stats->score[i] / (double)stats->n_tokens;
+    }
+    if (total > 0.0) b.imbalance = most * n / total, b.variation = sqrt(square / n);
+    if (total > 0.0 && n_experts == 1) b.entropy = 1.0;
+    *balance = b;
+}
 
 /* ==== >>choose: kernels for a layer ====================================================================================
    One line per tier, worst first. A compute runs on the best allowed tier that provides it; so VNNI, say, keeps AVX-512's F32. */

@@ -1,6 +1,6 @@
-/* checkpoint.h - reads the tensors and the configuration of safetensors and GGUF checkpoints, and writes safetensors
+/* checkpoint.h - reads the tensors and the configuration of safetensors and GGUF files, writes safetensors
 
-   Do this in one C (C11) or C++ (C++11) file, first of all includes where 32-bit systems matter (64-bit file offsets):
+   Do this in one C (C11) or C++ (C++11) file, before other includes (32-bit systems: 64-bit file offsets):
 
        #include "checkpoint.h"
 
@@ -13,27 +13,28 @@
        ckpt_close(&c);
 
    ckpt_open takes
-   * a Hugging Face directory: model.safetensors.index.json and its shards, or else model.safetensors; config.json if there,
-   * an index (*.json): its shards beside it, config.json beside it if there,
-   * a safetensors file: config.json beside it if there,
+   * a Hugging Face directory: model.safetensors.index.json and its shards, or else model.safetensors;
+     config.json if there is one,
+   * an index (*.json) or a safetensors file: config.json beside it if there is one,
    * a GGUF file (version 2 or 3, little-endian); NAME-00001-of-0000N.gguf opens all N shards.
 
-   Files are mapped (or read, with CKPT_NO_MMAP or options.no_mmap): tensors point into them and are never copied.
+   Files are mapped, or read with CKPT_NO_MMAP or options.no_mmap. Tensors point into them and are never
+   copied: their data is little-endian, and aligned to nothing (safetensors promises no alignment).
 
-   A file is not trusted: every count and size is checked against the bytes that are there before it is used, sums and products
-   are checked for overflow, nothing recurses, and work and memory are linear in the size of the headers. What is accepted is
-   strict where readers disagree:
-   * safetensors: no holes, no overlaps, no bytes after the last tensor, no name or field twice, no unknown fields; liberal only
-     in the whitespace around the JSON.
-   * GGUF: offsets are the padded running sum, as ggml requires; no nested arrays, no key or name twice. Bytes after the last
-     tensor are allowed, the padding after it may be missing.
-   * Both: at most 8 dimensions; the product of all non-zero dimensions fits in 63 bits, so no product of some of them overflows;
-     no NUL inside names (the API has C strings).
-   * Index: shards are plain file names; each tensor is in the shard that weight_map says. A tensor of a shard that weight_map does
-     not name at all is harmless (an index may be cut down to some layers): it is checked, left out, and counted in n_unlisted.
-   A file that another process truncates while it is mapped raises SIGBUS when touched: use no_mmap where that can happen.
+   No file is trusted. Every count and size is checked against the bytes that are there before it is used,
+   sums and products are checked for overflow, nothing recurses, and work and memory are linear in the size of
+   the headers. Where readers disagree, this one is strict:
+   * safetensors: no holes, overlaps or bytes after the last tensor; no name or field twice; no unknown fields.
+     Only whitespace around the JSON is free.
+   * GGUF: offsets are the padded running sum, as ggml requires; no nested arrays; no key or name twice. Bytes
+     after the last tensor are allowed, the padding after it may be missing.
+   * Both: at most 8 dimensions. The product of all non-zero dimensions fits in 63 bits, so that no product of
+     some of them overflows for a caller. No NUL in names, which are C strings here.
+   * Index: shards are plain file names, and each tensor is in the shard that weight_map says. A tensor that
+     weight_map does not name at all is harmless (an index may be cut down to some layers): it is checked, left
+     out, and counted in n_unlisted.
+   A mapped file that another process truncates raises SIGBUS when it is touched: use no_mmap against that.
 
-   Data stays as in the file: little-endian, and aligned to nothing (safetensors does not promise any alignment).
    A ckpt is read-only after ckpt_open: any number of threads may use it. */
 
 #ifndef CKPT_H
@@ -76,9 +77,10 @@
 #define CKPT_MAX_DEPTH  64        /* nesting of JSON                                            */
 #define CKPT_MAX_STRING 1048576   /* bytes of one GGUF string that is kept                      */
 
-/* -- Types ------------------------------------------------------------------------------------------------------------------ */
+/* -- Types ------------------------------------------------------------------------------------- */
 
-/* name, elements of a block, bytes of a block, known to safetensors, id in GGUF or -1. GGUF ids 4, 5, 31-33 and 36-38 were removed. */
+/* name, elements of a block, bytes of a block, known to safetensors, id in GGUF or -1. GGUF ids 4, 5, 31-33 and
+   36-38 were removed. */
 // clang-format off
 #define CKPT_DTYPES(X)                                                                                              \
     X(F32,    1,  4, 1,  0) X(F16,     1,  2, 1,  1) X(BF16,    1,  2, 1, 30) X(F64,     1,  8, 1, 28)              \
@@ -119,9 +121,9 @@ typedef struct ckpt_tensor {
     uint32_t shard; /* index into shards */
 } ckpt_tensor;
 
-/* Configuration values. JSON is flattened: "text_config.hidden_size"; array elements are "key[3]", an array's length is also "key.#";
-   objects and arrays have an entry of their own. GGUF metadata is under its own key. Of a single safetensors file (or of the first
-   shard) the __metadata__ strings are under "__metadata__.key". */
+/* Configuration values. JSON is flattened: "text_config.hidden_size"; array elements are "key[3]", an array's
+   length is also "key.#"; objects and arrays have an entry of their own. GGUF metadata is under its own key. Of
+   a single safetensors file (or of the first shard) the __metadata__ strings are under "__metadata__.key". */
 typedef enum ckpt_value_type {
     CKPT_VALUE_NULL,
     CKPT_VALUE_BOOL,   /* u */
@@ -209,7 +211,8 @@ typedef struct ckpt {
     ckpti_block *strings;
     const ckpt_file *files;
     size_t n_files;
-    const char *file; /* that messages are about */
+    const char *file; /* that messages are about, */
+    uint64_t where;   /* and the byte in it, or CKPTI_NOWHERE */
     char *err;
 } ckpt;
 
@@ -221,16 +224,18 @@ typedef struct ckpt_out { /* a tensor to write */
     const void *data; /* little-endian, tight; the size follows from type and dims */
 } ckpt_out;
 
-/* -- API -------------------------------------------------------------------------------------------------------------------- */
+/* -- API --------------------------------------------------------------------------------------- */
 
 #ifndef CKPT_DEF
 #define CKPT_DEF static inline
 #endif
 
-/* 0, or -1 and a message of one line in err (which may be NULL): the file, what is wrong, and where. After a failure c is closed. */
+/* 0, or -1 and a message of one line in err (which may be NULL): the file, what is wrong, and where. After a
+   failure c is closed. */
 CKPT_DEF int ckpt_open(ckpt *c, const char *path, char *err);
 CKPT_DEF int ckpt_open_with(ckpt *c, const char *path, const ckpt_options *options, char *err);
-/* Opens files[0] as ckpt_open would; other files that it needs are found by name in the list. The memory must outlive c. */
+/* Opens files[0] as ckpt_open would; other files that it needs are found by name in the list. The memory must
+   outlive c. */
 CKPT_DEF int ckpt_open_memory(ckpt *c, const ckpt_file *files, size_t n, const ckpt_options *options, char *err);
 /* The values of any JSON object as the configuration; name is for messages. */
 CKPT_DEF int ckpt_open_json(ckpt *c, const char *name, const void *text, size_t size, char *err);
@@ -255,19 +260,20 @@ CKPT_DEF uint64_t ckpt_get_u64(const ckpt *c, const char *key, uint64_t value);
 CKPT_DEF double ckpt_get_f64(const ckpt *c, const char *key, double value);
 CKPT_DEF int ckpt_get_bool(const ckpt *c, const char *key, int value);
 CKPT_DEF const char *ckpt_get_str(const ckpt *c, const char *key, const char *value);
-/* Elements of an array (JSON or GGUF), 0 where there is none. ckpt_get_at gives 1, or 0 where there is no such element;
-   strings in GGUF arrays are not kept. */
+/* Elements of an array (JSON or GGUF), 0 where there is none. ckpt_get_at gives 1, or 0 where there is no such
+   element; strings in GGUF arrays are not kept. */
 CKPT_DEF uint64_t ckpt_get_count(const ckpt *c, const char *key);
 CKPT_DEF int ckpt_get_at(const ckpt *c, const char *key, uint64_t i, ckpt_value *value);
-/* 1 and the value, or 0 and *out untouched: for callers that want to tell an absent value from a wrong one. v may be NULL.
-   A float with an integral value up to 2^53 is a u64; any number is an f64. */
+/* 1 and the value, or 0 and *out untouched: for callers that want to tell an absent value from a wrong one. v
+   may be NULL. A float with an integral value up to 2^53 is a u64; any number is an f64. */
 CKPT_DEF int ckpt_as_u64(const ckpt_value *v, uint64_t *out);
 CKPT_DEF int ckpt_as_f64(const ckpt_value *v, double *out);
 CKPT_DEF int ckpt_as_bool(const ckpt_value *v, int *out);
 CKPT_DEF int ckpt_as_str(const ckpt_value *v, const char **out);
 
-/* Writes a safetensors file: first under another name beside path, then renamed, so that path is either complete or untouched.
-   metadata is the text of a JSON object of strings, or NULL. Tensors are stored by falling element size, otherwise as listed. */
+/* Writes a safetensors file: first under another name beside path, then renamed, so that path is either
+   complete or untouched. metadata is the text of a JSON object of strings, or NULL. Tensors are stored by
+   falling element size, otherwise as listed. */
 CKPT_DEF int ckpt_write(const char *path, const ckpt_out *tensors, size_t n, const char *metadata, char *err);
 CKPT_DEF int ckpt_write_with(const char *path, const ckpt_out *tensors, size_t n, const char *metadata,
                              const ckpt_options *options, char *err);
@@ -282,12 +288,13 @@ CKPT_DEF void ckpt_store_u32(void *p, uint32_t x);
 CKPT_DEF void ckpt_store_u64(void *p, uint64_t x);
 CKPT_DEF void ckpt_store_f32(void *p, float x);
 
-/* Copies text for a terminal: control characters and invalid UTF-8 become '?'. Names come from files: print them through this. */
+/* Copies text for a terminal: control characters and invalid UTF-8 become '?'. Names come from files: print
+   them through this. */
 CKPT_DEF char *ckpt_printable(char *to, size_t size, const char *text);
 
-/* == Implementation ========================================================================================================= */
+/* == Implementation ============================================================================ */
 
-/* -- Little-endian numbers -------------------------------------------------------------------------------------------------- */
+/* -- Little-endian numbers --------------------------------------------------------------------- */
 
 static inline uint64_t ckpti_load(const void *p, uint32_t bytes) {
     const uint8_t *b = (const uint8_t *)p;
@@ -327,7 +334,7 @@ CKPT_DEF void ckpt_store_f32(void *p, float x) {
     ckpt_store_u32(p, u);
 }
 
-/* -- Checked sizes ---------------------------------------------------------------------------------------------------------- */
+/* -- Checked sizes ----------------------------------------------------------------------------- */
 
 /* Both: 0, or -1 on overflow. */
 static inline int ckpti_mul(uint64_t a, uint64_t b, uint64_t *product) {
@@ -342,7 +349,8 @@ static inline int ckpti_round_up(uint64_t a, uint64_t power_of_two, uint64_t *ou
     return 0;
 }
 
-/* Zero dimensions are left out of the product that is checked: what is left must fit too, so that callers may multiply any of them. */
+/* Zero dimensions are left out of the product that is checked: what is left must fit too, so that callers may
+   multiply any of them. */
 static inline int ckpti_elements(const uint64_t *dims, uint32_t n, uint64_t *elements) {
     uint64_t product = 1;
     int empty = 0;
@@ -354,7 +362,7 @@ static inline int ckpti_elements(const uint64_t *dims, uint32_t n, uint64_t *ele
     return 0;
 }
 
-/* -- Messages --------------------------------------------------------------------------------------------------------------- */
+/* -- Messages ---------------------------------------------------------------------------------- */
 
 /* Length of the valid sequence at p, or 0: overlong forms, surrogates and values above U+10FFFF are invalid. */
 static inline size_t ckpti_utf8(const uint8_t *p, size_t n) {
@@ -383,10 +391,13 @@ CKPT_DEF char *ckpt_printable(char *to, size_t size, const char *text) {
     return to;
 }
 
+#define CKPTI_NOWHERE UINT64_MAX
+
 CKPT_PRINTF(2, 3) static inline void ckpti_message(ckpt *c, const char *format, ...) {
-    char text[CKPT_ERR];
+    char text[CKPT_ERR], byte[32] = "";
     if (!c->err) return;
-    int n = snprintf(text, sizeof text, "%.300s: ", c->file);
+    if (c->where != CKPTI_NOWHERE) snprintf(byte, sizeof byte, "byte %llu: ", (ckpti_ull)c->where);
+    int n = snprintf(text, sizeof text, "%.300s: %s", c->file, byte);
     va_list args;
     va_start(args, format);
     vsnprintf(text + n, sizeof text - (size_t)n, format, args);
@@ -397,7 +408,7 @@ CKPT_PRINTF(2, 3) static inline void ckpti_message(ckpt *c, const char *format, 
 /* A macro so that compilers see that it is never 0. */
 #define ckpti_fail(...) (ckpti_message(__VA_ARGS__), -1)
 
-/* -- Memory ----------------------------------------------------------------------------------------------------------------- */
+/* -- Memory ------------------------------------------------------------------------------------ */
 
 static inline void *ckpti_resize(ckpt *c, void *p, size_t bytes) {
     void *q = c->options.resize ? c->options.resize(c->options.user, p, bytes) : realloc(p, bytes);
@@ -411,7 +422,8 @@ static inline void ckpti_release(const ckpt *c, void *p) {
     } else free(p);
 }
 
-/* The array with room for need items, possibly moved; NULL after a message, and then the old one is still valid. */
+/* The array with room for need items, possibly moved; NULL after a message, and then the old one is still
+   valid. */
 static inline void *ckpti_grow(ckpt *c, void *items, size_t *capacity, size_t need, size_t item_bytes) {
     if (need <= *capacity) return items;
     size_t most = (size_t)PTRDIFF_MAX / item_bytes, room = *capacity < most / 2 ? 2 * *capacity : most;
@@ -426,8 +438,8 @@ static inline void *ckpti_grow(ckpt *c, void *items, size_t *capacity, size_t ne
     return grown;
 }
 
-/* Strings live in a list of blocks until the checkpoint is closed. ckpti_room is space on top that the next call reuses, unless
-   ckpti_keep takes it. */
+/* Strings live in a list of blocks until the checkpoint is closed. ckpti_room is space on top that the next
+   call reuses, unless ckpti_keep takes it. */
 static inline char *ckpti_room(ckpt *c, size_t bytes) {
     ckpti_block *b = c->strings;
     if (b && b->size - b->used >= bytes) return (char *)(b + 1) + b->used;
@@ -457,7 +469,7 @@ static inline char *ckpti_copy(ckpt *c, const void *text, size_t length) {
     return ckpti_keep(c, length + 1);
 }
 
-/* -- Names ------------------------------------------------------------------------------------------------------------------ */
+/* -- Names ------------------------------------------------------------------------------------- */
 
 /* FNV-1a, then mixed because the low bits pick the slot. */
 static inline uint32_t ckpti_hash(const char *s) {
@@ -472,8 +484,8 @@ static inline const char *ckpti_name(const void *items, size_t item_bytes, size_
     return *(const char *const *)(const void *)((const char *)items + i * item_bytes);
 }
 
-/* Slots at most half full: an honest file needs far fewer probes (the chance to pass 256 is below 1e-15). Names made to collide are
-   refused instead of taking quadratic time. */
+/* Slots at most half full: an honest file needs far fewer probes (the chance to pass 256 is below 1e-15). Names
+   made to collide are refused instead of taking quadratic time. */
 enum { CKPTI_PROBES = 256 };
 
 /* The slot that holds name or is free for it; NULL in an empty table or after CKPTI_PROBES. */
@@ -522,7 +534,7 @@ static inline int ckpti_add(ckpt *c, const char *what, ckpti_table *t, const voi
     return 0;
 }
 
-/* -- Types ------------------------------------------------------------------------------------------------------------------ */
+/* -- Types ------------------------------------------------------------------------------------- */
 
 static const ckpt_dtype_info ckpti_types[CKPT_DTYPE_COUNT] = {
 #define CKPT_X(name, elements, bytes, safetensors, gguf) {#name, elements, bytes, safetensors, gguf},
@@ -550,7 +562,7 @@ static inline int ckpti_type_of_gguf(uint32_t id) {
     return -1;
 }
 
-/* -- Tensors ---------------------------------------------------------------------------------------------------------------- */
+/* -- Tensors ----------------------------------------------------------------------------------- */
 
 CKPT_DEF const ckpt_tensor *ckpt_find(const ckpt *c, const char *name) {
     uint32_t item = ckpti_find(&c->tensor_table, c->tensors, sizeof *c->tensors, name);
@@ -582,7 +594,8 @@ static inline ckpt_tensor *ckpti_new_tensor(ckpt *c, size_t shard) {
     return t;
 }
 
-/* Bytes of a tensor: (elements / block) * bytes, since elements * bytes / block wraps for sizes that look harmless. */
+/* Bytes of a tensor: (elements / block) * bytes, since elements * bytes / block wraps for sizes that look
+   harmless. */
 static inline int ckpti_tensor_bytes(ckpt *c, const ckpt_tensor *t, uint64_t *bytes) {
     const ckpt_dtype_info *type = &ckpti_types[t->type];
     uint64_t n;
@@ -596,7 +609,7 @@ static inline int ckpti_tensor_bytes(ckpt *c, const ckpt_tensor *t, uint64_t *by
     return 0;
 }
 
-/* -- Configuration values --------------------------------------------------------------------------------------------------- */
+/* -- Configuration values ---------------------------------------------------------------------- */
 
 /* The key must be kept already (NULL: that failed). The value's address is good until the next call. */
 static inline ckpt_value *ckpti_new_value(ckpt *c, ckpt_config *list, const char *key) {
@@ -709,9 +722,10 @@ CKPT_DEF int ckpt_get_at(const ckpt *c, const char *key, uint64_t i, ckpt_value 
     return v != NULL;
 }
 
-/* -- JSON ------------------------------------------------------------------------------------------------------------------- */
+/* -- JSON -------------------------------------------------------------------------------------- */
 
-/* A pull parser: each call of ckpti_next gives one token. It keeps one byte for each open bracket and never recurses. */
+/* A pull parser: each call of ckpti_next gives one token. It keeps one byte for each open bracket and never
+   recurses. */
 typedef enum ckpti_token {
     CKPTI_BAD,    /* after a message */
     CKPTI_DONE,   /* the value is complete and nothing follows it */
@@ -727,9 +741,9 @@ enum { CKPTI_AT_VALUE, CKPTI_AT_FIRST, CKPTI_AT_ITEM, CKPTI_AT_COMMA, CKPTI_AT_E
 typedef struct ckpti_json {
     ckpt *c;
     const uint8_t *text;
-    size_t size, at, token; /* bytes; the cursor, and where the token that was read last begins */
-    size_t start;           /* of the text in its file, for messages */
-    int python;             /* NaN and Infinity are numbers, as Python writes them */
+    size_t size, at; /* bytes; the cursor */
+    size_t start;    /* of the text in its file, for messages */
+    int python;      /* NaN and Infinity are numbers, as Python writes them */
     int state;
     uint32_t depth;
     char open[CKPT_MAX_DEPTH];
@@ -741,20 +755,10 @@ static inline void ckpti_json_begin(ckpti_json *j, ckpt *c, const void *text, si
     j->c = c, j->text = (const uint8_t *)text, j->size = size, j->start = start;
 }
 
-CKPT_PRINTF(3, 4) static inline void ckpti_json_message(const ckpti_json *j, size_t at, const char *format, ...) {
-    char text[300];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    ckpti_message(j->c, "byte %llu: %s", (ckpti_ull)(j->start + at), text);
-}
-
-#define ckpti_error(j, ...)  (ckpti_json_message(j, (j)->token, __VA_ARGS__), -1) /* what is there cannot be meant */
-#define ckpti_syntax(j, ...) (ckpti_json_message(j, (j)->at, __VA_ARGS__), -1)    /* it is no JSON */
-
+/* What is at the cursor is no JSON. */
 static inline ckpti_token ckpti_bad(const ckpti_json *j, const char *why) {
-    ckpti_json_message(j, j->at, "%s", why);
+    j->c->where = j->start + j->at;
+    ckpti_message(j->c, "%s", why);
     return CKPTI_BAD;
 }
 
@@ -817,17 +821,18 @@ static inline size_t ckpti_char(const uint8_t *p, const uint8_t *end, char **to)
     return n;
 }
 
-/* Decodes the string at the cursor. Its encoding is never shorter, which gives the room; the decoder never reads past the end that
-   was found first, so a file that changes meanwhile cannot make it write past the room. */
+/* Decodes the string at the cursor. Its encoding is never shorter, which gives the room; the decoder never
+   reads past the end that was found first, so a file that changes meanwhile cannot make it write past the room.
+   */
 static inline int ckpti_json_string(ckpti_json *j) {
     size_t end = j->at + 1;
     while (end < j->size && j->text[end] != '"') end += j->text[end] == '\\' ? 2 : 1;
-    if (end >= j->size) return ckpti_syntax(j, "the string does not end");
+    if (end >= j->size) return ckpti_bad(j, "the string does not end"), -1;
     char *room = ckpti_room(j->c, end - j->at), *to = room;
     if (!room) return -1;
     for (j->at++; j->at < end;) {
         size_t n = ckpti_char(j->text + j->at, j->text + end, &to);
-        if (!n) return ckpti_syntax(j, "invalid character or escape in a string");
+        if (!n) return ckpti_bad(j, "invalid character or escape in a string"), -1;
         j->at += n;
     }
     *to = 0;
@@ -874,12 +879,12 @@ static inline int ckpti_json_number(ckpti_json *j) {
     if (negative) text[used++] = '-';
     size_t first = used;
     whole = ckpti_digits(j, text, &used, sizeof text - 32);
-    if (!whole || (whole > 1 && text[first] == '0')) return ckpti_syntax(j, "invalid number");
+    if (!whole || (whole > 1 && text[first] == '0')) return ckpti_bad(j, "invalid number"), -1;
     int integer = 1;
     if (ckpti_accept(j, ".")) {
         integer = 0;
         fraction = ckpti_digits(j, text, &used, sizeof text - 32);
-        if (!fraction) return ckpti_syntax(j, "invalid number");
+        if (!fraction) return ckpti_bad(j, "invalid number"), -1;
     }
     text[used] = 0;
     if (ckpti_accept(j, "eE")) {
@@ -887,7 +892,7 @@ static inline int ckpti_json_number(ckpti_json *j) {
         size_t n = 1;
         integer = 0;
         int sign = ckpti_accept(j, "+-");
-        if (!ckpti_digits(j, digits, &n, 8)) return ckpti_syntax(j, "invalid exponent");
+        if (!ckpti_digits(j, digits, &n, 10)) return ckpti_bad(j, "invalid exponent"), -1;
         exponent = strtol(digits, NULL, 10) * (sign == '-' ? -1 : 1);
     }
     memset(&j->v, 0, sizeof j->v);
@@ -895,7 +900,7 @@ static inline int ckpti_json_number(ckpti_json *j) {
     if (integer) ckpti_integer(&j->v, text + first, negative);
     snprintf(text + used, sizeof text - used, "e%ld", exponent - (long)fraction);
     j->v.f = strtod(text, NULL);
-    if (j->v.f > DBL_MAX || j->v.f < -DBL_MAX) return ckpti_syntax(j, "the number is out of range");
+    if (j->v.f > DBL_MAX || j->v.f < -DBL_MAX) return ckpti_bad(j, "the number is out of range"), -1;
     return 0;
 }
 
@@ -967,7 +972,7 @@ static inline ckpti_token ckpti_next(ckpti_json *j) {
         j->state = CKPTI_AT_ITEM;
         ch = ckpti_peek(j);
     }
-    j->token = j->at;
+    j->c->where = j->start + j->at;
     if (ch >= 0 && (j->state == CKPTI_AT_COMMA || (j->state == CKPTI_AT_FIRST && (ch == '}' || ch == ']'))))
         return ckpti_json_close(j, ch);
     if (j->state == CKPTI_AT_END) return ch < 0 ? CKPTI_DONE : ckpti_bad(j, "something follows the JSON value");
@@ -980,14 +985,14 @@ static inline ckpti_token ckpti_next(ckpti_json *j) {
 static inline int ckpti_json_integers(ckpti_json *j, uint64_t *out, uint32_t max, uint32_t *n) {
     ckpti_token token = ckpti_next(j);
     if (token == CKPTI_BAD) return -1;
-    if (token != CKPTI_ARRAY) return ckpti_error(j, "an array of integers is missing");
+    if (token != CKPTI_ARRAY) return ckpti_fail(j->c, "an array of integers is missing");
     for (*n = 0; (token = ckpti_next(j)) == CKPTI_SCALAR; (*n)++) {
-        if (j->v.type != CKPT_VALUE_UINT) return ckpti_error(j, "not an integer from 0 to 2^64 - 1");
-        if (*n == max) return ckpti_error(j, "too many numbers in an array");
+        if (j->v.type != CKPT_VALUE_UINT) return ckpti_fail(j->c, "not an integer from 0 to 2^64 - 1");
+        if (*n == max) return ckpti_fail(j->c, "too many numbers in an array");
         out[*n] = j->v.u;
     }
     if (token == CKPTI_BAD) return -1;
-    return token == CKPTI_CLOSE ? 0 : ckpti_error(j, "an array of integers is missing");
+    return token == CKPTI_CLOSE ? 0 : ckpti_fail(j->c, "an array of integers is missing");
 }
 
 /* Reads and checks the rest of a value of which the first token was given. */
@@ -998,7 +1003,7 @@ static inline int ckpti_json_skip(ckpti_json *j, ckpti_token token) {
     return token == CKPTI_BAD ? -1 : 0;
 }
 
-/* -- config.json ------------------------------------------------------------------------------------------------------------ */
+/* -- config.json ------------------------------------------------------------------------------- */
 
 typedef struct ckpti_path {
     char text[CKPT_MAX_KEY];
@@ -1012,7 +1017,7 @@ static inline int ckpti_path_set(const ckpti_json *j, ckpti_path *p, size_t pref
                                  const char *text) {
     size_t room = sizeof p->text - prefix;
     int n = snprintf(p->text + prefix, room, "%s%s", before, text);
-    if (n < 0 || (size_t)n >= room) return ckpti_error(j, "the nested keys are too long");
+    if (n < 0 || (size_t)n >= room) return ckpti_fail(j->c, "the nested keys are too long");
     p->length = prefix + (size_t)n;
     return 0;
 }
@@ -1027,7 +1032,7 @@ static inline int ckpti_path_element(const ckpti_json *j, ckpti_path *p, uint32_
 
 static inline ckpt_value *ckpti_flat_value(const ckpti_json *j, ckpt_config *list, const ckpti_path *p) {
     if (list->n >= CKPT_MAX_VALUES) {
-        ckpti_json_message(j, j->token, "too many values");
+        ckpti_message(j->c, "too many values");
         return NULL;
     }
     return ckpti_new_value(j->c, list, ckpti_copy(j->c, p->text, p->length));
@@ -1045,7 +1050,8 @@ static inline int ckpti_flat_close(const ckpti_json *j, ckpt_config *list, ckpti
     return v ? 0 : -1;
 }
 
-/* A scalar or an opening bracket. The string of a scalar is kept before its key is copied, since both are in the same room. */
+/* A scalar or an opening bracket. The string of a scalar is kept before its key is copied, since both are in
+   the same room. */
 static inline int ckpti_flat_item(ckpti_json *j, ckpt_config *list, ckpti_path *p, ckpti_token token) {
     uint32_t parent = token == CKPTI_SCALAR ? j->depth : j->depth - 1;
     if (ckpti_path_element(j, p, parent)) return -1;
@@ -1073,18 +1079,19 @@ static inline int ckpti_flatten(ckpt *c, ckpt_config *list, const void *text, si
     while (!status && (token = ckpti_next(&j)) != CKPTI_DONE) {
         size_t prefix = p.prefix[j.depth];
         if (token == CKPTI_BAD) status = -1;
-        else if (j.depth == 0 && token == CKPTI_SCALAR) status = ckpti_error(&j, "not an object");
-        else if (token == CKPTI_ARRAY && j.depth == 1) status = ckpti_error(&j, "not an object");
-        else if (token == CKPTI_KEY) status = ckpti_path_set(&j, &p, prefix, prefix ? "." : "", j.v.s);
+        else if (j.depth == 0 && token == CKPTI_SCALAR) status = ckpti_fail(c, "not an object");
+        else if (token == CKPTI_ARRAY && j.depth == 1) status = ckpti_fail(c, "not an object");
+        else if (token == CKPTI_KEY) status = ckpti_path_set(&j, &p, prefix, j.depth > 1 ? "." : "", j.v.s);
         else if (token == CKPTI_CLOSE) status = ckpti_flat_close(&j, list, &p);
         else status = ckpti_flat_item(&j, list, &p, token);
     }
     return status;
 }
 
-/* -- safetensors ------------------------------------------------------------------------------------------------------------ */
+/* -- safetensors ------------------------------------------------------------------------------- */
 
-/* u64 length of the header, the header (JSON: {"name": {"dtype", "shape", "data_offsets": [begin, end]}}), the data. */
+/* u64 length of the header, the header (JSON: {"name": {"dtype", "shape", "data_offsets": [begin, end]}}), the
+   data. */
 typedef struct ckpti_entry {
     int type;
     uint32_t n_dims, n_offsets;
@@ -1094,10 +1101,10 @@ typedef struct ckpti_entry {
 static inline int ckpti_st_dtype(ckpti_json *j, ckpti_entry *e) {
     ckpti_token token = ckpti_next(j);
     if (token == CKPTI_BAD) return -1;
-    if (token != CKPTI_SCALAR || j->v.type != CKPT_VALUE_STRING) return ckpti_error(j, "dtype is not a string");
+    if (token != CKPTI_SCALAR || j->v.type != CKPT_VALUE_STRING) return ckpti_fail(j->c, "dtype is not a string");
     e->type = ckpt_type_find(j->v.s);
     if (e->type >= 0 && ckpti_types[e->type].safetensors) return 0;
-    return ckpti_error(j, "unknown dtype \"%.40s\"", j->v.s);
+    return ckpti_fail(j->c, "unknown dtype \"%.40s\"", j->v.s);
 }
 
 /* The fields between the braces, each exactly once, in any order. */
@@ -1107,16 +1114,16 @@ static inline int ckpti_st_fields(ckpti_json *j, ckpti_entry *e) {
     ckpti_token token;
     while ((token = ckpti_next(j)) == CKPTI_KEY) {
         for (field = 0; field < 3 && !ckpti_is(j, names[field]); field++) {}
-        if (field == 3) return ckpti_error(j, "unknown field \"%.40s\"", j->v.s);
-        if (seen >> field & 1) return ckpti_error(j, "a field is there twice");
+        if (field == 3) return ckpti_fail(j->c, "unknown field \"%.40s\"", j->v.s);
+        if (seen >> field & 1) return ckpti_fail(j->c, "a field is there twice");
         seen |= 1u << field;
         if (field == 0 && ckpti_st_dtype(j, e)) return -1;
         if (field == 1 && ckpti_json_integers(j, e->dims, CKPT_MAX_DIMS, &e->n_dims)) return -1;
         if (field == 2 && ckpti_json_integers(j, e->offsets, 2, &e->n_offsets)) return -1;
     }
     if (token == CKPTI_BAD) return -1;
-    if (seen != 7) return ckpti_error(j, "dtype, shape or data_offsets is missing");
-    return e->n_offsets == 2 ? 0 : ckpti_error(j, "data_offsets is not a pair");
+    if (seen != 7) return ckpti_fail(j->c, "dtype, shape or data_offsets is missing");
+    return e->n_offsets == 2 ? 0 : ckpti_fail(j->c, "data_offsets is not a pair");
 }
 
 static inline int ckpti_st_tensor(ckpti_json *j, size_t shard, const uint8_t *data, uint64_t size) {
@@ -1147,7 +1154,7 @@ static inline int ckpti_st_tensor(ckpti_json *j, size_t shard, const uint8_t *da
 static inline int ckpti_st_metadata(ckpti_json *j, size_t shard) {
     static const char prefix[] = "__metadata__.";
     ckpti_token token = ckpti_next(j);
-    if (token != CKPTI_BAD && token != CKPTI_OBJECT) return ckpti_error(j, "__metadata__ is not an object");
+    if (token != CKPTI_BAD && token != CKPTI_OBJECT) return ckpti_fail(j->c, "__metadata__ is not an object");
     while (token != CKPTI_BAD && (token = ckpti_next(j)) == CKPTI_KEY) {
         size_t length = sizeof prefix - 1 + (size_t)j->v.count;
         char *key = ckpti_keep_string(j), *full = ckpti_room(j->c, length + 1);
@@ -1156,7 +1163,7 @@ static inline int ckpti_st_metadata(ckpti_json *j, size_t shard) {
         ckpti_keep(j->c, length + 1);
         token = ckpti_next(j);
         if (token != CKPTI_BAD && (token != CKPTI_SCALAR || j->v.type != CKPT_VALUE_STRING))
-            return ckpti_error(j, "a value of __metadata__ is not a string");
+            return ckpti_fail(j->c, "a value of __metadata__ is not a string");
         if (token == CKPTI_BAD || shard) continue;
         j->v.s = ckpti_keep_string(j);
         ckpt_value *v = ckpti_new_value(j->c, &j->c->config, full);
@@ -1180,7 +1187,8 @@ static inline void ckpti_sift(ckpt_tensor *t, size_t root, size_t n) {
     t[root] = moved;
 }
 
-/* By place in the file, the empty ones first. Most files are in order; heapsort needs no memory and has no bad case. */
+/* By place in the file, the empty ones first. Most files are in order; heapsort needs no memory and has no bad
+   case. */
 static inline void ckpti_sort(ckpt_tensor *t, size_t n) {
     size_t i = 1;
     while (i < n && !ckpti_before(&t[i], &t[i - 1])) i++;
@@ -1210,7 +1218,8 @@ static inline int ckpti_st_layout(ckpt *c, size_t first, const uint8_t *data, ui
     return ckpti_fail(c, "the tensors end at %llu, but there are %llu bytes of data", (ckpti_ull)at, (ckpti_ull)size);
 }
 
-/* Names the shard's tensors in the index; with a weight_map only those that it lists, each of which must be in its shard. */
+/* Names the shard's tensors in the index; with a weight_map only those that it lists, each of which must be in
+   its shard. */
 static inline int ckpti_st_names(ckpt *c, size_t first, size_t shard) {
     size_t n = c->n_tensors;
     c->n_tensors = first;
@@ -1234,11 +1243,11 @@ static inline int ckpti_st_names(ckpt *c, size_t first, size_t shard) {
 static inline int ckpti_st_header(ckpti_json *j, size_t shard, const uint8_t *data, uint64_t size) {
     int metadata = 0;
     ckpti_token token = ckpti_next(j);
-    if (token != CKPTI_BAD && token != CKPTI_OBJECT) return ckpti_error(j, "the header is not a JSON object");
+    if (token != CKPTI_BAD && token != CKPTI_OBJECT) return ckpti_fail(j->c, "the header is not a JSON object");
     while (token != CKPTI_BAD && (token = ckpti_next(j)) == CKPTI_KEY) {
         if (!ckpti_is(j, "__metadata__")) {
             if (ckpti_st_tensor(j, shard, data, size)) return -1;
-        } else if (metadata++) return ckpti_error(j, "__metadata__ is there twice");
+        } else if (metadata++) return ckpti_fail(j->c, "__metadata__ is there twice");
         else if (ckpti_st_metadata(j, shard)) return -1;
     }
     if (token != CKPTI_BAD) token = ckpti_next(j);
@@ -1262,18 +1271,19 @@ static inline int ckpti_safetensors(ckpt *c, size_t shard) {
     ckpti_json j;
     ckpti_json_begin(&j, c, file + 8, (size_t)header, 8);
     if (ckpti_st_header(&j, shard, data, size - 8 - header)) return -1;
+    c->where = CKPTI_NOWHERE;
     if (ckpti_st_layout(c, first, data, size - 8 - header)) return -1;
     return ckpti_st_names(c, first, shard);
 }
 
-/* -- GGUF ------------------------------------------------------------------------------------------------------------------- */
+/* -- GGUF -------------------------------------------------------------------------------------- */
 
-/* Header, metadata, tensor infos, padding, data. Reading past the end gives zeros and sets cut, which is checked before anything
-   that was read is used for more than another read. */
+/* Header, metadata, tensor infos, padding, data. Reading past the end gives zeros and sets cut, which is
+   checked before anything that was read is used for more than another read. */
 typedef struct ckpti_cursor {
     ckpt *c;
     const uint8_t *data;
-    uint64_t size, at, item; /* bytes; the cursor, and where the value or info that is read begins, for messages */
+    uint64_t size, at;
     int cut;
 } ckpti_cursor;
 
@@ -1290,51 +1300,40 @@ static inline const uint8_t *ckpti_take(ckpti_cursor *g, uint64_t bytes) {
 static inline uint32_t ckpti_u32(ckpti_cursor *g) { return ckpt_load_u32(ckpti_take(g, 4)); }
 static inline uint64_t ckpti_u64(ckpti_cursor *g) { return ckpt_load_u64(ckpti_take(g, 8)); }
 
-CKPT_PRINTF(2, 3) static inline void ckpti_gguf_message(const ckpti_cursor *g, const char *format, ...) {
-    char text[300];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    ckpti_message(g->c, "byte %llu: %s", (ckpti_ull)g->item, text);
-}
-
-#define ckpti_gguf_fail(...) (ckpti_gguf_message(__VA_ARGS__), -1)
-
 /* A copy of a string of at most max bytes; NULL after a message. A name may hold no NUL byte. */
 static inline char *ckpti_gguf_string(ckpti_cursor *g, const char *what, uint64_t max, int name, uint64_t *length) {
     *length = ckpti_u64(g);
     uint64_t n = *length <= max ? *length : 0;
     const uint8_t *p = ckpti_take(g, n);
-    if (g->cut) ckpti_gguf_message(g, "the file ends inside a %s", what);
-    else if (n != *length) ckpti_gguf_message(g, "a %s of %llu bytes", what, (ckpti_ull)*length);
-    else if (name && n && memchr(p, 0, (size_t)n)) ckpti_gguf_message(g, "there is a NUL byte in a %s", what);
+    if (g->cut) ckpti_message(g->c, "the file ends inside a %s", what);
+    else if (n != *length) ckpti_message(g->c, "a %s of %llu bytes", what, (ckpti_ull)*length);
+    else if (name && n && memchr(p, 0, (size_t)n)) ckpti_message(g->c, "there is a NUL byte in a %s", what);
     else return ckpti_copy(g->c, p, (size_t)n);
     return NULL;
 }
 
 static inline int ckpti_gguf_array(ckpti_cursor *g, ckpt_value *v) {
     v->type = CKPT_VALUE_ARRAY, v->element = ckpti_u32(g), v->count = ckpti_u64(g);
-    if (g->cut) return ckpti_gguf_fail(g, "the file ends inside an array");
+    if (g->cut) return ckpti_fail(g->c, "the file ends inside an array");
     if (v->element >= CKPTI_GGUF_TYPES)
-        return ckpti_gguf_fail(g, "unknown array element type %u", (unsigned)v->element);
-    if (v->element == CKPTI_GGUF_ARRAY) return ckpti_gguf_fail(g, "an array of arrays");
+        return ckpti_fail(g->c, "unknown array element type %u", (unsigned)v->element);
+    if (v->element == CKPTI_GGUF_ARRAY) return ckpti_fail(g->c, "an array of arrays");
     uint64_t bytes = v->element == CKPTI_GGUF_STRING ? 8 : ckpti_scalar_bytes[v->element];
     if (v->count > ckpti_left(g) / bytes)
-        return ckpti_gguf_fail(g, "an array of %llu elements does not fit in the file", (ckpti_ull)v->count);
+        return ckpti_fail(g->c, "an array of %llu elements does not fit in the file", (ckpti_ull)v->count);
     if (v->element != CKPTI_GGUF_STRING) return v->data = ckpti_take(g, v->count * bytes), 0;
     for (uint64_t i = 0; i < v->count && !g->cut; i++) ckpti_take(g, ckpti_u64(g));
-    return g->cut ? ckpti_gguf_fail(g, "the file ends inside an array of strings") : 0;
+    return g->cut ? ckpti_fail(g->c, "the file ends inside an array of strings") : 0;
 }
 
 static inline int ckpti_gguf_value(ckpti_cursor *g, ckpt_value *v) {
     uint32_t type = ckpti_u32(g);
-    if (type >= CKPTI_GGUF_TYPES) return ckpti_gguf_fail(g, "unknown value type %u", (unsigned)type);
+    if (type >= CKPTI_GGUF_TYPES) return ckpti_fail(g->c, "unknown value type %u", (unsigned)type);
     if (type == CKPTI_GGUF_ARRAY) return ckpti_gguf_array(g, v);
     if (type != CKPTI_GGUF_STRING) {
         ckpti_scalar(v, type, ckpti_take(g, ckpti_scalar_bytes[type]));
         v->element = type; /* told apart: general.alignment must be a u32 */
-        return g->cut ? ckpti_gguf_fail(g, "the file ends inside a value") : 0;
+        return g->cut ? ckpti_fail(g->c, "the file ends inside a value") : 0;
     }
     v->type = CKPT_VALUE_STRING;
     v->s = ckpti_gguf_string(g, "string", CKPT_MAX_STRING, 0, &v->count);
@@ -1344,9 +1343,9 @@ static inline int ckpti_gguf_value(ckpti_cursor *g, ckpt_value *v) {
 static inline int ckpti_gguf_metadata(ckpti_cursor *g, ckpt_config *list, uint64_t n) {
     for (uint64_t i = 0; i < n; i++) {
         uint64_t length;
-        g->item = g->at;
+        g->c->where = g->at;
         const char *key = ckpti_gguf_string(g, "key", 65535, 1, &length);
-        if (key && length == 0) return ckpti_gguf_fail(g, "an empty key");
+        if (key && length == 0) return ckpti_fail(g->c, "an empty key");
         ckpt_value value, *v = ckpti_new_value(g->c, list, key);
         if (!v) return -1;
         memset(&value, 0, sizeof value);
@@ -1372,46 +1371,47 @@ static inline int ckpti_gguf_alignment(const ckpti_cursor *g, const ckpt_config 
 /* One tensor info. *end is the padded end of the tensors so far: the offset must be just that. */
 static inline int ckpti_gguf_tensor(ckpti_cursor *g, size_t shard, uint64_t alignment, uint64_t *end) {
     uint64_t length;
-    g->item = g->at;
+    g->c->where = g->at;
     const char *name = ckpti_gguf_string(g, "tensor name", 63, 1, &length);
     ckpt_tensor *t = name ? ckpti_new_tensor(g->c, shard) : NULL;
     if (!t) return -1;
     t->name = name;
     t->n_dims = ckpti_u32(g);
     if (t->n_dims > 4)
-        return ckpti_gguf_fail(g, "tensor \"%s\" has %u dimensions; at most 4", t->name, (unsigned)t->n_dims);
+        return ckpti_fail(g->c, "tensor \"%s\" has %u dimensions; at most 4", t->name, (unsigned)t->n_dims);
     for (uint32_t i = t->n_dims; i-- > 0;) t->dims[i] = ckpti_u64(g);
     uint32_t id = ckpti_u32(g);
     uint64_t offset = ckpti_u64(g), row = t->n_dims ? t->dims[t->n_dims - 1] : 1;
     int type = ckpti_type_of_gguf(id);
-    if (g->cut) return ckpti_gguf_fail(g, "the file ends inside the info of tensor \"%s\"", t->name);
-    if (type < 0) return ckpti_gguf_fail(g, "tensor \"%s\": unknown or removed type %u", t->name, (unsigned)id);
+    if (g->cut) return ckpti_fail(g->c, "the file ends inside the info of tensor \"%s\"", t->name);
+    if (type < 0) return ckpti_fail(g->c, "tensor \"%s\": unknown or removed type %u", t->name, (unsigned)id);
     t->type = (ckpt_dtype)type;
     if (row % ckpti_types[type].elements)
-        return ckpti_gguf_fail(
-            g, "tensor \"%s\": rows of %llu elements are no whole number of blocks of %s (%u elements)", t->name,
-            (ckpti_ull)row, ckpti_types[type].name, (unsigned)ckpti_types[type].elements);
+        return ckpti_fail(g->c,
+                          "tensor \"%s\": rows of %llu elements are no whole number of blocks of %s (%u elements)",
+                          t->name, (ckpti_ull)row, ckpti_types[type].name, (unsigned)ckpti_types[type].elements);
     if (ckpti_tensor_bytes(g->c, t, &t->bytes)) return -1;
     if (offset != *end)
-        return ckpti_gguf_fail(g, "tensor \"%s\": offset %llu, but the tensors before it end at %llu", t->name,
-                               (ckpti_ull)offset, (ckpti_ull)*end);
+        return ckpti_fail(g->c, "tensor \"%s\": offset %llu, but the tensors before it end at %llu", t->name,
+                          (ckpti_ull)offset, (ckpti_ull)*end);
     if (t->bytes > g->size || ckpti_round_up(offset + t->bytes, alignment, end) || *end > INT64_MAX)
-        return ckpti_gguf_fail(g, "tensor \"%s\": %llu bytes in a file of %llu", t->name, (ckpti_ull)t->bytes,
-                               (ckpti_ull)g->size);
+        return ckpti_fail(g->c, "tensor \"%s\": %llu bytes in a file of %llu", t->name, (ckpti_ull)t->bytes,
+                          (ckpti_ull)g->size);
     return ckpti_add(g->c, "tensor", &g->c->tensor_table, g->c->tensors, sizeof *t, g->c->n_tensors - 1);
 }
 
-/* After all infos the place of the data is known: gives each tensor its address. The padding after the last one may be missing. */
+/* After all infos the place of the data is known: gives each tensor its address. The padding after the last one
+   may be missing. */
 static inline int ckpti_gguf_place(const ckpti_cursor *g, size_t first, uint64_t alignment) {
     uint64_t at;
-    if (ckpti_round_up(g->at, alignment, &at)) return ckpti_gguf_fail(g, "the file is too large");
+    if (ckpti_round_up(g->at, alignment, &at)) return ckpti_fail(g->c, "the file is too large");
     for (size_t i = first; i < g->c->n_tensors; i++) {
         ckpt_tensor *t = &g->c->tensors[i];
         if (at > g->size || t->bytes > g->size - at)
             return ckpti_fail(g->c, "tensor \"%s\": its %llu bytes from byte %llu do not fit in the file's %llu",
                               t->name, (ckpti_ull)t->bytes, (ckpti_ull)at, (ckpti_ull)g->size);
         t->data = g->data + at;
-        if (ckpti_round_up(at + t->bytes, alignment, &at)) return ckpti_gguf_fail(g, "the file is too large");
+        if (ckpti_round_up(at + t->bytes, alignment, &at)) return ckpti_fail(g->c, "the file is too large");
     }
     return 0;
 }
@@ -1435,18 +1435,20 @@ static inline int ckpti_gguf_header(ckpti_cursor *g, uint64_t *n_tensors, uint64
 }
 
 static inline int ckpti_gguf(ckpt *c, size_t shard, ckpt_config *list) {
-    ckpti_cursor g = {c, c->shards[shard].data, c->shards[shard].size, 0, 0, 0};
+    ckpti_cursor g = {c, c->shards[shard].data, c->shards[shard].size, 0, 0};
     uint64_t n_tensors, n_values, alignment, end = 0;
     size_t first = c->n_tensors;
     if (ckpti_gguf_header(&g, &n_tensors, &n_values)) return -1;
     if (ckpti_gguf_metadata(&g, list, n_values)) return -1;
+    c->where = CKPTI_NOWHERE;
     if (ckpti_gguf_alignment(&g, list, &alignment)) return -1;
     for (uint64_t i = 0; i < n_tensors; i++)
         if (ckpti_gguf_tensor(&g, shard, alignment, &end)) return -1;
+    c->where = CKPTI_NOWHERE;
     return ckpti_gguf_place(&g, first, alignment);
 }
 
-/* -- Files ------------------------------------------------------------------------------------------------------------------ */
+/* -- Files ------------------------------------------------------------------------------------- */
 
 enum { CKPTI_BORROWED, CKPTI_HEAP, CKPTI_MAPPED };
 
@@ -1504,10 +1506,11 @@ static inline int ckpti_load_memory(ckpt *c, const char *path, ckpt_shard *s, in
     return optional ? 1 : ckpti_fail(c, "no such file in memory");
 }
 
-/* 0, or -1 after a message; 1 where the file is optional and not there. What was loaded is in s even after a failure. */
+/* 0, or -1 after a message; 1 where the file is optional and not there. What was loaded is in s even after a
+   failure. */
 static inline int ckpti_load_path(ckpt *c, const char *path, ckpt_shard *s, int optional) {
     struct stat st;
-    c->file = path;
+    c->file = path, c->where = CKPTI_NOWHERE;
     if (c->files) return ckpti_load_memory(c, path, s, optional);
     if (stat(path, &st)) return optional && errno == ENOENT ? 1 : ckpti_fail(c, "cannot open: %s", strerror(errno));
     if (S_ISDIR(st.st_mode)) return ckpti_fail(c, "a directory, not a file");
@@ -1528,7 +1531,7 @@ static inline void ckpti_unload(const ckpt *c, ckpt_shard *s) {
     s->data = NULL, s->size = 0, s->storage = CKPTI_BORROWED;
 }
 
-/* -- Opening ---------------------------------------------------------------------------------------------------------------- */
+/* -- Opening ----------------------------------------------------------------------------------- */
 
 static inline size_t ckpti_directory(const char *path) {
     const char *slash = strrchr(path, '/');
@@ -1608,22 +1611,23 @@ static inline int ckpti_list_tensor(ckpti_json *j, const char *path) {
 
 static inline int ckpti_weight_map(ckpti_json *j, const char *path) {
     ckpti_token token = ckpti_next(j);
-    if (token != CKPTI_BAD && token != CKPTI_OBJECT) return ckpti_error(j, "weight_map is not an object");
+    if (token != CKPTI_BAD && token != CKPTI_OBJECT) return ckpti_fail(j->c, "weight_map is not an object");
     while (token != CKPTI_BAD && (token = ckpti_next(j)) == CKPTI_KEY)
         if (ckpti_list_tensor(j, path)) return -1;
     return token == CKPTI_BAD ? -1 : 0;
 }
 
-/* {"metadata": ..., "weight_map": {...}}: everything but weight_map is checked as JSON and ignored, total_size in particular. */
+/* {"metadata": ..., "weight_map": {...}}: everything but weight_map is checked as JSON and ignored, total_size
+   in particular. */
 static inline int ckpti_index(ckpt *c, const char *path, const void *text, size_t size) {
     ckpti_json j;
     int maps = 0;
     ckpti_json_begin(&j, c, text, size, 0);
     ckpti_token token = ckpti_next(&j);
-    if (token != CKPTI_BAD && token != CKPTI_OBJECT) return ckpti_error(&j, "the index is not a JSON object");
+    if (token != CKPTI_BAD && token != CKPTI_OBJECT) return ckpti_fail(c, "the index is not a JSON object");
     while (token != CKPTI_BAD && (token = ckpti_next(&j)) == CKPTI_KEY) {
         int map = ckpti_is(&j, "weight_map");
-        if (map && maps++) return ckpti_error(&j, "weight_map is there twice");
+        if (map && maps++) return ckpti_fail(c, "weight_map is there twice");
         if (map ? ckpti_weight_map(&j, path) : ckpti_json_skip(&j, ckpti_next(&j))) return -1;
     }
     if (token == CKPTI_BAD || ckpti_next(&j) == CKPTI_BAD) return -1;
@@ -1631,9 +1635,10 @@ static inline int ckpti_index(ckpt *c, const char *path, const void *text, size_
                        : ckpti_fail(c, "the index names no tensors: weight_map is %s", maps ? "empty" : "missing");
 }
 
-/* After all shards were read. Each tensor that was taken is a listed one, so equal numbers mean that none is missing. */
+/* After all shards were read. Each tensor that was taken is a listed one, so equal numbers mean that none is
+   missing. */
 static inline int ckpti_all_listed(ckpt *c, const char *path) {
-    c->file = path;
+    c->file = path, c->where = CKPTI_NOWHERE;
     if (c->n_tensors == c->n_listed) return 0;
     for (size_t i = 0; i < c->n_listed; i++)
         if (!ckpt_find(c, c->listed[i].name))
@@ -1681,7 +1686,7 @@ static inline int ckpti_open_directory(ckpt *c, const char *directory) {
 /* The places of both numbers in NAME-00001-of-0000N.gguf, or 0. */
 static inline int ckpti_split_name(const char *path, uint32_t *number, uint32_t *count) {
     size_t n = strlen(path);
-    const char *p = path + n - 20;
+    const char *p = path + (n < 20 ? 0 : n - 20);
     if (n < 20 || p[0] != '-' || memcmp(p + 6, "-of-", 4) || strcmp(p + 15, ".gguf")) return 0;
     *number = *count = 0;
     for (int i = 0; i < 5; i++) {
@@ -1756,7 +1761,7 @@ static inline int ckpti_open(ckpt *c, const char *path) {
 static inline void ckpti_begin(ckpt *c, const char *path, const ckpt_options *options, char *err) {
     memset(c, 0, sizeof *c);
     if (options) c->options = *options;
-    c->file = path, c->err = err;
+    c->file = path, c->where = CKPTI_NOWHERE, c->err = err;
     if (err) err[0] = 0;
 }
 
@@ -1798,7 +1803,7 @@ CKPT_DEF void ckpt_close(ckpt *c) {
     memset(c, 0, sizeof *c);
 }
 
-/* -- Writing ---------------------------------------------------------------------------------------------------------------- */
+/* -- Writing ----------------------------------------------------------------------------------- */
 
 typedef struct ckpti_writer {
     ckpt c; /* memory, messages, and at the end the reader that checks the file */
@@ -1909,7 +1914,8 @@ static inline int ckpti_write_bytes(ckpti_writer *w, const void *data, uint64_t 
     return 0;
 }
 
-/* A name beside path that nobody has: the rename stays in one file system. A device or directory at path is never replaced. */
+/* A name beside path that nobody has: the rename stays in one file system. A device or directory at path is
+   never replaced. */
 static inline int ckpti_write_create(ckpti_writer *w) {
     struct stat st;
     if (stat(w->path, &st) == 0 && !S_ISREG(st.st_mode)) return ckpti_fail(&w->c, "exists and is not a regular file");
@@ -1926,8 +1932,8 @@ static inline int ckpti_write_create(ckpti_writer *w) {
     return ckpti_fail(&w->c, "cannot create: %s", strerror(errno));
 }
 
-/* Reads the file back as any reader would: names that are not UTF-8 or there twice, and metadata that is not an object of strings,
-   are found here. */
+/* Reads the file back as any reader would: names that are not UTF-8 or there twice, and metadata that is not an
+   object of strings, are found here. */
 static inline int ckpti_write_check(ckpti_writer *w, size_t n) {
     ckpt_shard *s = ckpti_new_shard(&w->c, w->temporary);
     if (!s || ckpti_load_path(&w->c, w->temporary, s, 0)) return -1;

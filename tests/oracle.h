@@ -19,8 +19,8 @@
  *   R6  ids = top-k of q, descending, ties to the lowest index | table | given | sparsemixer
  *   R7  w = s[ids] | q[ids] | softmax(l[ids])
  *   R8  w /= max(sum(w) + norm_eps, norm_min)
- *   R9  w *= routed_scale * per_expert_scale[id]
- *   R10 capacity (before or after R8), then drop_below and top_p: dropped choices keep their id with weight 0
+ *   R9  capacity (before or after R8), then drop_below and top_p: dropped choices keep their id with weight 0
+ *   R10 w *= routed_scale * per_expert_scale[id]
  *   E   y_e = W2(act(W1 h + b1) * (W3 h + b3)) + b2; h = x, or lat_in x, or w_e * h (weight_pos INPUT)
  *       ids >= n_expert are zero experts: y_e = h or 0
  *   C   r = expert_out_scale * sum w_e y_e; optional RMS norm, lat_out; y = combine_scale * (r + shared) + out_bias
@@ -32,6 +32,10 @@
  *   - combines experts by FMA in any order; does the router, the scores, the norms and the gates in F32;
  *   - for BF16 rounds x and h to bf16 (2^-8 relative), for Q8 to blocks of 32 with one scale amax/127.
  * Numbers may be flushed to zero below 2^-126. A bound of infinity says that nothing is promised (0/0, NaN inputs).
+ * The bound supposes that all roundings conspire. In long sums they do not: with K in the hundreds right code uses less
+ * than 1 % of it, and the bound of BF16 or Q8 may exceed the output. sigma is the likely error, for which independent
+ * errors are added as squares; orc_plausible() tests for ten times that. It holds for weights without structure.
+ *
  * Give the knobs as the floats that the implementation sees: (double)2.827f, not 2.827.
  *
  * AMBIGUOUS TOKENS: rounding may select other experts than the exact ids. Token t is safe when
@@ -91,8 +95,8 @@ typedef struct orc_knobs {
     orc_scope norm_scope;
     double routed_scale;
     double drop_below; /* drop choices with |w| < drop_below * max |w| of the token; 0: off */
-    double top_p;      /* keep the shortest prefix of ranks with sum |w| >= top_p * total; 0: off */
-    int min_keep;      /* ranks below this are never dropped by the two above */
+    double top_p;      /* keep the fewest of the largest with sum |w| >= top_p * total; 0: off */
+    int min_keep;      /* this many of the largest are never dropped by the two above */
     orc_pos weight_pos;
     orc_act act;
     double act_alpha, act_beta, act_lin_beta;
@@ -155,6 +159,7 @@ typedef struct orc_result {
     double *weights, *weights_err;  /* [T][k] final */
     double *sink, *sink_err;        /* [T][n_sink] weights of router-weighted shared experts */
     double *output, *bound;         /* [T][d] */
+    double *sigma;                  /* [T][d] likely size of the error; see orc_plausible */
     double *margin, *key_err;       /* [T] the decision nearest to flipping: its gap, and the error of that gap */
     double *rank_margin, *rank_err; /* [T] the same for the order among the selected */
 } orc_result;
@@ -172,32 +177,54 @@ typedef struct orc_result {
 
 /* ---- numbers with an error ------------------------------------------------------------------------------------- */
 
-/* An exact value and a bound on |computed - v|. */
+/* An exact value, a bound on |computed - v|, and the likely size (standard deviation) of computed - v. */
 typedef struct orc_num {
-    double v, e;
+    double v, e, s;
 } orc_num;
 
 ORC_FN orc_num orc_exact(double v) {
-    orc_num r = {v, 0.0};
+    orc_num r = {v, 0.0, 0.0};
     return r;
 }
 
-/* n float32 roundings of a result whose operands cause the error e. An exact zero stays exact. */
-ORC_FN orc_num orc_rounded(double v, double e, double n) {
-    orc_num r = {v, e};
-    if (v != 0.0 || e != 0.0) r.e = e + n * ORC_U * (fabs(v) + e) + ORC_TINY;
+/* Errors that have nothing to do with each other add up as the sides of a right angle. */
+ORC_FN double orc_rss(double a, double b) { return sqrt(a * a + b * b); }
+
+/* The deviation of an error spread evenly over -e to e. */
+ORC_FN double orc_even(double e) { return e * 0.57735026918962576; }
+
+/* n float32 roundings of a result whose operands cause the error e, likely s. An exact zero stays exact. */
+ORC_FN orc_num orc_rounded(double v, double e, double s, double n) {
+    orc_num r = {v, e, s};
+    if (v == 0.0 && e == 0.0) return r;
+    r.e = e + n * ORC_U * (fabs(v) + e) + ORC_TINY;
+    r.s = orc_rss(s, orc_even(n * ORC_U * fabs(v) + ORC_TINY));
+    return r;
+}
+
+/* A product before its rounding. */
+ORC_FN orc_num orc_product(orc_num a, orc_num b) {
+    orc_num r;
+    r.v = a.v * b.v;
+    r.e = fabs(a.v) * b.e + fabs(b.v) * a.e + a.e * b.e;
+    r.s = orc_rss(a.v * b.s, b.v * a.s);
     return r;
 }
 
 ORC_FN orc_num orc_mul(orc_num a, orc_num b) {
-    double e = fabs(a.v) * b.e + fabs(b.v) * a.e + a.e * b.e;
-    return orc_rounded(a.v * b.v, e, 1);
+    orc_num p = orc_product(a, b);
+    return orc_rounded(p.v, p.e, p.s, 1);
 }
 
-ORC_FN orc_num orc_add(orc_num a, orc_num b) { return orc_rounded(a.v + b.v, a.e + b.e, 1); }
+ORC_FN orc_num orc_add(orc_num a, orc_num b) { return orc_rounded(a.v + b.v, a.e + b.e, orc_rss(a.s, b.s), 1); }
 
 /* Multiplication by a constant; by 1 it is exact. */
-ORC_FN orc_num orc_scale(orc_num a, double c) { return c == 1.0 ? a : orc_rounded(a.v * c, a.e * fabs(c), 1); }
+ORC_FN orc_num orc_scale(orc_num a, double c) {
+    return c == 1.0 ? a : orc_rounded(a.v * c, a.e * fabs(c), a.s * fabs(c), 1);
+}
+
+/* Likely error of f(a), whose bound is e: as likely as a's. */
+ORC_FN double orc_likely_of(orc_num a, double e) { return a.e > 0 ? a.s * (e / a.e) : 0.0; }
 
 /* Error of a monotone function: the worse end of the interval. */
 ORC_FN double orc_ends(double lo, double mid, double hi) { return fmax(fabs(hi - mid), fabs(mid - lo)); }
@@ -207,6 +234,7 @@ ORC_FN orc_num orc_clamped(orc_num a, double lo, double hi) {
     orc_num r;
     r.v = fmin(fmax(a.v, lo), hi);
     r.e = orc_ends(fmin(fmax(a.v - a.e, lo), hi), r.v, fmin(fmax(a.v + a.e, lo), hi));
+    r.s = fmin(a.s, r.e);
     if (isnan(a.v)) r = a; /* fmin and fmax would hide it */
     return r;
 }
@@ -215,14 +243,14 @@ ORC_FN double orc_sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 
 /* sigmoid in float32: exp (2 ULP, damped by 1 - sigmoid), an addition, a division. */
 ORC_FN orc_num orc_sigmoid_num(orc_num a) {
-    double s = orc_sigmoid(a.v), e = orc_ends(orc_sigmoid(a.v - a.e), s, orc_sigmoid(a.v + a.e));
-    return orc_rounded(s, e, 4 * (1 - s) + 4);
+    double v = orc_sigmoid(a.v), e = orc_ends(orc_sigmoid(a.v - a.e), v, orc_sigmoid(a.v + a.e));
+    return orc_rounded(v, e, orc_likely_of(a, e), 4 * (1 - v) + 4);
 }
 
 /* c * tanh(a / c), tanh relatively accurate to a few roundings. */
 ORC_FN orc_num orc_tanh_num(orc_num a, double c) {
-    double v = c * tanh(a.v / c);
-    return orc_rounded(v, orc_ends(c * tanh((a.v - a.e) / c), v, c * tanh((a.v + a.e) / c)), 10);
+    double v = c * tanh(a.v / c), e = orc_ends(c * tanh((a.v - a.e) / c), v, c * tanh((a.v + a.e) / c));
+    return orc_rounded(v, e, orc_likely_of(a, e), 10);
 }
 
 /* Round to the nearest bf16, ties to even. */
@@ -238,6 +266,7 @@ ORC_FN orc_num orc_bf16_num(orc_num a) {
     orc_num r;
     r.v = orc_bf16(a.v);
     r.e = isfinite(a.v) ? orc_ends(orc_bf16(a.v - a.e), r.v, orc_bf16(a.v + a.e)) : a.e;
+    r.s = r.e;
     return r;
 }
 
@@ -260,11 +289,17 @@ ORC_FN double orc_gamma(size_t K, orc_compute c) {
     return n * ORC_U / (1 - n * ORC_U);
 }
 
+/* Another error of at most e. */
+ORC_FN void orc_worsen(orc_num *x, double e) {
+    x->e += e;
+    x->s = orc_rss(x->s, orc_even(e));
+}
+
 /* Largest |x| of a block of 32 sets the step of Q8; x is off by half a step. */
 ORC_FN void orc_quantise(orc_num *x, size_t n) {
     double amax = 0;
     for (size_t i = 0; i < n; i++) amax = fmax(amax, fabs(x[i].v) + x[i].e);
-    for (size_t i = 0; i < n; i++) x[i].e += amax / 254 * 1.0001;
+    for (size_t i = 0; i < n; i++) orc_worsen(x + i, amax / 254 * 1.0001);
 }
 
 /* Adds to the errors of x what rounding to the compute's type does. */
@@ -273,21 +308,37 @@ ORC_FN void orc_prepare(orc_compute c, orc_num *x, size_t n) {
         for (size_t i = 0; i < n; i += 32) orc_quantise(x + i, n - i < 32 ? n - i : 32);
     if (c == ORC_BF16)
         for (size_t i = 0; i < n; i++)
-            if (x[i].e != 0.0 || orc_bf16(x[i].v) != x[i].v) x[i].e += ORC_UBF * (fabs(x[i].v) + x[i].e) + ORC_TINY;
+            if (x[i].e != 0.0 || orc_bf16(x[i].v) != x[i].v)
+                orc_worsen(x + i, ORC_UBF * (fabs(x[i].v) + x[i].e) + ORC_TINY);
+}
+
+/* Squares of the partial sums of the 16 chains, which is what their roundings go by, and those of the tree. */
+ORC_FN double orc_tree_squares(double *acc, double squares) {
+    for (size_t n = 8; n; n /= 2)
+        for (size_t i = 0; i < n; i++) {
+            acc[i] += acc[i + n];
+            squares += acc[i] * acc[i];
+        }
+    return squares;
 }
 
 /* sum w[i] x[i] for x prepared for c. */
 ORC_FN orc_num orc_dot(const orc_knobs *k, const float *w, const orc_num *x, size_t K, orc_compute c) {
-    double v = 0, size = 0, e = 0;
+    double size = 0, e = 0, acc[16] = {0}, partial = 0, own = 0, terms = 0;
     for (size_t i = 0; i < K; i++) {
-        double a = (double)w[i], m = fabs(a);
-        v += a * x[i].v;
+        double a = (double)w[i], m = fabs(a), *chain = acc + i % 16;
+        *chain += a * x[i].v;
         size += m * (fabs(x[i].v) + x[i].e);
         e += m * x[i].e;
+        partial += *chain * *chain;
+        own += a * a * x[i].s * x[i].s;
+        terms += a * a * x[i].v * x[i].v;
     }
-    double rel = orc_gamma(K, c) + (c == ORC_F32 ? 0.0 : k->w_rel);
-    orc_num r = {v, e + rel * size};
-    if (size > 0) r.e += ORC_TINY;
+    partial = orc_tree_squares(acc, partial);
+    double w_rel = c == ORC_F32 ? 0.0 : k->w_rel, u = c == ORC_F32 ? ORC_U : 4 * ORC_U;
+    orc_num r = {acc[0], e + (orc_gamma(K, c) + w_rel) * size, 0};
+    r.s = sqrt(own + (u * u * partial + w_rel * w_rel * terms) / 3);
+    if (size > 0) r.e += ORC_TINY, r.s += ORC_TINY;
     return r;
 }
 
@@ -303,14 +354,20 @@ ORC_FN void orc_load(const float *x, size_t n, orc_num *y) {
 
 /* x / sqrt(mean(x^2) + eps). By the triangle inequality the norm is off by at most the norm of the errors. */
 ORC_FN void orc_rms(orc_num *x, size_t n, double eps) {
-    double ss = 0, ee = 0, nd = (double)n;
-    for (size_t i = 0; i < n; i++) ss += x[i].v * x[i].v, ee += x[i].e * x[i].e;
+    double ss = 0, ee = 0, dd = 0, nd = (double)n;
+    for (size_t i = 0; i < n; i++) {
+        ss += x[i].v * x[i].v;
+        ee += x[i].e * x[i].e;
+        dd += x[i].v * x[i].v * x[i].s * x[i].s;
+    }
     orc_num norm;
     norm.v = sqrt(ss / nd + eps);
     norm.e = sqrt(ee / nd) + norm.v * (orc_gamma(n, ORC_F32) / 2 + 4 * ORC_U);
+    norm.s = norm.v > 0 ? sqrt(dd) / (nd * norm.v) + 6 * ORC_U * norm.v : 0;
     for (size_t i = 0; i < n; i++) {
         double y = x[i].v / norm.v, e = (x[i].e + fabs(y) * norm.e) / (norm.v - norm.e);
-        x[i] = orc_rounded(y, norm.e < norm.v ? e : ORC_INF, 2);
+        double any = fabs(y) + sqrt(nd); /* no element of a normalised vector is larger than sqrt(n) */
+        x[i] = orc_rounded(y, norm.e < norm.v ? fmin(e, any) : any, orc_rss(x[i].s, y * norm.s) / norm.v, 2);
     }
 }
 
@@ -394,11 +451,12 @@ ORC_FN orc_num orc_act_num(const orc_knobs *k, orc_num g) {
     orc_num r;
     r.v = orc_act_value(k, g.v);
     r.e = orc_act_spread(k, g, r.v);
+    r.s = orc_likely_of(g, r.e);
     if (k->act == ORC_RELU) return r;
-    r.e += orc_act_roundings(k, g.v) * ORC_U * (fabs(r.v) + r.e);
+    orc_worsen(&r, orc_act_roundings(k, g.v) * ORC_U * (fabs(r.v) + r.e));
     /* 0.5 * g * (1 + tanh(..)) or (1 + erf(..)) cancels for negative g; both are fair implementations. */
-    if (k->act == ORC_GELU_TANH || k->act == ORC_GELU_ERF) r.e += 2 * ORC_U * fabs(g.v);
-    if (g.v < 0) r.e += ORC_EXP_TINY;
+    if (k->act == ORC_GELU_TANH || k->act == ORC_GELU_ERF) orc_worsen(&r, 2 * ORC_U * fabs(g.v));
+    if (g.v < 0) orc_worsen(&r, ORC_EXP_TINY);
     return r;
 }
 
@@ -532,7 +590,9 @@ ORC_FN double orc_softmax(const orc_num *l, size_t n, double *s, double *own, do
         double r = own[i], drift = (1 - s[i]) * r + (mean - s[i] * r) + add;
         if (s[i] == 0) own[i] = all[i] = ORC_TINY;
         else if (!(low > 0)) own[i] = all[i] = ORC_INF;
-        else all[i] = s[i] * (drift / low + ORC_U) + ORC_TINY, own[i] = s[i] * (r + ORC_U) * (1 + shared) + ORC_TINY;
+        else
+            all[i] = s[i] * (drift / low + 2 * ORC_U) + ORC_TINY,
+            own[i] = s[i] * (r + 2 * ORC_U) * (1 + shared) + ORC_TINY;
     }
     return shared;
 }
@@ -543,7 +603,9 @@ ORC_FN orc_num orc_score_one(const orc_knobs *k, orc_num l) {
     if (k->score == ORC_SIGMOID) return orc_sigmoid_num(l);
     double s = orc_sqrt_softplus(l.v);
     if (isinf(l.v)) return orc_exact(s);
-    return orc_rounded(s, orc_ends(orc_sqrt_softplus(l.v - l.e), s, orc_sqrt_softplus(l.v + l.e)), 8);
+    double lost = l.v < -87 ? s : 0; /* exp underflows, although the root would not */
+    double e = fmax(lost, orc_ends(orc_sqrt_softplus(l.v - l.e), s, orc_sqrt_softplus(l.v + l.e)));
+    return orc_rounded(s, e, e, 8);
 }
 
 /* R3. The softmax of routed experts leaves the sink's rows out, the sink's is over all rows. */
@@ -579,7 +641,7 @@ ORC_FN void orc_keys(const orc_knobs *k, const orc_weights *w, orc_route *r) {
         double q = orc_on_logit(k) ? r->l[i].v : r->s[i];
         r->qe[i] = orc_on_logit(k) ? r->l[i].e : r->own[i];
         if (k->key_f32) q = (double)(float)q;
-        if (orc_biased(k, w)) q += (double)w->sel_bias[i], r->qe[i] += ORC_U * fabs(q);
+        if (orc_biased(k, w)) q += (double)w->sel_bias[i], r->qe[i] += ORC_U * (fabs(q) + r->qe[i]);
         r->q[i] = k->key_f32 ? (double)(float)q : q;
         r->taken[i] = 0;
     }
@@ -640,7 +702,7 @@ ORC_FN double orc_top2(const double *v, size_t n) {
 
 /* Score of one group and its error. */
 ORC_FN orc_num orc_group_score(const orc_knobs *k, const orc_route *r, size_t from, size_t n) {
-    orc_num g = {-ORC_INF, 0};
+    orc_num g = {-ORC_INF, 0, 0};
     double shift = 0;
     for (size_t i = from; i < from + n; i++) {
         g.v = fmax(g.v, r->q[i]);
@@ -794,7 +856,7 @@ ORC_FN double orc_share_error(const orc_mix *m, const orc_den *d, size_t j) {
     if (d->loose) num = m->all[j] * fabs(d->v) + w * d->e; /* one of two formulas: no cancelling */
     else num = m->own[j] * fabs(d->v - m->w[j]) + w * (d->own - inside);
     if (!d->loose) num += m->common * w * fabs(j < m->k ? d->v - d->routed : d->routed);
-    return num / (fabs(d->v) * low) + ORC_U * w / fabs(d->v) + ORC_TINY;
+    return num / (fabs(d->v) * low) + 2 * ORC_U * w / fabs(d->v) + ORC_TINY;
 }
 
 /* R8, over the routed weights or over all. */
@@ -814,6 +876,7 @@ typedef struct orc_batch {
     double *top, *top_err; /* [T] largest score */
     double *mix;           /* [T][3][k+S] weights, their own error, their whole error, before R8 */
     double *common;        /* [T] */
+    double *likely;        /* [T] likely error of a logit, as a part of its bound */
     orc_num *passed;       /* [T][k] weights of dropped choices, for PASS_THROUGH */
     int *kept;             /* [T][k] its expert runs: not dropped by capacity, drop_below or top_p, nor id -1 */
 } orc_batch;
@@ -871,7 +934,7 @@ ORC_FN void orc_capacity(const orc_knobs *k, orc_batch *b, orc_result *o) {
 ORC_FN void orc_drop_over_capacity(const orc_knobs *k, orc_batch *b, const orc_result *o, size_t t, orc_mix *m) {
     for (size_t j = 0; j < m->k; j++) {
         size_t at = t * (size_t)o->k + j;
-        orc_num w = {m->w[j], m->all[j]};
+        orc_num w = {m->w[j], m->all[j], 0};
         if (b->kept[at]) continue;
         if (k->capacity_norm == ORC_CAPNORM_BEFORE) b->passed[at] = orc_scale(w, k->routed_scale);
         m->w[j] = m->own[j] = m->all[j] = 0;
@@ -880,15 +943,13 @@ ORC_FN void orc_drop_over_capacity(const orc_knobs *k, orc_batch *b, const orc_r
 
 /* ---- adaptive computation -------------------------------------------------------------------------------------- */
 
-/* One token's final weights w, in rank order, of which some are dropped. */
+/* One token's normalised weights w, largest first, of which some are dropped. */
 ORC_FN void orc_drop_below(const orc_knobs *k, orc_result *o, size_t t, const orc_num *w, int *drop) {
-    size_t n = (size_t)o->k, top = 0;
-    for (size_t j = 1; j < n; j++)
-        if (fabs(w[j].v) > fabs(w[top].v)) top = j;
-    double limit = k->drop_below * fabs(w[top].v), limit_err = k->drop_below * w[top].e + ORC_U * limit;
+    size_t n = (size_t)o->k;
+    double limit = k->drop_below * fabs(w[0].v), limit_err = k->drop_below * w[0].e + ORC_U * limit;
     for (size_t j = (size_t)k->min_keep; j < n; j++) {
         if (fabs(w[j].v) < limit) drop[j] = 1;
-        if (j != top && w[j].v != 0.0) orc_note_token(o, t, fabs(fabs(w[j].v) - limit), w[j].e + limit_err);
+        if (w[j].v != 0.0) orc_note_token(o, t, fabs(fabs(w[j].v) - limit), w[j].e + limit_err);
     }
 }
 
@@ -912,17 +973,33 @@ ORC_FN void orc_top_p(const orc_knobs *k, orc_result *o, size_t t, const orc_num
     }
     if (len < (size_t)k->min_keep) len = (size_t)k->min_keep;
     for (size_t j = len; j < n; j++) drop[j] = 1;
-    if (len < n) orc_note_token(o, t, o->rank_margin[t], o->rank_err[t]); /* the cut is between ranks */
+}
+
+/* Largest weight first; ranks that are equal keep their order. */
+ORC_FN void orc_sort_weights(const orc_num *w, size_t n, size_t *order) {
+    for (size_t j = 0; j < n; j++) {
+        size_t i = j;
+        for (; i > 0 && fabs(w[order[i - 1]].v) < fabs(w[j].v); i--) order[i] = order[i - 1];
+        order[i] = j;
+    }
 }
 
 ORC_FN void orc_adapt(const orc_knobs *k, orc_result *o, size_t t, orc_num *w, int *kept) {
     size_t n = (size_t)o->k;
+    if (!(k->drop_below > 0) && !(k->top_p > 0)) return;
     int *drop = orc_alloc(n, sizeof *drop);
-    if (k->drop_below > 0) orc_drop_below(k, o, t, w, drop);
-    if (k->top_p > 0) orc_top_p(k, o, t, w, drop);
-    for (size_t j = 0; j < n; j++)
-        if (drop[j]) w[j] = orc_exact(0), kept[j] = 0;
-    free(drop);
+    size_t *order = orc_alloc(n, sizeof *order);
+    orc_num *sorted = orc_alloc(n, sizeof *sorted);
+    orc_sort_weights(w, n, order);
+    for (size_t j = 0; j < n; j++) sorted[j] = w[order[j]];
+    if (k->drop_below > 0) orc_drop_below(k, o, t, sorted, drop);
+    if (k->top_p > 0) orc_top_p(k, o, t, sorted, drop);
+    for (size_t j = 0; j < n; j++) {
+        if (j && drop[j] != drop[j - 1]) /* the cut is between these two */
+            orc_note_token(o, t, fabs(sorted[j - 1].v) - fabs(sorted[j].v), sorted[j - 1].e + sorted[j].e);
+        if (drop[j]) w[order[j]] = orc_exact(0), kept[order[j]] = 0;
+    }
+    free(drop), free(order), free(sorted);
 }
 
 /* ---- routing --------------------------------------------------------------------------------------------------- */
@@ -935,23 +1012,24 @@ ORC_FN double orc_router_input(const orc_knobs *k, const orc_weights *w, const f
     if (k->router_norm == ORC_RNORM_NONE) return 0;
     for (size_t i = 0; i < d; i++) ss += x[i].v * x[i].v;
     double norm = sqrt(ss / (double)d + k->router_norm_eps);
-    for (size_t i = 0; i < d; i++) x[i] = orc_rounded(x[i].v / norm * (double)w->router_scale[i] / root, 0, 4);
+    for (size_t i = 0; i < d; i++) x[i] = orc_rounded(x[i].v / norm * (double)w->router_scale[i] / root, 0, 0, 4);
     return orc_gamma(d, ORC_F32) / 2 + 4 * ORC_U;
 }
 
-ORC_FN void orc_logits(const orc_knobs *k, const orc_weights *w, const float *xr, size_t t, orc_num *x,
+ORC_FN void orc_logits(const orc_knobs *k, const orc_weights *w, const float *xr, size_t t, orc_num *x, orc_batch *b,
                        orc_result *o) {
     size_t n = (size_t)o->n_logits, d = (size_t)k->d_model;
     double factor = w->logits_in ? 0 : orc_router_input(k, w, xr + t * d, x);
     for (size_t i = 0; i < n; i++) {
         orc_num l =
             w->logits_in ? orc_exact((double)w->logits_in[t * n + i]) : orc_dot(k, w->router + i * d, x, d, ORC_F32);
-        l.e += fabs(l.v) * factor;
+        orc_worsen(&l, fabs(l.v) * factor);
         if (w->router_bias && !w->logits_in) l = orc_add(l, orc_exact((double)w->router_bias[i]));
-        if (k->router_exact) l.e = 0;
+        if (k->router_exact) l.e = l.s = 0;
         if (k->logit_round == ORC_ROUND_BF16) l = orc_bf16_num(l);
         o->logits[t * n + i] = l.v;
         o->logits_err[t * n + i] = l.e;
+        if (l.e > 0) b->likely[t] = fmax(b->likely[t], l.s / l.e);
     }
 }
 
@@ -1009,9 +1087,10 @@ ORC_FN void orc_finish_weights(const orc_knobs *k, const orc_weights *w, size_t 
     if (k->capacity_norm == ORC_CAPNORM_AFTER) orc_drop_over_capacity(k, b, o, t, &m);
     orc_normalise(k, &m);
     if (k->capacity_norm == ORC_CAPNORM_BEFORE) orc_drop_over_capacity(k, b, o, t, &m);
+    for (size_t j = 0; j < top; j++) f[j].v = m.w[j], f[j].e = m.all[j], f[j].s = 0;
+    if (!w->weights_in) orc_adapt(k, o, t, f, b->kept + t * top);
     for (size_t j = 0; j < top; j++) {
         int32_t id = o->ids[t * top + j];
-        f[j].v = m.w[j], f[j].e = m.all[j];
         f[j] = orc_scale(f[j], k->routed_scale);
         if (w->per_expert_scale && id >= 0 && id < k->n_expert)
             f[j] = orc_scale(f[j], (double)w->per_expert_scale[id]);
@@ -1019,10 +1098,9 @@ ORC_FN void orc_finish_weights(const orc_knobs *k, const orc_weights *w, size_t 
         if (id < 0 || (k->capacity && !w->weights_in && f[j].v == 0)) b->kept[t * top + j] = 0;
         if (!b->kept[t * top + j]) f[j] = orc_exact(0);
     }
-    if (!w->weights_in) orc_adapt(k, o, t, f, b->kept + t * top);
     for (size_t j = 0; j < top; j++) o->weights[t * top + j] = f[j].v, o->weights_err[t * top + j] = f[j].e;
     for (size_t j = 0; j < m.n - m.k; j++) {
-        orc_num s = {m.w[m.k + j], m.all[m.k + j]};
+        orc_num s = {m.w[m.k + j], m.all[m.k + j], 0};
         s = orc_scale(s, k->routed_scale);
         o->sink[t * (m.n - m.k) + j] = s.v, o->sink_err[t * (m.n - m.k) + j] = s.e;
     }
@@ -1039,7 +1117,7 @@ ORC_FN void orc_route_all(const orc_knobs *k, const orc_weights *w, const float 
     r.own = r.s + n, r.all = r.s + 2 * n, r.q = r.s + 3 * n, r.qe = r.q + E;
     r.taken = orc_alloc(E, sizeof *r.taken);
     for (size_t t = 0; t < o->T; t++) {
-        orc_logits(k, w, xr, t, x, o);
+        orc_logits(k, w, xr, t, x, b, o);
         orc_route_token(k, w, orc_given_ids(k, w, token_ids, t), &r, t, b, o);
     }
     if (k->capacity && !w->weights_in) orc_capacity(k, b, o);
@@ -1071,10 +1149,11 @@ ORC_FN void orc_sum_free(orc_sum *a) {
 
 /* The product is part of an FMA: not rounded. */
 ORC_FN void orc_sum_add(orc_sum *a, size_t i, orc_num y, orc_num w) {
-    double v = y.v * w.v, e = fabs(y.v) * w.e + fabs(w.v) * y.e + y.e * w.e;
-    a->s[i].v += v;
-    a->s[i].e += e;
-    a->size[i] += fabs(v) + e;
+    orc_num p = orc_product(y, w), *s = a->s + i;
+    s->v += p.v;
+    s->e += p.e;
+    s->s = orc_rss(s->s, p.s);
+    a->size[i] += fabs(p.v) + p.e;
 }
 
 ORC_FN void orc_sum_scale(orc_sum *a, double c) {
@@ -1083,8 +1162,11 @@ ORC_FN void orc_sum_scale(orc_sum *a, double c) {
 
 /* n roundings of partial sums. */
 ORC_FN void orc_sum_round(orc_sum *a, double n) {
-    for (size_t i = 0; i < a->n; i++)
-        if (a->size[i] > 0) a->s[i].e += n * ORC_U * a->size[i] + ORC_TINY;
+    for (size_t i = 0; i < a->n; i++) {
+        if (!(a->size[i] > 0)) continue;
+        a->s[i].e += n * ORC_U * a->size[i] + ORC_TINY;
+        a->s[i].s = orc_rss(a->s[i].s, sqrt(n) * orc_even(ORC_U * a->size[i]) + ORC_TINY);
+    }
 }
 
 /* Room for one token's work. */
@@ -1151,12 +1233,21 @@ ORC_FN void orc_add_slot(const orc_knobs *k, const orc_weights *w, int32_t id, o
     }
 }
 
+/* A weight with its likely error. All errors of routing grow with those of the logits, so they are as likely; the few
+ * roundings on the way come on top. */
+ORC_FN orc_num orc_weight(const orc_batch *b, size_t t, size_t n, double v, double e) {
+    orc_num w = {v, e, 0};
+    if (e > 0) w.s = fmin(e, orc_rss(b->likely[t] * e, (4 + sqrt((double)n)) * ORC_U * fabs(v)));
+    return w;
+}
+
 /* sum of w_e y_e. The expert of a dropped choice does not run: no bias of it may show. */
 ORC_FN void orc_routed(const orc_knobs *k, const orc_weights *w, const orc_result *o, const orc_batch *b, size_t t,
                        orc_work *a) {
     for (size_t j = 0; j < (size_t)o->k; j++) {
         size_t at = t * (size_t)o->k + j;
-        orc_num weight = {o->weights[at], o->weights_err[at]}, passed = b->passed[at];
+        orc_num weight = orc_weight(b, t, (size_t)o->n_logits, o->weights[at], o->weights_err[at]);
+        orc_num passed = orc_weight(b, t, (size_t)o->n_logits, b->passed[at].v, b->passed[at].e);
         if (k->capacity_drop == ORC_DROP_PASS_THROUGH && passed.v != 0)
             for (size_t i = 0; i < orc_width(k); i++) orc_sum_add(&a->routed, i, a->h[i], passed);
         if (b->kept[at]) orc_add_slot(k, w, o->ids[at], weight, a);
@@ -1193,10 +1284,12 @@ ORC_FN void orc_branch_weights(const orc_knobs *k, const orc_weights *w, const o
     for (int i = 0; i < 2; i++) g[i] = orc_add(g[i], orc_exact(w->sgate_bias ? (double)w->sgate_bias[i] : 0.0));
     orc_softmax(g, 2, s, own, all);
     for (int i = 0; i < 2; i++) c[i].v = s[i], c[i].e = all[i];
+    for (int i = 0; i < 2; i++) c[i].s = all[i] * fmax(orc_likely_of(g[0], 1), orc_likely_of(g[1], 1)) + 4 * ORC_U;
 }
 
 /* Adds the shared experts to the total; SOFTMAX2 weighs what is already there as well. */
-ORC_FN void orc_add_shared(const orc_knobs *k, const orc_weights *w, const orc_result *o, size_t t, orc_work *a) {
+ORC_FN void orc_add_shared(const orc_knobs *k, const orc_weights *w, const orc_result *o, const orc_batch *b,
+                           size_t t, orc_work *a) {
     size_t d = (size_t)k->d_model, sink = (size_t)o->n_sink;
     orc_num c[2];
     orc_branch_weights(k, w, a->x, c);
@@ -1204,7 +1297,7 @@ ORC_FN void orc_add_shared(const orc_knobs *k, const orc_weights *w, const orc_r
         a->total.s[i] = orc_mul(a->total.s[i], c[0]), a->total.size[i] *= c[0].v;
     for (size_t j = 0; j < (sink ? sink : 1); j++) {
         orc_ffn f = orc_shared(k, w, j);
-        if (sink) c[1].v = o->sink[t * sink + j], c[1].e = o->sink_err[t * sink + j];
+        if (sink) c[1] = orc_weight(b, t, (size_t)o->n_logits, o->sink[t * sink + j], o->sink_err[t * sink + j]);
         orc_ffn_run(k, &f, a->xs, orc_exact(1), ORC_POS_OUTPUT, a->mid, a->y);
         for (size_t i = 0; i < d; i++) orc_sum_add(&a->total, i, a->y[i], c[1]);
     }
@@ -1218,7 +1311,7 @@ ORC_FN void orc_output_token(const orc_knobs *k, const orc_weights *w, const flo
     orc_inputs(k, w, x + t * d, a);
     orc_routed(k, w, o, b, t, a);
     orc_project(k, w, a);
-    if (w->sw1) orc_add_shared(k, w, o, t, a);
+    if (w->sw1) orc_add_shared(k, w, o, b, t, a);
     orc_sum_scale(&a->total, k->combine_scale);
     for (size_t i = 0; i < d; i++) {
         if (w->out_bias) orc_sum_add(&a->total, i, orc_exact((double)w->out_bias[i]), orc_exact(1));
@@ -1229,6 +1322,7 @@ ORC_FN void orc_output_token(const orc_knobs *k, const orc_weights *w, const flo
         double e = a->total.s[i].e;
         o->output[t * d + i] = a->total.s[i].v;
         o->bound[t * d + i] = isnan(e) ? ORC_INF : e;
+        o->sigma[t * d + i] = isnan(e) || isnan(a->total.s[i].s) ? ORC_INF : fmin(a->total.s[i].s, e);
     }
 }
 
@@ -1261,28 +1355,31 @@ ORC_FN void orc_result_new(const orc_knobs *k, size_t T, orc_result *o) {
     o->weights = orc_alloc(T * top, sizeof(double)), o->weights_err = orc_alloc(T * top, sizeof(double));
     o->sink = orc_alloc(T * S, sizeof(double)), o->sink_err = orc_alloc(T * S, sizeof(double));
     o->output = orc_alloc(T * d, sizeof(double)), o->bound = orc_alloc(T * d, sizeof(double));
+    o->sigma = orc_alloc(T * d, sizeof(double));
     o->margin = orc_alloc(T, sizeof(double)), o->key_err = orc_alloc(T, sizeof(double));
     o->rank_margin = orc_alloc(T, sizeof(double)), o->rank_err = orc_alloc(T, sizeof(double));
 }
 
 ORC_FN void orc_free(orc_result *r) {
     free(r->logits), free(r->logits_err), free(r->key), free(r->ids), free(r->weights), free(r->weights_err);
-    free(r->sink), free(r->sink_err), free(r->output), free(r->bound);
+    free(r->sink), free(r->sink_err), free(r->output), free(r->bound), free(r->sigma);
     free(r->margin), free(r->key_err), free(r->rank_margin), free(r->rank_err);
     memset(r, 0, sizeof *r);
 }
 
 ORC_FN orc_batch orc_batch_new(const orc_result *o) {
     size_t T = o->T, top = (size_t)o->k, n = top + (size_t)o->n_sink;
-    orc_batch b = {orc_alloc(T, sizeof(double)),         orc_alloc(T, sizeof(double)),
-                   orc_alloc(T * 3 * n, sizeof(double)), orc_alloc(T, sizeof(double)),
-                   orc_alloc(T * top, sizeof(orc_num)),  orc_alloc(T * top, sizeof(int))};
+    orc_batch b;
+    b.top = orc_alloc(T, sizeof *b.top), b.top_err = orc_alloc(T, sizeof *b.top_err);
+    b.mix = orc_alloc(T * 3 * n, sizeof *b.mix), b.common = orc_alloc(T, sizeof *b.common);
+    b.likely = orc_alloc(T, sizeof *b.likely);
+    b.passed = orc_alloc(T * top, sizeof *b.passed), b.kept = orc_alloc(T * top, sizeof *b.kept);
     for (size_t i = 0; i < T * top; i++) b.kept[i] = 1;
     return b;
 }
 
 ORC_FN void orc_batch_free(orc_batch *b) {
-    free(b->top), free(b->top_err), free(b->mix), free(b->common), free(b->passed), free(b->kept);
+    free(b->top), free(b->top_err), free(b->mix), free(b->common), free(b->likely), free(b->passed), free(b->kept);
 }
 
 /* Routing alone: all of *out but output and bound. x is the router's input; with w->logits_in it may be NULL. */
@@ -1306,11 +1403,17 @@ ORC_FN void orc_forward(const orc_knobs *k, const orc_weights *w, const float *x
     orc_batch_free(&b);
 }
 
-/* What a test allows as an error: the bound with a hair for float64's own roundings. */
+/* Certain: no right implementation is further off than this. An infinite bound promises nothing. */
 ORC_FN int orc_within(const orc_result *r, size_t i, double got) {
-    double e = fabs(got - r->output[i]);
-    if (isinf(r->bound[i])) return 1; /* nothing is promised */
-    return e <= r->bound[i] * (1 + 1e-9);
+    if (isinf(r->bound[i])) return 1;
+    return fabs(got - r->output[i]) <= r->bound[i] * (1 + 1e-9);
+}
+
+/* Sharper, for weights and inputs without structure: the bound of a long sum supposes that all roundings conspire,
+ * which they do not; ORC_SIGMAS times their likely size is not reached by chance. */
+#define ORC_SIGMAS 10
+ORC_FN int orc_plausible(const orc_result *r, size_t i, double got) {
+    return orc_within(r, i, got) && (isinf(r->sigma[i]) || fabs(got - r->output[i]) <= ORC_SIGMAS * r->sigma[i]);
 }
 
 /* Token t selects the same experts whatever the roundings. */

@@ -151,10 +151,6 @@ static void test_oracle(uint32_t tiers, int rounds) {
 
 /* ---- the same bits ---- */
 
-static uint64_t hash_bytes(uint64_t h, const void *p, size_t n) { /* FNV-1a */
-    for (size_t i = 0; i < n; i++) h = (h ^ ((const uint8_t *)p)[i]) * 0x100000001b3u;
-    return h;
-}
 
 /* y of one layer under everything that must not matter. */
 static void same_bits(uint64_t seed, uint32_t format, uint32_t compute, uint32_t unit) {
