@@ -3,17 +3,18 @@
        cc -std=c11 -O2 -I. examples/generate.c -o build/generate -lm -lpthread
        build/generate --prompt "And it came to pass " --steps 300 --temperature 0.8
 
-   The model reads bytes: a token is a byte, there is no tokenizer. Any Mixtral checkpoint with 256 tokens does, as a Hugging
-   Face directory or as GGUF. A token passes through the layers as a row of d_model numbers, the residual stream x:
+   The model reads bytes: a token is a byte, there is no tokenizer. Any Mixtral checkpoint with 256 tokens does, as
+   a Hugging Face directory or as GGUF. A token passes through the layers as a row of d_model numbers, the residual
+   stream x:
 
        x = embedding[byte]
        in every layer:   x += attention(norm(x))         which earlier bytes matter            (this file)
                          x += experts(norm(x))           2 of 8 feed-forward networks a byte   (moe.h)
        logits = head(norm(x))                            how likely each byte is to come next
 
-   The attention's matrices are widened to f32 when the model is loaded; the experts, which are nearly all of the model, stay
-   in the mapped file as they are. All sums run in one order, so the text does not depend on the number of threads, nor on
-   whether bytes are processed one by one or as a batch. */
+   The attention's matrices are widened to f32 when the model is loaded; the experts, which are nearly all of the
+   model, stay in the mapped file as they are. All sums run in one order, so the text does not depend on the number
+   of threads, nor on whether bytes are processed one by one or as a batch. */
 
 #ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L
@@ -32,19 +33,19 @@
 
 enum { VOCAB = 256, MAX_CONTEXT = 4096, WINDOW = 256, ERR = 600 };
 
-/* ---- The model ------------------------------------------------------------------------------------------------------ */
+/* ---- The model ----------------------------------------------------------------------------------------------- */
 
 typedef struct config {
     uint32_t n_layers, d_model, n_heads, n_kv_heads, head_dim, d_ff, n_experts, top_k, context;
     float rope_theta, norm_eps;
 } config;
 
-typedef struct block { /* one layer; matrices are [out][in] */
-    float *attn_norm;  /* [d_model] */
-    float *q;          /* [n_heads * head_dim][d_model] */
-    float *k, *v;      /* [n_kv_heads * head_dim][d_model] */
-    float *o;          /* [d_model][n_heads * head_dim] */
-    float *moe_norm;   /* [d_model] */
+typedef struct block {       /* one layer; matrices are [out][in] */
+    float *attn_norm;        /* [d_model] */
+    float *q;                /* [n_heads * head_dim][d_model] */
+    float *k, *v;            /* [n_kv_heads * head_dim][d_model] */
+    float *o;                /* [d_model][n_heads * head_dim] */
+    float *moe_norm;         /* [d_model] */
     const void **experts[3]; /* [n_experts] where each expert's gate, up and down lie in the file */
     moe_layer moe;
 } block;
@@ -64,6 +65,7 @@ typedef struct choice { /* what the command line may ask of moe.h */
 } choice;
 
 typedef enum tensor { EMBEDDING, OUT_NORM, HEAD, ATTN_NORM, WQ, WK, WV, WO, MOE_NORM, ROUTER, GATE, UP, DOWN } tensor;
+// clang-format off
 static const char *const tensor_names[][2] = {
     /* Hugging Face, one tensor an expert                           GGUF, one tensor for all experts */
     {"model.embed_tokens.weight",                                   "token_embd.weight"},
@@ -80,6 +82,7 @@ static const char *const tensor_names[][2] = {
     {"model.layers.%u.block_sparse_moe.experts.%u.w3.weight",       "blk.%u.ffn_up_exps.weight"},
     {"model.layers.%u.block_sparse_moe.experts.%u.w2.weight",       "blk.%u.ffn_down_exps.weight"},
 };
+// clang-format on
 
 /* Stores the message and returns -1. The first one stays: it is the cause. */
 CKPT_PRINTF(2, 3) static int fail(model *m, const char *format, ...) {
@@ -90,22 +93,26 @@ CKPT_PRINTF(2, 3) static int fail(model *m, const char *format, ...) {
     return -1;
 }
 
-static const ckpt_tensor *find(model *m, tensor which, uint32_t layer, uint32_t expert, uint64_t rows, uint64_t cols) {
+/* The tensor, if it is there and has the shape [rows][cols], or [cols] for one row, or [n_experts][rows][cols]
+   if stacked. */
+static const ckpt_tensor *find(model *m, tensor which, uint32_t layer, uint32_t expert, uint32_t rows,
+                               uint32_t cols) {
     char name[128];
-    int stacked = m->file.is_gguf && which >= GATE;
-    snprintf(name, sizeof name, tensor_names[which][m->file.is_gguf], layer, expert);
+    uint64_t shape[3] = {m->c.n_experts, rows, cols};
+    int gguf = m->file.is_gguf;
+    uint32_t skip = gguf && which >= GATE ? 0 : rows > 1 ? 1 : 2;
+    snprintf(name, sizeof name, tensor_names[which][gguf], layer, expert);
     const ckpt_tensor *t = ckpt_find(&m->file, name);
     if (!t) return fail(m, "tensor %s is missing", name), NULL;
-    const uint64_t *shape = t->dims + stacked;
-    if (t->n_dims != 1u + (rows > 1 || which >= GATE) + (uint32_t)stacked || (stacked && t->dims[0] != m->c.n_experts) ||
-        shape[0] != (t->n_dims == 1 ? cols : rows) || (t->n_dims > 1 && shape[1] != cols))
-        return fail(m, "tensor %s should be [%" PRIu64 "][%" PRIu64 "]", name, rows, cols), NULL;
+    if (t->n_dims != 3 - skip || memcmp(t->dims, shape + skip, t->n_dims * sizeof *shape))
+        return fail(m, "tensor %s is not of the size that the configuration says, %u x %u", name, rows, cols), NULL;
     return t;
 }
 
 static uint32_t format_of(model *m, const ckpt_tensor *t) {
     uint32_t format = moe_format_by_name(ckpt_type_name(t->type));
-    if (!format) fail(m, "tensor %s has elements of type %s, which moe.h does not know", t->name, ckpt_type_name(t->type));
+    if (!format)
+        fail(m, "tensor %s has elements of type %s, which moe.h does not know", t->name, ckpt_type_name(t->type));
     return format;
 }
 
@@ -145,7 +152,8 @@ static int load_experts(model *m, uint32_t layer, const choice *want) {
             const ckpt_tensor *t = find(m, (tensor)(GATE + i), layer, e, rows, cols);
             if (!t) return -1;
             uint32_t format = format_of(m, t);
-            if (e && format != matrices[i]->format) return fail(m, "tensor %s differs in type from expert 0", t->name);
+            if (e && format != matrices[i]->format)
+                return fail(m, "tensor %s differs in type from expert 0", t->name);
             matrices[i]->format = format;
             pointers[e] = t->data + (m->file.is_gguf ? e * t->bytes / c->n_experts : 0);
         }
@@ -154,8 +162,8 @@ static int load_experts(model *m, uint32_t layer, const choice *want) {
     moe_error error;
     if (m->err[0]) return -1;
     if (moe_layer_init(&b->moe, &d, &error))
-        return fail(m, "layer %u: %s: %s (%" PRIu64 ", not %" PRIu64 ")", layer, error.field, moe_status_text(error.status),
-                    error.got, error.want);
+        return fail(m, "layer %u: %s %s: %s (%" PRIu64 ", not %" PRIu64 ")", layer, error.part, error.field,
+                    moe_status_text(error.status), error.got, error.want);
     moe_counts n;
     moe_layer_counts(&b->moe, &n);
     m->moe.params_total += n.params_total, m->moe.params_active += n.params_active;
@@ -179,7 +187,7 @@ static int load_config(model *m) {
         return fail(m, "this program runs Mixtral models, not %s", ckpt_printable(printable, sizeof printable, kind));
     }
     if (setting(m, "vocab_size", "llama.vocab_size", UINT32_MAX, 0) != VOCAB)
-        return fail(m, "the model has a vocabulary of its own: this program has no tokenizer, its 256 tokens are the bytes");
+        return fail(m, "the model needs a tokenizer: this program has none, its 256 tokens are the bytes");
     c->n_layers = setting(m, "num_hidden_layers", "llama.block_count", 1000, 0);
     c->d_model = setting(m, "hidden_size", "llama.embedding_length", 1 << 20, 0);
     c->n_heads = setting(m, "num_attention_heads", "llama.attention.head_count", 1 << 12, 0);
@@ -193,7 +201,8 @@ static int load_config(model *m) {
     if (c->head_dim % 2 || c->n_heads % c->n_kv_heads) return fail(m, "head sizes do not fit together");
     if (c->context > MAX_CONTEXT) c->context = MAX_CONTEXT; /* this is a small program */
     c->rope_theta = (float)ckpt_get_f64(f, f->is_gguf ? "llama.rope.freq_base" : "rope_theta", 10000.0);
-    c->norm_eps = (float)ckpt_get_f64(f, f->is_gguf ? "llama.attention.layer_norm_rms_epsilon" : "rms_norm_eps", 1e-5);
+    const char *eps = f->is_gguf ? "llama.attention.layer_norm_rms_epsilon" : "rms_norm_eps";
+    c->norm_eps = (float)ckpt_get_f64(f, eps, 1e-5);
     return m->err[0] ? -1 : 0;
 }
 
@@ -232,7 +241,7 @@ static void model_free(model *m) {
     ckpt_close(&m->file);
 }
 
-/* ---- A session: one text, its KV cache, and buffers for as many tokens as the context holds ------------------------- */
+/* ---- A session: one text, its KV cache, and buffers for as many tokens as the context holds ------------------ */
 
 /* Kinds of bytes, to see what experts care about. */
 enum { VOWEL, CONSONANT, CAPITAL, SPACE, OTHER, N_KINDS };
@@ -251,8 +260,8 @@ typedef struct session {
     int32_t *ids;         /* [context][top_k] the experts of the current layer */
     void *workspace;      /* of moe.h */
     size_t workspace_size;
-    moe_stats *stats;     /* [n_layers] */
-    uint64_t *by_kind;    /* [n_layers][N_KINDS][n_experts] slots */
+    moe_stats *stats;  /* [n_layers] */
+    uint64_t *by_kind; /* [n_layers][N_KINDS][n_experts] slots */
     char err[ERR];
 } session;
 
@@ -308,12 +317,14 @@ static void session_stop(session *s) {
     pool_stop(&s->workers);
     for (uint32_t l = 0; s->stats && l < s->m->c.n_layers; l++) free(s->stats[l].tokens);
     free(s->x), free(s->h), free(s->q), free(s->mixed), free(s->weights), free(s->keys), free(s->values);
-    free(s->cosine), free(s->sine), free(s->logits), free(s->ids), free(s->workspace), free(s->stats), free(s->by_kind);
+    free(s->cosine), free(s->sine), free(s->logits), free(s->ids), free(s->workspace);
+    free(s->stats), free(s->by_kind);
 }
 
-/* ---- Arithmetic ----------------------------------------------------------------------------------------------------- */
+/* ---- Arithmetic ---------------------------------------------------------------------------------------------- */
 
-/* Eight running sums, always added up in this order: the compiler may keep them in a vector, and nothing can change the result. */
+/* Eight running sums, always added up in this order: the compiler may keep them in a vector, and nothing can
+   change the result. */
 static float dot(const float *a, const float *b, uint32_t n) {
     float sum[8] = {0}, tail = 0.0f;
     for (uint32_t i = 0; i < n / 8 * 8; i += 8)
@@ -322,13 +333,15 @@ static float dot(const float *a, const float *b, uint32_t n) {
     return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7])) + tail;
 }
 
-static void add_scaled(float *restrict y, const float *restrict x, float w, uint32_t n) { /* y += w x */
+/* y += w x */
+static void add_scaled(float *restrict y, const float *restrict x, float w, uint32_t n) {
     for (uint32_t i = 0; i < n / 8 * 8; i += 8)
         for (uint32_t j = 0; j < 8; j++) y[i + j] += w * x[i + j];
     for (uint32_t i = n / 8 * 8; i < n; i++) y[i] += w * x[i];
 }
 
-static void matvec(float *y, const float *w, const float *x, uint32_t rows, uint32_t cols) { /* y = w x, w [rows][cols] */
+/* y = w x, w [rows][cols] */
+static void matvec(float *y, const float *w, const float *x, uint32_t rows, uint32_t cols) {
     for (uint32_t r = 0; r < rows; r++) y[r] = dot(w + (size_t)r * cols, x, cols);
 }
 
@@ -344,8 +357,8 @@ static void softmax(float *x, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) x[i] /= sum;
 }
 
-/* Turns pairs of numbers by an angle that grows with the position. Hugging Face pairs i with i + half; GGUF files of this
-   architecture have the rows of q and k reordered, so that pairs are neighbours. */
+/* Turns pairs of numbers by an angle that grows with the position. Hugging Face pairs i with i + half; GGUF
+   files of this architecture have the rows of q and k reordered, so that pairs are neighbours. */
 static void rope(const session *s, float *head, uint32_t pos) {
     uint32_t half = s->m->c.head_dim / 2;
     for (uint32_t i = 0; i < half; i++) {
@@ -356,7 +369,7 @@ static void rope(const session *s, float *head, uint32_t pos) {
     }
 }
 
-/* ---- The transformer: steps that handle one token each, so that tokens can be shared out to threads ------------------ */
+/* ---- The transformer: steps that handle one token each, so that tokens can be shared out to threads ---------- */
 
 typedef struct step {
     session *s;
@@ -367,13 +380,13 @@ typedef struct step {
 
 static void step_task(void *arg, uint32_t i) {
     const step *st = (const step *)arg;
-    uint32_t from = (uint32_t)((uint64_t)st->n * i / st->n_tasks), to = (uint32_t)((uint64_t)st->n * (i + 1) / st->n_tasks);
+    uint32_t from = st->n * i / st->n_tasks, to = st->n * (i + 1) / st->n_tasks;
     for (uint32_t t = from; t < to; t++) st->body(st, t);
 }
 
 static void for_each_token(step st, void (*body)(const step *st, uint32_t t)) {
     st.body = body;
-    st.n_tasks = st.n < 4 ? 1 : st.n < 4 * st.s->workers.n_workers ? st.s->workers.n_workers : 4 * st.s->workers.n_workers;
+    st.n_tasks = st.n < 4 ? 1 : 4 * st.s->workers.n_workers; /* later tokens see more: small pieces even that out */
     pool_run(&st.s->workers, st.n_tasks, step_task, &st);
 }
 
@@ -386,7 +399,8 @@ static void attention_project(const step *st, uint32_t t) {
     const session *s = st->s;
     const config *c = &s->m->c;
     const block *b = &s->m->blocks[st->layer];
-    uint32_t d = c->d_model, width = c->n_heads * c->head_dim, kv_width = c->n_kv_heads * c->head_dim, pos = st->pos + t;
+    uint32_t d = c->d_model, width = c->n_heads * c->head_dim, kv_width = c->n_kv_heads * c->head_dim;
+    uint32_t pos = st->pos + t;
     float *h = s->h + (size_t)t * d, *q = s->q + (size_t)t * width;
     float *key = cache_row(s->keys, c, st->layer, pos), *value = cache_row(s->values, c, st->layer, pos);
     rms_norm(h, s->x + (size_t)t * d, b->attn_norm, d, c->norm_eps);
@@ -402,7 +416,8 @@ static void attention_mix(const step *st, uint32_t t) {
     const session *s = st->s;
     const config *c = &s->m->c;
     const block *b = &s->m->blocks[st->layer];
-    uint32_t d = c->d_model, n = c->head_dim, width = c->n_heads * n, kv_width = c->n_kv_heads * n, seen = st->pos + t + 1;
+    uint32_t d = c->d_model, n = c->head_dim, width = c->n_heads * n, kv_width = c->n_kv_heads * n;
+    uint32_t seen = st->pos + t + 1;
     const float *keys = cache_row(s->keys, c, st->layer, 0), *values = cache_row(s->values, c, st->layer, 0);
     float *w = s->weights + (size_t)t * c->context, *x = s->x + (size_t)t * d, *h = s->h + (size_t)t * d;
     for (uint32_t i = 0; i < c->n_heads; i++) {
@@ -432,7 +447,8 @@ static int experts(session *s, uint32_t layer, uint32_t n) {
     io.parallel = &s->parallel, io.n_tasks = s->workers.n_workers;
     io.error = &error;
     if (!moe_forward(&s->m->blocks[layer].moe, &io)) return 0;
-    snprintf(s->err, sizeof s->err, "layer %u: %s: %s", layer, error.field, moe_status_text(error.status));
+    snprintf(s->err, sizeof s->err, "layer %u: %s %s: %s", layer, error.part, error.field,
+             moe_status_text(error.status));
     return -1;
 }
 
@@ -483,7 +499,7 @@ static int forward(session *s, const uint8_t *tokens, uint32_t n, uint32_t pos) 
     return 0;
 }
 
-/* ---- Choosing the next byte ----------------------------------------------------------------------------------------- */
+/* ---- Choosing the next byte ---------------------------------------------------------------------------------- */
 
 typedef struct sampler {
     float temperature, top_p; /* temperature 0: always the most likely byte */
@@ -518,7 +534,7 @@ static uint8_t sample(sampler *sm, const float *logits) {
     return order[kept - 1];
 }
 
-/* ---- Writing and reading -------------------------------------------------------------------------------------------- */
+/* ---- Writing and reading ------------------------------------------------------------------------------------- */
 
 static double now(void) {
     struct timespec t;
@@ -536,8 +552,8 @@ static void put_byte(void *user, uint8_t byte) {
     fflush((FILE *)user); /* show text as it comes */
 }
 
-/* Continues a text by `steps` bytes, handing each to `emit`. When the context is full, its later half is read again from
-   position 0, as one batch: the text can go on for ever. */
+/* Continues a text by `steps` bytes, handing each to `emit`. When the context is full, its later half is read
+   again from position 0, as one batch: the text can go on for ever. */
 static int generate(session *s, const uint8_t *prompt, size_t n_prompt, uint32_t steps, sampler *sm,
                     void (*emit)(void *user, uint8_t byte), void *user, timing *tm) {
     uint32_t context = s->m->c.context, n = n_prompt < context ? (uint32_t)n_prompt : context - 1, pos = 0;
@@ -587,8 +603,8 @@ static void progress(FILE *to, size_t done, size_t of, double nats, double secon
     fflush(to);
 }
 
-/* How surprised the model is by a text, in nats per byte: windows of 256 bytes that do not overlap, each from an empty cache;
-   the target is always the next byte, that of a window's last position is the next window's first. */
+/* How surprised the model is by a text, in nats per byte: windows of 256 bytes that do not overlap, each from an
+   empty cache; the target is always the next byte, that of a window's last position is the next window's first. */
 static int evaluate(session *s, const uint8_t *text, size_t size, FILE *bar, double *nats, size_t *n_predictions) {
     size_t window = s->m->c.context < WINDOW ? s->m->c.context : WINDOW, n_windows = size ? (size - 1) / window : 0;
     double sum = 0.0, start = now();
@@ -604,7 +620,7 @@ static int evaluate(session *s, const uint8_t *text, size_t size, FILE *bar, dou
     return 0;
 }
 
-/* ---- Reports -------------------------------------------------------------------------------------------------------- */
+/* ---- Reports ------------------------------------------------------------------------------------------------- */
 
 static int utf8_terminal(void) {
     const char *names[] = {"LC_ALL", "LC_CTYPE", "LANG"};
@@ -685,10 +701,12 @@ static const char *shade(double lift) { /* how much more often than usual an exp
 
 static void report_kinds(const session *s) {
     const config *c = &s->m->c;
-    printf("\nWhich experts take which bytes: %% of the kind's pairs; shade: compared with the expert's share of all pairs\n"
-           "(blank under 0.4, %s under 0.8, %s about as usual, %s over 1.25, %s over 2 times). Specialised: how much of the\n"
-           "kind the expert reveals: 0 %% = fuzzy, experts do not care; 100 %% = every kind has experts of its own.\n",
-           shade(0.5), shade(1.0), shade(1.5), shade(3.0));
+    printf(
+        "\nWhich experts take which kinds of bytes, in %% of the kind. Shade: compared with the expert's share of\n"
+        "all bytes (blank: under 0.4 times, %s under 0.8, %s about as usual, %s over 1.25, %s over 2).\n"
+        "Specialised: how much of the kind an expert reveals. 0 %% = fuzzy, 100 %% = each kind has its own "
+        "experts.\n",
+        shade(0.5), shade(1.0), shade(1.5), shade(3.0));
     for (uint32_t l = 0; l < c->n_layers; l++) {
         const uint64_t *counts = s->by_kind + (size_t)l * N_KINDS * c->n_experts;
         printf("\nlayer %-6u", l);
@@ -710,17 +728,19 @@ static void report_kinds(const session *s) {
 
 static void report_model(const session *s) {
     const model *m = s->m;
-    const moe_layer *l = &m->blocks[0].moe;
+    const moe_layer *first = &m->blocks[0].moe;
+    double flops = (double)m->moe.flops_token, dense = (double)m->moe.flops_dense;
+    uint32_t n_threads = s->workers.n_workers;
     uint64_t total = m->dense_params + m->moe.params_total, active = m->dense_params + m->moe.params_active;
-    printf("Parameters: %" PRIu64 " in all, %" PRIu64 " (%.1f %%) active for a byte. Experts per byte: %u of %u\n", total, active,
-           100.0 * (double)active / (double)total, m->c.top_k, m->c.n_experts);
-    printf("MoE layers: %.2f MFLOP a byte, %.2f with all experts: %.1f %% saved\n", (double)m->moe.flops_token * 1e-6,
-           (double)m->moe.flops_dense * 1e-6, 100.0 * (1.0 - (double)m->moe.flops_token / (double)m->moe.flops_dense));
-    printf("Tier %s, compute %s, %u thread%s\n", moe_tier_name(moe_layer_tier(l)), moe_compute_name(moe_layer_compute(l, MOE_UP)),
-           s->workers.n_workers, s->workers.n_workers == 1 ? "" : "s");
+    printf("Parameters: %" PRIu64 " in all, %" PRIu64 " (%.1f %%) active for a byte. Experts per byte: %u of %u\n",
+           total, active, 100.0 * (double)active / (double)total, m->c.top_k, m->c.n_experts);
+    printf("MoE layers: %.2f MFLOP a byte, %.2f with all experts: %.1f %% saved\n", flops * 1e-6, dense * 1e-6,
+           100.0 * (1.0 - flops / dense));
+    printf("Tier %s, compute %s, %u thread%s\n", moe_tier_name(moe_layer_tier(first)),
+           moe_compute_name(moe_layer_compute(first, MOE_UP)), n_threads, n_threads == 1 ? "" : "s");
 }
 
-/* ---- The command line ----------------------------------------------------------------------------------------------- */
+/* ---- The command line ---------------------------------------------------------------------------------------- */
 
 typedef struct options {
     const char *model, *prompt, *eval;
@@ -766,20 +786,25 @@ static int parse_tier(const char *text, uint32_t *tiers) {
     return -1;
 }
 
+static int parse_compute(const char *text, uint32_t *compute) {
+    *compute = moe_compute_by_name(text);
+    if (*compute < MOE_COMPUTE_COUNT) return 0;
+    fprintf(stderr, "generate: --compute %s: there are f32, bf16, q8 and default\n", text);
+    return -1;
+}
+
 static int parse_value(options *o, const char *name, const char *text) {
     double x = 0.0;
     int bad = 0;
     if (!strcmp(name, "--model")) o->model = text;
     else if (!strcmp(name, "--prompt")) o->prompt = text;
     else if (!strcmp(name, "--eval")) o->eval = text;
-    else if (!strcmp(name, "--tier")) return parse_tier(text, &o->choice.tiers);
-    else if (!strcmp(name, "--compute")) {
-        o->choice.compute = moe_compute_by_name(text);
-        if (o->choice.compute < MOE_COMPUTE_COUNT) return 0;
-        return fprintf(stderr, "generate: --compute %s: there are f32, bf16, q8 and default\n", text), -1;
-    } else if (!strcmp(name, "--steps")) bad = parse_number(name, text, 0, 1e9, &x), o->steps = (uint32_t)x;
+    else if (!strcmp(name, "--tier")) bad = parse_tier(text, &o->choice.tiers);
+    else if (!strcmp(name, "--compute")) bad = parse_compute(text, &o->choice.compute);
+    else if (!strcmp(name, "--steps")) bad = parse_number(name, text, 0, 1e9, &x), o->steps = (uint32_t)x;
     else if (!strcmp(name, "--threads")) bad = parse_number(name, text, 1, 256, &x), o->threads = (uint32_t)x;
-    else if (!strcmp(name, "--temperature")) bad = parse_number(name, text, 0, 100, &x), o->sampler.temperature = (float)x;
+    else if (!strcmp(name, "--temperature"))
+        bad = parse_number(name, text, 0, 100, &x), o->sampler.temperature = (float)x;
     else if (!strcmp(name, "--top-p")) bad = parse_number(name, text, 0, 1, &x), o->sampler.top_p = (float)x;
     else if (!strcmp(name, "--seed")) bad = parse_number(name, text, 0, 9e15, &x), o->sampler.seed = (uint64_t)x;
     else return fprintf(stderr, "generate: unknown option %s\n%s", name, usage), -1;
@@ -789,17 +814,14 @@ static int parse_value(options *o, const char *name, const char *text) {
 /* 0, 1 = nothing to do, -1 = wrong */
 static int parse_options(options *o, int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
-        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return fputs(usage, stdout), 1;
-        if (!strcmp(argv[i], "--greedy")) o->sampler.temperature = 0.0f;
-        else if (!strcmp(argv[i], "--experts")) o->experts = 1;
-        else if (!strcmp(argv[i], "--quiet")) o->quiet = 1;
-        else if (argv[i][0] != '-') return fprintf(stderr, "generate: what is %s?\n%s", argv[i], usage), -1;
-        else if (i + 1 == argc && strncmp(argv[i], "--", 2) == 0) {
-            return fprintf(stderr, "generate: %s: unknown, or its value is missing\n%s", argv[i], usage), -1;
-        } else {
-            if (parse_value(o, argv[i], argv[i + 1])) return -1;
-            i++;
-        }
+        const char *name = argv[i];
+        if (!strcmp(name, "--help") || !strcmp(name, "-h")) return fputs(usage, stdout), 1;
+        if (!strcmp(name, "--greedy")) o->sampler.temperature = 0.0f;
+        else if (!strcmp(name, "--experts")) o->experts = 1;
+        else if (!strcmp(name, "--quiet")) o->quiet = 1;
+        else if (i + 1 == argc)
+            return fprintf(stderr, "generate: %s: unknown, or without its value\n%s", name, usage), -1;
+        else if (parse_value(o, name, argv[++i])) return -1;
     }
     return 0;
 }
@@ -850,15 +872,16 @@ static int run_generate(session *s, options *o) {
     if (generate(s, (const uint8_t *)prompt, strlen(prompt), o->steps, &o->sampler, put_byte, stdout, &tm)) return -1;
     putchar('\n');
     if (!o->quiet)
-        printf("\nSpeed: %.0f tokens/s writing (%u), %.0f tokens/s reading (%u)\n",
-               tm.generate_s > 0.0 ? tm.n_generated / tm.generate_s : 0.0, tm.n_generated, tm.n_prompt / tm.prompt_s, tm.n_prompt);
+        printf("\nSpeed: writing %.0f tokens/s (%u), reading %.0f tokens/s (%u)\n", tm.n_generated / tm.generate_s,
+               tm.n_generated, tm.n_prompt / tm.prompt_s, tm.n_prompt);
     return 0;
 }
 
 #ifndef GENERATE_NO_MAIN
 int main(int argc, char **argv) {
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
-    options o = {"examples/models/kjv-moe-3m", "In the beginning ", NULL, 400, 1, 0, 0, {0.8f, 0.95f, 1}, {MOE_COMPUTE_F32, 0}};
+    options o = {"examples/models/kjv-moe-3m", "In the beginning ", NULL, 400, 1, 0, 0, {0.8f, 0.95f, 1},
+                 {MOE_COMPUTE_F32, 0}};
     model m;
     session s;
     o.threads = processors < 1 ? 1 : processors > 4 ? 4 : (uint32_t)processors;

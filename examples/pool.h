@@ -9,15 +9,16 @@
        moe_forward(&layer, &io);                     // any number of layers and calls
        pool_stop(&p);
 
-   Compiled with -std=c11, define _POSIX_C_SOURCE as 200809L before the first include (or _GNU_SOURCE, which pinning needs).
+   Compiled with -std=c11, define _POSIX_C_SOURCE as 200809L before the first include (or _GNU_SOURCE, which pinning
+   needs).
 
-   How it works. A job is one 64-bit word: its number in the high half, its tasks not yet taken in the low half. A worker takes
-   a task by decrementing the word; the number keeps a late worker from taking one of a job that it did not look at. The
-   caller takes tasks too, and waits only for tasks that somebody is running: a worker which the system has put aside
-   between two jobs costs nothing but its help.
-   Waiting is spinning for a while (decoding a token starts a job every few microseconds), then sleeping on a condition
-   variable: an idle pool uses no processor time, and where there are more workers than processors nobody spins.
-   What different threads write at different times lies on different cache lines. */
+   How it works. A job is one 64-bit word: its number in the high half, its tasks not yet taken in the low half. A
+   worker takes a task by decrementing the word; the number keeps a late worker from taking one of a job that it did
+   not look at. The caller takes tasks too, and waits only for tasks that somebody is running: a worker which the
+   system has put aside between two jobs costs nothing but its help. Waiting is spinning for a while (decoding a
+   token starts a job every few microseconds), then sleeping on a condition variable: an idle pool uses no processor
+   time, and where there are more workers than processors nobody spins. What different threads write at different
+   times lies on different cache lines. */
 
 #ifndef POOL_H
 #define POOL_H
@@ -35,7 +36,7 @@
 
 typedef struct pool_options { /* all zero is the usual */
     uint32_t spin_us;         /* how long to spin before sleeping; 0 = 100; UINT32_MAX = not at all */
-    uint32_t pin;             /* 1: worker i stays on the i-th processor this process may use (Linux with _GNU_SOURCE) */
+    uint32_t pin; /* 1: worker i stays on the i-th processor this process may use (Linux with _GNU_SOURCE) */
 } pool_options;
 
 typedef struct pool {
@@ -51,7 +52,7 @@ typedef struct pool {
     void *arg;
     uint32_t n_tasks;
 
-    _Alignas(POOL_LINE) _Atomic uint64_t job;       /* number << 32 | tasks not taken */
+    _Alignas(POOL_LINE) _Atomic uint64_t job;        /* number << 32 | tasks not taken */
     _Alignas(POOL_LINE) _Atomic uint32_t unfinished; /* tasks that have not ended */
     _Alignas(POOL_LINE) _Atomic uint32_t sleepers;   /* workers asleep; changed under lock */
     _Atomic uint32_t caller_sleeps, busy, stop;
@@ -61,10 +62,11 @@ typedef struct pool {
 static inline uint32_t pool_start(pool *p, uint32_t n_workers, const pool_options *options);
 static inline void pool_stop(pool *p);
 static inline moe_parallel pool_parallel(pool *p);
-/* A moe_parallel.run. A call from inside a task, or while another thread's job runs, is done by the calling thread alone. */
+/* A moe_parallel.run. A call from inside a task, or while another thread's job runs, is done by the calling
+   thread alone. */
 static inline void pool_run(void *user, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg);
 
-/* ---- Waiting -------------------------------------------------------------------------------------------------------- */
+/* ---- Waiting ------------------------------------------------------------------------------------------------- */
 
 static inline void pool_pause(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -99,13 +101,14 @@ static inline int pool_spin(pool *p, int (*holds)(pool *p)) {
     }
 }
 
-/* Who sleeps says so before it looks a last time, who changes something looks for sleepers afterwards: with sequentially
-   consistent atomics (the default of C11) one of them sees the other. */
+/* Who sleeps says so before it looks a last time, who changes something looks for sleepers afterwards: with
+   sequentially consistent atomics (the default of C11) one of them sees the other. */
 static inline void pool_wait_for_work(pool *p) {
     if (pool_spin(p, pool_has_work)) return;
     pthread_mutex_lock(&p->lock);
     atomic_fetch_add(&p->sleepers, 1);
-    if (!pool_has_work(p)) pthread_cond_wait(&p->work, &p->lock); /* once: who is woken spins again, even if it came late */
+    /* Once: who is woken spins again, even if it came too late for this job. */
+    if (!pool_has_work(p)) pthread_cond_wait(&p->work, &p->lock);
     atomic_fetch_sub(&p->sleepers, 1);
     pthread_mutex_unlock(&p->lock);
 }
@@ -127,7 +130,7 @@ static inline void pool_wake(pool *p, uint32_t n) {
     pthread_mutex_unlock(&p->lock);
 }
 
-/* ---- Working -------------------------------------------------------------------------------------------------------- */
+/* ---- Working ------------------------------------------------------------------------------------------------- */
 
 /* Runs tasks until none is left to take. Who has taken a task keeps the job from ending, so its fields are stable. */
 static inline void pool_work(pool *p) {
@@ -173,7 +176,7 @@ static inline moe_parallel pool_parallel(pool *p) {
     return parallel;
 }
 
-/* ---- Start and stop ------------------------------------------------------------------------------------------------- */
+/* ---- Start and stop ------------------------------------------------------------------------------------------ */
 
 static inline void pool_pin(pthread_t thread, uint32_t i) {
 #if defined(__linux__) && defined(_GNU_SOURCE)
@@ -195,9 +198,8 @@ static inline uint32_t pool_start(pool *p, uint32_t n_workers, const pool_option
     pool_options o = {0, 0};
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
     if (options) o = *options;
-    p->spin_us = o.spin_us == UINT32_MAX || (processors > 0 && n_workers > (unsigned long)processors) ? 0
-                 : o.spin_us                                                                         ? o.spin_us
-                                                                                                     : 100;
+    p->spin_us = o.spin_us ? o.spin_us : 100;
+    if (o.spin_us == UINT32_MAX || (processors > 0 && n_workers > (unsigned long)processors)) p->spin_us = 0;
     p->task = NULL, p->arg = NULL, p->n_tasks = 0;
     atomic_init(&p->job, 0);
     atomic_init(&p->unfinished, 0);
