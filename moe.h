@@ -1273,7 +1273,7 @@ MOEI_FORCE int moei_row_constant(uint32_t format, const moei_side *s, size_t k) 
 }
 
 /* One expert's rows; data is NULL if the expert is absent. over: per-call pointers (`which` of them) that replace the
-   matrix's, or NULL; offsets are added to either. A zero-point grid without a shape of its own has that of the scales.
+   matrix's, or NULL; offsets are added to either. A zero-point grid without a shape has that of the scales.
    Scales that are constant along a row are left out: see moei_row_scale. */
 MOEI_UNUSED static void moei_view(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert,
                                   size_t n_rows, size_t k, moei_rows *out) {
@@ -1407,7 +1407,7 @@ static int moei_weights_bad(const moei_rows *w, uint32_t r, size_t k0, size_t n,
     moei_block b;
     float unit = c->flags & MOEI_DOUBLED ? 2.0f : 1.0f;
     moei_unpack(w, r, k0, n, &b);
-    return !moei_is_finite(b.d[0] * unit) || !moei_is_finite(b.d[1] * unit) || !moei_is_finite(b.dmin);
+    return !moei_is_finite(b.d[0] * unit) || !moei_is_finite(b.dmin); /* nvfp4, with two, has no bad ones */
 }
 static int moei_rows_bad(const moei_rows *w, size_t rows, uint64_t *at) {
     for (uint32_t r = 0; r < rows; r++)
