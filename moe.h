@@ -744,13 +744,13 @@ MOEI_FORCE float moei_log1p_exp(float x) {
 
 /* tanh, 2 ULP: an odd polynomial near 0 (keeps -0 and tiny values), 1 - 2 / (exp(2|x|) + 1) beyond. */
 MOEI_FORCE float moei_tanh(float x) {
-    float a = x < 0.0f ? -x : x, z = x * x, p = -0.00590586725f, far = 1.0f - 2.0f / (moei_exp(a + a) + 1.0f);
+    float a = moei_float(moei_bits(x) & 0x7fffffffu), z = a * a, p = -0.00590586725f;
     p = moei_fma(p, z, 0.0208053831f);
     p = moei_fma(p, z, -0.0537866838f);
     p = moei_fma(p, z, 0.133319587f);
     p = moei_fma(p, z, -0.333332986f);
-    if (a < 0.6f) return moei_fma(x * z, p, x);
-    return x < 0.0f ? -far : far; /* NaN comes through exp */
+    p = a < 0.6f ? moei_fma(a * z, p, a) : 1.0f - 2.0f / (moei_exp(a + a) + 1.0f); /* NaN comes through exp */
+    return moei_float(moei_bits(p) | (moei_bits(x) & 0x80000000u));
 }
 
 /* The normal distribution function, 0.5 erfc(-x / sqrt 2), 3.5e-7 relative for x > -13: its tail is exp(-x^2 / 2) t
@@ -1273,7 +1273,7 @@ MOEI_FORCE int moei_row_constant(uint32_t format, const moei_side *s, size_t k) 
 }
 
 /* One expert's rows; data is NULL if the expert is absent. over: per-call pointers (`which` of them) that replace the
-   matrix's, or NULL; offsets are added to either. A zero-point grid without a shape of its own has that of the scales.
+   matrix's, or NULL; offsets are added to either. A zero-point grid without a shape has that of the scales.
    Scales that are constant along a row are left out: see moei_row_scale. */
 MOEI_UNUSED static void moei_view(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert,
                                   size_t n_rows, size_t k, moei_rows *out) {
@@ -1407,7 +1407,7 @@ static int moei_weights_bad(const moei_rows *w, uint32_t r, size_t k0, size_t n,
     moei_block b;
     float unit = c->flags & MOEI_DOUBLED ? 2.0f : 1.0f;
     moei_unpack(w, r, k0, n, &b);
-    return !moei_is_finite(b.d[0] * unit) || !moei_is_finite(b.d[1] * unit) || !moei_is_finite(b.dmin);
+    return !moei_is_finite(b.d[0] * unit) || !moei_is_finite(b.dmin); /* nvfp4, with two, has no bad ones */
 }
 static int moei_rows_bad(const moei_rows *w, size_t rows, uint64_t *at) {
     for (uint32_t r = 0; r < rows; r++)
@@ -3587,18 +3587,21 @@ static void moei_normalise(const moei_router *r, uint32_t k, float *w, float *si
     for (j = 0; j < n_sink; j++) sink[j] = sum > 0.0f ? sink[j] / sum : 0.0f;
 }
 
+/* Magnitudes, because the BIASED quirk can make weights negative. */
+MOEI_FORCE float moei_magnitude(float f) { return moei_float(moei_bits(f) & 0x7fffffffu); }
+
 /* Drops weights that are small against the largest, or beyond a share of the sum. Returns how many were not 0. */
 static uint32_t moei_drop_small(const moei_router *r, uint32_t k, float *w) {
     const moe_router *p = &r->d->router;
     uint32_t j, saved = 0, keep = p->min_keep ? p->min_keep : 1;
     float sum = 0.0f, before = 0.0f, least, most;
     if (!(p->drop_below > 0.0f) && !(p->top_p > 0.0f)) return 0;
-    for (j = 0; j < k; j++) r->key[j] = moei_key(w[j]);
+    for (j = 0; j < k; j++) r->key[j] = moei_key(moei_magnitude(w[j]));
     moei_top_k(r->key, k, k, r->best);
-    for (j = 0; j < k; j++) sum += w[moei_top_index(r->best[j])];
-    least = w[moei_top_index(r->best[0])] * p->drop_below, most = p->top_p > 0.0f ? sum * p->top_p : moei_inf();
+    for (j = 0; j < k; j++) sum += moei_magnitude(w[moei_top_index(r->best[j])]);
+    least = moei_magnitude(w[moei_top_index(r->best[0])]) * p->drop_below, most = p->top_p > 0.0f ? sum * p->top_p : moei_inf();
     for (j = 0; j < k; j++) {
-        float *v = w + moei_top_index(r->best[j]), old = *v;
+        float *v = w + moei_top_index(r->best[j]), old = moei_magnitude(*v);
         if (j >= keep && (old < least || before >= most) && old != 0.0f) *v = 0.0f, saved++;
         before += old;
     }
