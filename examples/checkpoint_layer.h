@@ -90,6 +90,7 @@ typedef struct ckptl { /* one layer being read */
     char base[CKPT_LAYER_TEXT + 32];
     uint32_t block_rows, block_cols; /* of block-wise scales */
     int interleaved;    /* fused gate and up rows alternate */
+    int first_of_two;   /* ERNIE-VL has a bank of experts for text, read here, and one for images: lists and vectors are pairs */
     char *origin[64];   /* by field */
 } ckptl;
 
@@ -130,12 +131,14 @@ CKPT_DEF void ckpt_layer_free(ckpt_layer_info *info) {
 }
 
 static inline int ckptl_begins(const char *text, const char *with) { return !strncmp(text, with, strlen(with)); }
-static inline int ckptl_same(const char *a, const char *b) { /* without case */
-    for (; *a && *b; a++, b++) {
+/* Names are the same whatever their case and their - _ and . */
+static inline int ckptl_same(const char *a, const char *b) {
+    for (;; a++, b++) {
+        while (*a == '-' || *a == '_' || *a == '.') a++;
+        while (*b == '-' || *b == '_' || *b == '.') b++;
         int p = *a >= 'A' && *a <= 'Z' ? *a + 32 : *a, q = *b >= 'A' && *b <= 'Z' ? *b + 32 : *b;
-        if (p != q) return 0;
+        if (p != q || !p) return p == q;
     }
-    return *a == *b;
 }
 /* Is `word` one of the words in a list "a b c"? */
 static inline int ckptl_listed(const char *list, const char *word) {
@@ -174,6 +177,7 @@ static const ckptl_place ckptl_places[] = {
     {"moe_block.", "experts."},
     {"moe.", "experts. gate_proj. up_proj. down_proj. gate_up_proj"},
     {"mlp.moe.", "experts."},
+    {"mlp.text_moe.", "experts."},
     {"moe_mlp.", "experts."},
     {"layer.1.mlp.", "experts."},
     {"layer.2.mlp.", "experts."},
@@ -332,20 +336,21 @@ static inline int ckptl_element(const ckpt *c, const char *key, uint64_t i, ckpt
 
 /* The first of `keys` (a list of words) that the configuration has, under its full name. An array means one value per layer. */
 static inline int ckptl_value(const ckptl *x, const char *keys, ckpt_value *v, char *key, size_t size) {
+    uint32_t index = x->first_of_two ? 0 : x->layer->index;
     for (const char *p = keys; p && *p; p += strcspn(p, " "), p += *p == ' ') {
         int n = (int)strcspn(p, " ");
         if (x->c->is_gguf) {
             snprintf(key, size, "%s%.*s", x->arch, n, p);
-            if (ckptl_element(x->c, key, x->layer->index, v)) return 1;
+            if (ckptl_element(x->c, key, index, v)) return 1;
             continue;
         }
         if (ckptl_begins(x->layer->name, "talker.")) {
             snprintf(key, size, "talker_config.text_config.%.*s", n, p);
-            if (ckptl_element(x->c, key, x->layer->index, v)) return 1;
+            if (ckptl_element(x->c, key, index, v)) return 1;
         }
         for (size_t i = 0; i < sizeof ckptl_roots / sizeof *ckptl_roots; i++) {
             snprintf(key, size, "%s%.*s", ckptl_roots[i], n, p);
-            if (ckptl_element(x->c, key, x->layer->index, v)) return 1;
+            if (ckptl_element(x->c, key, index, v)) return 1;
         }
     }
     return 0;
@@ -380,7 +385,7 @@ static const char *const ckptl_aliases[][2] = {
     {"MiniMaxText01ForCausalLM", "minimax_text_01"},
     {"MiniMaxM1ForCausalLM", "minimax_m1"},
     {"minimax_m3_vl", "minimax_m3"},
-    {"ernie4_5_moe_vl", "ernie4_5_moe"},
+    {"ernie4_5_moe_vl", "ernie4_5_vl_moe"},
     {"longcat_flash_ngram", "longcat_flash"},
     {"bailing_moe_linear", "bailing_moe_v2"},
     {"bailing_moe_v2_5", "bailing_moe_v2"},
@@ -393,12 +398,9 @@ static const char *const ckptl_aliases[][2] = {
     {"interns1_pro", "intern_s1_pro"},
     {"sarvam_mla", "sarvam"},
     {"nomic_bert", "nomic_bert_moe"},
-    {"nllb-moe", "nllb_moe"},
     {"phi3_5_moe", "phimoe"},
     {"Phi3.5-MoE", "phimoe"},
     {"dotsmoe", "dots1"},
-    {"llada-moe", "llada_moe"},
-    {"hunyuan-moe", "hunyuan_moe"},
 };
 
 static inline int ckptl_try_family(ckptl *x, const char *name, const char *key) {
@@ -416,7 +418,9 @@ static inline int ckptl_try_family(ckptl *x, const char *name, const char *key) 
             memset(&d, 0, sizeof d);
             if (moe_preset(&d, plain) == MOE_OK) {
                 *x->d = d;
-                ckpt_printable(x->info->family, sizeof x->info->family, plain);
+                uint32_t i = 0; /* as the preset spells it */
+                while (moe_preset_name(i) && !ckptl_same(moe_preset_name(i), plain)) i++;
+                snprintf(x->info->family, sizeof x->info->family, "%s", moe_preset_name(i) ? moe_preset_name(i) : plain);
                 snprintf(x->info->family_origin, CKPT_LAYER_TEXT, "%s %.64s", key, name);
                 return 1;
             }
@@ -1143,6 +1147,7 @@ static int ckptl_load_set(ckptl *x, const ckptl_want *w, uint32_t expert, uint64
     if (w->plain && ckptl_rule_of(s)->format == MOE_FORMAT_NONE) s->scale = NULL;
     if (ckptl_dims(x->c, s, w->stacked, x->err)) return -1;
     uint64_t experts = w->stacked ? w->n : 1, total = w->folded ? a * w->n : a;
+    if (w->stacked && s->experts == experts + x->d->n_zero_experts) experts = s->experts; /* room for experts without weights */
     if (s->experts != experts || s->rows != total || s->k != b) {
         if (w->stacked) snprintf(want, sizeof want, "%" PRIu64 " x %" PRIu64 " for %" PRIu64 " experts", a, b, experts);
         else snprintf(want, sizeof want, "%" PRIu64 " x %" PRIu64 " weights", total, b);
@@ -1347,7 +1352,7 @@ static int ckptl_vector(ckptl *x, const char *name, uint64_t n, const char *role
     a->type = ckptl_array_type(t->type);
     if (!a->type) return ckptl_fail(x->err, "tensor %s: %s is no type of a vector", t->name, ckpt_type_name(t->type));
     snprintf(want, sizeof want, "%" PRIu64 " values", n);
-    if (ckpt_elements(t) != n) return ckptl_shape_error(x, t, want);
+    if (ckpt_elements(t) != n && !(x->first_of_two && ckpt_elements(t) == 2 * n)) return ckptl_shape_error(x, t, want);
     a->data = t->data;
     ckptl_note(x, role, t->name, ckptl_dims_text(t->dims, t->n_dims, have, sizeof have), ckpt_type_name(t->type));
     return 1;
@@ -1383,7 +1388,7 @@ static const ckptl_scheme ckptl_experts[] = {
     {NULL, "experts.%u.fc1", "experts.%u.fc2", 0},
     {NULL, "experts.%u.w1", "experts.%u.w2", 0},
     {NULL, "experts.gate_up_proj", "experts.down_proj", CKPTL_FUSED | CKPTL_STACKED},
-    {NULL, "experts.w13_weight", "experts.w2_weight", CKPTL_FUSED | CKPTL_STACKED},
+    {NULL, "experts.w13_weight", "experts.w2_weight", CKPTL_FUSED | CKPTL_STACKED | CKPTL_ALTERNATE}, /* Inkling */
     {NULL, "experts.fc1", "experts.fc2", CKPTL_FUSED | CKPTL_STACKED},
     {NULL, "gate_up_proj", "down_proj", CKPTL_FUSED | CKPTL_STACKED},
     {"experts.gate_proj", "experts.up_proj", "experts.down_proj", CKPTL_STACKED},
@@ -1406,14 +1411,14 @@ static const ckptl_scheme ckptl_gguf_experts[] = {
 };
 /* Shared experts: a prefix (after ^: of the layer, not of the block), then one of the shapes. */
 static const char *const ckptl_shared_prefixes[] = {"shared_experts.", "shared_expert.", "shared_mlp.", "^shared_mlp.", "^share_expert.",
-                                                    "share_expert.", "^shared_experts.", "^shared_expert.", "shared_experts.0."};
+                                                    "share_expert.", "^shared_experts.", "^shared_expert.", "^mlp.shared_experts.", "shared_experts.0."};
 static const ckptl_scheme ckptl_shared_schemes[] = {
     {"gate_proj", "up_proj", "down_proj", 0},
     {"w1", "w3", "w2", 0},
     {NULL, "gate_up_proj", "down_proj", CKPTL_FUSED},
     {NULL, "gate_and_up_proj", "down_proj", CKPTL_FUSED},
     {NULL, "input_linear", "output_linear", CKPTL_FUSED},
-    {NULL, "shared_w13_weight", "shared_w2_weight", CKPTL_FUSED},
+    {NULL, "shared_w13_weight", "shared_w2_weight", CKPTL_FUSED | CKPTL_ALTERNATE},
     {NULL, "w13_weight", "w2_weight", CKPTL_FUSED},
     {"linear", "linear_v", "linear_1", 0},
     {NULL, "up_proj", "down_proj", 0},
@@ -1543,6 +1548,8 @@ static int ckptl_router(ckptl *x) {
         return ckptl_fail(x->err, "layer %s: no router (such as %s%s)", x->layer->name, x->base, x->c->is_gguf ? "ffn_gate_inp.weight" : "gate.weight");
     if (ckptl_dims(x->c, &s, 0, x->err)) return -1;
     if (!d->d_model && s.k <= UINT32_MAX) d->d_model = (uint32_t)s.k, CKPTL_ORIGIN(x, d_model, "tensor shape");
+    int transposed = x->first_of_two && s.k == d->n_experts && s.rows == d->d_model && s.k != s.rows;
+    if (transposed) s.k = d->d_model, s.rows = d->n_experts; /* ERNIE-VL: [in, out] */
     uint64_t sinks = d->shared.gate_kind == MOE_SHARED_ROUTER_SINK ? d->shared.count : 0;
     uint64_t more = sinks + d->n_zero_experts;
     if (!d->n_experts && s.rows > more && s.rows - more <= UINT32_MAX)
@@ -1552,7 +1559,7 @@ static int ckptl_router(ckptl *x) {
         snprintf(want, sizeof want, "%" PRIu64 " rows (experts%s)", d->n_experts + more, more ? ", zero and shared experts" : "");
         return ckptl_shape_error(x, s.weight, want);
     }
-    ckptl_want w = {"router", stem, 1, s.rows, d->d_model, CKPTL_WHOLE, 0, 0, 0, 1};
+    ckptl_want w = {"router", stem, 1, s.rows, d->d_model, CKPTL_WHOLE, 0, 0, transposed, 1};
     return ckptl_matrix(x, &w, &d->router.weight);
 }
 
@@ -1673,8 +1680,17 @@ static int ckptl_special_keys(ckptl *x) {
             d->router.weight_from = MOE_WEIGHT_SOFTMAX_SELECTED, d->router.norm = MOE_NORM_NONE;
         return 0;
     }
-    if (!strcmp(ckptl_word(x, "shared_expert_combination_strategy"), "average"))
-        d->ffn.combine_scale = 0.5f, CKPTL_ORIGIN(x, ffn.combine_scale, "config key shared_expert_combination_strategy");
+    const char *strategy = ckptl_word(x, "shared_expert_combination_strategy");
+    if (!strcmp(strategy, "average") || (!*strategy && ckptl_same(x->info->family, "cohere2_moe"))) {
+        d->ffn.combine_scale = 0.5f;
+        CKPTL_ORIGIN(x, ffn.combine_scale, *strategy ? "config key shared_expert_combination_strategy" : "the class's default, average");
+    }
+    if (!strcmp(ckptl_word(x, "expert_selection_fn"), "softmax")) { /* Cohere2: over the selected */
+        d->router.weight_from = MOE_WEIGHT_SOFTMAX_SELECTED, d->router.norm = MOE_NORM_NONE, d->router.select_on = MOE_SELECT_LOGIT;
+        CKPTL_ORIGIN(x, router.weight_from, "config key expert_selection_fn");
+        CKPTL_ORIGIN(x, router.select_on, "config key expert_selection_fn");
+        CKPTL_ORIGIN(x, router.norm, "config key expert_selection_fn");
+    }
     if (ckptl_value(x, "moe_primary_router_apply_softmax", &v, key, sizeof key) && v.type == CKPT_VALUE_BOOL) {
         d->router.score = v.u ? MOE_SCORE_SOFTMAX : MOE_SCORE_SIGMOID;
         CKPTL_ORIGIN(x, router.score, "config key %s", key);
@@ -1750,7 +1766,7 @@ static int ckptl_routed(ckptl *x) {
         return ckptl_fail(x->err, "layer %s: no gate matrix beside %s%s, but %s has gated experts", x->layer->name, x->base, b.scheme->up, x->info->family);
     if (ckptl_load_bank(x, &b, &d->gate, &d->up, &d->down)) return -1;
     char name[CKPT_LAYER_TEXT * 2], one[CKPT_LAYER_TEXT * 2];
-    if (strstr(b.scheme->up, "%u")) { /* an expert too many is a wrong configuration */
+    if (strstr(b.scheme->up, "%u") && !x->first_of_two) { /* an expert too many is a wrong configuration */
         ckptl_set s;
         ckptl_stem_of(ckptl_name(x, b.scheme->up, name, sizeof name), d->n_experts, one, sizeof one);
         ckptl_collect(x->c, one, &s);
@@ -1862,7 +1878,6 @@ static int ckptl_latent(ckptl *x) {
 /* Before the tensors: facts that decide how they are read. */
 static int ckptl_prepare(ckptl *x) {
     moe_desc *d = x->d;
-    static const char *const alternate = "gpt_oss inkling inkling_text";
     char key[CKPT_MAX_KEY], name[CKPT_LAYER_TEXT * 2];
     ckpt_value v;
     /* DeepSeek's GGUF name covers V2 and V3: sigmoid scores or a selection bias are V3's. */
@@ -1870,8 +1885,8 @@ static int ckptl_prepare(ckptl *x) {
         int sigmoid = ckptl_value(x, "expert_gating_func", &v, key, sizeof key) ? v.u == 2 : ckpt_findf(x->c, "%sexp_probs_b.bias", x->base) != NULL;
         if (sigmoid && ckptl_try_family(x, "deepseek_v3", "general.architecture deepseek2 with sigmoid:")) d->router.n_group = d->router.topk_group = 0;
     }
-    x->interleaved = !x->c->is_gguf && ckptl_listed(alternate, x->info->family);
-    if (!strcmp(x->info->family, "gpt-oss")) x->interleaved = !x->c->is_gguf;
+    x->interleaved = !x->c->is_gguf && ckptl_same(x->info->family, "gpt_oss");
+    x->first_of_two = ckptl_same(x->info->family, "ernie4_5_vl_moe");
     const ckpt_value *rows = ckpt_get(x->c, "quantization_config.weight_block_size[0]"), *cols = ckpt_get(x->c, "quantization_config.weight_block_size[1]");
     if (!rows || !cols) {
         rows = ckpt_get(x->c, "quantization_config.config_groups.group_0.weights.block_structure[0]");
