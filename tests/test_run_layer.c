@@ -507,6 +507,45 @@ static void test_malformed(void) {
     check(cases >= 30, "malformed", "only %zu layers found", cases);
 }
 
+/* ---- --format ---- */
+
+/* Root mean square difference relative to the truth's. */
+static double rms(const ckpt_tensor *want, const ckpt_tensor *got) {
+    double off = 0, all = 0;
+    for (uint64_t i = 0; i < ckpt_elements(want); i++) {
+        double w = value(want, i), d = w - value(got, i);
+        off += d * d, all += w * w;
+    }
+    return sqrt(off / all);
+}
+
+static void test_formats(void) {
+    static const struct {
+        const char *name;
+        double most;
+    } formats[] = {{"f32", 1e-5}, {"f16", 0.001}, {"bf16", 0.006}, {"q8_0", 0.02}, {"q4_0", 0.25}, {"q4_1", 0.12}, {"q5_0", 0.12},
+                   {"q5_1", 0.06}, {"q2_k", 0.7}, {"q3_k", 0.4}, {"q4_k", 0.12}, {"q5_k", 0.07}, {"q6_k", 0.05}, {"iq4_nl", 0.2},
+                   {"iq4_xs", 0.2}, {"mxfp4", 0.3}, {"nvfp4", 0.22}, {"mxfp4_hf", 0.3}, {"nvfp4_hf", 0.22}, {"mxfp8", 0.07},
+                   {"fp8_block", 0.07}, {"fp8_channel", 0.07}, {"int8_channel", 0.02}, {"int4_group", 0.25}};
+    static const char *const io = "tests/data/gguf/deepseek2.io.safetensors"; /* 256 wide, with a shared expert */
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
+        char line[512], err[CKPT_ERR];
+        int lines;
+        ckpt want, got;
+        const char *n = formats[i].name;
+        if (!check(!run(line, &lines, "tests/data/gguf/deepseek2.gguf --input %s --output " TMP "/f --format %s", io, n), n, "%s", line)) continue;
+        check(!run(line, &lines, "tests/data/gguf/deepseek2.gguf --input %s --output " TMP "/g --format %s --tier c --threads 2", io, n), n, "%s", line);
+        check(same_files(TMP "/f", TMP "/g"), n, "tier c gives another file");
+        if (!check(!ckpt_open(&want, io, err), n, "%s", err)) continue;
+        if (check(!ckpt_open(&got, TMP "/f", err), n, "%s", err)) {
+            double d = rms(ckpt_find(&want, "output"), ckpt_find(&got, "output"));
+            check(d <= formats[i].most, n, "relative RMS error %g, more than %g", d, formats[i].most);
+            ckpt_close(&got);
+        }
+        ckpt_close(&want);
+    }
+}
+
 /* ---- command lines ---- */
 
 static void test_command_lines(void) {
@@ -572,6 +611,7 @@ int main(int argc, char **argv) {
     test_layouts();
     test_repack();
     test_malformed();
+    test_formats();
     test_command_lines();
     if (system("rm -rf " TMP)) failed++;
     printf("test_run_layer: %d passed, %d failed, %d skipped\n", passed, failed, skipped);
