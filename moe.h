@@ -1587,7 +1587,7 @@ static const moei_family moei_families[] = {
     {"grovemoe\0soft_moe\0expert_choice\0", NULL, MOEI_PLAIN}};
 
 /* Equal but for case; - _ . are one letter. */
-static int moei_same_name(const char *a, const char *b) {
+static int moei_same_family(const char *a, const char *b) {
     for (;; a++, b++) {
         char c = *a >= 'A' && *a <= 'Z' ? (char)(*a + 32) : *a == '-' || *a == '.' ? '_' : *a;
         char d = *b >= 'A' && *b <= 'Z' ? (char)(*b + 32) : *b == '-' || *b == '.' ? '_' : *b;
@@ -1622,7 +1622,7 @@ MOE_API moe_status moe_preset(moe_desc *desc, const char *model_type) {
     if (!desc || !model_type) return MOE_ERR_NULL;
     for (size_t i = 0; i < MOEI_COUNT(moei_families); i++)
         for (const char *name = moei_families[i].names; *name; name += strlen(name) + 1)
-            if (moei_same_name(name, model_type)) return moei_apply_family(desc, &moei_families[i]);
+            if (moei_same_family(name, model_type)) return moei_apply_family(desc, &moei_families[i]);
     return MOE_ERR_MODEL;
 }
 
@@ -1670,7 +1670,7 @@ MOE_API const char *moe_compute_name(uint32_t compute) {
 MOE_API uint32_t moe_compute_by_name(const char *name) {
     uint32_t i = 0;
     if (!name) return MOE_COMPUTE_COUNT;
-    while (i < MOE_COMPUTE_COUNT && !moei_same_name(moei_compute_names[i], name)) i++;
+    while (i < MOE_COMPUTE_COUNT && !moei_same_family(moei_compute_names[i], name)) i++;
     return i;
 }
 
