@@ -3320,6 +3320,7 @@ typedef struct moei_router {
     const moei_vec *vec;
     uint32_t n_ids, n_sink;       /* rows of the router: n_ids that may be selected, then the shared experts' */
     uint32_t hold;                /* 1: leave weights to moei_capacity (set if the desc has a capacity) */
+    uint32_t logits_only;         /* 1: nothing needs scores (gpt-oss, Granite) */
     float routed_scale, jitter;
     float *l, *s, *q;             /* [n_ids + n_sink] logits, scores, [n_ids] selection keys, of the last token */
     uint32_t *key;                /* [n_ids] order of q */
@@ -3335,10 +3336,11 @@ MOEI_FORCE size_t moei_route_rows(const moe_desc *d) {
     return (size_t)d->n_experts + d->n_zero_experts + moei_sink_rows(d);
 }
 
-/* Bytes of scratch (any alignment) that a moei_router needs for tokens of up to k slots. */
+/* Bytes of scratch (any alignment) that a moei_router needs for tokens of up to k slots; SIZE_MAX on overflow. */
 static MOEI_UNUSED size_t moei_select_scratch(const moe_desc *d, uint32_t k) {
     size_t rows = moei_route_rows(d);
-    return (rows > k ? rows : k) * (6 * 4 + 8) + 64;
+    if (rows < k) rows = k;
+    return rows < (SIZE_MAX - 64) / 32 ? rows * (6 * 4 + 8) + 64 : SIZE_MAX;
 }
 
 /* d may have its zeros resolved or not. */
@@ -3350,6 +3352,8 @@ static MOEI_UNUSED void moei_router_begin(moei_router *r, const moe_desc *d, con
     r->d = d, r->vec = vec;
     r->n_sink = moei_sink_rows(d), r->n_ids = (uint32_t)rows - r->n_sink;
     r->hold = k->capacity != 0 || k->capacity_factor > 0.0f;
+    r->logits_only = k->weight_from == MOE_WEIGHT_SOFTMAX_SELECTED && k->select_on == MOE_SELECT_LOGIT &&
+                     !r->n_sink && !k->capacity_by_score;
     r->routed_scale = k->routed_scale != 0.0f ? k->routed_scale : 1.0f;
     r->jitter = k->jitter != 0.0f ? k->jitter : 0.01f;
     r->best = (uint64_t *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
@@ -3599,7 +3603,8 @@ static uint32_t moei_drop_small(const moei_router *r, uint32_t k, float *w) {
     for (j = 0; j < k; j++) r->key[j] = moei_key(moei_magnitude(w[j]));
     moei_top_k(r->key, k, k, r->best);
     for (j = 0; j < k; j++) sum += moei_magnitude(w[moei_top_index(r->best[j])]);
-    least = moei_magnitude(w[moei_top_index(r->best[0])]) * p->drop_below, most = p->top_p > 0.0f ? sum * p->top_p : moei_inf();
+    least = moei_magnitude(w[moei_top_index(r->best[0])]) * p->drop_below, most = sum * p->top_p;
+    if (!(p->top_p > 0.0f && p->top_p < 1.0f)) most = moei_inf();
     for (j = 0; j < k; j++) {
         float *v = w + moei_top_index(r->best[j]), old = moei_magnitude(*v);
         if (j >= keep && (old < least || before >= most) && old != 0.0f) *v = 0.0f, saved++;
@@ -3627,7 +3632,7 @@ static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float 
     if (p->pick == MOE_PICK_SPARSEMIXER) {
         moei_sparsemixer(r, given, k, ids, weights);
     } else {
-        moei_scores(r);
+        if (!r->logits_only) moei_scores(r);
         moei_keys(r);
         if (given) memmove(ids, given, k * sizeof *ids);
         else moei_pick_top(r, k, ids);
@@ -3639,7 +3644,7 @@ static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float 
     return r->hold ? 0 : moei_scale_weights(r, k, ids, weights, sink);
 }
 
-/* The token's best score, for a capacity queue in order of scores: of the token last routed. */
+/* The best score of the token last routed, for a capacity queue in order of scores. */
 MOEI_FORCE float moei_best_score(const moei_router *r) { return moei_route_max(r->s, r->n_ids); }
 
 
@@ -3815,6 +3820,7 @@ static moe_status moei_check_pick(const moe_desc *d, moe_error *error) {
         if (d->top_k > 2) return moei_fail(error, MOE_ERR_KNOB, "top_k", d->top_k, 2);
         if (p->group) return moei_fail(error, MOE_ERR_KNOB, "router.group", p->group, MOE_GROUP_NONE);
         if (p->select_bias.type) return moei_fail(error, MOE_ERR_KNOB, "router.select_bias", p->select_bias.type, 0);
+        if (p->capacity_by_score) return moei_fail(error, MOE_ERR_KNOB, "router.capacity_by_score", 1, 0);
         if (moei_sink_rows(d)) return moei_fail(error, MOE_ERR_KNOB, "shared.gate_kind", d->shared.gate_kind, 0);
     }
     return MOE_OK;
