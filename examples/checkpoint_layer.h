@@ -937,9 +937,9 @@ static inline uint64_t ckptl_group_of(const ckptl_set *s, uint64_t groups, uint6
 }
 
 /* Checks every tensor of the set and plans the layout. */
-static int ckptl_plan(const ckpt *c, const ckptl_set *s, ckptl_pack *p, char *err) {
+static int ckptl_plan(const ckptl_set *s, ckptl_pack *p, char *err) {
     char want[96], have[96];
-    int words8 = strcmp(s->suffix, ".qweight") != 0, awq = !words8 && ckptl_is_awq(s), ordered = 1;
+    int words8 = strcmp(s->suffix, ".qweight") != 0, ordered = 1;
     memset(p, 0, sizeof *p);
     if (s->scale->n_dims != 2 || !s->rows || !s->k) return ckptl_fail(err, "tensor %s: two dimensions are needed", s->scale->name);
     p->rows = s->rows, p->k = s->k, p->groups = words8 ? s->scale->dims[1] : s->scale->dims[0];
@@ -971,9 +971,7 @@ static int ckptl_plan(const ckpt *c, const ckptl_set *s, ckptl_pack *p, char *er
         p->format = fits ? MOE_FORMAT_INT4_GROUP : MOE_FORMAT_F32;
         p->group = p->groups == 1 ? UINT32_MAX : (uint32_t)group;
         p->zeros = fits ? 1 : 0;
-        (void)awq;
     }
-    (void)c;
     uint64_t weights = 0, scales = 0;
     size_t row = p->k <= SIZE_MAX / 8 ? moe_row_bytes(p->format, (size_t)p->k) : 0;
     if (!row || ckpti_mul(p->rows, row, &weights) || ckpti_mul(p->rows * p->groups, ckptl_type_bytes(s->scale->type), &scales) ||
@@ -1062,7 +1060,7 @@ static int ckptl_packable(const ckpt *c, const char *stem, ckptl_set *s, ckptl_p
     if (ckptl_dims(c, s, 0, err)) return -1;
     if (!s->packed) return ckptl_fail(err, "tensor %s needs no repacking", s->weight->name);
     if (!s->scale) return ckptl_fail(err, "tensor %s has no scales", s->weight->name);
-    return ckptl_identify(&x, s, 0) ? -1 : ckptl_plan(c, s, p, err);
+    return ckptl_identify(&x, s, 0) ? -1 : ckptl_plan(s, p, err);
 }
 CKPT_DEF size_t ckpt_repack_size(const ckpt *c, const char *stem, char *err) {
     ckptl_set s;
@@ -1265,7 +1263,7 @@ static inline int ckptl_alike(const ckptl_set *a, const ckptl_set *b) {
 static int ckptl_repack_expert(ckptl *x, const ckptl_want *w, uint32_t e, const ckptl_set *s, uint64_t rows, moe_matrix *m) {
     ckptl_pack p;
     moe_matrix one;
-    if (ckptl_plan(x->c, s, &p, x->err)) return -1;
+    if (ckptl_plan(s, &p, x->err)) return -1;
     uint8_t *to = (uint8_t *)ckptl_alloc(x, p.size);
     if (!to || ckptl_pack_set(x->c, s, &p, to, x->err) || ckpt_repack_use(to, (size_t)p.size, rows, w->k, &one, x->err)) return -1;
     moe_array bias = m->bias;
@@ -1435,8 +1433,8 @@ static const char *const ckptl_select_bias[] = {"gate.e_score_correction_bias", 
                                                 "router_bias", "gate.correction_bias", "gate.moe_statics.e_score_correction_bias", NULL};
 
 static inline char *ckptl_name(const ckptl *x, const char *relative, char *to, size_t size) {
-    if (*relative == '^') snprintf(to, size, "%s%s", x->layer->prefix, relative + 1);
-    else snprintf(to, size, "%s%s", x->base, relative);
+    if (*relative == '^') snprintf(to, size, "%s%.180s", x->layer->prefix, relative + 1);
+    else snprintf(to, size, "%s%.180s", x->base, relative);
     return to;
 }
 static inline int ckptl_has(const ckptl *x, const char *prefix, const char *relative) {
@@ -1488,7 +1486,7 @@ typedef struct ckptl_bank { /* routed or shared experts */
 } ckptl_bank;
 
 /* The width of the experts, from down's (or up's) own shape. */
-static int ckptl_width(ckptl *x, ckptl_bank *b, const char *up, const char *down, int transposed) {
+static int ckptl_width(ckptl *x, ckptl_bank *b, const char *up, int transposed) {
     char stem[CKPT_LAYER_TEXT * 2];
     ckptl_set s;
     ckptl_stem_of(up, 0, stem, sizeof stem);
@@ -1499,7 +1497,6 @@ static int ckptl_width(ckptl *x, ckptl_bank *b, const char *up, const char *down
     if (b->scheme->flags & CKPTL_FOLDED) divide = b->n;
     if (!rows || rows % divide || rows / divide > UINT32_MAX)
         return ckptl_fail(x->err, "tensor %s: %" PRIu64 " rows are not %" PRIu64 " times a width", s.weight->name, rows, divide);
-    (void)down;
     b->ff = rows / divide;
     return 0;
 }
@@ -1518,7 +1515,7 @@ static int ckptl_load_bank(ckptl *x, ckptl_bank *b, moe_matrix *gate, moe_matrix
     }
     b->stacked = flags & CKPTL_STACKED ? 1 : b->stacked;
     int transposed = ckptl_transposed(x, b->scheme, b->d, stems[1], stems[2]);
-    if (!b->ff && ckptl_width(x, b, stems[1], stems[2], transposed)) return -1;
+    if (!b->ff && ckptl_width(x, b, stems[1], transposed)) return -1;
     ckptl_want w = {roles[0], stems[0], b->n, b->ff, b->d, CKPTL_WHOLE, b->stacked, flags & CKPTL_FOLDED ? 1 : 0, transposed, 0};
     if (flags & CKPTL_ALTERNATE) x->interleaved = 1;
     if (b->scheme->gate || flags & CKPTL_FUSED) {
