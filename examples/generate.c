@@ -93,6 +93,12 @@ CKPT_PRINTF(2, 3) static int fail(model *m, const char *format, ...) {
     return -1;
 }
 
+/* moe.h says which part of the layer is wrong ("gate", or "" for the layer itself), which field, and how. */
+static int describe(char *to, size_t size, uint32_t layer, const moe_error *e) {
+    const char *space = *e->part ? " " : "";
+    return snprintf(to, size, "layer %u: %s%s%s: %s", layer, e->part, space, e->field, moe_status_text(e->status));
+}
+
 /* The tensor, if it is there and has the shape [rows][cols], or [cols] for one row, or [n_experts][rows][cols]
    if stacked. */
 static const ckpt_tensor *find(model *m, tensor which, uint32_t layer, uint32_t expert, uint32_t rows,
@@ -161,9 +167,7 @@ static int load_experts(model *m, uint32_t layer, const choice *want) {
     }
     moe_error error;
     if (m->err[0]) return -1;
-    if (moe_layer_init(&b->moe, &d, &error))
-        return fail(m, "layer %u: %s %s: %s (%" PRIu64 ", not %" PRIu64 ")", layer, error.part, error.field,
-                    moe_status_text(error.status), error.got, error.want);
+    if (moe_layer_init(&b->moe, &d, &error)) return describe(m->err, sizeof m->err, layer, &error), -1;
     moe_counts n;
     moe_layer_counts(&b->moe, &n);
     m->moe.params_total += n.params_total, m->moe.params_active += n.params_active;
@@ -447,8 +451,7 @@ static int experts(session *s, uint32_t layer, uint32_t n) {
     io.parallel = &s->parallel, io.n_tasks = s->workers.n_workers;
     io.error = &error;
     if (!moe_forward(&s->m->blocks[layer].moe, &io)) return 0;
-    snprintf(s->err, sizeof s->err, "layer %u: %s %s: %s", layer, error.part, error.field,
-             moe_status_text(error.status));
+    describe(s->err, sizeof s->err, layer, &error);
     return -1;
 }
 
@@ -676,7 +679,8 @@ static void report_load(const session *s) {
     }
 }
 
-/* What knowing the expert tells about the kind of byte: mutual information / entropy of the kinds, 0 .. 1. */
+/* What knowing the expert tells about the kind of byte: mutual information / entropy of the kinds, 0 .. 1, less
+   what few bytes make up by chance (Miller and Madow). */
 static double specialisation(const uint64_t *counts, uint32_t n_experts) {
     double total = 0.0, shared = 0.0, entropy = 0.0;
     for (uint32_t i = 0; i < N_KINDS * n_experts; i++) total += (double)counts[i];
@@ -690,7 +694,8 @@ static double specialisation(const uint64_t *counts, uint32_t n_experts) {
             if (both > 0.0) shared += both / total * log(both * total / (of_kind * of_expert));
         }
     }
-    return entropy > 0.0 ? shared / entropy : 0.0;
+    if (total > 0.0) shared -= (N_KINDS - 1) * (n_experts - 1) / (2.0 * total);
+    return entropy > 0.0 && shared > 0.0 ? shared / entropy : 0.0;
 }
 
 static const char *shade(double lift) { /* how much more often than usual an expert is chosen */
