@@ -1072,7 +1072,7 @@ static void test_presets(void) {
         else check(status == MOE_OK, name);
         d.n_experts = 64, d.top_k = 2, d.shared.count = 1;
         check(status == MOE_ERR_UNSUPPORTED || moei_check_router(&d, NULL) == MOE_OK, name);
-        for (i = 0; i < n; i++) check(!moei_same_family(name, moe_preset_name(i)), name);
+        for (i = 0; i < n; i++) check(!moei_same_name(name, moe_preset_name(i)), name);
     }
     CHECK(n > 100 && unsupported == 3 && !moe_preset_name(n) && !moe_preset_name(UINT32_MAX));
     current = "known names";
