@@ -823,8 +823,7 @@ MOEI_FORCE int moei_q8_has_side(uint32_t f) { /* scales live apart */
 /* What was added to make the weights unsigned. */
 MOEI_FORCE int moei_q8_offset(uint32_t f) {
     if (moei_q8_is_wide(f)) return 128;
-    if (moei_q8_is_e2m1(f)) return 12;
-    return f == MOE_FORMAT_Q6_K ? 32 : f == MOE_FORMAT_Q5_0 ? 16 : f == MOE_FORMAT_Q4_0 ? 8 : f == MOE_FORMAT_Q3_K ? 4 : 0;
+    return f == MOE_FORMAT_Q6_K ? 32 : f == MOE_FORMAT_Q5_0 || moei_q8_is_e2m1(f) ? 16 : f == MOE_FORMAT_Q4_0 ? 8 : f == MOE_FORMAT_Q3_K ? 4 : 0;
 }
 /* Bytes of a step. */
 MOEI_FORCE size_t moei_q8_step_bytes(uint32_t f) {
@@ -922,7 +921,7 @@ MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half_e4m3(__m128i b) {
 
 /* ---- scales and zero points that live apart ---- */
 
-enum { MOEI_Q8_CHUNK = 32 }; /* steps between two fills of moei_q8side */
+enum { MOEI_Q8_CHUNK = 8 }; /* steps between two fills of moei_q8side */
 typedef struct moei_q8side {
     int32_t d[16 * MOEI_Q8_CHUNK]; /* floats' bits: per block, or per half block for NVFP4 */
     int32_t zero[8 * MOEI_Q8_CHUNK];
@@ -1055,8 +1054,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_scales(uint32_t f, const uint8_t *p, const moe
 /* ---- from integer sums to the accumulators ---- */
 
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_times(__m256i v, int c) {
-    return c == 12 ? _mm256_add_epi32(_mm256_slli_epi32(v, 3), _mm256_slli_epi32(v, 2))
-                   : _mm256_slli_epi32(v, c == 128 ? 7 : c == 32 ? 5 : c == 16 ? 4 : c == 8 ? 3 : 2);
+    return _mm256_slli_epi32(v, c == 128 ? 7 : c == 32 ? 5 : c == 16 ? 4 : c == 8 ? 3 : 2);
 }
 /* acc + one step: h0, h1 are the sums over the first and second 16 of every block; offset is what is still in the weights. */
 MOEI_FORCE MOEI_AVX2 __m256 moei_q8_add(uint32_t f, int offset, const moei_q8s *s, __m256i h0, __m256i h1, const moei_q8 *x, __m256 acc) {
@@ -1116,7 +1114,7 @@ MOEI_FORCE MOEI_AVX2 __m256i moei_q8_bits(const uint8_t *p, int v) {
     return moei_q8_and(_mm256_cmpeq_epi8(_mm256_and_si256(b, bit), bit), v);
 }
 /* E2M1 codes, doubled, + 12; the IQ4 table. */
-MOEI_FORCE MOEI_AVX2 __m128i moei_q8_e2m1_table(void) { return _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0); }
+MOEI_FORCE MOEI_AVX2 __m128i moei_q8_e2m1_table(void) { return _mm_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4); }
 MOEI_FORCE MOEI_AVX2 __m128i moei_q8_iq4_table(void) {
     return _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);
 }
@@ -1289,6 +1287,7 @@ static MOEI_AVX2 void moei_q8_prepare(void *row, const float *x, size_t k0, size
 }
 
 #define MOEI_Q8_DIRECT(isa, f) {moei_q8_dot_##isa##_##f, NULL, UINT32_MAX}
+#define MOEI_Q8_BOTH(isa, f) {moei_q8_dot_##isa##_##f, moei_q8_decode_##isa##_##f, 8}
 #define MOEI_Q8_NONE {NULL, NULL, 0}
 /* clang-format off */
 MOEI_UNUSED static const moei_arith moei_q8_avx2 = {
@@ -1442,16 +1441,246 @@ MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint3
 }
 
 MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
+
+/* ---- AVX512-VNNI: many tokens ----
+   LAYOUT      A panel is groups of 32 rows, for every block of 32 weights one entry: vectors of one dword (or float) per row, rows
+               0-15 and 16-31 in two registers: 8 pairs of weights (4 consecutive k each), the scale, and what else the kind has.
+   DEFINITION  as everywhere: a tile of 32 rows x C tokens walks one lane's blocks (b, b + 8, ...) with the accumulators in
+               registers, lane after lane in the order 0 4 2 6 1 5 3 7, which makes the tree a binary counter.
+   REGISTERS   2 x C integer sums, 2 x C accumulators, 2 of weights, 1 broadcast activation that both use: C = 6 fills 27 of 32. The
+               integer scales per 16 need 2 x C more: C = 4.
+   LIMITS      per block, row vector and token 8 dot products, 1 multiplication, 1 fma on two ports: at most 80 % of the peak; a
+               minimum or integer scales make it 73 and 67 %. */
+
+enum { MOEI_Q8_ROWS = 32 };
+
+/* Entry of a block: pairs of vectors. */
+MOEI_FORCE size_t moei_q8_entry(uint32_t f) {
+    size_t pairs = 9; /* weights, d */
+    if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f)) pairs = 10;    /* m */
+    if (moei_q8_has_sub(f)) pairs = f == MOE_FORMAT_Q2_K ? 13 : 11; /* scale 0, scale 1; Q2_K: m, minima as two int16 */
+    return pairs * 128;
+}
+static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) {
+    return (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS * (k / 32) * moei_q8_entry(MOE_FORMAT_Q2_K);
+}
+/* What the tile needs to know of a format: formats of a kind share its code. */
+MOEI_FORCE uint32_t moei_q8_kind(uint32_t f) {
+    return moei_q8_has_min(f) ? MOE_FORMAT_Q4_K : moei_q8_is_nvfp4(f) ? MOE_FORMAT_NVFP4 : f == MOE_FORMAT_Q2_K ? f
+           : moei_q8_has_sub(f) ? MOE_FORMAT_Q6_K : MOE_FORMAT_Q8_0;
+}
+MOEI_FORCE MOEI_VNNI __m512 moei_q8_set1(const float *p) { return _mm512_set1_ps(*p); }
+/* -(sum << shift), the start of an integer sum that takes the weights' offset away. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_start(__m512i sum, __m128i shift) {
+    return _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_sll_epi32(sum, shift));
+}
+/* 4 x n dot products of n / 4 ... of half h of a block into s. */
+MOEI_FORCE MOEI_VNNI void moei_q8_dots(const uint8_t *w, const moei_q8 *const *x, size_t lane, int j0, int j1, int c, __m512i s[][2]) {
+    MOEI_UNROLL for (int j = j0; j < j1; j++) {
+        const __m512i w0 = moei_q8_ld512(w + 128 * j), w1 = moei_q8_ld512(w + 128 * j + 64);
+        MOEI_UNROLL for (int t = 0; t < c; t++) {
+            __m512i q = _mm512_set1_epi32((int)moei_q8_u32(x[t]->q[lane] + 4 * j));
+            s[t][0] = _mm512_dpbusd_epi32(s[t][0], w0, q), s[t][1] = _mm512_dpbusd_epi32(s[t][1], w1, q);
+        }
+    }
+}
+/* One block times c tokens. */
+MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int c, const uint8_t *w, const moei_q8 *const *x, size_t lane, __m128i shift,
+                                             __m512 acc[][2]) {
+    const float *d = (const float *)(const void *)(w + 1024), *m = d + (kind == MOE_FORMAT_Q2_K ? 96 : 32);
+    __m512i s[6][2], h[6][2];
+    MOEI_UNROLL for (int t = 0; t < c; t++) {
+        if (kind == MOE_FORMAT_Q8_0) s[t][0] = moei_q8_start(_mm512_set1_epi32(x[t]->sum[lane]), shift);
+        else if (kind == MOE_FORMAT_Q4_K || kind == MOE_FORMAT_Q2_K) s[t][0] = _mm512_setzero_si512();
+        else s[t][0] = moei_q8_start(_mm512_set1_epi32(x[t]->sum16[lane][0]), shift);
+        s[t][1] = s[t][0];
+    }
+    if (kind == MOE_FORMAT_Q8_0 || kind == MOE_FORMAT_Q4_K) moei_q8_dots(w, x, lane, 0, 8, c, s);
+    else {
+        moei_q8_dots(w, x, lane, 0, 4, c, s);
+        MOEI_UNROLL for (int t = 0; t < c; t++)
+            MOEI_UNROLL for (int r = 0; r < 2; r++) {
+                if (kind == MOE_FORMAT_NVFP4)
+                    acc[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[t][r]), _mm512_mul_ps(_mm512_loadu_ps(d + 16 * r), moei_q8_set1(&x[t]->d[lane])), acc[t][r]);
+                else h[t][r] = _mm512_mullo_epi32(s[t][r], moei_q8_ld512(d + 32 + 16 * r));
+                s[t][r] = kind == MOE_FORMAT_Q2_K ? _mm512_setzero_si512() : r ? s[t][0] : moei_q8_start(_mm512_set1_epi32(x[t]->sum16[lane][1]), shift);
+            }
+        moei_q8_dots(w, x, lane, 4, 8, c, s);
+        if (kind == MOE_FORMAT_NVFP4) d = m;
+        else
+            MOEI_UNROLL for (int t = 0; t < c; t++)
+                MOEI_UNROLL for (int r = 0; r < 2; r++)
+                    s[t][r] = _mm512_add_epi32(h[t][r], _mm512_mullo_epi32(s[t][r], moei_q8_ld512(d + 64 + 16 * r)));
+    }
+    MOEI_UNROLL for (int t = 0; t < c; t++)
+        MOEI_UNROLL for (int r = 0; r < 2; r++) {
+            const __m512 dx = moei_q8_set1(&x[t]->d[lane]), mr = _mm512_loadu_ps(m + 16 * r);
+            acc[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[t][r]), _mm512_mul_ps(_mm512_loadu_ps(d + 16 * r), dx), acc[t][r]);
+            if (kind == MOE_FORMAT_Q4_K) acc[t][r] = _mm512_fmadd_ps(mr, moei_q8_set1(&x[t]->s[lane]), acc[t][r]);
+            if (kind != MOE_FORMAT_Q2_K) continue;
+            __m512i sums = _mm512_set1_epi32((int)moei_q8_u32(x[t]->sum16[lane]));
+            sums = _mm512_madd_epi16(moei_q8_ld512(m + 32 + 16 * r), sums);
+            acc[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_mul_ps(mr, dx), acc[t][r]);
+        }
+}
+/* 32 rows times c tokens, of which n are wanted. */
+MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const uint8_t *panel, size_t n_blocks, const void *const *x, int n,
+                                            __m128i shift, uint32_t mask, float *out, size_t out_stride) {
+    static const uint8_t order[8] = {0, 4, 2, 6, 1, 5, 3, 7};
+    __m512 saved[4][6][2];
+    for (int v = 0; v < 8; v++) {
+        const size_t lane = order[v];
+        const moei_q8 *q[6];
+        __m512 acc[6][2];
+        MOEI_UNROLL for (int t = 0; t < c; t++)
+            q[t] = (const moei_q8 *)x[t < n ? t : n - 1], acc[t][0] = acc[t][1] = _mm512_setzero_ps();
+        for (size_t b = lane; b < n_blocks; b += 8) {
+            moei_q8_entry_vnni(kind, c, panel + b * moei_q8_entry(kind), q, lane, shift, acc);
+            MOEI_UNROLL for (int t = 0; t < c; t++) q[t]++;
+        }
+        int level = 0;
+        for (; v >> level & 1; level++)
+            MOEI_UNROLL for (int t = 0; t < c; t++)
+                MOEI_UNROLL for (int r = 0; r < 2; r++) acc[t][r] = _mm512_add_ps(saved[level][t][r], acc[t][r]);
+        MOEI_UNROLL for (int t = 0; t < c; t++)
+            MOEI_UNROLL for (int r = 0; r < 2; r++) saved[level][t][r] = acc[t][r];
+    }
+    for (int t = 0; t < n; t++)
+        for (int r = 0; r < 2; r++)
+            _mm512_mask_storeu_ps(out + (size_t)t * out_stride + 16 * r, (__mmask16)(mask >> 16 * r),
+                                  _mm512_add_ps(saved[3][t][r], _mm512_setzero_ps()));
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_panel_kind(uint32_t kind, const uint8_t *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
+                                             uint32_t n_tokens, float *out, size_t out_stride) {
+    const size_t n_blocks = w->k / 32, most = kind == MOE_FORMAT_Q6_K || kind == MOE_FORMAT_Q2_K ? 4 : 6;
+    const size_t groups = (n_tokens + most - 1) / most, n_panels = (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS;
+    int offset = w->format == MOE_FORMAT_INT4_GROUP ? 128 : moei_q8_offset(w->format), log2 = 0;
+    while (offset >> log2 > 1) log2++;
+    const __m128i shift = _mm_cvtsi32_si128(log2);
+    for (size_t p = 0; p < n_panels; p++, panel += n_blocks * moei_q8_entry(kind), out += MOEI_Q8_ROWS) {
+        const uint32_t rows = n_rows - (uint32_t)p * MOEI_Q8_ROWS, mask = rows < 32 ? (1u << rows) - 1 : 0xffffffffu;
+        for (size_t g = 0; g < groups; g++) {
+            const size_t t0 = n_tokens * g / groups, n = n_tokens * (g + 1) / groups - t0;
+            moei_q8_prefetch(w, p * groups + g, n_panels * groups);
+            if (n == 6) moei_q8_tile_vnni(kind, 6, panel, n_blocks, x + t0, (int)n, shift, mask, out + t0 * out_stride, out_stride);
+            else if (n == 5) moei_q8_tile_vnni(kind, 5, panel, n_blocks, x + t0, (int)n, shift, mask, out + t0 * out_stride, out_stride);
+            else moei_q8_tile_vnni(kind, 4, panel, n_blocks, x + t0, (int)n, shift, mask, out + t0 * out_stride, out_stride);
+        }
+    }
+}
+#define MOEI_Q8_KIND(f)                                                                                                  \
+    static MOEI_VNNI void moei_q8_panel_##f(const uint8_t *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, \
+        uint32_t n, float *out, size_t stride) { moei_q8_panel_kind(MOE_FORMAT_##f, panel, w, n_rows, x, n, out, stride); }
+MOEI_Q8_KIND(Q8_0) MOEI_Q8_KIND(Q4_K) MOEI_Q8_KIND(Q6_K) MOEI_Q8_KIND(Q2_K) MOEI_Q8_KIND(NVFP4)
+static MOEI_VNNI void moei_q8_panel_vnni(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                         float *out, size_t out_stride) {
+    const uint8_t *p = (const uint8_t *)panel;
+    switch (moei_q8_kind(w->format)) {
+    case MOE_FORMAT_Q4_K: moei_q8_panel_Q4_K(p, w, n_rows, x, n_tokens, out, out_stride); break;
+    case MOE_FORMAT_Q6_K: moei_q8_panel_Q6_K(p, w, n_rows, x, n_tokens, out, out_stride); break;
+    case MOE_FORMAT_Q2_K: moei_q8_panel_Q2_K(p, w, n_rows, x, n_tokens, out, out_stride); break;
+    case MOE_FORMAT_NVFP4: moei_q8_panel_NVFP4(p, w, n_rows, x, n_tokens, out, out_stride); break;
+    default: moei_q8_panel_Q8_0(p, w, n_rows, x, n_tokens, out, out_stride);
+    }
+}
+
+/* ---- AVX512-VNNI: decoding a panel ---- */
+
+/* 16 rows of 16 dwords to v[e] = dword e of every row. */
+MOEI_FORCE MOEI_VNNI void moei_q8_transpose16(const uint8_t *rows, size_t stride, __m512i v[16]) {
+    __m512i a[16], b[16];
+    MOEI_UNROLL for (int i = 0; i < 16; i += 2) {
+        const __m512i x = moei_q8_ld512(rows + (size_t)i * stride), y = moei_q8_ld512(rows + (size_t)(i + 1) * stride);
+        a[i] = _mm512_unpacklo_epi32(x, y), a[i + 1] = _mm512_unpackhi_epi32(x, y);
+    }
+    MOEI_UNROLL for (int i = 0; i < 16; i += 4) /* b[i + j]: lane q has dword 4 q + j of rows i .. i + 3 */
+        b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]), b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]),
+        b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]), b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+    MOEI_UNROLL for (int j = 0; j < 4; j++) {
+        const __m512i e = _mm512_shuffle_i32x4(b[j], b[j + 4], 0x88), o = _mm512_shuffle_i32x4(b[j], b[j + 4], 0xdd);
+        const __m512i g = _mm512_shuffle_i32x4(b[j + 8], b[j + 12], 0x88), h = _mm512_shuffle_i32x4(b[j + 8], b[j + 12], 0xdd);
+        v[j] = _mm512_shuffle_i32x4(e, g, 0x88), v[j + 8] = _mm512_shuffle_i32x4(e, g, 0xdd);
+        v[j + 4] = _mm512_shuffle_i32x4(o, h, 0x88), v[j + 12] = _mm512_shuffle_i32x4(o, h, 0xdd);
+    }
+}
+/* Zero points of INT4_GROUP go into the weights, which so get the offset 128. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_minus_zero(__m512i v, __m256i zero, int i) {
+    const __m512i from = _mm512_inserti64x4(_mm512_set1_epi32(2 * i), _mm256_set1_epi32(2 * i + 1), 1);
+    const __m512i low = moei_q8_z128(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+    __m512i z = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(from, _mm512_castsi256_si512(zero)), low);
+    return _mm512_sub_epi8(_mm512_xor_si512(v, _mm512_set1_epi8(-128)), z);
+}
+typedef struct moei_q8rows { /* one step of 16 rows, decoded; then transposed */
+    __m512i v[16][4], dm[16], sub[16], min[16]; /* dm: d and m; min: in the low half */
+} moei_q8rows;
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_row(uint32_t f, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8rows *to, int r) {
+    __m512i v[4];
+    moei_q8s s;
+    s.d = s.m = _mm256_setzero_ps();
+    moei_q8_scales(f, p, side, j, &s);
+    moei_q8_bytes_vnni(f, p, v);
+    MOEI_UNROLL for (int i = 0; i < 4; i++) to->v[r][i] = f == MOE_FORMAT_INT4_GROUP ? moei_q8_minus_zero(v[i], s.zero, i) : v[i];
+    to->dm[r] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_castps_si256(s.d)), _mm256_castps_si256(s.m), 1);
+    if (moei_q8_has_sub(f)) to->sub[r] = _mm512_cvtepi16_epi32(s.sub);
+    if (f == MOE_FORMAT_Q2_K) to->min[r] = _mm512_castsi256_si512(s.min);
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_store(uint32_t f, const moei_q8rows *from, size_t n_blocks, uint8_t *to) {
+    const size_t entry = moei_q8_entry(f);
+    __m512i v[16];
+    for (size_t i = 0; i < 4; i++) {
+        moei_q8_transpose16((const uint8_t *)&from->v[0][i], sizeof from->v[0], v);
+        MOEI_UNROLL for (size_t e = 0; e < 16; e++)
+            if (2 * i + e / 8 < n_blocks) _mm512_storeu_si512(to + (2 * i + e / 8) * entry + e % 8 * 128, v[e]);
+    }
+    moei_q8_transpose16((const uint8_t *)from->dm, 64, v);
+    for (size_t b = 0; b < n_blocks; b++) {
+        uint8_t *m = to + b * entry + (f == MOE_FORMAT_Q2_K ? 11 : 9) * 128;
+        _mm512_storeu_si512(to + b * entry + 1024, v[b]);
+        if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f) || f == MOE_FORMAT_Q2_K) _mm512_storeu_si512(m, v[b + 8]);
+    }
+    if (moei_q8_has_sub(f)) moei_q8_transpose16((const uint8_t *)from->sub, 64, v);
+    for (size_t b = 0; moei_q8_has_sub(f) && b < n_blocks; b++)
+        _mm512_storeu_si512(to + b * entry + 9 * 128, v[2 * b]), _mm512_storeu_si512(to + b * entry + 10 * 128, v[2 * b + 1]);
+    if (f == MOE_FORMAT_Q2_K) moei_q8_transpose16((const uint8_t *)from->min, 64, v);
+    for (size_t b = 0; f == MOE_FORMAT_Q2_K && b < n_blocks; b++) _mm512_storeu_si512(to + b * entry + 12 * 128, v[b]);
+}
+/* 16 rows from row r; beyond the view's end the last one again. */
+MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, uint8_t *to) {
+    const size_t step = moei_q8_step_bytes(f), n_blocks = w->k / 32;
+    moei_q8side side[16];
+    moei_q8rows rows;
+    for (size_t i = 0; 8 * i < n_blocks; i++, to += 8 * moei_q8_entry(f)) {
+        const size_t n = n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8;
+        for (size_t j = 0; j < 16; j++) {
+            const size_t row = r + j < n_rows ? r + j : n_rows - 1;
+            const uint8_t *p = moei_row(w, row) + i * step;
+            uint8_t tail[272];
+            if (n < 8) p = moei_q8_tail(f, w, p, tail);
+            if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, row, i, &side[j]);
+            moei_q8_decode_row(f, p, &side[j], i % MOEI_Q8_CHUNK, &rows, (int)j);
+        }
+        moei_q8_decode_store(f, &rows, n, to);
+    }
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_decode(uint32_t f, const moei_rows *w, uint32_t n_rows, void *panel) {
+    uint8_t *to = (uint8_t *)panel;
+    for (uint32_t r = 0; r < n_rows; r += MOEI_Q8_ROWS, to += w->k / 32 * moei_q8_entry(f))
+        moei_q8_decode16(f, w, r, n_rows, to), moei_q8_decode16(f, w, r + 16, n_rows, to + 64);
+}
+#define MOEI_Q8_DECODE(isa, target, f)                                                                                   \
+    static target void moei_q8_decode_##isa##_##f(const moei_rows *w, uint32_t n_rows, void *panel) {                    \
+        moei_q8_decode(MOE_FORMAT_##f, w, n_rows, panel); }
+MOEI_Q8_FORMATS(MOEI_Q8_DECODE, vnni, MOEI_VNNI)
 /* clang-format off */
 MOEI_UNUSED static const moei_arith moei_q8_vnni = {
-    MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_prepared_bytes, moei_q8_prepare, NULL, NULL,
+    MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_prepared_bytes, moei_q8_prepare, moei_q8_panel_bytes, moei_q8_panel_vnni,
     {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */
-     MOEI_Q8_DIRECT(vnni, Q8_0), MOEI_Q8_DIRECT(vnni, Q4_0), MOEI_Q8_DIRECT(vnni, Q4_1), MOEI_Q8_DIRECT(vnni, Q5_0),
-     MOEI_Q8_DIRECT(vnni, Q5_1), MOEI_Q8_DIRECT(vnni, Q2_K), MOEI_Q8_DIRECT(vnni, Q3_K), MOEI_Q8_DIRECT(vnni, Q4_K),
-     MOEI_Q8_DIRECT(vnni, Q5_K), MOEI_Q8_DIRECT(vnni, Q6_K), MOEI_Q8_DIRECT(vnni, IQ4_NL), MOEI_Q8_DIRECT(vnni, IQ4_XS),
-     MOEI_Q8_DIRECT(vnni, MXFP4), MOEI_Q8_DIRECT(vnni, NVFP4), MOEI_Q8_DIRECT(vnni, MXFP4_HF), MOEI_Q8_DIRECT(vnni, NVFP4_HF),
+     MOEI_Q8_BOTH(vnni, Q8_0), MOEI_Q8_BOTH(vnni, Q4_0), MOEI_Q8_BOTH(vnni, Q4_1), MOEI_Q8_BOTH(vnni, Q5_0),
+     MOEI_Q8_BOTH(vnni, Q5_1), MOEI_Q8_BOTH(vnni, Q2_K), MOEI_Q8_BOTH(vnni, Q3_K), MOEI_Q8_BOTH(vnni, Q4_K),
+     MOEI_Q8_BOTH(vnni, Q5_K), MOEI_Q8_BOTH(vnni, Q6_K), MOEI_Q8_BOTH(vnni, IQ4_NL), MOEI_Q8_BOTH(vnni, IQ4_XS),
+     MOEI_Q8_BOTH(vnni, MXFP4), MOEI_Q8_BOTH(vnni, NVFP4), MOEI_Q8_BOTH(vnni, MXFP4_HF), MOEI_Q8_BOTH(vnni, NVFP4_HF),
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */
-     MOEI_Q8_DIRECT(vnni, INT8_CHANNEL), MOEI_Q8_DIRECT(vnni, INT4_GROUP)}};
+     MOEI_Q8_BOTH(vnni, INT8_CHANNEL), MOEI_Q8_BOTH(vnni, INT4_GROUP)}};
 /* clang-format on */
 #endif
 #endif
