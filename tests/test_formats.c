@@ -150,7 +150,7 @@ static void test_blocks_file(uint32_t format, const char *name, const char *suff
     check(moe_dequantize(&m, 0, 1, rows, k, 0, rows, out) == MOE_OK, label, "moe_dequantize failed");
     compare_values(label, out, values.data, rows * k, 0);
     int bad = *suffix && bad_scales(name);
-    moe_error e = {MOE_OK, NULL, 0, 0};
+    moe_error e = {MOE_OK, NULL, NULL, 0, 0};
     moe_status status = moe_validate(&m, 1, rows, k, &e);
     check(status == (bad ? MOE_ERR_VALUE : MOE_OK), label, "moe_validate says %d at %llu", status,
           (unsigned long long)e.got);
@@ -259,7 +259,7 @@ static void test_hf_case(const hf_case *c) {
         moe_dequantize(&m, (uint32_t)experts - 1, experts, rows, k, r, 1, out);
         compare_values(label, out, values.data + ((experts - 1) * rows + r) * k * 4, k, 0);
     }
-    moe_error e = {MOE_OK, NULL, 0, 0};
+    moe_error e = {MOE_OK, NULL, NULL, 0, 0};
     moe_status status = moe_validate(&m, experts, rows, k, &e);
     check(status == (c->bad ? MOE_ERR_VALUE : MOE_OK), label, "moe_validate says %d, %s at %llu", status,
           e.field ? e.field : "", (unsigned long long)e.got);
@@ -936,7 +936,7 @@ static void test_zero_points(void) {
     check(b[0] == -127.0f * moei_load_bf16(s.scale), "zero points", "200 is taken as 127");
     memset(bytes, 1, sizeof bytes);
     bytes[ROWS * 3 - 1] = 128;
-    moe_error e = {MOE_OK, NULL, 0, 0};
+    moe_error e = {MOE_OK, NULL, NULL, 0, 0};
     check(moe_validate(&s.m, 1, ROWS, 96, &e) == MOE_ERR_VALUE && !strcmp(e.field, "zero") && e.got == 4 * 96 + 64,
           "zero points", "128 accepted");
     free_sample(&s);
@@ -967,7 +967,7 @@ static void test_tight_experts(void) {
 /* ---- moe_validate finds every bad scale, where it is ---- */
 
 static void expect_bad(const sample *s, const char *field, uint64_t at, const char *what) {
-    moe_error e = {MOE_OK, "", 0, 0};
+    moe_error e = {MOE_OK, "", "", 0, 0};
     moe_status status = moe_validate(&s->m, 1, ROWS, s->k, &e);
     check(status == MOE_ERR_VALUE && e.status == status && !strcmp(e.field, field) && e.got == at,
           moe_format_name(s->m.format), "validate, %s: status %d, %s at %llu, want %s at %llu", what, status, e.field,
