@@ -7,11 +7,12 @@
 
        quant_sizes z = quant_size(MOE_FORMAT_FP8_BLOCK, rows, k);     // any format: weights, scales that live apart
        moe_matrix m;
-       quant_matrix(MOE_FORMAT_FP8_BLOCK, src, rows, k, memory, &m);  // memory: z.total bytes; m points into it
+       quant_matrix(MOE_FORMAT_FP8_BLOCK, src, rows, k, memory, NULL, &m);  // memory: z.total bytes, for m to point into
 
-   How well: every scale (and minimum) of a block is searched for among some twenty candidates, each improved by least squares
-   weighted towards large weights, then rounded to what the format can hold, and the weights are rounded again to the scales as
-   stored. That is close to what ggml's quantisers do without an importance matrix, not bit for bit the same.
+   How well: every scale (and minimum) of a block is searched for among some twenty candidates, each improved by least
+   squares weighted towards large weights, then rounded to what the format can hold, and the weights are rounded again
+   to the scales as stored. That is close to what ggml's quantisers do without an importance matrix, not bit for bit
+   the same.
    The simple formats (f16, bf16, q8_0, q4_0, mxfp4) are moe_quantize's.
    All state is in arguments; only quant_desc allocates. */
 
@@ -29,7 +30,9 @@
 /* -- Numbers ---------------------------------------------------------------------------------------------------- */
 
 static inline void quant_store16(uint8_t *p, uint32_t v) { p[0] = (uint8_t)(v & 255), p[1] = (uint8_t)(v >> 8); }
-static inline void quant_store32(uint8_t *p, uint32_t v) { quant_store16(p, v & 0xffff), quant_store16(p + 2, v >> 16); }
+static inline void quant_store32(uint8_t *p, uint32_t v) {
+    quant_store16(p, v & 0xffff), quant_store16(p + 2, v >> 16);
+}
 static inline void quant_store_f32(uint8_t *p, float x) {
     uint32_t u;
     memcpy(&u, &x, 4);
@@ -61,8 +64,8 @@ static inline float quant_amax(const float *x, size_t n, float *signed_max) {
 
 /* -- Searches for scales ----------------------------------------------------------------------------------------- */
 
-/* d for x ~ d * value(q), lo <= q <= hi, with value(q) = q, or table[q]: the best of some candidates around "the largest weight
-   becomes the largest value". Weights count by their square. */
+/* d for x ~ d * value(q), lo <= q <= hi, with value(q) = q, or table[q]: the best of some candidates around "the
+   largest weight becomes the largest value". Weights count by their square. */
 static float quant_scale(const float *x, int n, int lo, int hi, const int8_t *table) {
     float top, best = 0;
     double gain = -1;
@@ -104,10 +107,12 @@ static float quant_scale_min(const float *x, int n, int levels, float *m) {
             double w = mean + fabs((double)x[i]), q = quant_round(inverse * (x[i] - lo), 0, levels);
             sw += w, sq += w * q, sqq += w * q * q, sx += w * (double)x[i], sqx += w * q * (double)x[i];
         }
-        double det = sw * sqq - sq * sq, scale = det > 0 ? (sw * sqx - sx * sq) / det : 0, low = det > 0 ? (sqq * sx - sq * sqx) / det : 0;
+        double det = sw * sqq - sq * sq, scale = det > 0 ? (sw * sqx - sx * sq) / det : 0,
+               low = det > 0 ? (sqq * sx - sq * sqx) / det : 0;
         if (low > 0 || !(scale > 0)) low = 0, scale = sqq > 0 ? sqx / sqq : 0;
         for (int i = 0; i < n; i++) {
-            double w = mean + fabs((double)x[i]), q = quant_round(inverse * (x[i] - lo), 0, levels), e = scale * q + low - (double)x[i];
+            double w = mean + fabs((double)x[i]), q = quant_round(inverse * (x[i] - lo), 0, levels),
+                   e = scale * q + low - (double)x[i];
             error += w * e * e;
         }
         if (scale > 0 && (best < 0 || error < best)) best = error, d = (float)scale, *m = (float)-low;
@@ -115,7 +120,7 @@ static float quant_scale_min(const float *x, int n, int levels, float *m) {
     return d;
 }
 
-/* -- Blocks of 32 -------------------------------------------------------------------------------------------------- */
+/* -- Blocks of 32 ------------------------------------------------------------------------------------------------ */
 
 static const int8_t quant_iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 static int quant_nearest(const int8_t *table, int n, float want) {
@@ -159,7 +164,7 @@ static void quant_iq4_nl(const float *x, uint8_t *b) {
     quant_nibbles(b + 2, q);
 }
 
-/* -- Super-blocks of 256 -------------------------------------------------------------------------------------------- */
+/* -- Super-blocks of 256 ----------------------------------------------------------------------------------------- */
 
 /* 6-bit scales and minima of q4_K and q5_K: those of sub-blocks 4..7 have their upper bits above the first four. */
 static void quant_pack_6bit(uint8_t *to, const int *s, const int *m) {
@@ -171,7 +176,8 @@ static void quant_pack_6bit(uint8_t *to, const int *s, const int *m) {
     }
 }
 
-/* Scales and minima of n_sub sub-blocks, rounded to `most`, with their super-scales at b and b + 2; then q of all 256. */
+/* Scales and minima of n_sub sub-blocks, rounded to `most`, with their super-scales at b and b + 2; then q of all
+   256. */
 static void quant_with_min(const float *x, int n_sub, int levels, int most, uint8_t *halves, int *s, int *m, int *q) {
     float scale[16], low[16], top = 0, top_low = 0;
     int n = 256 / n_sub;
@@ -213,7 +219,8 @@ static void quant_q5_k(const float *x, uint8_t *b) {
 }
 
 /* Signed scales of n_sub sub-blocks, lo <= s <= hi, with their super-scale at `half`; then q of all 256. */
-static void quant_signed(const float *x, int n_sub, int qlo, int qhi, int slo, int shi, const int8_t *table, uint8_t *half, int *s, int *q) {
+static void quant_signed(const float *x, int n_sub, int qlo, int qhi, int slo, int shi, const int8_t *table,
+                         uint8_t *half, int *s, int *q) {
     float scale[16], top;
     int n = 256 / n_sub;
     for (int g = 0; g < n_sub; g++) scale[g] = quant_scale(x + g * n, n, qlo, qhi, table);
@@ -237,7 +244,8 @@ static void quant_q3_k(const float *x, uint8_t *b) {
     }
     for (int i = 0; i < 256; i++) {
         int v = q[i] + 4;
-        b[32 + 32 * (i / 128) + i % 32] |= (uint8_t)((v & 3) << 2 * (i / 32 % 4)), b[i % 32] |= (uint8_t)((v >> 2) << i / 32);
+        b[32 + 32 * (i / 128) + i % 32] |= (uint8_t)((v & 3) << 2 * (i / 32 % 4)),
+            b[i % 32] |= (uint8_t)((v >> 2) << i / 32);
     }
 }
 static void quant_q6_k(const float *x, uint8_t *b) {
@@ -264,7 +272,7 @@ static void quant_iq4_xs(const float *x, uint8_t *b) {
     for (int i = 0; i < 256; i++) b[8 + 16 * (i / 32) + i % 16] |= (uint8_t)(q[i] << (i % 32 >= 16 ? 4 : 0));
 }
 
-/* -- Four-bit floats ------------------------------------------------------------------------------------------------- */
+/* -- Four-bit floats --------------------------------------------------------------------------------------------- */
 
 /* The nearest of 0 .5 1 1.5 2 3 4 6, ties to the even code. */
 static int quant_e2m1(float x) {
@@ -274,7 +282,8 @@ static int quant_e2m1(float x) {
     while (q < 7 && (a > middle[q] || (a >= middle[q] && (q & 1)))) q++;
     return q | (x < 0 ? 8 : 0);
 }
-/* Sixteen weights: the e4m3 scale whose error is least, of the one that lets the largest become 6 and its neighbours. */
+/* Sixteen weights: the e4m3 scale whose error is least, of the one that lets the largest become 6 and its neighbours.
+   */
 static uint8_t quant_nvfp4_scale(const float *x, int *q) {
     static const float value[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
     uint8_t code, best = 0;
@@ -306,20 +315,21 @@ static void quant_nvfp4(const float *x, uint8_t *b) { /* 64 weights */
     }
 }
 
-/* -- Rows of block formats -------------------------------------------------------------------------------------------- */
+/* -- Rows of block formats --------------------------------------------------------------------------------------- */
 
 typedef struct quant_codec {
     uint32_t format;
     void (*block)(const float *x, uint8_t *b);
 } quant_codec;
 static const quant_codec quant_codecs[] = {
-    {MOE_FORMAT_Q4_1, quant_q4_1}, {MOE_FORMAT_Q5_0, quant_q5_0}, {MOE_FORMAT_Q5_1, quant_q5_1},     {MOE_FORMAT_Q2_K, quant_q2_k},
-    {MOE_FORMAT_Q3_K, quant_q3_k}, {MOE_FORMAT_Q4_K, quant_q4_k}, {MOE_FORMAT_Q5_K, quant_q5_k},     {MOE_FORMAT_Q6_K, quant_q6_k},
-    {MOE_FORMAT_IQ4_NL, quant_iq4_nl}, {MOE_FORMAT_IQ4_XS, quant_iq4_xs}, {MOE_FORMAT_NVFP4, quant_nvfp4},
+    {MOE_FORMAT_Q4_1, quant_q4_1},     {MOE_FORMAT_Q5_0, quant_q5_0},   {MOE_FORMAT_Q5_1, quant_q5_1},
+    {MOE_FORMAT_Q2_K, quant_q2_k},     {MOE_FORMAT_Q3_K, quant_q3_k},   {MOE_FORMAT_Q4_K, quant_q4_k},
+    {MOE_FORMAT_Q5_K, quant_q5_k},     {MOE_FORMAT_Q6_K, quant_q6_k},   {MOE_FORMAT_IQ4_NL, quant_iq4_nl},
+    {MOE_FORMAT_IQ4_XS, quant_iq4_xs}, {MOE_FORMAT_NVFP4, quant_nvfp4},
 };
 static const uint32_t quant_block_sizes[MOE_FORMAT_COUNT][2] = {{0, 0},
 #define MOE_X(id, name, n, bytes, rows, cols) {n, bytes},
-    MOE_FORMATS(MOE_X)
+                                                                MOE_FORMATS(MOE_X)
 #undef MOE_X
 };
 
@@ -337,9 +347,9 @@ static moe_status quant_rows(uint32_t format, const float *src, size_t n_rows, s
     return MOE_OK;
 }
 
-/* -- Formats with scales that live apart ------------------------------------------------------------------------------- */
+/* -- Formats with scales that live apart ------------------------------------------------------------------------- */
 
-typedef struct quant_sizes { /* of one matrix */
+typedef struct quant_sizes {       /* of one matrix */
     size_t weights, scales, total; /* bytes; total 0: the format has no rows of this length */
     uint32_t scale_type, rows, cols;
 } quant_sizes;
@@ -347,9 +357,12 @@ typedef struct quant_sizes { /* of one matrix */
 static quant_sizes quant_size(uint32_t format, size_t rows, size_t k) {
     static const struct {
         uint32_t format, type, bytes, rows, cols;
-    } apart[] = {{MOE_FORMAT_MXFP4_HF, MOE_TYPE_E8M0, 1, 1, 32},     {MOE_FORMAT_NVFP4_HF, MOE_TYPE_E4M3, 1, 1, 16},
-                 {MOE_FORMAT_MXFP8, MOE_TYPE_E8M0, 1, 1, 32},        {MOE_FORMAT_FP8_BLOCK, MOE_TYPE_F32, 4, 128, 128},
-                 {MOE_FORMAT_FP8_CHANNEL, MOE_TYPE_F32, 4, 1, UINT32_MAX}, {MOE_FORMAT_INT8_CHANNEL, MOE_TYPE_F32, 4, 1, UINT32_MAX},
+    } apart[] = {{MOE_FORMAT_MXFP4_HF, MOE_TYPE_E8M0, 1, 1, 32},
+                 {MOE_FORMAT_NVFP4_HF, MOE_TYPE_E4M3, 1, 1, 16},
+                 {MOE_FORMAT_MXFP8, MOE_TYPE_E8M0, 1, 1, 32},
+                 {MOE_FORMAT_FP8_BLOCK, MOE_TYPE_F32, 4, 128, 128},
+                 {MOE_FORMAT_FP8_CHANNEL, MOE_TYPE_F32, 4, 1, UINT32_MAX},
+                 {MOE_FORMAT_INT8_CHANNEL, MOE_TYPE_F32, 4, 1, UINT32_MAX},
                  {MOE_FORMAT_INT4_GROUP, MOE_TYPE_F32, 4, 1, 128}};
     quant_sizes z;
     memset(&z, 0, sizeof z);
@@ -383,8 +396,7 @@ static void quant_group_row(uint32_t format, const float *x, size_t i, size_t n,
         if (format == MOE_FORMAT_INT8_CHANNEL) row[i] = (uint8_t)(quant_round(v, -127, 127) & 255);
         else if (format == MOE_FORMAT_INT4_GROUP) row[i / 2] |= (uint8_t)((quant_round(v, -8, 7) + 8) << 4 * (i % 2));
         else if (format == MOE_FORMAT_MXFP4_HF) row[i / 2] |= (uint8_t)(quant_e2m1(v) << 4 * (i % 2));
-        else { /* e4m3: 448 is the largest */
-            v = v > 448 ? 448 : v < -448 ? -448 : v;
+        else { /* e4m3: 448 is the largest */ v = v > 448 ? 448 : v < -448 ? -448 : v;
             moe_quantize(MOE_FORMAT_FP8_CHANNEL, &v, 1, 1, row + i);
         }
     }
@@ -407,9 +419,11 @@ static float quant_group_scale(uint32_t format, const float *x, size_t rows, siz
     return d;
 }
 
-/* A whole matrix of any format into quant_size().total bytes of memory; m describes it. scale2, needed by the nvfp4 formats only,
+/* A whole matrix of any format into quant_size().total bytes of memory; m describes it. scale2, needed by the nvfp4
+   formats only,
    is four more bytes that the caller keeps (NULL: without, which wastes small weights). */
-static moe_status quant_matrix(uint32_t format, const float *src, size_t rows, size_t k, void *memory, float *scale2, moe_matrix *m) {
+static moe_status quant_matrix(uint32_t format, const float *src, size_t rows, size_t k, void *memory, float *scale2,
+                               moe_matrix *m) {
     quant_sizes z = quant_size(format, rows, k);
     uint8_t *to = (uint8_t *)memory, *scales = to + z.weights;
     memset(m, 0, sizeof *m);
@@ -425,7 +439,8 @@ static moe_status quant_matrix(uint32_t format, const float *src, size_t rows, s
         quant_store_f32((uint8_t *)scale2, all);
         m->scale2.type = MOE_TYPE_F32, m->scale2.data = scale2;
     }
-    if (z.scales) m->scale.type = z.scale_type, m->scale.data = scales, m->scale.rows = z.rows, m->scale.cols = z.cols;
+    if (z.scales)
+        m->scale.type = z.scale_type, m->scale.data = scales, m->scale.rows = z.rows, m->scale.cols = z.cols;
     if (nvfp4) {
         size_t n = format == MOE_FORMAT_NVFP4 ? 64 : 16;
         for (size_t j = 0; j < rows * k; j += n) {
@@ -441,17 +456,20 @@ static moe_status quant_matrix(uint32_t format, const float *src, size_t rows, s
         return MOE_OK;
     }
     if (!z.scales) return quant_rows(format, src, rows, k, to);
-    size_t line = moe_row_bytes(format, k), item = z.scale_type == MOE_TYPE_F32 ? 4 : 1, width = z.cols >= k ? k : z.cols;
+    size_t line = moe_row_bytes(format, k), item = z.scale_type == MOE_TYPE_F32 ? 4 : 1,
+           width = z.cols >= k ? k : z.cols;
     for (size_t r = 0; r < rows; r += z.rows)
         for (size_t i = 0; i < k; i += width, scales += item) {
             size_t n = k - i < width ? k - i : width, height = rows - r < z.rows ? rows - r : z.rows;
-            float d = quant_group_scale(format, src + r * k + i, height, n, k, scales), inverse = d > 0 || d < 0 ? 1 / d : 0;
-            for (size_t t = 0; t < height; t++) quant_group_row(format, src + (r + t) * k + i, i, n, inverse, to + (r + t) * line);
+            float d = quant_group_scale(format, src + r * k + i, height, n, k, scales),
+                  inverse = d > 0 || d < 0 ? 1 / d : 0;
+            for (size_t t = 0; t < height; t++)
+                quant_group_row(format, src + (r + t) * k + i, i, n, inverse, to + (r + t) * line);
         }
     return MOE_OK;
 }
 
-/* -- A whole layer ------------------------------------------------------------------------------------------------------- */
+/* -- A whole layer ----------------------------------------------------------------------------------------------- */
 
 typedef struct quant_memory { /* what quant_desc allocated */
     void *first;
@@ -474,7 +492,8 @@ static void *quant_alloc(quant_memory *memory, size_t bytes) {
 }
 
 /* The matrices of n experts in another format; biases stay. */
-static int quant_bank(moe_matrix *m, const char *name, uint32_t n, size_t rows, size_t k, uint32_t format, quant_memory *memory, char err[512]) {
+static int quant_bank(moe_matrix *m, const char *name, uint32_t n, size_t rows, size_t k, uint32_t format,
+                      quant_memory *memory, char err[512]) {
     if (!m->format) return 0;
     quant_sizes z = quant_size(format, rows, k);
     if (!z.total) {
@@ -507,11 +526,13 @@ static int quant_bank(moe_matrix *m, const char *name, uint32_t n, size_t rows, 
     return 0;
 }
 
-/* Converts the experts of a layer, routed and shared. 0, or -1 and one line in err. Free the memory after the last use of desc. */
+/* Converts the experts of a layer, routed and shared. 0, or -1 and one line in err. Free the memory after the last
+   use of desc. */
 static int quant_desc(moe_desc *d, uint32_t format, quant_memory *memory, char err[512]) {
     size_t in = d->latent.d ? d->latent.d : d->d_model, ff = d->d_ff, sff = d->shared.d_ff, model = d->d_model;
     uint32_t n = d->expert_count ? d->expert_count : d->n_experts, shared = d->shared.count ? d->shared.count : 1;
-    if (quant_bank(&d->gate, "gate", n, ff, in, format, memory, err) || quant_bank(&d->up, "up", n, ff, in, format, memory, err) ||
+    if (quant_bank(&d->gate, "gate", n, ff, in, format, memory, err) ||
+        quant_bank(&d->up, "up", n, ff, in, format, memory, err) ||
         quant_bank(&d->down, "down", n, in, ff, format, memory, err))
         return -1;
     if (!sff) return 0;
