@@ -1346,12 +1346,13 @@ static int ckptl_view(const ckptl *x, const ckptl_want *w, const ckptl_set *s, u
                       : m->scale.type == MOE_TYPE_E8M0 || m->scale.type == MOE_TYPE_E4M3 ? 1
                                                                                          : 2;
         size_t line = m->scale.row_stride ? m->scale.row_stride : (size_t)s->columns * item;
-        if (w->part && (half % m->scale.rows || (split && m->scale.rows != 1)))
+        int single = rows <= m->scale.rows; /* one block of rows holds gate and up */
+        if (w->part && !single && (half % m->scale.rows || (split && m->scale.rows != 1)))
             return ckptl_fail(x->err, "tensor %s: a block of %" PRIu32 " rows spans gate and up", s->scale->name,
                               m->scale.rows);
         m->scale.expert_stride = line * (size_t)ckptl_up(rows, m->scale.rows);
-        m->scale.offset += up ? (split ? line : half / m->scale.rows * line) : 0;
-        m->scale.row_stride = split ? 2 * line : line;
+        if (up && !single) m->scale.offset += split ? line : half / m->scale.rows * line;
+        m->scale.row_stride = split && !single ? 2 * line : line;
     }
     if (m->zero.type) {
         size_t per = m->zero.type == MOE_TYPE_U4X8 ? 8 : 1;

@@ -857,6 +857,52 @@ static void test_ggufs(void) {
     }
 }
 
+/* ---- Fused stacks in fp8, as newer tools write them: scale grids are cut like the rows ---- */
+
+static void test_fused_fp8(uint32_t ff) {
+    char name[64], config[256], err[CKPT_ERR] = "";
+    uint32_t blocks = (2 * ff + 127) / 128;
+    uint8_t *codes = (uint8_t *)malloc((size_t)E * 2 * ff * D);
+    float up[E * 4], down[E], router[E * D], line[D];
+    snprintf(name, sizeof name, "fused fp8, width %" PRIu32, ff);
+    snprintf(config, sizeof config,
+             "{'model_type':'qwen3_moe','hidden_size':8,'num_experts':4,'num_experts_per_tok':2,"
+             "'quantization_config':{'quant_method':'fp8','weight_block_size':[128,128]}}");
+    for (size_t i = 0; i < (size_t)E * 2 * ff * D; i++) codes[i] = (uint8_t)(0x30 + i % 16); /* 0.5 .. 1.875 */
+    for (uint32_t i = 0; i < E * blocks; i++) ckpt_store_f32(&up[i], (float)(i + 1));
+    for (uint32_t i = 0; i < E; i++) ckpt_store_f32(&down[i], 1.0f);
+    for (uint32_t i = 0; i < E * D; i++) ckpt_store_f32(&router[i], value_of("router", i));
+    ckpt_out out[] = {{M1 "gate.weight", CKPT_F32, 2, {E, D}, router},
+                      {M1 "experts.gate_up_proj", CKPT_F8_E4M3, 3, {E, 2 * ff, D}, codes},
+                      {M1 "experts.gate_up_proj_scale_inv", CKPT_F32, 3, {E, blocks, 1}, up},
+                      {M1 "experts.down_proj", CKPT_F8_E4M3, 3, {E, D, ff}, codes},
+                      {M1 "experts.down_proj_scale_inv", CKPT_F32, 3, {E, 1, 1}, down}};
+    ckpt c;
+    ckpt_layers layers;
+    ckpt_layer_info info;
+    moe_desc d;
+    int ok = !ckpt_write(TMP "/model.safetensors", out, 5, NULL, err) && write_config(config) &&
+             !ckpt_open(&c, TMP, err) && !ckpt_layer_list(&c, &layers, err);
+    if (check(ok && layers.n == 1, name, "%s", err) &&
+        check(!ckpt_layer_desc(&c, layers.items, &d, &info, err), name, "%s", err)) {
+        const moe_matrix *m[2] = {&d.gate, &d.up};
+        for (uint32_t half = 0; half < 2; half++)
+            for (uint32_t e = 0; e < E; e++) {
+                uint32_t r = ff - 1, row = half * ff + r, i = 3;
+                moe_dequantize(m[half], e, E, ff, D, r, 1, line);
+                uint32_t code = 0x30 + ((e * 2 * ff + row) * D + i) % 16;
+                float want =
+                    (1 + (float)(code & 7) / 8) * (code & 8 ? 1.0f : 0.5f) * (float)(e * blocks + row / 128 + 1);
+                check(fabsf(line[i] - want) <= 0, name, "expert %u, row %u: %g, not %g", (unsigned)e, (unsigned)row,
+                      (double)line[i], (double)want);
+            }
+        check_runs(name, &d, &info);
+        ckpt_layer_free(&info);
+    }
+    if (ok) ckpt_layers_free(&layers), ckpt_close(&c);
+    free(codes);
+}
+
 /* ---- What must be refused, and what is said ---- */
 
 static void test_refusals(void) {
@@ -935,6 +981,8 @@ int main(void) {
     if (system("mkdir -p " TMP)) return 1;
     test_families();
     test_ggufs();
+    test_fused_fp8(128);
+    test_fused_fp8(24);
     test_refusals();
     if (system("rm -rf " TMP)) failed++;
     printf("test_models: %d passed, %d failed, %d skipped\n", passed, failed, skipped);
