@@ -31,7 +31,7 @@
           desc.gate.data = gate, desc.up.data = up, desc.down.data = down, desc.router.weight.data = router;
           moe_layer layer;
           moe_error error;
-          if (moe_layer_init(&layer, &desc, &error)) return printf("%s: %s\n", error.field, moe_status_text(error.status)), 1;
+          if (moe_layer_init(&layer, &desc, &error)) return printf("%s %s: %s\n", error.part, error.field, moe_status_text(error.status)), 1;
           moe_io io = {0};
           io.x = x, io.y = y, io.x_type = io.y_type = MOE_TYPE_F32, io.n_tokens = T;
           io.workspace_size = moe_workspace_size(&layer, T, 1);
@@ -264,8 +264,7 @@ typedef enum moe_drop { MOE_DROP_ZERO, MOE_DROP_PASS_THROUGH, MOE_DROP_COUNT } m
    w = s[ids]; w /= max(sum(w) + norm_eps, norm_min); w *= routed_scale * expert_scale[id].
    Rows of the router: n_experts, then n_zero_experts, then shared.count if shared.gate_kind is ROUTER_SINK. */
 typedef struct moe_router {
-    moe_matrix weight;        /* [rows][d_model], any format (F32 compute)                            */
-    moe_array bias;           /* [rows] part of the logit                             (gpt-oss)       */
+    moe_matrix weight;        /* [rows][d_model], any format (F32 compute); its bias is part of the logit (gpt-oss) */
     moe_array select_bias;    /* [n_experts + n_zero] selection only, never the weight (DeepSeek-V3)  */
     moe_array expert_scale;   /* [n_experts + n_zero] factor on the final weight      (Gemma-4)       */
     moe_array input_scale;    /* [d_model]: router input = rms_norm(x) * input_scale / sqrt(d_model)  */
@@ -373,10 +372,11 @@ typedef struct moe_desc {
 
 /* ---- One call ------------------------------------------------------------------------------------------------------- */
 
-/* What was wrong. field is a static string naming the struct member; got and want where numbers explain it. */
+/* What was wrong, as static strings: field names the struct member, part the matrix that it is in ("gate", "shared.down", ...)
+   or "". got and want where numbers explain it. */
 typedef struct moe_error {
     moe_status status;
-    const char *field;
+    const char *part, *field;
     uint64_t got, want;
 } moe_error;
 
@@ -437,6 +437,7 @@ typedef struct moe_io {
 
 /* A validated layer: a value to copy and share; treat the members as private. */
 struct moei_arith;
+struct moei_vec;
 typedef struct moei_bank {    /* one set of experts: the routed ones, or the shared ones */
     moe_matrix gate, up, down;
     uint32_t n_experts, d_in, d_ff, clamp;
@@ -447,7 +448,8 @@ typedef struct moe_layer {
     moe_desc desc;            /* with every 0 that means something else resolved                       */
     moei_bank routed, shared;
     const struct moei_arith *router, *latent_in, *latent_out;
-    uint32_t router_rows, n_ids, has_gate, tier;
+    const struct moei_vec *vec;
+    uint32_t router_rows, n_ids, tier;
 } moe_layer;
 
 /* ---- API 1: set up -------------------------------------------------------------------------------------------------- */
@@ -572,6 +574,16 @@ MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size
 #endif
 #define MOEI_COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
+/* Names are equal but for case, and - _ . are one letter (ASCII, whatever the locale). */
+MOEI_UNUSED static int moei_same_name(const char *a, const char *b) {
+    for (;; a++, b++) {
+        char c = *a >= 'A' && *a <= 'Z' ? (char)(*a + 32) : *a == '-' || *a == '.' ? '_' : *a;
+        char d = *b >= 'A' && *b <= 'Z' ? (char)(*b + 32) : *b == '-' || *b == '.' ? '_' : *b;
+        if (c != d) return 0;
+        if (!c) return 1;
+    }
+}
+
 /* Which tiers this compiler can build. */
 #if !defined(MOE_NO_SIMD) && (defined(__x86_64__) || defined(_M_X64)) &&                                                 \
     (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 9) || defined(_MSC_VER))
@@ -628,19 +640,24 @@ MOEI_FORCE float moei_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; 
 MOEI_FORCE int moei_is_nan(float f) { return (moei_bits(f) & 0x7fffffffu) > 0x7f800000u; }
 MOEI_FORCE int moei_is_finite(float f) { return (moei_bits(f) & 0x7f800000u) != 0x7f800000u; }
 
-/* Fused multiply-add. Where the target has no fast one, libm's is slow (a call), so: the product of two floats is exact in
-   double, the sum is rounded to odd there (TwoSum gives the error's sign), and the final rounding to float is then right. */
+/* Fused multiply-add. Where the target has no fast one, libm's is slow (a call), so: the product of two floats is exact
+   in double, the sum s is rounded to odd there (TwoSum gives its error e; if there is one, the truncated sum's last bit
+   becomes 1), and the final rounding to float is then right. No branches, so that compilers can vectorise it; an
+   infinite or undefined s has e = NaN, which counts as none. */
+MOEI_FORCE float moei_fma_emulated(float a, float b, float c) {
+    double p = (double)a * (double)b, q = (double)c, s = p + q, t = s - p, e = (p - (s - t)) + (q - t);
+    uint64_t u, v, inexact = (uint64_t)(e < 0.0) | (uint64_t)(e > 0.0);
+    memcpy(&u, &s, 8);
+    memcpy(&v, &e, 8);
+    u = (u - ((u ^ v) >> 63 & inexact)) | inexact;
+    memcpy(&s, &u, 8);
+    return (float)s;
+}
 MOEI_FORCE float moei_fma(float a, float b, float c) {
 #if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)
     return fmaf(a, b, c);
 #else
-    double p = (double)a * (double)b, q = (double)c, s = p + q, t = s - p, e = (p - (s - t)) + (q - t);
-    uint64_t u, v;
-    memcpy(&u, &s, 8);
-    memcpy(&v, &e, 8);
-    if ((v << 1) != 0 && !(u & 1) && (u & 0x7ff0000000000000u) != 0x7ff0000000000000u) u = (u ^ v) >> 63 ? u - 1 : u + 1;
-    memcpy(&s, &u, 8);
-    return (float)s;
+    return moei_fma_emulated(a, b, c);
 #endif
 }
 
@@ -821,21 +838,2463 @@ typedef struct moei_vec {       /* elementwise, of one tier; each equal to its s
     void (*affine)(float *v, const float *s, const float *b, size_t n);           /* v = fma(v, s, b) */
 } moei_vec;
 
-/* ==== >>formats: what the bytes mean =================================================================================== */
+/* ==== >>formats: what the bytes mean ===============================================================================
+   Every integer format is unpacked, 32 consecutive weights at a time, into one form (moei_block); the others are
+   dense: one value after another. One table says which functions and which peculiarities a format has; nothing else
+   may depend on a format's number but the tiers' own tables. Provides moei_view, moei_row_scale, moei_array_at (from
+   what the caller described to one expert), moei_unpack, moei_decode_row, moei_decode_tile, and part 4 of the API. */
 
-/* ==== >>reference: the definition of every dot product, and the c tier ================================================= */
+/* 32 weights. Weight i of half h = i / 16 is fma(d[h] * scale[h], q[i], -(dmin * min[h])). d * scale is exact in f32.
+   A scale shared by all 32 is in both halves. */
+typedef struct moei_block {
+    int8_t q[32];
+    int16_t scale[2], min[2];
+    float d[2], dmin;
+} moei_block;
 
-/* ==== >>avx2: F32 on AVX2 + FMA + F16C ================================================================================= */
+/* p: the block; j: which 32 of its weights, in blocks of 64 and 256. */
+typedef void moei_unpack_fn(const uint8_t *p, uint32_t j, moei_block *b);
+/* n values, stride bytes apart, to out[0], out[step], ... */
+typedef void moei_dense_fn(const uint8_t *p, size_t stride, size_t n, float *out, size_t step);
+
+/* What is peculiar about a format. */
+#define MOEI_MIN     1u   /* has a minimum: dmin and min                                                       */
+#define MOEI_SUB16   2u   /* integer scales (and minima) per 16: inside the integer sum of Q8                  */
+#define MOEI_TWO     4u   /* a float scale per 16: d[0] and d[1] differ                                        */
+#define MOEI_DOUBLED 8u   /* q is twice the number (E2M1), d half the scale                                    */
+#define MOEI_APART   16u  /* d comes from moei_rows.scale (1 if absent)                                        */
+#define MOEI_ZEROS   32u  /* q is a nibble minus moei_rows.zero (8 if absent)                                  */
+#define MOEI_OWN     64u  /* the shape of the scales is the format's: they never count as constant along a row */
+#define MOEI_CUT     128u /* the last block of a row may be used in part                                       */
+
+static const int8_t moei_iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+static const int8_t moei_e2m1x2[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+MOEI_FORCE float moei_load_f16(const uint8_t *p) { return moei_f16(moei_load16(p)); }
+MOEI_FORCE float moei_load_bf16(const uint8_t *p) { return moei_bf16(moei_load16(p)); }
+
+/* ---- Blocks of 32: low nibbles are weights 0..15, high nibbles 16..31 */
+
+MOEI_FORCE void moei_one_scale(moei_block *b, float d) {
+    b->d[0] = b->d[1] = d, b->dmin = 0.0f;
+    b->scale[0] = b->scale[1] = 1, b->min[0] = b->min[1] = 0;
+}
+MOEI_FORCE void moei_nibbles(moei_block *b, const uint8_t *qs, int bias) {
+    for (int i = 0; i < 16; i++) {
+        b->q[i] = (int8_t)((qs[i] & 15) - bias);
+        b->q[i + 16] = (int8_t)((qs[i] >> 4) - bias);
+    }
+}
+MOEI_FORCE void moei_nibbles_table(moei_block *b, const uint8_t *qs, const int8_t *table) {
+    for (int i = 0; i < 16; i++) b->q[i] = table[qs[i] & 15], b->q[i + 16] = table[qs[i] >> 4];
+}
+MOEI_FORCE void moei_fifth_bits(moei_block *b, const uint8_t *qh) {
+    uint32_t bits = moei_load32(qh);
+    for (int i = 0; i < 32; i++) b->q[i] = (int8_t)(b->q[i] + (int)(bits >> i & 1) * 16);
+}
+MOEI_FORCE void moei_constant(moei_block *b, float m) { /* + m: a minimum of -1 times m */
+    b->dmin = m;
+    b->min[0] = b->min[1] = -1;
+}
+
+static void moei_unpack_q8_0(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, moei_load_f16(p));
+    memcpy(b->q, p + 2, 32);
+}
+static void moei_unpack_q4_0(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, moei_load_f16(p));
+    moei_nibbles(b, p + 2, 8);
+}
+static void moei_unpack_q4_1(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, moei_load_f16(p));
+    moei_constant(b, moei_load_f16(p + 2));
+    moei_nibbles(b, p + 4, 0);
+}
+static void moei_unpack_q5_0(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, moei_load_f16(p));
+    moei_nibbles(b, p + 6, 16);
+    moei_fifth_bits(b, p + 2);
+}
+static void moei_unpack_q5_1(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, moei_load_f16(p));
+    moei_constant(b, moei_load_f16(p + 2));
+    moei_nibbles(b, p + 8, 0);
+    moei_fifth_bits(b, p + 4);
+}
+static void moei_unpack_iq4_nl(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, moei_load_f16(p));
+    moei_nibbles_table(b, p + 2, moei_iq4);
+}
+/* 2^(e - 128), half of E8M0's scale. ggml has no NaN here: e = 255 is 2^127. */
+static void moei_unpack_mxfp4(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, moei_float(p[0] > 1 ? (uint32_t)(p[0] - 1) << 23 : 0x00200000u << p[0]));
+    moei_nibbles_table(b, p + 1, moei_e2m1x2);
+}
+/* 64 weights, a scale per 16. ggml reads it without sign and 0x7f (not 0xff) as 0. Nibbles by 8. */
+static void moei_unpack_nvfp4(const uint8_t *p, uint32_t j, moei_block *b) {
+    moei_one_scale(b, 0.0f);
+    for (uint32_t h = 0; h < 2; h++) {
+        const uint8_t s = p[2 * j + h], *qs = p + 4 + 8 * (2 * j + h);
+        b->d[h] = s == 0x7f ? 0.0f : s == 0xff ? 240.0f : 0.5f * moei_e4m3(s & 0x7f);
+        for (uint32_t i = 0; i < 8; i++) {
+            b->q[16 * h + i] = moei_e2m1x2[qs[i] & 15];
+            b->q[16 * h + i + 8] = moei_e2m1x2[qs[i] >> 4];
+        }
+    }
+}
+
+/* ---- Blocks of 256: j is the sub-block of 32 */
+
+static void moei_unpack_q2_k(const uint8_t *p, uint32_t j, moei_block *b) {
+    const uint8_t *qs = p + 16 + 32 * (j >> 2);
+    moei_one_scale(b, moei_load_f16(p + 80));
+    b->dmin = moei_load_f16(p + 82);
+    for (uint32_t h = 0; h < 2; h++) b->scale[h] = p[2 * j + h] & 15, b->min[h] = p[2 * j + h] >> 4;
+    for (uint32_t i = 0; i < 32; i++) b->q[i] = (int8_t)(qs[i] >> 2 * (j & 3) & 3);
+}
+static void moei_unpack_q3_k(const uint8_t *p, uint32_t j, moei_block *b) {
+    const uint8_t *qs = p + 32 + 32 * (j >> 2), *sc = p + 96;
+    moei_one_scale(b, moei_load_f16(p + 108));
+    for (uint32_t h = 0; h < 2; h++) {
+        uint32_t s = 2 * j + h, low = s < 8 ? sc[s] & 15u : sc[s - 8] >> 4, high = sc[8 + s % 4] >> 2 * (s / 4) & 3u;
+        b->scale[h] = (int16_t)((int)(low | high << 4) - 32);
+    }
+    for (uint32_t i = 0; i < 32; i++) b->q[i] = (int8_t)((qs[i] >> 2 * (j & 3) & 3) - (p[i] >> j & 1 ? 0 : 4));
+}
+MOEI_FORCE void moei_scales_k45(moei_block *b, const uint8_t *sc, uint32_t j) { /* 6 bits of scale, 6 of minimum */
+    uint32_t s = j < 4 ? sc[j] & 63u : (sc[j + 4] & 15u) | (uint32_t)(sc[j - 4] >> 6) << 4;
+    uint32_t m = j < 4 ? sc[j + 4] & 63u : (uint32_t)(sc[j + 4] >> 4) | (uint32_t)(sc[j] >> 6) << 4;
+    b->scale[0] = b->scale[1] = (int16_t)s;
+    b->min[0] = b->min[1] = (int16_t)m;
+}
+static void moei_unpack_q4_k(const uint8_t *p, uint32_t j, moei_block *b) {
+    const uint8_t *qs = p + 16 + 32 * (j >> 1);
+    moei_one_scale(b, moei_load_f16(p));
+    b->dmin = moei_load_f16(p + 2);
+    moei_scales_k45(b, p + 4, j);
+    for (uint32_t i = 0; i < 32; i++) b->q[i] = (int8_t)(qs[i] >> 4 * (j & 1) & 15);
+}
+static void moei_unpack_q5_k(const uint8_t *p, uint32_t j, moei_block *b) {
+    const uint8_t *qh = p + 16, *qs = p + 48 + 32 * (j >> 1);
+    moei_one_scale(b, moei_load_f16(p));
+    b->dmin = moei_load_f16(p + 2);
+    moei_scales_k45(b, p + 4, j);
+    for (uint32_t i = 0; i < 32; i++) b->q[i] = (int8_t)((qs[i] >> 4 * (j & 1) & 15) | (qh[i] >> j & 1) << 4);
+}
+static void moei_unpack_q6_k(const uint8_t *p, uint32_t j, moei_block *b) {
+    const uint8_t *ql = p + 64 * (j >> 2) + 32 * (j & 1), *qh = p + 128 + 32 * (j >> 2);
+    moei_one_scale(b, moei_load_f16(p + 208));
+    for (uint32_t h = 0; h < 2; h++) b->scale[h] = (int8_t)p[192 + 2 * j + h];
+    for (uint32_t i = 0; i < 32; i++) {
+        int low = ql[i] >> 2 * (j & 2) & 15, high = qh[i] >> 2 * (j & 3) & 3;
+        b->q[i] = (int8_t)((low | high << 4) - 32);
+    }
+}
+static void moei_unpack_iq4_xs(const uint8_t *p, uint32_t j, moei_block *b) {
+    uint32_t low = p[4 + (j >> 1)] >> 4 * (j & 1) & 15u, high = (uint32_t)moei_load16(p + 2) >> 2 * j & 3u;
+    moei_one_scale(b, moei_load_f16(p));
+    b->scale[0] = b->scale[1] = (int16_t)((int)(low | high << 4) - 32);
+    moei_nibbles_table(b, p + 8 + 16 * j, moei_iq4);
+}
+
+/* ---- Hugging Face layouts: nibbles 2i and 2i + 1 share a byte; moei_unpack adds scales and zero points */
+
+static void moei_unpack_e2m1_pairs(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, 0.5f);
+    for (int i = 0; i < 16; i++) b->q[2 * i] = moei_e2m1x2[p[i] & 15], b->q[2 * i + 1] = moei_e2m1x2[p[i] >> 4];
+}
+static void moei_unpack_int4(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, 1.0f);
+    for (int i = 0; i < 16; i++) b->q[2 * i] = p[i] & 15, b->q[2 * i + 1] = (int8_t)(p[i] >> 4);
+}
+static void moei_unpack_int8(const uint8_t *p, uint32_t j, moei_block *b) {
+    (void)j;
+    moei_one_scale(b, 1.0f);
+    memcpy(b->q, p, 32);
+}
+
+/* ---- Dense formats */
+
+static void moei_dense_f32(const uint8_t *p, size_t stride, size_t n, float *out, size_t step) {
+    for (size_t i = 0; i < n; i++) out[i * step] = moei_loadf32(p + i * stride);
+}
+static void moei_dense_f16(const uint8_t *p, size_t stride, size_t n, float *out, size_t step) {
+    for (size_t i = 0; i < n; i++) out[i * step] = moei_load_f16(p + i * stride);
+}
+static void moei_dense_bf16(const uint8_t *p, size_t stride, size_t n, float *out, size_t step) {
+    for (size_t i = 0; i < n; i++) out[i * step] = moei_load_bf16(p + i * stride);
+}
+static void moei_dense_e4m3(const uint8_t *p, size_t stride, size_t n, float *out, size_t step) {
+    for (size_t i = 0; i < n; i++) out[i * step] = moei_e4m3(p[i * stride]);
+}
+
+/* ---- The table: an integer format has unpack, a dense one has dense. In the order of MOE_FORMATS (checked below) */
+
+// clang-format off
+#define MOEI_CODECS(X)                                                                                               \
+    X(F32,          NULL,                   moei_dense_f32,  0)                                                      \
+    X(F16,          NULL,                   moei_dense_f16,  0)                                                      \
+    X(BF16,         NULL,                   moei_dense_bf16, 0)                                                      \
+    X(Q8_0,         moei_unpack_q8_0,       NULL,            0)                                                      \
+    X(Q4_0,         moei_unpack_q4_0,       NULL,            0)                                                      \
+    X(Q4_1,         moei_unpack_q4_1,       NULL,            MOEI_MIN)                                               \
+    X(Q5_0,         moei_unpack_q5_0,       NULL,            0)                                                      \
+    X(Q5_1,         moei_unpack_q5_1,       NULL,            MOEI_MIN)                                               \
+    X(Q2_K,         moei_unpack_q2_k,       NULL,            MOEI_MIN | MOEI_SUB16)                                  \
+    X(Q3_K,         moei_unpack_q3_k,       NULL,            MOEI_SUB16)                                             \
+    X(Q4_K,         moei_unpack_q4_k,       NULL,            MOEI_MIN)                                               \
+    X(Q5_K,         moei_unpack_q5_k,       NULL,            MOEI_MIN)                                               \
+    X(Q6_K,         moei_unpack_q6_k,       NULL,            MOEI_SUB16)                                             \
+    X(IQ4_NL,       moei_unpack_iq4_nl,     NULL,            0)                                                      \
+    X(IQ4_XS,       moei_unpack_iq4_xs,     NULL,            0)                                                      \
+    X(MXFP4,        moei_unpack_mxfp4,      NULL,            MOEI_DOUBLED)                                           \
+    X(NVFP4,        moei_unpack_nvfp4,      NULL,            MOEI_DOUBLED | MOEI_TWO)                                \
+    X(MXFP4_HF,     moei_unpack_e2m1_pairs, NULL,            MOEI_DOUBLED | MOEI_APART | MOEI_OWN)                   \
+    X(NVFP4_HF,     moei_unpack_e2m1_pairs, NULL,            MOEI_DOUBLED | MOEI_APART | MOEI_OWN | MOEI_TWO)        \
+    X(MXFP8,        NULL,                   moei_dense_e4m3, MOEI_APART | MOEI_OWN)                                  \
+    X(FP8_BLOCK,    NULL,                   moei_dense_e4m3, MOEI_APART)                                             \
+    X(FP8_CHANNEL,  NULL,                   moei_dense_e4m3, MOEI_APART)                                             \
+    X(INT8_CHANNEL, moei_unpack_int8,       NULL,            MOEI_APART)                                             \
+    X(INT4_GROUP,   moei_unpack_int4,       NULL,            MOEI_APART | MOEI_ZEROS | MOEI_CUT)
+
+typedef struct moei_layout { /* MOE_FORMATS as data */
+    const char *name;
+    uint32_t n, bytes, rows, cols;
+} moei_layout;
+static const moei_layout moei_layouts[MOE_FORMAT_COUNT] = {
+    {"none", 1, 0, 0, 0},
+#define MOE_X(id, name, n, bytes, rows, cols) {name, n, bytes, rows, cols},
+    MOE_FORMATS(MOE_X)
+#undef MOE_X
+};
+
+typedef struct moei_codec {
+    moei_unpack_fn *unpack;
+    moei_dense_fn *dense;
+    uint32_t flags;
+} moei_codec;
+static const moei_codec moei_codecs[MOE_FORMAT_COUNT] = {
+    {NULL, NULL, 0},
+#define MOE_X(id, unpack, dense, flags) {unpack, dense, flags},
+    MOEI_CODECS(MOE_X)
+#undef MOE_X
+};
+enum { /* the same order? a negative array size says no */
+    MOEI_CODEC_NONE,
+#define MOE_X(id, unpack, dense, flags) MOEI_CODEC_##id,
+    MOEI_CODECS(MOE_X)
+#undef MOE_X
+#define MOE_X(id, name, n, bytes, rows, cols) \
+    MOEI_ORDER_##id = sizeof(char[(int)MOEI_CODEC_##id == (int)MOE_FORMAT_##id ? 1 : -1]),
+    MOE_FORMATS(MOE_X)
+#undef MOE_X
+    MOEI_ORDER_END
+};
+
+static const uint32_t moei_type_bytes[MOE_TYPE_COUNT] = {
+    0,
+#define MOE_X(id, name, bytes) bytes,
+    MOE_TYPES(MOE_X)
+#undef MOE_X
+};
+// clang-format on
+
+MOEI_FORCE float moei_scalar(uint32_t type, const uint8_t *p) {
+    switch (type) {
+    case MOE_TYPE_F32: return moei_loadf32(p);
+    case MOE_TYPE_F16: return moei_load_f16(p);
+    case MOE_TYPE_BF16: return moei_load_bf16(p);
+    case MOE_TYPE_E8M0: return moei_e8m0(*p);
+    case MOE_TYPE_E4M3: return moei_e4m3(*p);
+    default: return 1.0f;
+    }
+}
+
+/* Bytes of k weights. Only int4_group's last word may be cut. */
+MOE_API size_t moe_row_bytes(uint32_t format, size_t k) {
+    if (format == MOE_FORMAT_NONE || format >= MOE_FORMAT_COUNT) return 0;
+    const moei_layout *l = &moei_layouts[format];
+    size_t blocks = k / l->n;
+    if (k % l->n) {
+        if (!(moei_codecs[format].flags & MOEI_CUT)) return 0;
+        blocks++;
+    }
+    return blocks > SIZE_MAX / l->bytes ? 0 : blocks * l->bytes;
+}
+
+/* ---- Scales and zero points that live apart: row is the expert's row */
+
+MOEI_FORCE const uint8_t *moei_side_at(const moei_side *s, size_t row, size_t k) {
+    return s->data + row / s->rows * s->row_stride + k / s->cols * moei_type_bytes[s->type];
+}
+MOEI_FORCE float moei_scale_at(const moei_side *s, size_t row, size_t k) {
+    return moei_scalar(s->type, moei_side_at(s, row, k));
+}
+
+/* U8 zero points above 127 are no zero points of 4-bit weights; limiting them keeps q in an int8. */
+MOEI_FORCE int moei_zero_at(const moei_side *s, size_t row, size_t k) {
+    if (!s->data) return 8;
+    if (s->type == MOE_TYPE_U8) {
+        uint8_t z = *moei_side_at(s, row, k);
+        return z > 127 ? 127 : z;
+    }
+    size_t r = row / s->rows; /* U4X8 */
+    return s->data[r / 8 * s->row_stride + k / s->cols * 4 + r % 8 / 2] >> r % 2 * 4 & 15;
+}
+
+/* ---- Rows to numbers */
+
+/* The n (up to 32) weights from k0 (a multiple of 32) of row r of the view; integer formats. Beyond n: anything. */
+static void moei_unpack(const moei_rows *w, uint32_t r, size_t k0, size_t n, moei_block *b) {
+    const moei_layout *l = &moei_layouts[w->format];
+    const moei_codec *c = &moei_codecs[w->format];
+    const uint8_t *p = moei_row(w, r) + k0 / l->n * l->bytes;
+    uint8_t cut[32] = {0};
+    if (n < 32 && l->n < 32) p = (const uint8_t *)memcpy(cut, p, (n + l->n - 1) / l->n * l->bytes);
+    c->unpack(p, (uint32_t)(k0 % l->n / 32), b);
+    if (!(c->flags & MOEI_APART)) return;
+    for (size_t h = 0; h < 2 && 16 * h < n; h++) {
+        size_t row = w->row0 + r, k = k0 + 16 * h;
+        if (w->scale.data) b->d[h] *= moei_scale_at(&w->scale, row, k);
+        if (!(c->flags & MOEI_ZEROS)) continue;
+        int zero = moei_zero_at(&w->zero, row, k);
+        for (size_t i = 16 * h; i < 16 * h + 16; i++) b->q[i] = (int8_t)(b->q[i] - zero);
+    }
+}
+
+/* The sum with a minimum is exact in double (f16 scales, small integers), so rounding it equals one fma in float. */
+MOEI_FORCE void moei_block_values(const moei_block *b, uint32_t flags, float *out) {
+    for (int h = 0; h < 2; h++) {
+        float d = b->d[h] * (float)b->scale[h];
+        double m = (double)b->dmin * (double)b->min[h];
+        if (flags & MOEI_MIN)
+            for (int i = 16 * h; i < 16 * h + 16; i++) out[i] = (float)((double)d * (double)b->q[i] - m);
+        else
+            for (int i = 16 * h; i < 16 * h + 16; i++) out[i] = d * (float)b->q[i];
+    }
+}
+
+/* Multiplies out[0..n) (weights k0 .. of an expert's row) by their scales: one rounding. */
+static void moei_apply_scales(const moei_side *s, size_t row, size_t k0, size_t n, float *out) {
+    if (!s->data) return;
+    for (size_t i = 0, end; i < n; i = end) {
+        size_t to_next = s->cols - (k0 + i) % s->cols;
+        float d = moei_scale_at(s, row, k0 + i);
+        for (end = to_next < n - i ? i + to_next : n; i < end; i++) out[i] *= d;
+    }
+}
+
+/* Weights k0 .. k0 + n of row r of the view as exact f32; k0 is a multiple of 32. */
+static void moei_decode_row(const moei_rows *w, uint32_t r, size_t k0, size_t n, float *out) {
+    const moei_codec *c = &moei_codecs[w->format];
+    if (c->dense) {
+        size_t step = w->k_stride ? w->k_stride : moei_layouts[w->format].bytes / moei_layouts[w->format].n;
+        c->dense(moei_row(w, r) + k0 * step, step, n, out, 1);
+        moei_apply_scales(&w->scale, w->row0 + r, k0, n, out);
+        return;
+    }
+    for (size_t i = 0; i < n; i += 32) {
+        moei_block b;
+        float v[32];
+        size_t m = n - i < 32 ? n - i : 32;
+        moei_unpack(w, r, k0 + i, m, &b);
+        moei_block_values(&b, c->flags, m < 32 ? v : out + i);
+        if (m < 32) memcpy(out + i, v, m * sizeof *v);
+    }
+}
+
+/* The same for rows r0 .. r0 + n_rows, row r to out + r * stride, in the order of storage. */
+static void moei_decode_tile(const moei_rows *w, uint32_t r0, uint32_t n_rows, size_t k0, size_t n, float *out,
+                             size_t stride) {
+    if (!w->k_stride) {
+        for (uint32_t r = 0; r < n_rows; r++) moei_decode_row(w, r0 + r, k0, n, out + r * stride);
+        return;
+    }
+    const uint8_t *p = moei_row(w, r0) + k0 * w->k_stride;
+    for (size_t i = 0; i < n; i++)
+        moei_codecs[w->format].dense(p + i * w->k_stride, w->row_stride, n_rows, out + i, stride);
+    for (uint32_t r = 0; r < n_rows; r++) moei_apply_scales(&w->scale, w->row0 + r0 + r, k0, n, out + r * stride);
+}
+
+/* ---- From the caller's description to one expert */
+
+/* Per-call pointers stand in for the description's own. NULL = absent. */
+MOEI_FORCE const uint8_t *moei_base(const void *data, const void *const *own, const void *const *call,
+                                    uint32_t expert, size_t expert_stride, size_t offset) {
+    const void *const *list = call ? call : own;
+    const uint8_t *p = (const uint8_t *)(list ? list[expert] : data);
+    if (!p) return NULL;
+    return list ? p + offset : p + expert * expert_stride + offset;
+}
+
+static float moei_array_load(const moe_array *a, const void *const *call, uint32_t expert, size_t n_per_expert,
+                             size_t i, float absent) {
+    size_t stride = a->stride ? a->stride : a->type < MOE_TYPE_COUNT ? moei_type_bytes[a->type] : 0;
+    size_t expert_stride = a->expert_stride ? a->expert_stride : n_per_expert * stride;
+    const uint8_t *p = moei_base(a->data, a->expert, call, expert, expert_stride, a->offset);
+    return p && a->type != MOE_TYPE_NONE ? moei_scalar(a->type, p + i * stride) : absent;
+}
+/* Element i of an expert's vector; 0 if there is none. */
+MOEI_UNUSED static float moei_array_at(const moe_array *a, uint32_t expert, size_t n_per_expert, size_t i) {
+    return moei_array_load(a, NULL, expert, n_per_expert, i, 0.0f);
+}
+
+/* One expert's grid, defaults resolved: rows and cols as `like`. */
+static moei_side moei_side_of(const moe_grid *g, const void *const *call, uint32_t expert, size_t n_rows, size_t k,
+                              const moei_side *like) {
+    moei_side s = {NULL, 0, g->type, g->rows ? g->rows : like->rows, g->cols ? g->cols : like->cols};
+    if (!s.rows) s.rows = 1;
+    if (!s.cols) s.cols = UINT32_MAX;
+    if (s.type == MOE_TYPE_NONE || s.type >= MOE_TYPE_COUNT) return s;
+    size_t n_cols = s.cols >= k ? 1 : (k + s.cols - 1) / s.cols, lines = (n_rows + s.rows - 1) / s.rows;
+    if (s.type == MOE_TYPE_U4X8) lines = (lines + 7) / 8;
+    s.row_stride = g->row_stride ? g->row_stride : n_cols * moei_type_bytes[s.type];
+    size_t expert_stride = g->expert_stride ? g->expert_stride : lines * s.row_stride;
+    s.data = moei_base(g->data, g->expert, call, expert, expert_stride, g->offset);
+    return s;
+}
+static moei_side moei_scale_of(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert,
+                               size_t n_rows, size_t k) {
+    moei_side like = {NULL, 0, 0, moei_layouts[m->format].rows, moei_layouts[m->format].cols};
+    return moei_side_of(&m->scale, over ? over->scale[which] : NULL, expert, n_rows, k, &like);
+}
+/* A scale that is the same all along a row is applied to the row's result, not to its weights. */
+MOEI_FORCE int moei_row_constant(uint32_t format, const moei_side *s, size_t k) {
+    return s->cols >= k && !(moei_codecs[format].flags & MOEI_OWN);
+}
+
+/* One expert's rows; data is NULL if the expert is absent. over: per-call pointers (`which` of them) that replace the
+   matrix's, or NULL; offsets are added to either. A zero-point grid without a shape of its own has that of the scales.
+   Scales that are constant along a row are left out: see moei_row_scale. */
+MOEI_UNUSED static void moei_view(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert,
+                                  size_t n_rows, size_t k, moei_rows *out) {
+    size_t item = moei_layouts[m->format].bytes, tight = m->k_stride ? item : moe_row_bytes(m->format, k);
+    memset(out, 0, sizeof *out);
+    out->format = m->format;
+    out->k = k;
+    out->k_stride = m->k_stride;
+    out->row_stride = m->row_stride ? m->row_stride : tight;
+    size_t tight_expert = m->k_stride ? k * m->k_stride : n_rows * out->row_stride;
+    out->data = moei_base(m->data, m->expert, over ? over->data[which] : NULL, expert,
+                          m->expert_stride ? m->expert_stride : tight_expert, m->offset);
+    out->scale = moei_scale_of(m, over, which, expert, n_rows, k);
+    out->zero = moei_side_of(&m->zero, over ? over->zero[which] : NULL, expert, n_rows, k, &out->scale);
+    if (moei_row_constant(m->format, &out->scale, k)) out->scale.data = NULL;
+}
+
+/* What a row's result must be multiplied, then divided by: the scale that is constant along the row, and scale2. */
+typedef struct moei_factor {
+    float multiply, divide;
+} moei_factor;
+MOEI_UNUSED static moei_factor moei_row_scale(const moe_matrix *m, const moe_experts *over, int which,
+                                              uint32_t expert, size_t n_rows, size_t k, size_t row) {
+    moei_factor f = {1.0f, 1.0f};
+    moei_side s = moei_scale_of(m, over, which, expert, n_rows, k);
+    float scale2 = moei_array_load(&m->scale2, over ? over->scale2[which] : NULL, expert, 1, 0, 1.0f);
+    if (s.data && moei_row_constant(m->format, &s, k)) f.multiply = moei_scale_at(&s, row, 0);
+    if (m->scale2_divides) f.divide = scale2;
+    else f.multiply *= scale2;
+    return f;
+}
+
+/* ---- Checks */
+
+static moe_status moei_weights_error(moe_error *error, moe_status status, const char *field, uint64_t got,
+                                     uint64_t want) {
+    if (error) error->status = status, error->field = field, error->got = got, error->want = want;
+    return status;
+}
+
+/* NULL, or the name of the field of a grid that is wrong. Integer formats need whole blocks of 32 under one scale. */
+static const char *moei_scale_wrong(const moe_matrix *m, size_t k, moe_status *status) {
+    const moei_layout *l = &moei_layouts[m->format];
+    const moei_codec *c = &moei_codecs[m->format];
+    const uint32_t type = m->scale.type, cols = m->scale.cols ? m->scale.cols : l->cols ? l->cols : UINT32_MAX;
+    if (type == MOE_TYPE_NONE) return NULL;
+    *status = MOE_ERR_TYPE;
+    if (type >= MOE_TYPE_COUNT || type == MOE_TYPE_U8 || type == MOE_TYPE_U4X8) return "scale.type";
+    *status = MOE_ERR_NULL;
+    if (!m->scale.data && !m->scale.expert) return "scale.data";
+    *status = MOE_ERR_SIZE;
+    if ((c->flags & MOEI_OWN) && cols != l->cols) return "scale.cols";
+    if (c->unpack && !(c->flags & MOEI_OWN) && cols < k && (!(c->flags & MOEI_APART) || cols % 32))
+        return "scale.cols";
+    return NULL;
+}
+static const char *moei_zero_wrong(const moe_matrix *m, size_t k, moe_status *status) {
+    const uint32_t type = m->zero.type, cols = m->zero.cols ? m->zero.cols : UINT32_MAX;
+    if (type == MOE_TYPE_NONE) return NULL;
+    *status = MOE_ERR_TYPE;
+    if ((type != MOE_TYPE_U8 && type != MOE_TYPE_U4X8) || !(moei_codecs[m->format].flags & MOEI_ZEROS))
+        return "zero.type";
+    *status = MOE_ERR_NULL;
+    if (!m->zero.data && !m->zero.expert) return "zero.data";
+    *status = MOE_ERR_SIZE;
+    return cols < k && cols % 32 ? "zero.cols" : NULL;
+}
+/* Whether a product of sizes that addresses are made of does not overflow. */
+static int moei_fits(size_t a, size_t b, size_t c) {
+    return !b || !c || (a <= SIZE_MAX / b && a * b <= SIZE_MAX / c);
+}
+
+/* Whether a matrix can be read at all: formats, types, shapes and strides, not the numbers. */
+static moe_status moei_check_matrix(const moe_matrix *m, size_t n_experts, size_t rows, size_t k, moe_error *error) {
+    if (!m) return moei_weights_error(error, MOE_ERR_NULL, "matrix", 0, 0);
+    if (m->format == MOE_FORMAT_NONE || m->format >= MOE_FORMAT_COUNT)
+        return moei_weights_error(error, MOE_ERR_FORMAT, "format", m->format, 0);
+    if (!m->data && !m->expert) return moei_weights_error(error, MOE_ERR_NULL, "data", 0, 0);
+    if (!n_experts || !rows || !k || rows > UINT32_MAX || k > UINT32_MAX || n_experts > UINT32_MAX)
+        return moei_weights_error(error, MOE_ERR_SIZE,
+                                  !n_experts || n_experts > UINT32_MAX ? "n_experts" : "rows or k", 0, 1);
+    const moei_layout *l = &moei_layouts[m->format];
+    size_t need = moe_row_bytes(m->format, k);
+    if (!need) return moei_weights_error(error, MOE_ERR_BLOCK, "k", k, l->n);
+    if (m->k_stride && m->format != MOE_FORMAT_F32 && m->format != MOE_FORMAT_F16 && m->format != MOE_FORMAT_BF16)
+        return moei_weights_error(error, MOE_ERR_FORMAT, "k_stride", m->k_stride, 0);
+    if (m->k_stride) need = l->bytes;
+    if (m->row_stride && m->row_stride < need)
+        return moei_weights_error(error, MOE_ERR_STRIDE, "row_stride", m->row_stride, need);
+    if (m->k_stride && m->k_stride < l->bytes)
+        return moei_weights_error(error, MOE_ERR_STRIDE, "k_stride", m->k_stride, l->bytes);
+    if (!moei_fits(n_experts, rows, m->row_stride ? m->row_stride : need) || !moei_fits(n_experts, k, m->k_stride) ||
+        !moei_fits(n_experts, 1, m->expert_stride))
+        return moei_weights_error(error, MOE_ERR_OVERFLOW, "row_stride", m->row_stride, 0);
+    moe_status status = MOE_OK;
+    const char *field = moei_scale_wrong(m, k, &status);
+    if (!field) field = moei_zero_wrong(m, k, &status);
+    if (field) return moei_weights_error(error, status, field, 0, 0);
+    if (m->scale2.type > MOE_TYPE_BF16)
+        return moei_weights_error(error, MOE_ERR_TYPE, "scale2.type", m->scale2.type, 0);
+    return MOE_OK;
+}
+
+MOEI_FORCE int moei_side_value_bad(const moei_side *s, size_t row, size_t k) {
+    if (s->type == MOE_TYPE_U4X8) return 0;
+    if (s->type == MOE_TYPE_U8) return *moei_side_at(s, row, k) > 127;
+    return !moei_is_finite(moei_scale_at(s, row, k));
+}
+/* Whether a scale of a grid is not finite or a zero point is none, and the first weight that it belongs to. */
+static int moei_side_bad(const moei_side *s, size_t rows, size_t k, uint64_t *at) {
+    size_t lines = s->data ? (rows - 1) / s->rows + 1 : 0, cols = (k - 1) / s->cols + 1;
+    for (size_t line = 0; line < lines; line++)
+        for (size_t col = 0; col < cols; col++) {
+            *at = (uint64_t)line * s->rows * k + col * s->cols;
+            if (moei_side_value_bad(s, line * s->rows, col * s->cols)) return 1;
+        }
+    return 0;
+}
+/* The same for up to 32 weights from k0 of a row: a dense weight is its own scale. */
+static int moei_weights_bad(const moei_rows *w, uint32_t r, size_t k0, size_t n, uint64_t *at) {
+    const moei_codec *c = &moei_codecs[w->format];
+    *at = (uint64_t)r * w->k + k0;
+    if (c->dense) {
+        float v[32];
+        moei_decode_row(w, r, k0, n, v);
+        for (size_t i = 0; i < n; i++, ++*at)
+            if (!moei_is_finite(v[i])) return 1;
+        return 0;
+    }
+    if (c->flags & MOEI_APART) return 0;
+    moei_block b;
+    float unit = c->flags & MOEI_DOUBLED ? 2.0f : 1.0f;
+    moei_unpack(w, r, k0, n, &b);
+    return !moei_is_finite(b.d[0] * unit) || !moei_is_finite(b.d[1] * unit) || !moei_is_finite(b.dmin);
+}
+static int moei_rows_bad(const moei_rows *w, size_t rows, uint64_t *at) {
+    for (uint32_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < w->k; i += 32)
+            if (moei_weights_bad(w, r, i, w->k - i < 32 ? w->k - i : 32, at)) return 1;
+    return 0;
+}
+/* The field of an expert that holds a bad value, or NULL. */
+static const char *moei_expert_bad(const moe_matrix *m, uint32_t expert, size_t rows, size_t k, uint64_t *at) {
+    moei_rows w;
+    moei_view(m, NULL, 0, expert, rows, k, &w);
+    if (!w.data) return NULL;
+    moei_side scale = moei_scale_of(m, NULL, 0, expert, rows, k);
+    float scale2 = moei_array_load(&m->scale2, NULL, expert, 1, 0, 1.0f);
+    w.scale.data = NULL; /* the stored values, not the scaled ones */
+    if (moei_side_bad(&scale, rows, k, at)) return "scale";
+    if (moei_side_bad(&w.zero, rows, k, at)) return "zero";
+    if (moei_rows_bad(&w, rows, at)) return "data";
+    *at = 0;
+    return moei_is_finite(scale2) && !(m->scale2_divides && scale2 == 0.0f) ? NULL : "scale2";
+}
+
+/* error.field: data, scale, zero or scale2; error.got: the first weight concerned, counted from expert 0's first.
+   Absent experts are skipped. Scales of 0 are fine, divisors of 0 are not. */
+MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size_t rows, size_t k, moe_error *error) {
+    moe_status status = moei_check_matrix(matrix, n_experts, rows, k, error);
+    for (uint32_t e = 0; !status && e < n_experts; e++) {
+        uint64_t at = 0;
+        const char *field = moei_expert_bad(matrix, e, rows, k, &at);
+        if (field) status = moei_weights_error(error, MOE_ERR_VALUE, field, (uint64_t)e * rows * k + at, 0);
+    }
+    return status;
+}
+
+MOE_API moe_status moe_dequantize(const moe_matrix *matrix, uint32_t expert, size_t n_experts, size_t rows, size_t k,
+                                  size_t row, size_t n_rows, float *out) {
+    moe_status status = moei_check_matrix(matrix, n_experts, rows, k, NULL);
+    if (status) return status;
+    if (!out && n_rows) return MOE_ERR_NULL;
+    if (expert >= n_experts) return MOE_ERR_EXPERT_ID;
+    if (row > rows || n_rows > rows - row) return MOE_ERR_SIZE;
+    moei_rows w;
+    moei_view(matrix, NULL, 0, expert, rows, k, &w);
+    if (!w.data) return MOE_ERR_EXPERT_ABSENT;
+    w.row0 = (uint32_t)row;
+    for (size_t r = 0; r < n_rows; r += 16) {
+        uint32_t n = (uint32_t)(n_rows - r < 16 ? n_rows - r : 16);
+        moei_decode_tile(&w, (uint32_t)r, n, 0, k, out + r * k, k);
+    }
+    for (size_t r = 0; r < n_rows; r++) {
+        moei_factor f = moei_row_scale(matrix, NULL, 0, expert, rows, k, row + r);
+        for (size_t i = 0; i < k; i++) out[r * k + i] = out[r * k + i] * f.multiply / f.divide;
+    }
+    return MOE_OK;
+}
+
+/* ---- Quantisers: the rounding of gguf-py and ggml's reference C, byte for byte */
+
+MOEI_FORCE void moei_store16(uint8_t *p, uint16_t v) { p[0] = (uint8_t)v, p[1] = (uint8_t)(v >> 8); }
+MOEI_FORCE void moei_store32(uint8_t *p, uint32_t v) {
+    moei_store16(p, (uint16_t)v), moei_store16(p + 2, (uint16_t)(v >> 16));
+}
+
+static uint8_t moei_to_e4m3(float f) { /* round to nearest even; beyond 448, and Inf: 448, as torch does */
+    uint32_t u = moei_bits(f), sign = u >> 24 & 0x80, a = u & 0x7fffffffu;
+    if (a > 0x7f800000u) return (uint8_t)(sign | 0x7f);
+    if (a >= 0x43e80000u) return (uint8_t)(sign | 0x7e);
+    if (a < 0x3c800000u) { /* below 2^-6: units of 2^-9 */
+        uint32_t shift = 141 - (a >> 23), m = (a & 0x7fffffu) | 0x800000u;
+        if (shift > 24) return (uint8_t)sign;
+        uint32_t q = m >> shift, rest = m & ((1u << shift) - 1), half = 1u << (shift - 1);
+        return (uint8_t)(sign | (q + (rest > half || (rest == half && (q & 1)))));
+    }
+    return (uint8_t)(sign | ((a - 0x3c000000u + 0x7ffff + (a >> 20 & 1)) >> 20));
+}
+
+/* The largest magnitude, and the first value that has it. */
+static float moei_absmax(const float *x, int n, float *value) {
+    float amax = 0.0f;
+    *value = 0.0f;
+    for (int i = 0; i < n; i++) {
+        float a = fabsf(x[i]);
+        if (a > amax) amax = a, *value = x[i];
+    }
+    return amax;
+}
+MOEI_FORCE float moei_inverse(float d) { /* 0 where the scale is too small to have one */
+    float id = d != 0.0f ? 1.0f / d : 0.0f;
+    return moei_is_finite(id) ? id : 0.0f;
+}
+static void moei_quantize_q8_0(const float *x, uint8_t *p) {
+    float value, d = moei_absmax(x, 32, &value) / 127.0f, id = moei_inverse(d);
+    moei_store16(p, moei_to_f16(d));
+    for (int i = 0; i < 32; i++) p[2 + i] = (uint8_t)(int8_t)roundf(x[i] * id);
+}
+/* The sum is in double, where it does not depend on a fused multiply-add. */
+static void moei_quantize_q4_0(const float *x, uint8_t *p) {
+    float max, d = (moei_absmax(x, 32, &max), max / -8.0f), id = moei_inverse(d);
+    uint8_t q[32];
+    for (int i = 0; i < 32; i++) {
+        int v = (int)((double)x[i] * (double)id + 8.5);
+        q[i] = (uint8_t)(v > 15 ? 15 : v);
+    }
+    moei_store16(p, moei_to_f16(d));
+    for (int i = 0; i < 16; i++) p[2 + i] = (uint8_t)(q[i] | q[i + 16] << 4);
+}
+static uint8_t moei_nearest_e2m1(float x, float half_scale) { /* the first of the nearest */
+    uint8_t best = 0;
+    float least = fabsf(x);
+    for (uint8_t c = 1; c < 16; c++) {
+        float e = fabsf((float)moei_e2m1x2[c] * half_scale - x); /* the product is exact */
+        if (e < least) best = c, least = e;
+    }
+    return best;
+}
+static void moei_quantize_mxfp4(const float *x, uint8_t *p) {
+    float value, amax = moei_absmax(x, 32, &value);
+    int e = amax > 0.0f ? (int)floorf((float)log2((double)amax)) + 125 : 0; /* log2 rounds to float, as log2f does */
+    moei_block b;
+    *p = (uint8_t)(e < 0 ? 0 : e);
+    moei_unpack_mxfp4(p, 0, &b);
+    for (int i = 0; i < 16; i++)
+        p[1 + i] = (uint8_t)(moei_nearest_e2m1(x[i], b.d[0]) | moei_nearest_e2m1(x[i + 16], b.d[0]) << 4);
+}
+
+static void moei_quantize_row(uint32_t format, const float *x, size_t k, uint8_t *p) {
+    const moei_layout *l = &moei_layouts[format];
+    for (size_t i = 0; i < k; i += l->n, p += l->bytes) switch (format) {
+        case MOE_FORMAT_F32: moei_store32(p, moei_bits(x[i])); break;
+        case MOE_FORMAT_F16: moei_store16(p, moei_to_f16(x[i])); break;
+        case MOE_FORMAT_BF16: moei_store16(p, moei_to_bf16(x[i])); break;
+        case MOE_FORMAT_FP8_CHANNEL: *p = moei_to_e4m3(x[i]); break;
+        case MOE_FORMAT_Q8_0: moei_quantize_q8_0(x + i, p); break;
+        case MOE_FORMAT_Q4_0: moei_quantize_q4_0(x + i, p); break;
+        case MOE_FORMAT_MXFP4: moei_quantize_mxfp4(x + i, p); break;
+        default: break;
+        }
+}
+
+/* The block formats refuse NaN and Inf (MOE_ERR_VALUE), which they cannot hold. */
+MOE_API moe_status moe_quantize(uint32_t format, const float *src, size_t n_rows, size_t k, void *dst) {
+    if (format == MOE_FORMAT_NONE || format >= MOE_FORMAT_COUNT) return MOE_ERR_FORMAT;
+    size_t row_bytes = moe_row_bytes(format, k);
+    int block = format == MOE_FORMAT_Q8_0 || format == MOE_FORMAT_Q4_0 || format == MOE_FORMAT_MXFP4;
+    if (!block && format > MOE_FORMAT_BF16 && format != MOE_FORMAT_FP8_CHANNEL) return MOE_ERR_UNSUPPORTED;
+    if (!n_rows || !k) return MOE_OK;
+    if (!src || !dst) return MOE_ERR_NULL;
+    if (!row_bytes) return MOE_ERR_BLOCK;
+    for (size_t i = 0; block && i < n_rows * k; i++)
+        if (!moei_is_finite(src[i])) return MOE_ERR_VALUE;
+    for (size_t r = 0; r < n_rows; r++) moei_quantize_row(format, src + r * k, k, (uint8_t *)dst + r * row_bytes);
+    return MOE_OK;
+}
+
+/* ---- Names */
+
+MOE_API const char *moe_format_name(uint32_t format) {
+    return format != MOE_FORMAT_NONE && format < MOE_FORMAT_COUNT ? moei_layouts[format].name : "?";
+}
+MOE_API uint32_t moe_format_by_name(const char *name) {
+    uint32_t f = MOE_FORMAT_COUNT - 1;
+    while (f && !(name && moei_same_name(name, moei_layouts[f].name))) f--;
+    return f;
+}
+
+/* ==== >>reference: the definition of every dot product, and the c tier =============================================
+   F32: acc[k mod 16] = fma(w[k], x[k], acc[k mod 16]) in ascending k, then a halving tree (8, 4, 2, 1), then + 0.0f.
+   w[k] is what moei_decode_row says.
+
+   Q8: acc[block mod 8], ascending blocks, then the tree (4, 2, 1), then + 0.0f. For a block of 32 weights (d, scale,
+   min, dmin of moei_block) and 32 activations (xd, xs, sum16 of moei_q8), with i0, i1 = the integer sums of w.q * x.q
+   over the halves, one block adds as follows. [a * b] is one rounded float product, (a * b) an exact one:
+     q8_0 q4_0 q5_0 iq4_nl mxfp4    acc = fma(i0 + i1, [d * xd], acc)
+     mxfp4_hf int8_channel          the same
+     int4_group                     the same; zero points are in w.q, hence inside the integers
+     iq4_xs                         acc = fma(i0 + i1, [(d * scale) * xd], acc)
+     q4_K q5_K                      as iq4_xs, then acc = fma(-(dmin * min), xs, acc)
+     q4_1 q5_1                      the same with scale = 1, min = -1
+     q3_K q6_K                      acc = fma(scale0 * i0 + scale1 * i1, [d * xd], acc)
+     q2_K                           as q3_K, then acc = fma(min0 * sum16_0 + min1 * sum16_1, -[dmin * xd], acc)
+     nvfp4 nvfp4_hf                 acc = fma(i0, [d0 * xd], acc), then acc = fma(i1, [d1 * xd], acc)
+   All integers stay below 2^24: converting them to float is exact. A scale that is constant along a row is no part of
+   this: it is applied once to the result.
+
+   Provides moei_f32_c, moei_q8_c, moei_vec_c; moei_prepare_* and moei_*_row_bytes for tiers whose prepared rows are
+   in the natural order; moei_decode_default for tiers without a decode of their own. */
+
+/* ---- Prepared rows in the natural order */
+
+MOEI_FORCE size_t moei_round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+MOEI_UNUSED static size_t moei_f32_row_bytes(size_t k) { return moei_round_up(k, 16) * 4; }
+MOEI_UNUSED static size_t moei_bf16_row_bytes(size_t k) { return moei_round_up(k, 32) * 2; }
+MOEI_UNUSED static size_t moei_q8_row_bytes(size_t k) { return moei_round_up(k, 256) / 256 * sizeof(moei_q8); }
+
+/* x[0] is value k0 of the row. */
+MOEI_UNUSED static void moei_prepare_f32(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    float *y = (float *)row;
+    memcpy(y + k0, x, n * sizeof *y);
+    if (k0 + n == k) memset(y + k, 0, moei_f32_row_bytes(k) - k * sizeof *y);
+}
+MOEI_UNUSED static void moei_prepare_bf16(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    uint16_t *y = (uint16_t *)row;
+    for (size_t i = 0; i < n; i++) y[k0 + i] = moei_to_bf16(x[i]);
+    if (k0 + n == k) memset(y + k, 0, moei_bf16_row_bytes(k) - k * sizeof *y);
+}
+
+/* Block j of b. NaN is found by its bits, so that any company of numbers leaves it a NaN. */
+static void moei_prepare_q8_block(moei_q8 *b, uint32_t j, const float *x) {
+    uint32_t top = 0;
+    int32_t sum[2] = {0, 0};
+    for (int i = 0; i < 32; i++) {
+        uint32_t a = moei_bits(x[i]) & 0x7fffffffu;
+        if (a > top) top = a;
+    }
+    float amax = moei_float(top), scale = 0.0f, d = 0.0f;
+    if (top >= 0x7f800000u) d = moei_float(0x7fc00000u);
+    else if (top >= 0x0f800000u) d = amax / 127.0f, scale = 127.0f / amax; /* 2^-96: scale stays finite */
+    for (int i = 0; i < 32; i++) {
+        int32_t q = scale > 0.0f ? (int32_t)(moei_bits(moei_fma(x[i], scale, MOEI_MAGIC)) - MOEI_MAGIC_BITS) : 0;
+        b->q[j][i] = (int8_t)q;
+        sum[i / 16] += q;
+    }
+    b->d[j] = d;
+    b->sum[j] = sum[0] + sum[1];
+    b->sum16[j][0] = (int16_t)sum[0];
+    b->sum16[j][1] = (int16_t)sum[1];
+    b->s[j] = d * (float)b->sum[j];
+}
+MOEI_UNUSED static void moei_prepare_q8(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    static const float zeros[32] = {0};
+    moei_q8 *b = (moei_q8 *)row;
+    size_t end = k0 + n == k ? moei_round_up(k, 256) : k0 + n;
+    for (size_t i = k0; i < end; i += 32)
+        moei_prepare_q8_block(b + i / 256, (uint32_t)(i / 32 % 8), i < k ? x + (i - k0) : zeros);
+}
+
+/* ---- Panels by the reference: decode, then prepare. Transposed rows are read as they are stored, 16 at a time */
+
+MOEI_UNUSED static void moei_decode_default(const moei_arith *a, const moei_rows *w, uint32_t n_rows, void *panel) {
+    float buf[1024];
+    uint32_t group = w->k_stride ? 16 : 1;
+    size_t chunk = MOEI_COUNT(buf) / group, row_bytes = a->row_bytes(w->k);
+    for (uint32_t r0 = 0; r0 < n_rows; r0 += group) {
+        uint32_t rows = n_rows - r0 < group ? n_rows - r0 : group;
+        for (size_t k0 = 0; k0 < w->k; k0 += chunk) {
+            size_t n = w->k - k0 < chunk ? w->k - k0 : chunk;
+            moei_decode_tile(w, r0, rows, k0, n, buf, chunk);
+            for (uint32_t r = 0; r < rows; r++)
+                a->prepare((uint8_t *)panel + (r0 + r) * row_bytes, buf + r * chunk, k0, n, w->k);
+        }
+    }
+}
+
+/* ---- F32 */
+
+MOEI_FORCE void moei_f32_step(float *acc, const float *w, const float *x, size_t n) { /* from k = a multiple of 16 */
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (size_t l = 0; l < 16; l++) acc[l] = moei_fma(w[i + l], x[i + l], acc[l]);
+    for (size_t l = 0; i + l < n; l++) acc[l] = moei_fma(w[i + l], x[i + l], acc[l]);
+}
+MOEI_FORCE float moei_tree(float *acc, int n) { /* n lanes: 16 or 8 */
+    for (int h = n / 2; h; h /= 2)
+        for (int l = 0; l < h; l++) acc[l] += acc[l + h];
+    return acc[0] + 0.0f;
+}
+
+#define MOEI_C_TOKENS 8 /* tokens that share a decoded piece of a row */
+
+/* Rows r0 .. r0 + n_rows (up to 16) times up to MOEI_C_TOKENS tokens. */
+static void moei_dot_f32_c_tile(const moei_rows *w, uint32_t r0, uint32_t n_rows, const void *const *x,
+                                uint32_t n_tokens, float *out, size_t out_stride) {
+    float acc[16][MOEI_C_TOKENS][16], v[16][32];
+    memset(acc, 0, sizeof acc[0] * n_rows);
+    for (size_t k0 = 0; k0 < w->k; k0 += 32) {
+        size_t n = w->k - k0 < 32 ? w->k - k0 : 32;
+        moei_decode_tile(w, r0, n_rows, k0, n, v[0], 32);
+        for (uint32_t r = 0; r < n_rows; r++)
+            for (uint32_t t = 0; t < n_tokens; t++) moei_f32_step(acc[r][t], v[r], (const float *)x[t] + k0, n);
+    }
+    for (uint32_t r = 0; r < n_rows; r++)
+        for (uint32_t t = 0; t < n_tokens; t++) out[t * out_stride + r0 + r] = moei_tree(acc[r][t], 16);
+}
+static void moei_dot_f32_c(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                           size_t out_stride) {
+    uint32_t group = w->k_stride ? 16 : 1;
+    for (uint32_t r = 0; r < n_rows; r += group)
+        for (uint32_t t = 0; t < n_tokens; t += MOEI_C_TOKENS)
+            moei_dot_f32_c_tile(w, r, n_rows - r < group ? n_rows - r : group, x + t,
+                                n_tokens - t < MOEI_C_TOKENS ? n_tokens - t : MOEI_C_TOKENS, out + t * out_stride,
+                                out_stride);
+}
+static size_t moei_panel_bytes_f32_c(uint32_t n_rows, size_t k) { return n_rows * moei_f32_row_bytes(k); }
+static void moei_panel_f32_c(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
+                             uint32_t n_tokens, float *out, size_t out_stride) {
+    size_t n = moei_round_up(w->k, 16);
+    for (uint32_t t = 0; t < n_tokens; t++)
+        for (uint32_t r = 0; r < n_rows; r++) {
+            float acc[16] = {0};
+            moei_f32_step(acc, (const float *)panel + r * n, (const float *)x[t], n);
+            out[t * out_stride + r] = moei_tree(acc, 16);
+        }
+}
+
+// clang-format off
+MOEI_UNUSED static const moei_arith moei_f32_c = {
+    MOE_COMPUTE_F32, MOE_TIER_C, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32_c, moei_panel_f32_c,
+    {{NULL, NULL, 0},
+#define MOE_X(id, name, n, bytes, rows, cols) {moei_dot_f32_c, NULL, MOEI_C_TOKENS},
+     MOE_FORMATS(MOE_X)
+#undef MOE_X
+    }};
+// clang-format on
+
+/* ---- Q8 */
+
+MOEI_FORCE int32_t moei_dot16(const int8_t *a, const int8_t *b) {
+    int32_t s = 0;
+    for (int i = 0; i < 16; i++) s += a[i] * b[i];
+    return s;
+}
+/* One block of 32: the table above. */
+MOEI_FORCE float moei_q8_step(const moei_block *w, uint32_t flags, const moei_q8 *x, uint32_t lane, float acc) {
+    int32_t i0 = moei_dot16(w->q, x->q[lane]), i1 = moei_dot16(w->q + 16, x->q[lane] + 16);
+    float d = x->d[lane];
+    if (flags & MOEI_TWO) {
+        acc = moei_fma((float)i0, w->d[0] * d, acc);
+        return moei_fma((float)i1, w->d[1] * d, acc);
+    }
+    if (flags & MOEI_SUB16) acc = moei_fma((float)(w->scale[0] * i0 + w->scale[1] * i1), w->d[0] * d, acc);
+    else acc = moei_fma((float)(i0 + i1), w->d[0] * (float)w->scale[0] * d, acc);
+    if (!(flags & MOEI_MIN)) return acc;
+    if (!(flags & MOEI_SUB16)) return moei_fma(-(w->dmin * (float)w->min[0]), x->s[lane], acc);
+    return moei_fma((float)(w->min[0] * x->sum16[lane][0] + w->min[1] * x->sum16[lane][1]), -(w->dmin * d), acc);
+}
+static void moei_dot_q8_c_row(const moei_rows *w, uint32_t r, const void *const *x, uint32_t n_tokens, float *out,
+                              size_t out_stride) {
+    float acc[MOEI_C_TOKENS][8] = {{0}};
+    uint32_t flags = moei_codecs[w->format].flags;
+    for (size_t i = 0; i < w->k / 32; i++) {
+        moei_block b;
+        moei_unpack(w, r, i * 32, 32, &b);
+        for (uint32_t t = 0; t < n_tokens; t++) {
+            float *a = &acc[t][i % 8];
+            *a = moei_q8_step(&b, flags, (const moei_q8 *)x[t] + i / 8, (uint32_t)(i % 8), *a);
+        }
+    }
+    for (uint32_t t = 0; t < n_tokens; t++) out[t * out_stride + r] = moei_tree(acc[t], 8);
+}
+static void moei_dot_q8_c(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                          size_t out_stride) {
+    for (uint32_t r = 0; r < n_rows; r++)
+        for (uint32_t t = 0; t < n_tokens; t += MOEI_C_TOKENS)
+            moei_dot_q8_c_row(w, r, x + t, n_tokens - t < MOEI_C_TOKENS ? n_tokens - t : MOEI_C_TOKENS,
+                              out + t * out_stride, out_stride);
+}
+
+// clang-format off
+#define MOEI_Q8_DENSE {NULL, NULL, 0}
+#define MOEI_Q8_C {moei_dot_q8_c, NULL, UINT32_MAX}
+MOEI_UNUSED static const moei_arith moei_q8_c = {
+    MOE_COMPUTE_Q8, MOE_TIER_C, moei_q8_row_bytes, moei_prepare_q8, NULL, NULL,
+    {MOEI_Q8_DENSE, MOEI_Q8_DENSE, MOEI_Q8_DENSE, MOEI_Q8_DENSE, /* none f32 f16 bf16 */
+     MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C,      /* q8_0 q4_0 q4_1 q5_0 q5_1 */
+     MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C,      /* q2_K q3_K q4_K q5_K q6_K */
+     MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C,                 /* iq4_nl iq4_xs mxfp4 nvfp4 */
+     MOEI_Q8_C, MOEI_Q8_C,                                       /* mxfp4_hf nvfp4_hf */
+     MOEI_Q8_DENSE, MOEI_Q8_DENSE, MOEI_Q8_DENSE,                /* mxfp8 fp8_block fp8_channel */
+     MOEI_Q8_C, MOEI_Q8_C}};                                     /* int8_channel int4_group */
+// clang-format on
+
+/* ---- Elementwise */
+
+static void moei_exp_c(float *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = moei_exp(x[i]);
+}
+static void moei_sigmoid_c(float *y, const float *x, float a, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = moei_sigmoid(a * x[i]);
+}
+static void moei_axpy_c(float *y, const float *v, float w, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = moei_fma(w, v[i], y[i]);
+}
+static void moei_affine_c(float *v, const float *s, const float *b, size_t n) {
+    for (size_t i = 0; i < n; i++) v[i] = moei_fma(v[i], s[i], b[i]);
+}
+MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei_axpy_c, moei_affine_c};
+
+/* ==== >>dense: loops around the register tiles of f32 and bf16 arithmetic ==============================================
+   A tile is 4 rows (3 on AVX2) times up to 6 tokens over all of k, its sums in registers. Rows are read where they lie,
+   tokens through pointers. A tile that is short of rows repeats its last row and stores less, so there is one code path. */
+
+typedef struct moei_tile {
+    const uint8_t *w[4];             /* rows */
+    const void *const *x;            /* prepared tokens */
+    size_t k;
+    float *out;                      /* of the first row and token */
+    size_t out_stride;
+    uint32_t n_rows;                 /* stored: 1 .. R */
+    const uint8_t *ahead, *ahead_end; /* to prefetch on the way */
+} moei_tile;
+typedef void moei_tile_fn(const moei_tile *t);
+typedef struct moei_tiles {
+    uint32_t rows, tokens;           /* R, C: the largest tile */
+    moei_tile_fn *fn[6];             /* [tokens - 1] */
+} moei_tiles;
+
+/* Tokens are cut evenly (7 = 4 + 3, not 6 + 1): small tiles are bound by unpacking. A block of tokens stays in L2 while all
+   rows pass over it; a group of rows stays in L1 while the tiles of the block pass over it. */
+#define MOEI_BLOCK_BYTES (384u << 10)
+MOEI_UNUSED static void moei_sweep_block(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, moei_tile *t,
+                                         uint32_t n_tokens, const uint8_t *ahead, size_t ahead_bytes) {
+    const void *const *x = t->x;
+    float *out = t->out;
+    uint32_t R = tiles->rows, groups = (n_rows + R - 1) / R, per_group = (n_tokens + tiles->tokens - 1) / tiles->tokens;
+    size_t lines = ahead_bytes / 64, all = (size_t)groups * per_group, done = 0;
+    for (uint32_t r = 0; r < n_rows; r += R) {
+        t->n_rows = n_rows - r < R ? n_rows - r : R;
+        for (uint32_t i = 0; i < 4; i++) t->w[i] = moei_row(w, r + (i < t->n_rows ? i : t->n_rows - 1));
+        for (uint32_t i = 0, at = 0; i < per_group; i++, done++) {
+            uint32_t n = (n_tokens - at + per_group - i - 1) / (per_group - i);
+            t->x = x + at, t->out = out + at * t->out_stride + r;
+            t->ahead = ahead + lines * done / all * 64, t->ahead_end = ahead + lines * (done + 1) / all * 64;
+            tiles->fn[n - 1](t);
+            at += n;
+        }
+    }
+}
+MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, size_t row_bytes, uint32_t n_rows,
+                                   const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
+    moei_tile t;
+    size_t fit = MOEI_BLOCK_BYTES / row_bytes / tiles->tokens, lines = w->prefetch ? w->prefetch_bytes / 64 : 0;
+    uint32_t block = (uint32_t)(fit < 2 ? 2 : fit > 64 ? 64 : fit) * tiles->tokens;
+    t.k = w->k, t.out_stride = out_stride;
+    for (uint32_t at = 0; at < n_tokens; at += block) {
+        uint32_t n = n_tokens - at < block ? n_tokens - at : block;
+        size_t from = lines * at / n_tokens, to = lines * (at + n) / n_tokens;
+        t.x = x + at, t.out = out + at * out_stride;
+        moei_sweep_block(tiles, w, n_rows, &t, n, (w->prefetch ? w->prefetch : w->data) + from * 64, (to - from) * 64);
+    }
+}
+
+/* The scales of weights k .. k + 15 of row r; returns how many of the following k have the same (at least 16 are covered). */
+MOEI_UNUSED static size_t moei_scales16(const moei_rows *w, uint32_t r, size_t k, float *s) {
+    size_t row = w->row0 + r, cols = w->scale.cols;
+    if (w->scale.data && cols % 16) { /* odd shapes: one by one */
+        for (size_t i = 0; i < 16; i++) s[i] = k + i < w->k ? moei_scale_at(&w->scale, row, k + i) : 0.0f;
+        return 16;
+    }
+    float same = w->scale.data ? moei_scale_at(&w->scale, row, k) : 1.0f;
+    for (size_t i = 0; i < 16; i++) s[i] = same;
+    return w->scale.data ? cols - k % cols : w->k;
+}
+MOEI_UNUSED static size_t moei_panel_bytes_f32(uint32_t n_rows, size_t k) { return n_rows * moei_f32_row_bytes(k); }
+#define MOEI_NO_OPS {NULL, NULL, 0}
+
+/* ==== >>avx2: F32 on AVX2 + FMA + F16C =================================================================================
+   Prepared rows and panels hold every 16 values as 8 even ones, then 8 odd ones: the two halves of bf16 weights come apart by
+   a shift and a mask. The sums of the even k are 8 lanes and those of the odd k are 8 more; the tree 8, 4, 2, 1 over
+   natural k is the tree 4, 2, 1 of either and then their sum. */
+
+#if MOEI_HAVE_AVX2
+/* Keeps a vector in its register: a load that is used several times may otherwise become a memory operand of each use. */
+#if defined(__GNUC__) || defined(__clang__)
+#define MOEI_PIN(v) __asm__("" : "+x"(v))
+#else
+#define MOEI_PIN(v) ((void)(v))
+#endif
+/* Up to 16 weights of 2 or 4 bytes to a padded buffer: AVX2 has no masked loads of 16 bits. */
+MOEI_FORCE void moei_tail16(uint8_t *to, const uint8_t *from, size_t bytes) {
+    memset(to, 0, 64);
+    for (size_t i = 0; i < bytes; i++) to[i] = from[i];
+}
+/* 16 f32 as even and odd: the halves are loaded so that one shuffle per half sorts them. */
+MOEI_FORCE MOEI_AVX2 void moei_part_avx2(const float *p, __m256 *even, __m256 *odd) {
+    __m256 a = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 8), 1);
+    __m256 b = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + 4)), _mm_loadu_ps(p + 12), 1);
+    *even = _mm256_shuffle_ps(a, b, 0x88), *odd = _mm256_shuffle_ps(a, b, 0xdd);
+}
+/* 16 weights as even and odd f32 */
+MOEI_FORCE MOEI_AVX2 void moei_load_avx2(const uint32_t format, const uint8_t *p, __m256 *even, __m256 *odd) {
+    if (format == MOE_FORMAT_F32) {
+        moei_part_avx2((const float *)p, even, odd);
+        return;
+    }
+    __m256i v = _mm256_loadu_si256((const __m256i *)p);
+    if (format == MOE_FORMAT_BF16) {
+        *even = _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+        *odd = _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int)0xffff0000)));
+        return;
+    }
+    const __m256i sort = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6,
+                                          7, 10, 11, 14, 15);
+    v = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(v, sort), 0xd8);
+    *even = _mm256_cvtph_ps(_mm256_castsi256_si128(v)), *odd = _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1));
+}
+
+/* The trees 4, 2, 1 of four times 8 lanes. */
+MOEI_FORCE MOEI_AVX2 __m128 moei_sum4_avx2(__m256 a, __m256 b, __m256 c, __m256 d) {
+    __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c, d, 0x20), _mm256_permute2f128_ps(c, d, 0x31));
+    __m256 s = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee)); /* a0 a1 c0 c1 | b d */
+    s = _mm256_hadd_ps(s, s);                                                                    /* a c a c | b d b d */
+    return _mm_unpacklo_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+}
+/* The first 1 to 3 of s; masked stores are slow on AMD. */
+MOEI_FORCE MOEI_AVX2 void moei_store_avx2(float *out, __m128 s, uint32_t n) {
+    if (n == 1) _mm_store_ss(out, s);
+    else _mm_storel_pi((__m64 *)(void *)out, s);
+    if (n == 3) _mm_store_ss(out + 2, _mm_movehl_ps(s, s));
+}
+
+/* SHAPES      1 row x C tokens, row after row, even and odd k at once
+   REGISTERS   2 C sums + 2 weights: 10 of 16 at C = 4 (tokens are memory operands) */
+MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows,
+                                         const void *const *xs, float *out, size_t out_stride) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15;
+    const float *x[4];
+    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const float *)xs[c];
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        __m256 a[4], b[4], even, odd;
+        MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = b[c] = _mm256_setzero_ps();
+        for (size_t k = 0; k < k_end; k += 16) {
+            moei_load_avx2(format, p + k * size, &even, &odd);
+            MOEI_UNROLL for (int c = 0; c < C; c++) {
+                a[c] = _mm256_fmadd_ps(even, _mm256_loadu_ps(x[c] + k), a[c]);
+                b[c] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(x[c] + k + 8), b[c]);
+            }
+        }
+        if (k_end < w->k) {
+            uint8_t tail[64];
+            moei_tail16(tail, p + k_end * size, (w->k - k_end) * size);
+            moei_load_avx2(format, tail, &even, &odd);
+            MOEI_UNROLL for (int c = 0; c < C; c++) {
+                a[c] = _mm256_fmadd_ps(even, _mm256_loadu_ps(x[c] + k_end), a[c]);
+                b[c] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(x[c] + k_end + 8), b[c]);
+            }
+        }
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m128 s = moei_sum4_avx2(a[c], b[c], a[c], b[c]);
+            out[(size_t)c * out_stride + r] = _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s))) + 0.0f;
+        }
+    }
+}
+
+/* 8 weights of one parity, of 16 bf16 or of 16 f32 in panel order */
+MOEI_FORCE MOEI_AVX2 __m256 moei_half_avx2(const uint32_t format, const int odd, const uint8_t *p) {
+    if (format == MOE_FORMAT_F32) return _mm256_loadu_ps((const float *)p + 8 * odd);
+    __m256i v = _mm256_loadu_si256((const __m256i *)p);
+    if (odd) return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int)0xffff0000)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+}
+/* SHAPES      3 rows (bf16, or f32 in panel order) x C tokens, one parity of k; s[c] = the trees of the 3 sums
+   REGISTERS   3 C sums + 3 weights + 1 token: all 16 at C = 4; 12 FMAs (6 cycles) per 7 loads */
+MOEI_FORCE MOEI_AVX2 void moei_pass_avx2(const uint32_t format, const int C, const int odd, const moei_tile *t,
+                                         const uint8_t *const *tail, const uint8_t *ahead, const uint8_t *ahead_end, __m128 *s) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k & ~(size_t)15;
+    const uint8_t *w[3] = {t->w[0], t->w[1], t->w[2]};
+    const float *x[4];
+    __m256 a[4][3], v[3];
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        x[c] = (const float *)t->x[c] + 8 * odd;
+        MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_setzero_ps();
+    }
+    for (size_t k = 0; k < k_end; k += 16) {
+        if (ahead < ahead_end) MOEI_PREFETCH(ahead), ahead += 64;
+        MOEI_UNROLL for (int r = 0; r < 3; r++) v[r] = moei_half_avx2(format, odd, w[r] + k * size);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m256 xc = _mm256_loadu_ps(x[c] + k);
+            MOEI_PIN(xc);
+            MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_fmadd_ps(v[r], xc, a[c][r]);
+        }
+    }
+    if (k_end < t->k) {
+        MOEI_UNROLL for (int r = 0; r < 3; r++) v[r] = moei_half_avx2(format, odd, tail[r]);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m256 xc = _mm256_loadu_ps(x[c] + k_end);
+            MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_fmadd_ps(v[r], xc, a[c][r]);
+        }
+    }
+    MOEI_UNROLL for (int c = 0; c < C; c++) s[c] = moei_sum4_avx2(a[c][0], a[c][1], a[c][2], a[c][2]);
+}
+MOEI_FORCE MOEI_AVX2 void moei_tile_avx2(const uint32_t format, const int C, const moei_tile *t) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k & ~(size_t)15;
+    const uint8_t *tail[3] = {t->w[0] + k_end * size, t->w[1] + k_end * size, t->w[2] + k_end * size};
+    uint8_t pad[3][64];
+    __m128 even[4], odd[4];
+    if (k_end < t->k && format != MOE_FORMAT_F32) /* panels are padded */
+        for (int r = 0; r < 3; r++) moei_tail16(pad[r], tail[r], (t->k - k_end) * size), tail[r] = pad[r];
+    size_t half = (size_t)(t->ahead_end - t->ahead) / 128 * 64;
+    moei_pass_avx2(format, C, 0, t, tail, t->ahead, t->ahead + half, even);
+    moei_pass_avx2(format, C, 1, t, tail, t->ahead + half, t->ahead_end, odd);
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        __m128 s = _mm_add_ps(_mm_add_ps(even[c], odd[c]), _mm_setzero_ps());
+        moei_store_avx2(t->out + (size_t)c * t->out_stride, s, t->n_rows);
+    }
+}
+#define MOEI_TILE_AVX2(F, C)                                                                                           \
+    MOEI_AVX2 static void moei_tile_avx2_##F##_##C(const moei_tile *t) { moei_tile_avx2(MOE_FORMAT_##F, C, t); }
+#define MOEI_TILES_AVX2(F)                                                                                             \
+    MOEI_TILE_AVX2(F, 1) MOEI_TILE_AVX2(F, 2) MOEI_TILE_AVX2(F, 3) MOEI_TILE_AVX2(F, 4)
+MOEI_TILES_AVX2(F32)
+MOEI_TILES_AVX2(BF16)
+static const moei_tiles moei_tiles_avx2_F32 = {
+    3, 4, {moei_tile_avx2_F32_1, moei_tile_avx2_F32_2, moei_tile_avx2_F32_3, moei_tile_avx2_F32_4, NULL, NULL}};
+static const moei_tiles moei_tiles_avx2_BF16 = {
+    3, 4, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3, moei_tile_avx2_BF16_4, NULL, NULL}};
+
+MOEI_FORCE MOEI_AVX2 void moei_dot_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
+                                        uint32_t n_tokens, float *out, size_t out_stride) {
+    for (; n_tokens >= 4; n_tokens -= 4, x += 4, out += 4 * out_stride) moei_rows_avx2(format, 4, w, n_rows, x, out, out_stride);
+    if (n_tokens == 3) moei_rows_avx2(format, 3, w, n_rows, x, out, out_stride);
+    if (n_tokens == 2) moei_rows_avx2(format, 2, w, n_rows, x, out, out_stride);
+    if (n_tokens == 1) moei_rows_avx2(format, 1, w, n_rows, x, out, out_stride);
+}
+MOEI_AVX2 static void moei_dot_avx2_F32(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                        float *out, size_t out_stride) {
+    moei_dot_avx2(MOE_FORMAT_F32, w, n_rows, x, n_tokens, out, out_stride);
+}
+MOEI_AVX2 static void moei_dot_avx2_F16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                        float *out, size_t out_stride) {
+    moei_dot_avx2(MOE_FORMAT_F16, w, n_rows, x, n_tokens, out, out_stride);
+}
+MOEI_AVX2 static void moei_dot_avx2_BF16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                         float *out, size_t out_stride) {
+    if (n_tokens <= 4) moei_dot_avx2(MOE_FORMAT_BF16, w, n_rows, x, n_tokens, out, out_stride);
+    else moei_sweep(&moei_tiles_avx2_BF16, w, moei_f32_row_bytes(w->k), n_rows, x, n_tokens, out, out_stride);
+}
+static void moei_panel_avx2(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                            float *out, size_t out_stride) {
+    moei_rows rows = *w;
+    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_f32_row_bytes(w->k);
+    moei_sweep(&moei_tiles_avx2_F32, &rows, rows.row_stride, n_rows, x, n_tokens, out, out_stride);
+}
+
+MOEI_AVX2 static void moei_prepare_avx2(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    float *o = (float *)row + k0;
+    __m256 even, odd;
+    for (; n >= 16; n -= 16, x += 16, o += 16) {
+        moei_part_avx2(x, &even, &odd);
+        _mm256_storeu_ps(o, even), _mm256_storeu_ps(o + 8, odd);
+    }
+    (void)k; /* n is no multiple of 16 at the end of the row only */
+    for (size_t i = 0; n && i < 16; i++) o[i / 2 + i % 2 * 8] = i < n ? x[i] : 0.0f;
+}
+MOEI_FORCE MOEI_AVX2 void moei_decode_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, void *panel) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2;
+    float *o = (float *)panel;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        uint8_t tail[64];
+        for (size_t k = 0; k < w->k; k += 16, p += 16 * size, o += 16) {
+            __m256 even, odd;
+            if (w->k - k < 16) moei_tail16(tail, p, (w->k - k) * size), p = tail;
+            moei_load_avx2(format, p, &even, &odd);
+            _mm256_storeu_ps(o, even), _mm256_storeu_ps(o + 8, odd);
+        }
+    }
+}
+MOEI_AVX2 static void moei_decode_f32_avx2(const moei_rows *w, uint32_t n_rows, void *panel) {
+    moei_decode_avx2(MOE_FORMAT_F32, w, n_rows, panel);
+}
+MOEI_AVX2 static void moei_decode_f16_avx2(const moei_rows *w, uint32_t n_rows, void *panel) {
+    moei_decode_avx2(MOE_FORMAT_F16, w, n_rows, panel);
+}
+
+/* 8 E4M3 values times 2^-8: their fields moved into those of f16, which has the same kind of subnormals; all ones is NaN. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_e4m3_avx2(__m128i b) {
+    const __m128i top = _mm_set1_epi16(0x7f << 7);
+    __m128i h = _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(b), 7), _mm_set1_epi16((short)0xbf80));
+    return _mm256_cvtph_ps(_mm_or_si128(h, _mm_cmpeq_epi16(_mm_and_si128(h, top), top)));
+}
+MOEI_AVX2 static void moei_decode_fp8_avx2(const moei_rows *w, uint32_t n_rows, void *panel) {
+    const __m128i sort = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+    const __m256 up = _mm256_set1_ps(256.0f);
+    float *o = (float *)panel, s[16];
+    uint8_t tail[64];
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        __m256 even = up, odd = up;
+        for (size_t k = 0, next = 0; k < w->k; k += 16, p += 16, o += 16) {
+            if (k >= next) next = k + moei_scales16(w, r, k, s), moei_part_avx2(s, &even, &odd);
+            if (w->k - k < 16) moei_tail16(tail, p, w->k - k), p = tail;
+            __m128i b = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)p), sort);
+            _mm256_storeu_ps(o, _mm256_mul_ps(_mm256_mul_ps(moei_e4m3_avx2(b), up), even));
+            _mm256_storeu_ps(o + 8, _mm256_mul_ps(_mm256_mul_ps(moei_e4m3_avx2(_mm_srli_si128(b, 8)), up), odd));
+            for (size_t i = w->k - k; i < 16; i++) o[i / 2 + i % 2 * 8] = 0.0f; /* 0 times an infinite scale is not */
+        }
+    }
+}
+
+// clang-format off
+MOEI_UNUSED static const moei_arith moei_f32_avx2 = {
+    MOE_COMPUTE_F32, MOE_TIER_AVX2, moei_f32_row_bytes, moei_prepare_avx2, moei_panel_bytes_f32, moei_panel_avx2, {
+        /* NONE         */ MOEI_NO_OPS,
+        /* F32          */ {moei_dot_avx2_F32, moei_decode_f32_avx2, 4},
+        /* F16          */ {moei_dot_avx2_F16, moei_decode_f16_avx2, 4},
+        /* BF16         */ {moei_dot_avx2_BF16, NULL, UINT32_MAX},
+        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP8        */ {NULL, moei_decode_fp8_avx2, 0},
+        /* FP8_BLOCK    */ {NULL, moei_decode_fp8_avx2, 0},
+        /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_avx2, 0},
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+// clang-format on
+
+/* exp: see moei_exp. min and max return their second operand on NaN. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_exp_avx2(__m256 x) {
+    __m256 z = _mm256_max_ps(_mm256_set1_ps(MOEI_EXP_MIN), _mm256_min_ps(_mm256_set1_ps(MOEI_EXP_MAX), x));
+    __m256i k = _mm256_castps_si256(_mm256_fmadd_ps(z, _mm256_set1_ps(MOEI_LOG2E), _mm256_set1_ps(MOEI_MAGIC)));
+    k = _mm256_sub_epi32(k, _mm256_set1_epi32(MOEI_MAGIC_BITS));
+    __m256 n = _mm256_cvtepi32_ps(k), r = _mm256_fmadd_ps(n, _mm256_set1_ps(-MOEI_LN2_HI), z);
+    __m256 p = _mm256_set1_ps(MOEI_EXP_C6);
+    r = _mm256_fmadd_ps(n, _mm256_set1_ps(-MOEI_LN2_LO), r);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(MOEI_EXP_C5));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(MOEI_EXP_C4));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(MOEI_EXP_C3));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(MOEI_EXP_C2));
+    p = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), _mm256_set1_ps(1.0f));
+    __m256i k1 = _mm256_srai_epi32(k, 1), k2 = _mm256_sub_epi32(k, k1), one = _mm256_set1_epi32(127);
+    p = _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k1, one), 23)));
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k2, one), 23)));
+}
+MOEI_FORCE MOEI_AVX2 __m256 moei_sigmoid_avx2(__m256 x) {
+    __m256 e = moei_exp_avx2(_mm256_xor_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(INT32_MIN))));
+    return _mm256_div_ps(_mm256_set1_ps(1.0f), _mm256_add_ps(_mm256_set1_ps(1.0f), e));
+}
+MOEI_AVX2 static void moei_vexp_avx2(float *y, const float *x, size_t n) {
+    float last[8] = {0};
+    for (; n >= 8; n -= 8, x += 8, y += 8) _mm256_storeu_ps(y, moei_exp_avx2(_mm256_loadu_ps(x)));
+    for (size_t i = 0; i < n; i++) last[i] = x[i];
+    _mm256_storeu_ps(last, moei_exp_avx2(_mm256_loadu_ps(last)));
+    for (size_t i = 0; i < n; i++) y[i] = last[i];
+}
+MOEI_AVX2 static void moei_vsigmoid_avx2(float *y, const float *x, float a, size_t n) {
+    const __m256 by = _mm256_set1_ps(a);
+    float last[8] = {0};
+    for (; n >= 8; n -= 8, x += 8, y += 8) _mm256_storeu_ps(y, moei_sigmoid_avx2(_mm256_mul_ps(by, _mm256_loadu_ps(x))));
+    for (size_t i = 0; i < n; i++) last[i] = x[i];
+    _mm256_storeu_ps(last, moei_sigmoid_avx2(_mm256_mul_ps(by, _mm256_loadu_ps(last))));
+    for (size_t i = 0; i < n; i++) y[i] = last[i];
+}
+MOEI_AVX2 static void moei_vaxpy_avx2(float *y, const float *v, float w, size_t n) {
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(y + i, _mm256_fmadd_ps(_mm256_set1_ps(w), _mm256_loadu_ps(v + i), _mm256_loadu_ps(y + i)));
+    for (; i < n; i++) y[i] = moei_fma(w, v[i], y[i]);
+}
+MOEI_AVX2 static void moei_vaffine_avx2(float *v, const float *s, const float *b, size_t n) {
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(v + i, _mm256_fmadd_ps(_mm256_loadu_ps(v + i), _mm256_loadu_ps(s + i), _mm256_loadu_ps(b + i)));
+    for (; i < n; i++) v[i] = moei_fma(v[i], s[i], b[i]);
+}
+MOEI_UNUSED static const moei_vec moei_vec_avx2 = {moei_vexp_avx2, moei_vsigmoid_avx2, moei_vaxpy_avx2, moei_vaffine_avx2};
+#endif
 
 /* ==== >>avx512: F32 on AVX-512 F/BW/DQ/VL ============================================================================== */
 
-/* ==== >>bf16: BF16 on AVX512-BF16 ====================================================================================== */
+#if MOEI_HAVE_AVX512
+/* g++ before 13 takes its own "undefined" vectors for uninitialised variables. */
+#if defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+/* 16 weights as f32; the tail's missing ones are 0 and not touched. */
+MOEI_FORCE MOEI_AVX512 __m512 moei_load_avx512(const uint32_t format, const uint8_t *p) {
+    if (format == MOE_FORMAT_F32) return _mm512_loadu_ps((const float *)p);
+    __m256i h = _mm256_loadu_si256((const __m256i *)p);
+    if (format == MOE_FORMAT_F16) return _mm512_cvtph_ps(h);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+MOEI_FORCE MOEI_AVX512 __m512 moei_load_tail_avx512(const uint32_t format, const uint8_t *p, __mmask16 m) {
+    if (format == MOE_FORMAT_F32) return _mm512_maskz_loadu_ps(m, p);
+    __m256i h = _mm256_maskz_loadu_epi16(m, p);
+    if (format == MOE_FORMAT_F16) return _mm512_cvtph_ps(h);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+MOEI_FORCE MOEI_AVX512 __mmask16 moei_mask_avx512(size_t n) { return (__mmask16)(n < 16 ? (1u << n) - 1 : 0xffffu); }
 
-/* ==== >>q8: Q8 on AVX2 and AVX512-VNNI ================================================================================= */
+/* The tree 8, 4, 2, 1 of one and of four sums, then + 0.0f. */
+MOEI_FORCE MOEI_AVX512 float moei_sum_avx512(__m512 a) {
+    __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps(c, c, 1))) + 0.0f;
+}
+MOEI_FORCE MOEI_AVX512 __m128 moei_sum4_avx512(__m512 a, __m512 b, __m512 c, __m512 d) {
+    __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    __m512 s = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4e)); /* now a, b, c, d have 128 bits each */
+    s = _mm512_add_ps(_mm512_add_ps(s, _mm512_permute_ps(s, 0xb1)), _mm512_setzero_ps());
+    __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+    return _mm512_castps512_ps128(_mm512_permutexvar_ps(first, s));
+}
+MOEI_FORCE MOEI_AVX512 void moei_store_avx512(float *out, __m128 s, uint32_t n) {
+    if (n == 4) _mm_storeu_ps(out, s);
+    else _mm_mask_storeu_ps(out, (__mmask8)((1u << n) - 1), s);
+}
+
+/* SHAPES      4 rows (any format, k contiguous) x C tokens (prepared: natural order, padded to 16)
+   DEFINITION  lane l of a[c][r] is the FMA chain over k mod 16 == l
+   REGISTERS   4 C sums + 4 weights + 1 token: 29 of 32 at C = 6; 24 FMAs (12 cycles) per 10 loads */
+MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C, const moei_tile *t) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k & ~(size_t)15;
+    const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *ahead = t->ahead, *ahead_end = t->ahead_end;
+    const float *x[6];
+    __m512 a[6][4], v[4];
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        x[c] = (const float *)t->x[c];
+        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_setzero_ps();
+    }
+    for (size_t k = 0; k < k_end; k += 16) {
+        if (ahead < ahead_end) MOEI_PREFETCH(ahead), ahead += 64;
+        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_avx512(format, w[r] + k * size);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m512 xc = _mm512_loadu_ps(x[c] + k);
+            MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_fmadd_ps(v[r], xc, a[c][r]);
+        }
+    }
+    if (k_end < t->k) {
+        __mmask16 m = moei_mask_avx512(t->k - k_end);
+        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_tail_avx512(format, w[r] + k_end * size, m);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m512 xc = _mm512_loadu_ps(x[c] + k_end);
+            MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_fmadd_ps(v[r], xc, a[c][r]);
+        }
+    }
+    MOEI_UNROLL for (int c = 0; c < C; c++)
+        moei_store_avx512(t->out + (size_t)c * t->out_stride, moei_sum4_avx512(a[c][0], a[c][1], a[c][2], a[c][3]), t->n_rows);
+}
+
+/* SHAPES      1 row x C tokens, row after row: one linear stream, which the hardware prefetches best */
+MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows,
+                                             const void *const *xs, float *out, size_t out_stride) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15;
+    const __mmask16 m = moei_mask_avx512(w->k - k_end);
+    const float *x[4];
+    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const float *)xs[c];
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        __m512 a[4];
+        MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_setzero_ps();
+        for (size_t k = 0; k < k_end; k += 16) {
+            __m512 v = moei_load_avx512(format, p + k * size);
+            MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x[c] + k), a[c]);
+        }
+        if (k_end < w->k) {
+            __m512 v = moei_load_tail_avx512(format, p + k_end * size, m);
+            MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x[c] + k_end), a[c]);
+        }
+        MOEI_UNROLL for (int c = 0; c < C; c++) out[(size_t)c * out_stride + r] = moei_sum_avx512(a[c]);
+    }
+}
+
+#define MOEI_TILE_AVX512(F, C)                                                                                         \
+    MOEI_AVX512 static void moei_tile_avx512_##F##_##C(const moei_tile *t) { moei_tile_avx512(MOE_FORMAT_##F, C, t); }
+#define MOEI_TILES_AVX512(F)                                                                                           \
+    MOEI_TILE_AVX512(F, 1) MOEI_TILE_AVX512(F, 2) MOEI_TILE_AVX512(F, 3) MOEI_TILE_AVX512(F, 4) MOEI_TILE_AVX512(F, 5) \
+    MOEI_TILE_AVX512(F, 6)
+MOEI_TILES_AVX512(F32)
+MOEI_TILES_AVX512(F16)
+MOEI_TILES_AVX512(BF16)
+static const moei_tiles moei_tiles_avx512_F32 = {
+    4, 6, {moei_tile_avx512_F32_1, moei_tile_avx512_F32_2, moei_tile_avx512_F32_3, moei_tile_avx512_F32_4,
+           moei_tile_avx512_F32_5, moei_tile_avx512_F32_6}};
+static const moei_tiles moei_tiles_avx512_F16 = {
+    4, 6, {moei_tile_avx512_F16_1, moei_tile_avx512_F16_2, moei_tile_avx512_F16_3, moei_tile_avx512_F16_4,
+           moei_tile_avx512_F16_5, moei_tile_avx512_F16_6}};
+static const moei_tiles moei_tiles_avx512_BF16 = {
+    4, 6, {moei_tile_avx512_BF16_1, moei_tile_avx512_BF16_2, moei_tile_avx512_BF16_3, moei_tile_avx512_BF16_4,
+           moei_tile_avx512_BF16_5, moei_tile_avx512_BF16_6}};
+
+/* Up to 4 tokens the weights' stream is what counts, beyond the multiply-adds. */
+MOEI_FORCE MOEI_AVX512 void moei_dot_avx512(const uint32_t format, const moei_tiles *tiles, const moei_rows *w,
+                                            uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                                            size_t out_stride) {
+    if (n_tokens == 1) moei_rows_avx512(format, 1, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 2) moei_rows_avx512(format, 2, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 3) moei_rows_avx512(format, 3, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 4) moei_rows_avx512(format, 4, w, n_rows, x, out, out_stride);
+    else moei_sweep(tiles, w, moei_f32_row_bytes(w->k), n_rows, x, n_tokens, out, out_stride);
+}
+#define MOEI_DOT_AVX512(F)                                                                                             \
+    MOEI_AVX512 static void moei_dot_avx512_##F(const moei_rows *w, uint32_t n_rows, const void *const *x,             \
+                                                uint32_t n_tokens, float *out, size_t out_stride) {                    \
+        moei_dot_avx512(MOE_FORMAT_##F, &moei_tiles_avx512_##F, w, n_rows, x, n_tokens, out, out_stride);              \
+    }
+MOEI_DOT_AVX512(F32)
+MOEI_DOT_AVX512(F16)
+MOEI_DOT_AVX512(BF16)
+
+static void moei_panel_avx512(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                              float *out, size_t out_stride) {
+    moei_rows rows = *w;
+    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_f32_row_bytes(w->k);
+    moei_dot_avx512_F32(&rows, n_rows, x, n_tokens, out, out_stride);
+}
+
+/* 16 E4M3 values times 2^-8: their fields moved into those of f16, which has the same kind of subnormals. */
+MOEI_FORCE MOEI_AVX512 __m512 moei_e4m3_avx512(__m128i b) {
+    const __m256i top = _mm256_set1_epi16(0x7f << 7);
+    __m256i h = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(b), 7), _mm256_set1_epi16((short)0xbf80));
+    __mmask16 nan = _mm256_cmpeq_epi16_mask(_mm256_and_si256(h, top), top);
+    return _mm512_cvtph_ps(_mm256_mask_mov_epi16(h, nan, _mm256_set1_epi16(0x7e00)));
+}
+MOEI_FORCE MOEI_AVX512 __m512 moei_fp8_avx512(const uint8_t *p, __mmask16 m, __m512 scale) {
+    __m512 v = _mm512_mul_ps(moei_e4m3_avx512(_mm_maskz_loadu_epi8(m, p)), _mm512_set1_ps(256.0f));
+    return _mm512_maskz_mul_ps(m, v, scale);
+}
+MOEI_AVX512 static void moei_decode_fp8_avx512(const moei_rows *w, uint32_t n_rows, void *panel) {
+    float *o = (float *)panel, s[16];
+    for (uint32_t r = 0; r < n_rows; r++, o += moei_f32_row_bytes(w->k) / 4) {
+        const uint8_t *p = moei_row(w, r);
+        __m512 scale = _mm512_setzero_ps();
+        for (size_t k = 0, next = 0; k < w->k; k += 16) {
+            if (k >= next) next = k + moei_scales16(w, r, k, s), scale = _mm512_loadu_ps(s);
+            _mm512_storeu_ps(o + k, moei_fp8_avx512(p + k, moei_mask_avx512(w->k - k), scale));
+        }
+    }
+}
+
+// clang-format off
+MOEI_UNUSED static const moei_arith moei_f32_avx512 = {
+    MOE_COMPUTE_F32, MOE_TIER_AVX512, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_avx512, {
+        /* NONE         */ MOEI_NO_OPS,
+        /* F32          */ {moei_dot_avx512_F32, NULL, UINT32_MAX},
+        /* F16          */ {moei_dot_avx512_F16, NULL, UINT32_MAX},
+        /* BF16         */ {moei_dot_avx512_BF16, NULL, UINT32_MAX},
+        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP8        */ {NULL, moei_decode_fp8_avx512, 0},
+        /* FP8_BLOCK    */ {NULL, moei_decode_fp8_avx512, 0},
+        /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_avx512, 0},
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+// clang-format on
+
+/* exp: see moei_exp. min and max return their second operand on NaN; scalef rounds once, as the two exact steps do. */
+MOEI_FORCE MOEI_AVX512 __m512 moei_exp_avx512(__m512 x) {
+    __m512 z = _mm512_max_ps(_mm512_set1_ps(MOEI_EXP_MIN), _mm512_min_ps(_mm512_set1_ps(MOEI_EXP_MAX), x));
+    __m512i k = _mm512_castps_si512(_mm512_fmadd_ps(z, _mm512_set1_ps(MOEI_LOG2E), _mm512_set1_ps(MOEI_MAGIC)));
+    __m512 n = _mm512_cvtepi32_ps(_mm512_sub_epi32(k, _mm512_set1_epi32(MOEI_MAGIC_BITS)));
+    __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-MOEI_LN2_HI), z), p = _mm512_set1_ps(MOEI_EXP_C6);
+    r = _mm512_fmadd_ps(n, _mm512_set1_ps(-MOEI_LN2_LO), r);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(MOEI_EXP_C5));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(MOEI_EXP_C4));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(MOEI_EXP_C3));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(MOEI_EXP_C2));
+    p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, n);
+}
+MOEI_FORCE MOEI_AVX512 __m512 moei_sigmoid_avx512(__m512 x) {
+    __m512 minus = _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(x), _mm512_set1_epi32(INT32_MIN)));
+    return _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_add_ps(_mm512_set1_ps(1.0f), moei_exp_avx512(minus)));
+}
+MOEI_AVX512 static void moei_vexp_avx512(float *y, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 m = moei_mask_avx512(n - i);
+        _mm512_mask_storeu_ps(y + i, m, moei_exp_avx512(_mm512_maskz_loadu_ps(m, x + i)));
+    }
+}
+MOEI_AVX512 static void moei_vsigmoid_avx512(float *y, const float *x, float a, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 m = moei_mask_avx512(n - i);
+        __m512 v = _mm512_mul_ps(_mm512_set1_ps(a), _mm512_maskz_loadu_ps(m, x + i));
+        _mm512_mask_storeu_ps(y + i, m, moei_sigmoid_avx512(v));
+    }
+}
+MOEI_AVX512 static void moei_vaxpy_avx512(float *y, const float *v, float w, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 m = moei_mask_avx512(n - i);
+        __m512 t = _mm512_fmadd_ps(_mm512_set1_ps(w), _mm512_maskz_loadu_ps(m, v + i), _mm512_maskz_loadu_ps(m, y + i));
+        _mm512_mask_storeu_ps(y + i, m, t);
+    }
+}
+MOEI_AVX512 static void moei_vaffine_avx512(float *v, const float *s, const float *b, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 m = moei_mask_avx512(n - i);
+        __m512 t = _mm512_maskz_loadu_ps(m, b + i);
+        _mm512_mask_storeu_ps(v + i, m, _mm512_fmadd_ps(_mm512_maskz_loadu_ps(m, v + i), _mm512_maskz_loadu_ps(m, s + i), t));
+    }
+}
+MOEI_UNUSED static const moei_vec moei_vec_avx512 = {moei_vexp_avx512, moei_vsigmoid_avx512, moei_vaxpy_avx512,
+                                                     moei_vaffine_avx512};
+#endif
+
+/* ==== >>bf16: BF16 on AVX512-BF16 ======================================================================================
+   Lane l of a sum is the chain of VDPBF16PS over the pairs k = 32 i + 2 l, 32 i + 2 l + 1; then F32's tree and + 0.0f.
+   VDPBF16PS and the conversions to bf16 take subnormals as zero, whatever MXCSR says. */
+
+#if MOEI_HAVE_AVX512BF16
+MOEI_FORCE MOEI_BF16 __mmask32 moei_mask_bf16(size_t n) { return n < 32 ? (1u << n) - 1 : 0xffffffffu; }
+/* SHAPES      4 bf16 rows x C prepared tokens (bf16, padded to 32)
+   REGISTERS   as moei_tile_avx512: 24 dot products of 16 pairs per 10 loads at C = 6 */
+MOEI_FORCE MOEI_BF16 void moei_tile_bf16(const int C, const moei_tile *t) {
+    const size_t k_end = t->k & ~(size_t)31;
+    const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *ahead = t->ahead, *ahead_end = t->ahead_end;
+    const uint8_t *x[6];
+    __m512 a[6][4];
+    __m512i v[4];
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        x[c] = (const uint8_t *)t->x[c];
+        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_setzero_ps();
+    }
+    for (size_t k = 0; k < k_end; k += 32) {
+        if (ahead < ahead_end) MOEI_PREFETCH(ahead), ahead += 64;
+        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_loadu_si512(w[r] + k * 2);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m512i xc = _mm512_loadu_si512(x[c] + k * 2);
+            MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_dpbf16_ps(a[c][r], (__m512bh)v[r], (__m512bh)xc);
+        }
+    }
+    if (k_end < t->k) {
+        __mmask32 m = moei_mask_bf16(t->k - k_end);
+        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_maskz_loadu_epi16(m, w[r] + k_end * 2);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m512i xc = _mm512_loadu_si512(x[c] + k_end * 2);
+            MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_dpbf16_ps(a[c][r], (__m512bh)v[r], (__m512bh)xc);
+        }
+    }
+    MOEI_UNROLL for (int c = 0; c < C; c++)
+        moei_store_avx512(t->out + (size_t)c * t->out_stride, moei_sum4_avx512(a[c][0], a[c][1], a[c][2], a[c][3]), t->n_rows);
+}
+/* SHAPES      1 row x C tokens, row after row, as moei_rows_avx512 */
+MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int C, const moei_rows *w, uint32_t n_rows, const void *const *xs, float *out,
+                                         size_t out_stride) {
+    const size_t k_end = w->k & ~(size_t)31;
+    const __mmask32 m = moei_mask_bf16(w->k - k_end);
+    const uint8_t *x[4];
+    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const uint8_t *)xs[c];
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        __m512 a[4];
+        __m512i v;
+        MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_setzero_ps();
+        for (size_t k = 0; k < k_end; k += 32) {
+            v = _mm512_loadu_si512(p + k * 2);
+            MOEI_UNROLL for (int c = 0; c < C; c++)
+                a[c] = _mm512_dpbf16_ps(a[c], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x[c] + k * 2));
+        }
+        if (k_end < w->k) {
+            v = _mm512_maskz_loadu_epi16(m, p + k_end * 2);
+            MOEI_UNROLL for (int c = 0; c < C; c++)
+                a[c] = _mm512_dpbf16_ps(a[c], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x[c] + k_end * 2));
+        }
+        MOEI_UNROLL for (int c = 0; c < C; c++) out[(size_t)c * out_stride + r] = moei_sum_avx512(a[c]);
+    }
+}
+#define MOEI_TILE_BF16(C)                                                                                              \
+    MOEI_BF16 static void moei_tile_bf16_##C(const moei_tile *t) { moei_tile_bf16(C, t); }
+MOEI_TILE_BF16(1) MOEI_TILE_BF16(2) MOEI_TILE_BF16(3) MOEI_TILE_BF16(4) MOEI_TILE_BF16(5) MOEI_TILE_BF16(6)
+static const moei_tiles moei_tiles_bf16 = {
+    4, 6, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3, moei_tile_bf16_4, moei_tile_bf16_5, moei_tile_bf16_6}};
+
+static size_t moei_panel_bytes_bf16(uint32_t n_rows, size_t k) { return n_rows * moei_bf16_row_bytes(k); }
+MOEI_BF16 static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                                    size_t out_stride) {
+    if (n_tokens == 1) moei_rows_bf16(1, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 2) moei_rows_bf16(2, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 3) moei_rows_bf16(3, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 4) moei_rows_bf16(4, w, n_rows, x, out, out_stride);
+    else moei_sweep(&moei_tiles_bf16, w, moei_bf16_row_bytes(w->k), n_rows, x, n_tokens, out, out_stride);
+}
+static void moei_panel_bf16(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                            float *out, size_t out_stride) {
+    moei_rows rows = *w;
+    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_bf16_row_bytes(w->k);
+    moei_dot_bf16(&rows, n_rows, x, n_tokens, out, out_stride);
+}
+
+/* f32, f16 and fp8 rows to bf16: the exact f32 value (fp8: rounded to f32 after its scale) to the nearest bf16, ties to even. */
+MOEI_FORCE MOEI_BF16 void moei_store_bf16(void *to, __m512 low, __m512 high) {
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
+MOEI_BF16 static void moei_prepare_bf16_avx512(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    uint16_t *o = (uint16_t *)row + k0;
+    (void)k; /* n is no multiple of 32 at the end of the row only */
+    for (size_t i = 0; i < n; i += 32) {
+        __mmask32 m = moei_mask_bf16(n - i);
+        __m512 high = _mm512_maskz_loadu_ps((__mmask16)(m >> 16), x + i + 16);
+        moei_store_bf16(o + i, _mm512_maskz_loadu_ps((__mmask16)m, x + i), high);
+    }
+}
+MOEI_FORCE MOEI_BF16 void moei_decode_bf16(const uint32_t format, const moei_rows *w, uint32_t n_rows, void *panel) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2;
+    uint8_t *o = (uint8_t *)panel;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        for (size_t k = 0; k < w->k; k += 32, p += 32 * size, o += 64) {
+            __mmask32 m = moei_mask_bf16(w->k - k);
+            __m512 high = moei_load_tail_avx512(format, p + 16 * size, (__mmask16)(m >> 16));
+            moei_store_bf16(o, moei_load_tail_avx512(format, p, (__mmask16)m), high);
+        }
+    }
+}
+MOEI_BF16 static void moei_decode_f32_bf16(const moei_rows *w, uint32_t n_rows, void *panel) {
+    moei_decode_bf16(MOE_FORMAT_F32, w, n_rows, panel);
+}
+MOEI_BF16 static void moei_decode_f16_bf16(const moei_rows *w, uint32_t n_rows, void *panel) {
+    moei_decode_bf16(MOE_FORMAT_F16, w, n_rows, panel);
+}
+MOEI_BF16 static void moei_decode_fp8_bf16(const moei_rows *w, uint32_t n_rows, void *panel) {
+    uint8_t *o = (uint8_t *)panel;
+    float s[16];
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        __m512 scale = _mm512_setzero_ps(), half[2];
+        for (size_t k = 0, next = 0; k < w->k; o += 64) {
+            for (int i = 0; i < 2; i++, k += 16) {
+                if (k >= next && k < w->k) next = k + moei_scales16(w, r, k, s), scale = _mm512_loadu_ps(s);
+                half[i] = moei_fp8_avx512(p + k, moei_mask_avx512(w->k > k ? w->k - k : 0), scale);
+            }
+            moei_store_bf16(o, half[0], half[1]);
+        }
+    }
+}
+
+// clang-format off
+MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = {
+    MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_bf16_row_bytes, moei_prepare_bf16_avx512, moei_panel_bytes_bf16, moei_panel_bf16, {
+        /* NONE         */ MOEI_NO_OPS,
+        /* F32          */ {NULL, moei_decode_f32_bf16, 0},
+        /* F16          */ {NULL, moei_decode_f16_bf16, 0},
+        /* BF16         */ {moei_dot_bf16, NULL, UINT32_MAX},
+        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP8        */ {NULL, moei_decode_fp8_bf16, 0},
+        /* FP8_BLOCK    */ {NULL, moei_decode_fp8_bf16, 0},
+        /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_bf16, 0},
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+// clang-format on
+#endif
+#if MOEI_HAVE_AVX512 && defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+#pragma GCC diagnostic pop
+#endif
+
+/* ==== >>q8: Q8 on AVX2 and AVX512-VNNI =================================================================================
+   LAYOUT      A step is 8 blocks of 32 weights of one row: lane b of every vector of 8 belongs to block b. moei_q8w holds a
+               step's weights as bytes, unsigned with a constant offset (or signed, see MOEI_Q8_SIGNED), its scales and, where
+               the format has them, minima, scales of the second 16 or integer scales per 16.
+   DEFINITION  acc = fma((float)isum, D * d_x, acc) per block, 8 accumulators by block mod 8, tree 4 2 1, + 0.0f; see the
+               contract at the top. isum is exact, so it may be computed in any way: unsigned weights give
+               sum(u q) - offset * sum(q), and the sums of q come with the prepared row.
+   LIMITS      vpmaddubsw saturates when two products exceed 32767: unsigned weights up to 129 are safe, 8-bit weights and the
+               IQ4 table are not and go as |w| x sign(q, w). Sums of 4 products fit 16 bits up to u = 64, of 8 up to u = 32. */
+#if MOEI_HAVE_AVX2
+
+typedef struct moei_q8w {
+    __m256i v[8];  /* weights of block b in ascending k */
+    __m256 d, m;   /* scale; minimum (added with s_x), or scale of the second 16 */
+    __m256i pair[4]; /* s16, spread for two blocks each */
+    __m256i s16;   /* integer scales per 16 (int16), as moei_q8.sum16 */
+    __m256i z;     /* zero points (int32), or minima per 16 (int16) */
+} moei_q8w;
+
+/* What a format needs beyond unsigned weights and one scale: all constants once inlined. */
+MOEI_FORCE int moei_q8_has_min(uint32_t f) {
+    return f == MOE_FORMAT_Q4_1 || f == MOE_FORMAT_Q5_1 || f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K;
+}
+MOEI_FORCE int moei_q8_has_sub(uint32_t f) {
+    return f == MOE_FORMAT_Q2_K || f == MOE_FORMAT_Q3_K || f == MOE_FORMAT_Q6_K;
+}
+MOEI_FORCE int moei_q8_is_nvfp4(uint32_t f) { return f == MOE_FORMAT_NVFP4 || f == MOE_FORMAT_NVFP4_HF; }
+MOEI_FORCE int moei_q8_is_e2m1(uint32_t f) {
+    return moei_q8_is_nvfp4(f) || f == MOE_FORMAT_MXFP4 || f == MOE_FORMAT_MXFP4_HF;
+}
+MOEI_FORCE int moei_q8_is_wide(uint32_t f) { /* needs all 8 bits */
+    return f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_INT8_CHANNEL || f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS;
+}
+MOEI_FORCE int moei_q8_has_side(uint32_t f) { /* scales live apart */
+    return f == MOE_FORMAT_MXFP4_HF || f == MOE_FORMAT_NVFP4_HF || f == MOE_FORMAT_INT8_CHANNEL || f == MOE_FORMAT_INT4_GROUP;
+}
+/* What was added to make the weights unsigned. */
+MOEI_FORCE int moei_q8_offset(uint32_t f) {
+    if (moei_q8_is_wide(f)) return 128;
+    if (moei_q8_is_e2m1(f)) return 12;
+    return f == MOE_FORMAT_Q6_K ? 32 : f == MOE_FORMAT_Q5_0 ? 16 : f == MOE_FORMAT_Q4_0 ? 8 : f == MOE_FORMAT_Q3_K ? 4 : 0;
+}
+/* Bytes of a step. */
+MOEI_FORCE size_t moei_q8_group_bytes(uint32_t f) {
+    switch (f) {
+    case MOE_FORMAT_Q8_0: return 272;
+    case MOE_FORMAT_Q4_0:
+    case MOE_FORMAT_IQ4_NL:
+    case MOE_FORMAT_NVFP4:
+    case MOE_FORMAT_Q4_K: return 144;
+    case MOE_FORMAT_Q4_1: return 160;
+    case MOE_FORMAT_Q5_0:
+    case MOE_FORMAT_Q5_K: return 176;
+    case MOE_FORMAT_Q5_1: return 192;
+    case MOE_FORMAT_Q2_K: return 84;
+    case MOE_FORMAT_Q3_K: return 110;
+    case MOE_FORMAT_Q6_K: return 210;
+    case MOE_FORMAT_IQ4_XS:
+    case MOE_FORMAT_MXFP4: return 136;
+    case MOE_FORMAT_INT8_CHANNEL: return 256;
+    default: return 128;
+    }
+}
+
+/* ---- loads and small vectors ---- */
+
+MOEI_FORCE MOEI_AVX2 __m128i moei_q8_ld128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_ld256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+MOEI_FORCE MOEI_AVX2 __m128i moei_q8_ld64(const void *p) { return _mm_loadl_epi64((const __m128i *)p); }
+MOEI_FORCE MOEI_AVX2 __m128i moei_q8_ld32(const void *p) { return _mm_cvtsi32_si128((int)moei_load32(p)); }
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_and(__m256i v, int mask) { return _mm256_and_si256(v, _mm256_set1_epi8((char)mask)); }
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_i8f(__m128i v) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)); } /* 8 int8 to f32 */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_both(__m128i v) { return _mm256_broadcastsi128_si256(v); }
+
+/* 16 bytes of nibbles to 32 bytes. GGUF: low nibbles are the first 16 weights; HF: nibbles in order. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles(const uint8_t *p) {
+    const __m256i shift = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
+    return moei_q8_and(_mm256_srlv_epi32(moei_q8_both(moei_q8_ld128(p)), shift), 15);
+}
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles_hf(const uint8_t *p) {
+    __m256i w = _mm256_cvtepu8_epi16(moei_q8_ld128(p)); /* 0000 hhhh llll: the two ends stay after (w << 4 | w) & 0f0f */
+    return moei_q8_and(_mm256_or_si256(w, _mm256_slli_epi16(w, 4)), 15);
+}
+/* NVFP4: 8 bytes per 16 weights. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles_nv(const uint8_t *p) {
+    __m128i b = moei_q8_ld128(p), lo = _mm_and_si128(b, _mm_set1_epi8(15)), hi = _mm_and_si128(_mm_srli_epi16(b, 4), _mm_set1_epi8(15));
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi64(lo, hi)), _mm_unpackhi_epi64(lo, hi), 1);
+}
+/* Bit i of 32 to value v in byte i. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_bits(const uint8_t *p, int v) {
+    const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
+    __m256i b = _mm256_shuffle_epi8(_mm256_set1_epi32((int)moei_load32(p)), byte);
+    return moei_q8_and(_mm256_cmpeq_epi8(_mm256_and_si256(b, bit), bit), v);
+}
+/* E2M1 codes, doubled, + 12; the IQ4 table. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_e2m1(__m256i code) {
+    return _mm256_shuffle_epi8(moei_q8_both(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0)), code);
+}
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_iq4(__m256i code) {
+    return _mm256_shuffle_epi8(
+        moei_q8_both(_mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)), code);
+}
+
+/* ---- scales ---- */
+
+/* 8 half-precision scales `stride` bytes apart. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half8(const uint8_t *p, size_t stride) {
+    uint64_t lo = 0, hi = 0;
+    MOEI_UNROLL for (size_t i = 0; i < 4; i++) {
+        lo |= (uint64_t)moei_load16(p + i * stride) << (16 * i);
+        hi |= (uint64_t)moei_load16(p + (i + 4) * stride) << (16 * i);
+    }
+    return _mm256_cvtph_ps(_mm_insert_epi64(_mm_cvtsi64_si128((long long)lo), (long long)hi, 1));
+}
+/* 8 pairs of halves. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_half8x2(const uint8_t *p, size_t stride, __m256 *a, __m256 *b) {
+    __m128i lo = moei_q8_ld32(p), hi = moei_q8_ld32(p + 2 * stride); /* blocks 0 1 4 5, 2 3 6 7 */
+    lo = _mm_insert_epi32(lo, (int)moei_load32(p + 1 * stride), 1), hi = _mm_insert_epi32(hi, (int)moei_load32(p + 3 * stride), 1);
+    lo = _mm_insert_epi32(lo, (int)moei_load32(p + 4 * stride), 2), hi = _mm_insert_epi32(hi, (int)moei_load32(p + 6 * stride), 2);
+    lo = _mm_insert_epi32(lo, (int)moei_load32(p + 5 * stride), 3), hi = _mm_insert_epi32(hi, (int)moei_load32(p + 7 * stride), 3);
+    __m256 l = _mm256_cvtph_ps(lo), h = _mm256_cvtph_ps(hi);
+    *a = _mm256_shuffle_ps(l, h, 0x88), *b = _mm256_shuffle_ps(l, h, 0xdd);
+}
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half1(const uint8_t *p) { return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(moei_load16(p)))); }
+
+/* Q4_K and Q5_K: d, dmin and 12 bytes with eight 6-bit scales and minima. The minimum is negated. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_scales_k(const uint8_t *p, __m256 *d, __m256 *m) {
+    uint32_t a = moei_load32(p + 4), b = moei_load32(p + 8), c = moei_load32(p + 12);
+    uint64_t s = (a & 0x3f3f3f3fu) | (uint64_t)((c & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u)) << 32;
+    uint64_t n = (b & 0x3f3f3f3fu) | (uint64_t)((c >> 4 & 0x0f0f0f0fu) | (b >> 2 & 0x30303030u)) << 32;
+    __m128 h = _mm_cvtph_ps(moei_q8_ld32(p));
+    *d = _mm256_mul_ps(_mm256_broadcastss_ps(h), moei_q8_i8f(_mm_cvtsi64_si128((long long)s)));
+    h = _mm_xor_ps(_mm_movehdup_ps(h), _mm_set1_ps(-0.0f));
+    *m = _mm256_mul_ps(_mm256_broadcastss_ps(h), moei_q8_i8f(_mm_cvtsi64_si128((long long)n)));
+}
+/* Q3_K: 16 6-bit scales, - 32, as int16. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_scales_q3(const uint8_t *p) {
+    __m128i b = moei_q8_ld64(p), low = _mm_unpacklo_epi64(b, _mm_srli_epi16(b, 4));
+    __m128i high = _mm_srlv_epi32(_mm_set1_epi32((int)moei_load32(p + 8)), _mm_setr_epi32(0, 2, 4, 6));
+    low = _mm_and_si128(low, _mm_set1_epi8(15)), high = _mm_slli_epi16(_mm_and_si128(high, _mm_set1_epi8(3)), 4);
+    return _mm256_cvtepi8_epi16(_mm_sub_epi8(_mm_or_si128(low, high), _mm_set1_epi8(32)));
+}
+/* IQ4_XS: d times eight 6-bit scales - 32. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_scales_iq4xs(const uint8_t *p) {
+    __m256i low = _mm256_srlv_epi32(_mm256_set1_epi32((int)moei_load32(p + 4)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    __m256i high = _mm256_srlv_epi32(_mm256_set1_epi32(moei_load16(p + 2)), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
+    low = _mm256_and_si256(low, _mm256_set1_epi32(15)), high = _mm256_and_si256(high, _mm256_set1_epi32(3));
+    low = _mm256_sub_epi32(_mm256_or_si256(low, _mm256_slli_epi32(high, 4)), _mm256_set1_epi32(32));
+    return _mm256_mul_ps(moei_q8_half1(p), _mm256_cvtepi32_ps(low));
+}
+/* 2^(e - 128) for 8 exponents, subnormal below 2. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half_e8m0(__m256i e) {
+    __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+    __m256i tiny = _mm256_sllv_epi32(_mm256_set1_epi32(0x200000), _mm256_min_epi32(e, _mm256_set1_epi32(2)));
+    return _mm256_castsi256_ps(_mm256_max_epi32(normal, tiny));
+}
+/* Half of 8 E4M3 magnitudes: as half floats they are 2^-8 too small. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half_e4m3(__m128i b) {
+    __m128i h = _mm_slli_epi16(_mm_and_si128(b, _mm_set1_epi16(0x7f)), 7);
+    return _mm256_mul_ps(_mm256_cvtph_ps(h), _mm256_set1_ps(128.0f));
+}
+
+/* ---- scales and zero points that live apart ---- */
+
+enum { MOEI_Q8_CHUNK = 32 }; /* steps between two fills of moei_q8side */
+typedef struct moei_q8side {
+    float d[16 * MOEI_Q8_CHUNK + 8]; /* per block, or per half block for NVFP4 */
+    int32_t z[8 * MOEI_Q8_CHUNK + 8];
+} moei_q8side;
+
+/* 8 consecutive values as f32 times `factor`, or zero points as int32; `shift`: of the row's nibble in U4X8. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_side8(uint32_t type, const uint8_t *p, float factor, int shift) {
+    __m256i v = _mm256_setzero_si256(), nan = v;
+    switch (type) {
+    case MOE_TYPE_U8: return _mm256_cvtepu8_epi32(moei_q8_ld64(p));
+    case MOE_TYPE_U4X8: return _mm256_and_si256(_mm256_srl_epi32(moei_q8_ld256(p), _mm_cvtsi32_si128(shift)), _mm256_set1_epi32(15));
+    case MOE_TYPE_F32: v = moei_q8_ld256(p); break;
+    case MOE_TYPE_F16: v = _mm256_castps_si256(_mm256_cvtph_ps(moei_q8_ld128(p))); break;
+    case MOE_TYPE_BF16: v = _mm256_slli_epi32(_mm256_cvtepu16_epi32(moei_q8_ld128(p)), 16); break;
+    case MOE_TYPE_E8M0:
+        v = _mm256_cvtepu8_epi32(moei_q8_ld64(p)), nan = _mm256_cmpeq_epi32(v, _mm256_set1_epi32(255));
+        v = _mm256_max_epi32(_mm256_slli_epi32(v, 23), _mm256_set1_epi32(0x400000));
+        break;
+    default: { /* E4M3: as half floats 2^-8 too small */
+        __m128i b = _mm_cvtepu8_epi16(moei_q8_ld64(p)), a = _mm_and_si128(b, _mm_set1_epi16(0x7f));
+        nan = _mm256_cvtepi16_epi32(_mm_cmpeq_epi16(a, _mm_set1_epi16(0x7f)));
+        b = _mm_or_si128(_mm_slli_epi16(a, 7), _mm_slli_epi16(_mm_and_si128(b, _mm_set1_epi16(0x80)), 8));
+        v = _mm256_castps_si256(_mm256_mul_ps(_mm256_cvtph_ps(b), _mm256_set1_ps(256.0f)));
+    }
+    }
+    v = _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(v), _mm256_set1_ps(factor)));
+    return _mm256_or_si256(v, nan);
+}
+MOEI_FORCE size_t moei_q8_side_bytes(uint32_t type) {
+    return type == MOE_TYPE_F32 || type == MOE_TYPE_U4X8 ? 4 : type == MOE_TYPE_F16 || type == MOE_TYPE_BF16 ? 2 : 1;
+}
+/* out[0 .. n) = the row's values for units of `unit` weights from unit i on. The grid's cols is a multiple of unit. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_side_fill(uint32_t type, const moei_side *s, size_t row, size_t unit, size_t i, size_t n, float factor,
+                                         void *out) {
+    size_t size = moei_q8_side_bytes(type), per = s->cols / unit, v = i / per, left = (i + n - 1) / per + 1 - v, skip = i - v * per;
+    size_t line = row / s->rows;
+    const uint8_t *p = s->data + (type == MOE_TYPE_U4X8 ? line / 8 : line) * s->row_stride + v * size;
+    int32_t *o = (int32_t *)out, *end = o + n, x[8];
+    for (; left; p += 8 * size) {
+        size_t m = left < 8 ? left : 8;
+        uint8_t tail[32] = {0};
+        if (m < 8) memcpy(tail, p, m * size);
+        _mm256_storeu_si256((__m256i *)x, moei_q8_side8(type, m < 8 ? tail : p, factor, (int)(4 * (line % 8))));
+        if (per == 1) memcpy(o, x, sizeof x), o += m;
+        else
+            for (size_t j = 0; j < m; j++, skip = 0)
+                for (size_t c = skip; c < per && o < end; c++) *o++ = x[j];
+        left -= m;
+    }
+}
+static MOEI_AVX2 MOEI_NOINLINE void moei_q8_side_values(const moei_side *s, size_t row, size_t unit, size_t i, size_t n, float factor,
+                                                     void *out) {
+    switch (s->type) {
+    case MOE_TYPE_F32: moei_q8_side_fill(MOE_TYPE_F32, s, row, unit, i, n, factor, out); break;
+    case MOE_TYPE_F16: moei_q8_side_fill(MOE_TYPE_F16, s, row, unit, i, n, factor, out); break;
+    case MOE_TYPE_BF16: moei_q8_side_fill(MOE_TYPE_BF16, s, row, unit, i, n, factor, out); break;
+    case MOE_TYPE_E8M0: moei_q8_side_fill(MOE_TYPE_E8M0, s, row, unit, i, n, factor, out); break;
+    case MOE_TYPE_E4M3: moei_q8_side_fill(MOE_TYPE_E4M3, s, row, unit, i, n, factor, out); break;
+    case MOE_TYPE_U8: moei_q8_side_fill(MOE_TYPE_U8, s, row, unit, i, n, factor, out); break;
+    default: moei_q8_side_fill(MOE_TYPE_U4X8, s, row, unit, i, n, factor, out);
+    }
+}
+/* Scales (and zero points) of steps [i, i + MOEI_Q8_CHUNK) of row r; beyond the row's end anything finite. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_sides(uint32_t f, const moei_rows *w, size_t r, size_t i, moei_q8side *side) {
+    size_t unit = moei_q8_is_nvfp4(f) ? 16 : 32, all = w->k / unit, first = i * 256 / unit, n = all - first, room = MOEI_Q8_CHUNK * 256 / unit;
+    float factor = moei_q8_is_e2m1(f) ? 0.5f : 1.0f;
+    if (n > room) n = room;
+    for (size_t j = w->scale.data ? n : 0; j < n + 15 && j < room; j++) side->d[j] = factor;
+    if (w->scale.data) moei_q8_side_values(&w->scale, w->row0 + r, unit, first, n, factor, side->d);
+    if (f != MOE_FORMAT_INT4_GROUP) return;
+    for (size_t j = w->zero.data ? n : 0; j < n + 7 && j < room; j++) side->z[j] = 8;
+    if (w->zero.data) moei_q8_side_values(&w->zero, w->row0 + r, unit, first, n, factor, side->z);
+}
+
+/* ---- unpacking: one step of a row, every format ---- */
+
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q4(uint32_t f, const uint8_t *p, moei_q8w *u) {
+    const int five = f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1, min = moei_q8_has_min(f);
+    const size_t head = (min ? 4u : 2u) + (five ? 4u : 0u), size = head + 16;
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
+        u->v[b] = moei_q8_nibbles(p + b * size + head);
+        if (five) u->v[b] = _mm256_or_si256(u->v[b], moei_q8_bits(p + b * size + head - 4, 16));
+        if (f == MOE_FORMAT_IQ4_NL) u->v[b] = moei_q8_iq4(u->v[b]);
+    }
+    if (min) moei_q8_half8x2(p, size, &u->d, &u->m);
+    else u->d = moei_q8_half8(p, size);
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q4k(uint32_t f, const uint8_t *p, moei_q8w *u) {
+    const uint8_t *q = p + (f == MOE_FORMAT_Q5_K ? 48 : 16);
+    moei_q8_scales_k(p, &u->d, &u->m);
+    MOEI_UNROLL for (int g = 0; g < 4; g++) {
+        __m256i b = moei_q8_ld256(q + 32 * g);
+        u->v[2 * g] = moei_q8_and(b, 15), u->v[2 * g + 1] = moei_q8_and(_mm256_srli_epi16(b, 4), 15);
+    }
+    if (f != MOE_FORMAT_Q5_K) return;
+    const __m256i h = moei_q8_ld256(p + 16);
+    MOEI_UNROLL for (int g = 0; g < 8; g++) {
+        __m256i b = g < 4 ? _mm256_slli_epi16(h, g < 4 ? 4 - g : 0) : _mm256_srli_epi16(h, g < 4 ? 0 : g - 4);
+        u->v[g] = _mm256_or_si256(u->v[g], moei_q8_and(b, 16));
+    }
+}
+/* 16 int16 scales [block][half] to 4 vectors, one per two blocks: 4 times each, first halves in the low lane. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_spread(__m256i s, __m256i pair[4]) {
+    const __m256i split = moei_q8_both(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+    const __m256i rep = moei_q8_both(_mm_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3));
+    s = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(s, split), 0xd8);
+    MOEI_UNROLL for (int i = 0; i < 4; i++) pair[i] = _mm256_shuffle_epi8(s, _mm256_add_epi8(rep, _mm256_set1_epi8((char)(4 * i))));
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q6k(const uint8_t *p, moei_q8w *u) {
+    MOEI_UNROLL for (int h = 0; h < 2; h++) {
+        __m256i a = moei_q8_ld256(p + 64 * h), b = moei_q8_ld256(p + 64 * h + 32), c = moei_q8_ld256(p + 128 + 32 * h), *v = u->v + 4 * h;
+        v[0] = _mm256_or_si256(moei_q8_and(a, 15), moei_q8_and(_mm256_slli_epi16(c, 4), 0x30));
+        v[1] = _mm256_or_si256(moei_q8_and(b, 15), moei_q8_and(_mm256_slli_epi16(c, 2), 0x30));
+        v[2] = _mm256_or_si256(moei_q8_and(_mm256_srli_epi16(a, 4), 15), moei_q8_and(c, 0x30));
+        v[3] = _mm256_or_si256(moei_q8_and(_mm256_srli_epi16(b, 4), 15), moei_q8_and(_mm256_srli_epi16(c, 2), 0x30));
+    }
+    u->d = moei_q8_half1(p + 208), u->s16 = _mm256_cvtepi8_epi16(moei_q8_ld128(p + 192));
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q2k(const uint8_t *p, moei_q8w *u) {
+    const __m128i s = moei_q8_ld128(p), low = _mm_set1_epi8(15);
+    MOEI_UNROLL for (int g = 0; g < 8; g++) u->v[g] = moei_q8_and(_mm256_srli_epi16(moei_q8_ld256(p + 16 + 32 * (g / 4)), 2 * (g % 4)), 3);
+    u->d = moei_q8_half1(p + 80), u->m = _mm256_xor_ps(moei_q8_half1(p + 82), _mm256_set1_ps(-0.0f));
+    u->s16 = _mm256_cvtepu8_epi16(_mm_and_si128(s, low));
+    u->z = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(s, 4), low));
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q3k(const uint8_t *p, moei_q8w *u) {
+    const __m256i hm = moei_q8_ld256(p);
+    MOEI_UNROLL for (int g = 0; g < 8; g++) {
+        __m256i low = moei_q8_and(_mm256_srli_epi16(moei_q8_ld256(p + 32 + 32 * (g / 4)), 2 * (g % 4)), 3);
+        __m256i high = g < 2 ? _mm256_slli_epi16(hm, g < 2 ? 2 - g : 0) : _mm256_srli_epi16(hm, g < 2 ? 0 : g - 2);
+        u->v[g] = _mm256_or_si256(low, moei_q8_and(high, 4));
+    }
+    u->d = moei_q8_half1(p + 108), u->s16 = moei_q8_scales_q3(p + 96);
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_nvfp4(const uint8_t *p, moei_q8w *u) {
+    __m128i s = moei_q8_ld32(p);
+    s = _mm_insert_epi32(s, (int)moei_load32(p + 36), 1), s = _mm_insert_epi32(s, (int)moei_load32(p + 72), 2);
+    s = _mm_insert_epi32(s, (int)moei_load32(p + 108), 3);
+    s = _mm_andnot_si128(_mm_cmpeq_epi8(s, _mm_set1_epi8(0x7f)), s); /* as ggml: the sign is ignored, 0x7f is 0 */
+    u->d = moei_q8_half_e4m3(s), u->m = moei_q8_half_e4m3(_mm_srli_epi16(s, 8));
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) u->v[b] = moei_q8_e2m1(moei_q8_nibbles_nv(p + 36 * (b / 2) + 4 + 16 * (b % 2)));
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_mxfp4(const uint8_t *p, moei_q8w *u) {
+    uint64_t e = 0;
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
+        u->v[b] = moei_q8_e2m1(moei_q8_nibbles(p + 17 * b + 1));
+        e |= (uint64_t)p[17 * b] << (8 * b);
+    }
+    u->d = moei_q8_half_e8m0(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)e)));
+}
+/* side: of this step. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_hf(uint32_t f, const uint8_t *p, const float *d, const int32_t *z, moei_q8w *u) {
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
+        if (f == MOE_FORMAT_INT8_CHANNEL) u->v[b] = moei_q8_ld256(p + 32 * b);
+        else u->v[b] = moei_q8_nibbles_hf(p + 16 * b);
+        if (moei_q8_is_e2m1(f)) u->v[b] = moei_q8_e2m1(u->v[b]);
+    }
+    if (f == MOE_FORMAT_INT4_GROUP) u->z = moei_q8_ld256(z);
+    u->d = _mm256_loadu_ps(d);
+    if (f != MOE_FORMAT_NVFP4_HF) return;
+    __m256 a = _mm256_permute2f128_ps(u->d, _mm256_loadu_ps(d + 8), 0x20), b = _mm256_permute2f128_ps(u->d, _mm256_loadu_ps(d + 8), 0x31);
+    u->d = _mm256_shuffle_ps(a, b, 0x88), u->m = _mm256_shuffle_ps(a, b, 0xdd);
+}
+/* Everything of step j of a chunk. Wide formats come signed. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack(uint32_t f, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8w *u) {
+    switch (f) {
+    case MOE_FORMAT_Q8_0:
+        MOEI_UNROLL for (size_t b = 0; b < 8; b++) u->v[b] = moei_q8_ld256(p + 34 * b + 2);
+        u->d = moei_q8_half8(p, 34);
+        break;
+    case MOE_FORMAT_Q4_K:
+    case MOE_FORMAT_Q5_K: moei_q8_unpack_q4k(f, p, u); break;
+    case MOE_FORMAT_Q2_K: moei_q8_unpack_q2k(p, u); break;
+    case MOE_FORMAT_Q3_K: moei_q8_unpack_q3k(p, u); break;
+    case MOE_FORMAT_Q6_K: moei_q8_unpack_q6k(p, u); break;
+    case MOE_FORMAT_IQ4_XS:
+        MOEI_UNROLL for (size_t b = 0; b < 8; b++) u->v[b] = moei_q8_iq4(moei_q8_nibbles(p + 8 + 16 * b));
+        u->d = moei_q8_scales_iq4xs(p);
+        break;
+    case MOE_FORMAT_MXFP4: moei_q8_unpack_mxfp4(p, u); break;
+    case MOE_FORMAT_NVFP4: moei_q8_unpack_nvfp4(p, u); break;
+    case MOE_FORMAT_MXFP4_HF:
+    case MOE_FORMAT_INT8_CHANNEL:
+    case MOE_FORMAT_INT4_GROUP: moei_q8_unpack_hf(f, p, side->d + 8 * j, side->z + 8 * j, u); break;
+    case MOE_FORMAT_NVFP4_HF: moei_q8_unpack_hf(f, p, side->d + 16 * j, side->z, u); break;
+    default: moei_q8_unpack_q4(f, p, u);
+    }
+    if (moei_q8_has_sub(f)) moei_q8_spread(u->s16, u->pair);
+}
+
+/* ---- from 8 vectors of partial sums to the accumulators ---- */
+
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_pair_sums(__m256i v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
+/* s[b]: 8 sums of 4 products of block b. Result: [blocks 0-3 of the first 16 weights | of the second 16], and blocks 4-7. Two
+   ways: sums below 2^15 shrink to 16 bits twice; wide formats go by 32-bit transposes. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_quad(uint32_t f, const __m256i *s, const __m256i *pair) {
+    __m256i a, b;
+    if (moei_q8_is_wide(f)) {
+        a = _mm256_add_epi32(_mm256_unpacklo_epi32(s[0], s[1]), _mm256_unpackhi_epi32(s[0], s[1]));
+        b = _mm256_add_epi32(_mm256_unpacklo_epi32(s[2], s[3]), _mm256_unpackhi_epi32(s[2], s[3]));
+        return _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    }
+    a = _mm256_packs_epi32(s[0], s[1]), b = _mm256_packs_epi32(s[2], s[3]);
+    if (moei_q8_has_sub(f)) return _mm256_hadd_epi32(_mm256_madd_epi16(a, pair[0]), _mm256_madd_epi16(b, pair[1]));
+    return moei_q8_pair_sums(_mm256_packs_epi32(moei_q8_pair_sums(a), moei_q8_pair_sums(b)));
+}
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_times(__m256i v, int c) {
+    return c == 12 ? _mm256_add_epi32(_mm256_slli_epi32(v, 3), _mm256_slli_epi32(v, 2))
+                   : _mm256_slli_epi32(v, c == 128 ? 7 : c == 32 ? 5 : c == 16 ? 4 : c == 8 ? 3 : 2);
+}
+/* acc + one step. offset: what is still in the weights. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_add(uint32_t f, int offset, const moei_q8w *u, const __m256i *s, const moei_q8 *x, __m256 acc) {
+    __m256i a = moei_q8_quad(f, s, u->pair), b = moei_q8_quad(f, s + 4, u->pair + 2), sum16 = moei_q8_ld256(x->sum16), sum = moei_q8_ld256(x->sum);
+    __m256i h0 = _mm256_permute2x128_si256(a, b, 0x20), h1 = _mm256_permute2x128_si256(a, b, 0x31), n = _mm256_add_epi32(h0, h1);
+    __m256 dx = _mm256_loadu_ps(x->d);
+    if (moei_q8_is_nvfp4(f)) {
+        h0 = _mm256_sub_epi32(h0, moei_q8_times(_mm256_srai_epi32(_mm256_slli_epi32(sum16, 16), 16), offset));
+        h1 = _mm256_sub_epi32(h1, moei_q8_times(_mm256_srai_epi32(sum16, 16), offset));
+        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(h0), _mm256_mul_ps(u->d, dx), acc);
+        return _mm256_fmadd_ps(_mm256_cvtepi32_ps(h1), _mm256_mul_ps(u->m, dx), acc);
+    }
+    if (moei_q8_has_sub(f)) sum = _mm256_madd_epi16(u->s16, sum16);
+    if (f == MOE_FORMAT_INT4_GROUP) n = _mm256_sub_epi32(n, _mm256_mullo_epi32(u->z, sum));
+    else if (offset) n = _mm256_sub_epi32(n, moei_q8_times(sum, offset));
+    acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(n), _mm256_mul_ps(u->d, dx), acc);
+    if (moei_q8_has_min(f)) acc = _mm256_fmadd_ps(u->m, _mm256_loadu_ps(x->s), acc);
+    if (f == MOE_FORMAT_Q2_K) acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(u->z, sum16)), _mm256_mul_ps(u->m, dx), acc);
+    return acc;
+}
+MOEI_FORCE MOEI_AVX2 float moei_q8_tree(__m256 v) {
+    __m128 a = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+    return _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a))) + 0.0f;
+}
+
+/* ---- straight from the rows ---- */
+
+/* A walk over a row's steps: the last, partial one is read from a zeroed copy. */
+typedef struct moei_q8walk {
+    const uint8_t *row;
+    size_t steps, full;
+    uint8_t tail[272];
+} moei_q8walk;
+MOEI_FORCE void moei_q8_walk(uint32_t f, const moei_rows *w, size_t r, moei_q8walk *walk) {
+    size_t step = moei_q8_group_bytes(f), rest = w->k % 256 / 32;
+    walk->row = moei_row(w, r), walk->full = w->k / 256, walk->steps = walk->full + (rest != 0);
+    if (rest) memset(walk->tail, 0, sizeof walk->tail), memcpy(walk->tail, walk->row + walk->full * step, rest * step / 8);
+}
+MOEI_FORCE void moei_q8_prefetch(const moei_rows *w, size_t r, size_t n_rows) {
+    if (!w->prefetch) return;
+    size_t end = (r + 1) * w->prefetch_bytes / n_rows;
+    for (size_t i = r * w->prefetch_bytes / n_rows; i < end; i += 64) MOEI_PREFETCH(w->prefetch + i);
+}
+
+enum { MOEI_Q8_GROUP = 8 }; /* tokens that share an unpacked step */
+
+/* Sums of 4 products. Offset weights would saturate beyond 129: wide ones go as |w| x sign(q, w). */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_dot4_avx2(int wide, __m256i v, __m256i q) {
+    if (wide) q = _mm256_sign_epi8(q, v), v = _mm256_abs_epi8(v);
+    return moei_q8_pair_sums(_mm256_maddubs_epi16(v, q));
+}
+/* One row times n tokens, n constant 1 or at most MOEI_Q8_GROUP. REGISTERS: 8 weights, scale, minimum, and the reduction's few;
+   with several tokens the accumulators live in L1 (one load and one store of about 35 micro-ops). */
+MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_t r, const void *const *x, uint32_t n, float *out,
+                                           size_t out_stride) {
+    const int wide = moei_q8_is_wide(f), offset = wide ? 0 : moei_q8_offset(f);
+    __m256 acc[MOEI_Q8_GROUP];
+    moei_q8walk walk;
+    moei_q8side side;
+    moei_q8_walk(f, w, r, &walk);
+    for (uint32_t t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
+    for (size_t i = 0; i < walk.steps; i++) {
+        moei_q8w u;
+        if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
+        moei_q8_unpack(f, i < walk.full ? walk.row + i * moei_q8_group_bytes(f) : walk.tail, &side, i % MOEI_Q8_CHUNK, &u);
+        for (uint32_t t = 0; t < n; t++) {
+            const moei_q8 *q = (const moei_q8 *)x[t] + i;
+            __m256i s[8];
+            MOEI_UNROLL for (int b = 0; b < 8; b++) s[b] = moei_q8_dot4_avx2(wide, u.v[b], moei_q8_ld256(q->q[b]));
+            acc[t] = moei_q8_add(f, offset, &u, s, q, acc[t]);
+        }
+    }
+    for (uint32_t t = 0; t < n; t++) out[t * out_stride] = moei_q8_tree(acc[t]);
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_dot_avx2(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                           float *out, size_t out_stride) {
+    for (uint32_t r = 0; r < n_rows; r++) {
+        moei_q8_prefetch(w, r, n_rows);
+        if (n_tokens == 1) moei_q8_row_avx2(f, w, r, x, 1, out + r, out_stride);
+        else
+            for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
+                moei_q8_row_avx2(f, w, r, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : MOEI_Q8_GROUP,
+                                 out + t * out_stride + r, out_stride);
+    }
+}
+
+#define MOEI_Q8_DOT(isa, target, f)                                                                                      \
+    static target void moei_q8_dot_##isa##_##f(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, \
+        float *out, size_t out_stride) { moei_q8_dot_##isa(MOE_FORMAT_##f, w, n_rows, x, n_tokens, out, out_stride); }
+#define MOEI_Q8_FORMATS(X, isa, target)                                                                                  \
+    X(isa, target, Q8_0) X(isa, target, Q4_0) X(isa, target, Q4_1) X(isa, target, Q5_0) X(isa, target, Q5_1)             \
+    X(isa, target, Q2_K) X(isa, target, Q3_K) X(isa, target, Q4_K) X(isa, target, Q5_K) X(isa, target, Q6_K)             \
+    X(isa, target, IQ4_NL) X(isa, target, IQ4_XS) X(isa, target, MXFP4) X(isa, target, NVFP4) X(isa, target, MXFP4_HF)   \
+    X(isa, target, NVFP4_HF) X(isa, target, INT8_CHANNEL) X(isa, target, INT4_GROUP)
+MOEI_Q8_FORMATS(MOEI_Q8_DOT, avx2, MOEI_AVX2)
+
+/* ---- activations ---- */
+
+/* One block of 32. The integer comes out of the fma's low bits: 12582912 + q. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_block(moei_q8 *row, size_t b, const float *x) {
+    moei_q8 *to = row + b / 8;
+    __m256 v[4];
+    __m256i a = _mm256_setzero_si256(), i[4];
+    MOEI_UNROLL for (int j = 0; j < 4; j++) {
+        v[j] = _mm256_loadu_ps(x + 8 * j);
+        a = _mm256_max_epi32(a, _mm256_and_si256(_mm256_castps_si256(v[j]), _mm256_set1_epi32(0x7fffffff)));
+    }
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e)), m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+    const uint32_t bits = (uint32_t)_mm_cvtsi128_si32(m);
+    const float amax = moei_float(bits);
+    const int nan = bits >= 0x7f800000u, zero = nan || amax < 1.26217745e-29f; /* 2^-96 */
+    const float id = zero ? 0.0f : 127.0f / amax;
+    MOEI_UNROLL for (int j = 0; j < 4; j++) {
+        if (zero) v[j] = _mm256_setzero_ps();
+        __m256 q = _mm256_fmadd_ps(v[j], _mm256_set1_ps(id), _mm256_set1_ps(MOEI_MAGIC));
+        i[j] = _mm256_sub_epi32(_mm256_castps_si256(q), _mm256_set1_epi32(MOEI_MAGIC_BITS));
+    }
+    __m256i p = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
+    p = _mm256_permutevar8x32_epi32(p, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)to->q[b % 8], p);
+    p = moei_q8_pair_sums(_mm256_maddubs_epi16(_mm256_set1_epi8(1), p)); /* 4 sums of each half */
+    p = _mm256_add_epi32(p, _mm256_shuffle_epi32(p, 0x4e)), p = _mm256_add_epi32(p, _mm256_shuffle_epi32(p, 0xb1));
+    const int lo = _mm256_cvtsi256_si32(p), hi = _mm_cvtsi128_si32(_mm256_extracti128_si256(p, 1));
+    const float d = nan ? moei_float(0x7fc00000u) : zero ? 0.0f : amax / 127.0f;
+    to->sum16[b % 8][0] = (int16_t)lo, to->sum16[b % 8][1] = (int16_t)hi, to->sum[b % 8] = lo + hi;
+    to->d[b % 8] = d, to->s[b % 8] = d * (float)(lo + hi);
+}
+static MOEI_AVX2 void moei_q8_prepare(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    const float none[32] = {0};
+    for (size_t b = 0; b < n / 32; b++) moei_q8_block((moei_q8 *)row, k0 / 32 + b, x + 32 * b);
+    if (k0 + n == k)
+        for (size_t b = k / 32; b % 8; b++) moei_q8_block((moei_q8 *)row, b, none);
+}
+
+#define MOEI_Q8_DIRECT(isa, f) {moei_q8_dot_##isa##_##f, NULL, UINT32_MAX}
+#define MOEI_Q8_NONE {NULL, NULL, 0}
+/* clang-format off */
+MOEI_UNUSED static const moei_arith moei_q8_avx2 = {
+    MOE_COMPUTE_Q8, MOE_TIER_AVX2, moei_q8_row_bytes, moei_q8_prepare, NULL, NULL,
+    {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */
+     MOEI_Q8_DIRECT(avx2, Q8_0), MOEI_Q8_DIRECT(avx2, Q4_0), MOEI_Q8_DIRECT(avx2, Q4_1), MOEI_Q8_DIRECT(avx2, Q5_0),
+     MOEI_Q8_DIRECT(avx2, Q5_1), MOEI_Q8_DIRECT(avx2, Q2_K), MOEI_Q8_DIRECT(avx2, Q3_K), MOEI_Q8_DIRECT(avx2, Q4_K),
+     MOEI_Q8_DIRECT(avx2, Q5_K), MOEI_Q8_DIRECT(avx2, Q6_K), MOEI_Q8_DIRECT(avx2, IQ4_NL), MOEI_Q8_DIRECT(avx2, IQ4_XS),
+     MOEI_Q8_DIRECT(avx2, MXFP4), MOEI_Q8_DIRECT(avx2, NVFP4), MOEI_Q8_DIRECT(avx2, MXFP4_HF), MOEI_Q8_DIRECT(avx2, NVFP4_HF),
+     MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */
+     MOEI_Q8_DIRECT(avx2, INT8_CHANNEL), MOEI_Q8_DIRECT(avx2, INT4_GROUP)}};
+/* clang-format on */
+
+#if MOEI_HAVE_VNNI
+/* ---- AVX512-VNNI ---- */
+
+MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, const moei_rows *w, size_t r, const void *const *x, uint32_t n, float *out,
+                                           size_t out_stride) {
+    const int wide = moei_q8_is_wide(f), offset = moei_q8_offset(f);
+    __m256 acc[MOEI_Q8_GROUP];
+    moei_q8walk walk;
+    moei_q8side side;
+    moei_q8_walk(f, w, r, &walk);
+    for (uint32_t t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
+    for (size_t i = 0; i < walk.steps; i++) {
+        moei_q8w u;
+        if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
+        moei_q8_unpack(f, i < walk.full ? walk.row + i * moei_q8_group_bytes(f) : walk.tail, &side, i % MOEI_Q8_CHUNK, &u);
+        if (wide)
+            MOEI_UNROLL for (int b = 0; b < 8; b++) u.v[b] = _mm256_xor_si256(u.v[b], _mm256_set1_epi8(-128));
+        for (uint32_t t = 0; t < n; t++) {
+            const moei_q8 *q = (const moei_q8 *)x[t] + i;
+            __m256i s[8];
+            MOEI_UNROLL for (int b = 0; b < 8; b++)
+                s[b] = _mm256_dpbusd_epi32(_mm256_setzero_si256(), u.v[b], moei_q8_ld256(q->q[b]));
+            acc[t] = moei_q8_add(f, offset, &u, s, q, acc[t]);
+        }
+    }
+    for (uint32_t t = 0; t < n; t++) out[t * out_stride] = moei_q8_tree(acc[t]);
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                           float *out, size_t out_stride) {
+    for (uint32_t r = 0; r < n_rows; r++) {
+        moei_q8_prefetch(w, r, n_rows);
+        if (n_tokens == 1) moei_q8_row_vnni(f, w, r, x, 1, out + r, out_stride);
+        else
+            for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
+                moei_q8_row_vnni(f, w, r, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : MOEI_Q8_GROUP,
+                                 out + t * out_stride + r, out_stride);
+    }
+}
+MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
+/* clang-format off */
+MOEI_UNUSED static const moei_arith moei_q8_vnni = {
+    MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_row_bytes, moei_q8_prepare, NULL, NULL,
+    {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */
+     MOEI_Q8_DIRECT(vnni, Q8_0), MOEI_Q8_DIRECT(vnni, Q4_0), MOEI_Q8_DIRECT(vnni, Q4_1), MOEI_Q8_DIRECT(vnni, Q5_0),
+     MOEI_Q8_DIRECT(vnni, Q5_1), MOEI_Q8_DIRECT(vnni, Q2_K), MOEI_Q8_DIRECT(vnni, Q3_K), MOEI_Q8_DIRECT(vnni, Q4_K),
+     MOEI_Q8_DIRECT(vnni, Q5_K), MOEI_Q8_DIRECT(vnni, Q6_K), MOEI_Q8_DIRECT(vnni, IQ4_NL), MOEI_Q8_DIRECT(vnni, IQ4_XS),
+     MOEI_Q8_DIRECT(vnni, MXFP4), MOEI_Q8_DIRECT(vnni, NVFP4), MOEI_Q8_DIRECT(vnni, MXFP4_HF), MOEI_Q8_DIRECT(vnni, NVFP4_HF),
+     MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */
+     MOEI_Q8_DIRECT(vnni, INT8_CHANNEL), MOEI_Q8_DIRECT(vnni, INT4_GROUP)}};
+/* clang-format on */
+#endif
+#endif
 
 /* ==== >>neon: F32 on aarch64 =========================================================================================== */
 
-/* ==== >>cpu: what this machine can do ================================================================================== */
+/* ==== >>cpu: what this machine can do ==================================================================================
+   Detection is a pure function of the raw words, so that it can be tested with other machines' words. Nothing is cached: cpuid
+   is slow in virtual machines, but only moe_layer_init and moe_tiers ask. */
+
+#ifndef MOEI_HAVE_AVXVNNI
+#define MOEI_HAVE_AVXVNNI 0
+#endif
+#ifndef MOEI_HAVE_AMX
+#define MOEI_HAVE_AMX 0
+#endif
+#ifndef MOEI_HAVE_DOTPROD
+#define MOEI_HAVE_DOTPROD 0
+#endif
+#ifndef MOEI_HAVE_I8MM
+#define MOEI_HAVE_I8MM 0
+#endif
+#ifndef MOEI_HAVE_NEONBF16
+#define MOEI_HAVE_NEONBF16 0
+#endif
+#define MOEI_TIERS_BUILT                                                                                               \
+    (MOE_TIER_BIT(MOE_TIER_C) | (uint32_t)MOEI_HAVE_AVX2 << MOE_TIER_AVX2 | (uint32_t)MOEI_HAVE_AVXVNNI << MOE_TIER_AVXVNNI | \
+     (uint32_t)MOEI_HAVE_AVX512 << MOE_TIER_AVX512 | (uint32_t)MOEI_HAVE_VNNI << MOE_TIER_VNNI |                       \
+     (uint32_t)MOEI_HAVE_AVX512BF16 << MOE_TIER_AVX512BF16 | (uint32_t)MOEI_HAVE_AMX << MOE_TIER_AMX |                 \
+     (uint32_t)MOEI_HAVE_NEON << MOE_TIER_NEON | (uint32_t)MOEI_HAVE_DOTPROD << MOE_TIER_DOTPROD |                     \
+     (uint32_t)MOEI_HAVE_I8MM << MOE_TIER_I8MM | (uint32_t)MOEI_HAVE_NEONBF16 << MOE_TIER_NEONBF16)
+
+/* x86: words of cpuid leaf 1, leaf 7 and leaf 7.1, XCR0 (what the OS saves), the XSAVE features this process may use. */
+typedef struct moei_cpuid {
+    uint32_t leaf1_ecx, leaf7_ebx, leaf7_ecx, leaf7_edx, leaf7_1_eax;
+    uint64_t xcr0, permitted;
+} moei_cpuid;
+MOEI_FORCE int moei_has(uint64_t word, uint64_t bits) { return (word & bits) == bits; }
+
+MOEI_UNUSED static uint32_t moei_cpu_decide(const moei_cpuid *id) {
+    uint32_t tiers = MOE_TIER_BIT(MOE_TIER_C);
+    const uint32_t osxsave_avx_fma_f16c = 1u << 27 | 1u << 28 | 1u << 12 | 1u << 29, avx2_bmi = 1u << 5 | 1u << 3 | 1u << 8;
+    const uint32_t avx512_f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, amx_bf16_tile_int8 = 1u << 22 | 3u << 24;
+    const uint64_t ymm = 6, zmm = 0xe6, tile_config_data = 3u << 17, tile_data = 1u << 18;
+    if (!moei_has(id->leaf1_ecx, osxsave_avx_fma_f16c) || !moei_has(id->xcr0, ymm) || !moei_has(id->leaf7_ebx, avx2_bmi))
+        return tiers;
+    tiers |= MOE_TIER_BIT(MOE_TIER_AVX2);
+    if (moei_has(id->leaf7_1_eax, 1u << 4)) tiers |= MOE_TIER_BIT(MOE_TIER_AVXVNNI);
+    if (!moei_has(id->leaf7_ebx, avx512_f_dq_bw_vl) || !moei_has(id->xcr0, zmm)) return tiers;
+    tiers |= MOE_TIER_BIT(MOE_TIER_AVX512);
+    if (moei_has(id->leaf7_ecx, 1u << 11)) tiers |= MOE_TIER_BIT(MOE_TIER_VNNI);
+    if (moei_has(id->leaf7_1_eax, 1u << 5)) tiers |= MOE_TIER_BIT(MOE_TIER_AVX512BF16);
+    if (moei_has(id->leaf7_edx, amx_bf16_tile_int8) && moei_has(id->xcr0, tile_config_data) && moei_has(id->permitted, tile_data))
+        tiers |= MOE_TIER_BIT(MOE_TIER_AMX);
+    return tiers;
+}
+/* aarch64: AT_HWCAP and AT_HWCAP2 of Linux */
+MOEI_UNUSED static uint32_t moei_cpu_decide_arm(uint64_t hwcap, uint64_t hwcap2) {
+    uint32_t tiers = MOE_TIER_BIT(MOE_TIER_C) | MOE_TIER_BIT(MOE_TIER_NEON);
+    if (!moei_has(hwcap, 1u << 20)) return tiers;
+    tiers |= MOE_TIER_BIT(MOE_TIER_DOTPROD);
+    if (!moei_has(hwcap2, 1u << 13)) return tiers;
+    tiers |= MOE_TIER_BIT(MOE_TIER_I8MM);
+    return moei_has(hwcap2, 1u << 14) ? tiers | MOE_TIER_BIT(MOE_TIER_NEONBF16) : tiers;
+}
+
+#if MOEI_HAVE_AVX2
+#if defined(_MSC_VER) && !defined(__clang__)
+#include <intrin.h>
+static void moei_cpuid_read(uint32_t leaf, uint32_t sub, uint32_t *r) { __cpuidex((int *)r, (int)leaf, (int)sub); }
+static uint64_t moei_xcr0(void) { return _xgetbv(0); }
+#else
+static void moei_cpuid_read(uint32_t leaf, uint32_t sub, uint32_t *r) {
+    __asm__ volatile("cpuid" : "=a"(r[0]), "=b"(r[1]), "=c"(r[2]), "=d"(r[3]) : "a"(leaf), "c"(sub));
+}
+static uint64_t moei_xcr0(void) {
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+#endif
+/* Linux keeps AMX's tile data from a process until it asks, because signal frames grow by 8 KB. A bare system call, since the C
+   library need not have a wrapper. */
+#if defined(__linux__) && defined(__x86_64__) && !defined(__ILP32__)
+static long moei_arch_prctl(long code, void *arg) {
+    long r;
+    __asm__ volatile("syscall" : "=a"(r) : "0"(158L), "D"(code), "S"(arg) : "rcx", "r11", "memory");
+    return r;
+}
+static uint64_t moei_permitted(void) {
+    uint64_t features = 0;
+    return moei_arch_prctl(0x1022, &features) ? 0 : features; /* ARCH_GET_XCOMP_PERM */
+}
+static void moei_permit_amx(void) { moei_arch_prctl(0x1023, (void *)(uintptr_t)18); } /* ARCH_REQ_XCOMP_PERM, tile data */
+#else
+static uint64_t moei_permitted(void) { return 0; }
+static void moei_permit_amx(void) {}
+#endif
+static void moei_cpuid_get(moei_cpuid *id) {
+    uint32_t r[4];
+    memset(id, 0, sizeof *id);
+    moei_cpuid_read(0, 0, r);
+    if (r[0] < 7) return;
+    moei_cpuid_read(1, 0, r);
+    id->leaf1_ecx = r[2];
+    if (id->leaf1_ecx >> 27 & 1) id->xcr0 = moei_xcr0();
+    moei_cpuid_read(7, 0, r);
+    id->leaf7_ebx = r[1], id->leaf7_ecx = r[2], id->leaf7_edx = r[3];
+    if (r[0] >= 1) moei_cpuid_read(7, 1, r), id->leaf7_1_eax = r[0];
+    if (id->leaf7_edx >> 24 & 1) id->permitted = moei_permitted();
+}
+MOEI_UNUSED static uint32_t moei_cpu(void) {
+    moei_cpuid id;
+    moei_cpuid_get(&id);
+    return moei_cpu_decide(&id) & MOEI_TIERS_BUILT;
+}
+MOE_API int moe_enable_amx(void) {
+    moei_cpuid id;
+    moei_cpuid_get(&id);
+    if (!(id.leaf7_edx >> 24 & 1)) return 0;
+    moei_permit_amx();
+    id.permitted = moei_permitted();
+    return (moei_cpu_decide(&id) >> MOE_TIER_AMX & 1) != 0;
+}
+#else
+#if MOEI_HAVE_NEON && defined(__linux__)
+#include <sys/auxv.h>
+MOEI_UNUSED static uint32_t moei_cpu(void) { return moei_cpu_decide_arm(getauxval(16), getauxval(26)) & MOEI_TIERS_BUILT; }
+#else
+MOEI_UNUSED static uint32_t moei_cpu(void) { return moei_cpu_decide_arm(0, 0) & MOEI_TIERS_BUILT; }
+#endif
+MOE_API int moe_enable_amx(void) { return 0; }
+#endif
+
+MOE_API uint32_t moe_tiers(void) { return moei_cpu(); }
+MOE_API const char *moe_tier_name(uint32_t tier) {
+    static const char *const names[] = {
+#define MOE_X(id, name) name,
+        MOE_TIERS(MOE_X)
+#undef MOE_X
+    };
+    return tier < MOE_TIER_COUNT ? names[tier] : "?";
+}
+MOE_API uint32_t moe_tier_by_name(const char *name) {
+    uint32_t tier = 0;
+    while (tier < MOE_TIER_COUNT && (!name || !moei_same_name(name, moe_tier_name(tier)))) tier++;
+    return tier;
+}
+MOE_API uint32_t moe_tier_mask(uint32_t tier) {
+    const uint32_t c = MOE_TIER_BIT(MOE_TIER_C), avx2 = c | MOE_TIER_BIT(MOE_TIER_AVX2), avx512 = avx2 | MOE_TIER_BIT(MOE_TIER_AVX512);
+    const uint32_t vnni = avx512 | MOE_TIER_BIT(MOE_TIER_VNNI), bf16 = vnni | MOE_TIER_BIT(MOE_TIER_AVX512BF16);
+    const uint32_t neon = c | MOE_TIER_BIT(MOE_TIER_NEON), dotprod = neon | MOE_TIER_BIT(MOE_TIER_DOTPROD);
+    const uint32_t i8mm = dotprod | MOE_TIER_BIT(MOE_TIER_I8MM);
+    switch (tier) {
+    case MOE_TIER_C: return c;
+    case MOE_TIER_AVX2: return avx2;
+    case MOE_TIER_AVXVNNI: return avx2 | MOE_TIER_BIT(MOE_TIER_AVXVNNI);
+    case MOE_TIER_AVX512: return avx512;
+    case MOE_TIER_VNNI: return vnni;
+    case MOE_TIER_AVX512BF16: return bf16;
+    case MOE_TIER_AMX: return bf16 | MOE_TIER_BIT(MOE_TIER_AMX);
+    case MOE_TIER_NEON: return neon;
+    case MOE_TIER_DOTPROD: return dotprod;
+    case MOE_TIER_I8MM: return i8mm;
+    case MOE_TIER_NEONBF16: return i8mm | MOE_TIER_BIT(MOE_TIER_NEONBF16);
+    default: return 0;
+    }
+}
 
 /* ==== >>route: logits to ids and weights ===========================================================================
    One function over data routes a token: moei_select_token does R2 .. R9 for every model (the formulas stand at
@@ -853,15 +3312,6 @@ MOEI_FORCE float moei_inf(void) { return moei_float(0x7f800000u); } /* a literal
 MOEI_FORCE uint32_t moei_key(float f) {
     uint32_t u = moei_bits(f), key = u >> 31 ? 0u - u : u | 0x80000000u;
     return key > 0xff800000u || key < 0x00800000u ? 0x00800000u : key;
-}
-
-/* One element of a vector that has one expert, or of expert 0. */
-MOEI_FORCE float moei_route_array(const moe_array *a, size_t i) {
-    const uint8_t *p = (const uint8_t *)(a->expert ? a->expert[0] : a->data) + a->offset;
-    size_t size = a->type == MOE_TYPE_F32 ? 4 : 2;
-    p += i * (a->stride ? a->stride : size);
-    if (a->type == MOE_TYPE_F32) return moei_loadf32(p);
-    return a->type == MOE_TYPE_F16 ? moei_f16(moei_load16(p)) : moei_bf16(moei_load16(p));
 }
 
 /* A desc's routing, ready for many tokens; one per task. */
@@ -911,8 +3361,8 @@ static MOEI_UNUSED void moei_router_begin(moei_router *r, const moe_desc *d, con
     r->l = (float *)(r->key + n), r->s = r->l + n, r->q = r->s + n;
     if (k->select_bias.type) r->bias = r->q + n;
     if (k->expert_scale.type) r->scale = r->q + 2 * n;
-    for (i = 0; r->bias && i < r->n_ids; i++) r->bias[i] = moei_route_array(&k->select_bias, i);
-    for (i = 0; r->scale && i < r->n_ids; i++) r->scale[i] = moei_route_array(&k->expert_scale, i);
+    for (i = 0; r->bias && i < r->n_ids; i++) r->bias[i] = moei_array_at(&k->select_bias, 0, r->n_ids, i);
+    for (i = 0; r->scale && i < r->n_ids; i++) r->scale[i] = moei_array_at(&k->expert_scale, 0, r->n_ids, i);
 }
 
 /* ---- the k largest ---- */
@@ -1141,19 +3591,22 @@ static void moei_normalise(const moei_router *r, uint32_t k, float *w, float *si
     for (j = 0; j < n_sink; j++) sink[j] = sum > 0.0f ? sink[j] / sum : 0.0f;
 }
 
+/* Magnitudes, because the BIASED quirk can make weights negative. */
+MOEI_FORCE float moei_magnitude(float f) { return moei_float(moei_bits(f) & 0x7fffffffu); }
+
 /* Drops weights that are small against the largest, or beyond a share of the sum. Returns how many were not 0. */
 static uint32_t moei_drop_small(const moei_router *r, uint32_t k, float *w) {
     const moe_router *p = &r->d->router;
     uint32_t j, saved = 0, keep = p->min_keep ? p->min_keep : 1;
     float sum = 0.0f, before = 0.0f, least, most;
     if (!(p->drop_below > 0.0f) && !(p->top_p > 0.0f)) return 0;
-    for (j = 0; j < k; j++) r->key[j] = moei_key(w[j]);
+    for (j = 0; j < k; j++) r->key[j] = moei_key(moei_magnitude(w[j]));
     moei_top_k(r->key, k, k, r->best);
-    for (j = 0; j < k; j++) sum += w[moei_top_index(r->best[j])];
-    least = w[moei_top_index(r->best[0])] * p->drop_below, most = sum * p->top_p;
+    for (j = 0; j < k; j++) sum += moei_magnitude(w[moei_top_index(r->best[j])]);
+    least = moei_magnitude(w[moei_top_index(r->best[0])]) * p->drop_below, most = sum * p->top_p;
     if (!(p->top_p > 0.0f && p->top_p < 1.0f)) most = moei_inf();
     for (j = 0; j < k; j++) {
-        float *v = w + moei_top_index(r->best[j]), old = *v;
+        float *v = w + moei_top_index(r->best[j]), old = moei_magnitude(*v);
         if (j >= keep && (old < least || before >= most) && old != 0.0f) *v = 0.0f, saved++;
         before += old;
     }
@@ -1192,7 +3645,9 @@ static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float 
 }
 
 /* The best score of the token last routed, for a capacity queue in order of scores. */
-MOEI_FORCE float moei_best_score(const moei_router *r) { return moei_route_max(r->s, r->n_ids); }
+MOEI_FORCE float moei_best_score(const moei_router *r) {
+    return r->logits_only ? 0.0f : moei_route_max(r->s, r->n_ids);
+}
 
 
 /* ---- Tables, capacity, statistics ---- */
@@ -1290,7 +3745,7 @@ static MOEI_UNUSED void moei_route_stats(const moei_router *r, const float *logi
 
 static MOEI_UNUSED moe_status moei_fail(moe_error *e, moe_status status, const char *field, uint64_t got,
                                         uint64_t want) {
-    if (e) e->status = status, e->field = field, e->got = got, e->want = want;
+    if (e) e->status = status, e->part = "", e->field = field, e->got = got, e->want = want;
     return status;
 }
 
@@ -1396,13 +3851,15 @@ static moe_status moei_check_router(const moe_desc *d, moe_error *error) {
 
 #define MOEI_SELECT_ROWS 2048 /* its scratch is on the stack: 64 KiB */
 
-static void moei_route_exp(float *y, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) y[i] = moei_exp(x[i]);
+/* Asking the processor takes longer than a few tokens (20 us in a virtual machine). The bits are the same. */
+static const moei_vec *moei_select_vec(const moe_desc *d, size_t n_tokens) {
+#if MOEI_HAVE_AVX2
+    uint32_t avx2 = MOE_TIER_BIT(MOE_TIER_AVX2), allowed = d->tiers ? d->tiers : avx2;
+    if (n_tokens >= 4096 / moei_route_rows(d) + 1 && (allowed & avx2) && (moei_cpu() & avx2)) return &moei_vec_avx2;
+#endif
+    (void)d, (void)n_tokens;
+    return &moei_vec_c;
 }
-static void moei_route_sigmoid(float *y, const float *x, float a, size_t n) {
-    for (size_t i = 0; i < n; i++) y[i] = moei_sigmoid(a * x[i]);
-}
-static const moei_vec moei_route_vec = {moei_route_exp, moei_route_sigmoid, NULL, NULL};
 
 static moe_status moei_check_select(const moe_desc *d, const float *logits, size_t n_tokens, const int32_t *token_ids,
                                     const int32_t *ids, const float *weights, moe_error *error) {
@@ -1431,7 +3888,7 @@ MOE_API moe_status moe_select(const moe_desc *desc, const float *logits, size_t 
     moei_router r;
     moe_status status = moei_check_select(desc, logits, n_tokens, token_ids, ids, weights, error);
     if (status) return status;
-    moei_router_begin(&r, desc, &moei_route_vec, desc->top_k, scratch);
+    moei_router_begin(&r, desc, moei_select_vec(desc, n_tokens), desc->top_k, scratch);
     r.hold = 0;
     for (size_t t = 0; t < n_tokens; t++, logits += r.n_ids + r.n_sink, ids += desc->top_k, weights += desc->top_k) {
         int given = desc->router.pick == MOE_PICK_TABLE;
@@ -1586,16 +4043,6 @@ static const moei_family moei_families[] = {
     {"nomic_bert_moe\0", "gelu_erf ungated", MOEI_PLAIN}, /* which GELU: M */
     {"grovemoe\0soft_moe\0expert_choice\0", NULL, MOEI_PLAIN}};
 
-/* Equal but for case; - _ . are one letter. */
-static int moei_same_family(const char *a, const char *b) {
-    for (;; a++, b++) {
-        char c = *a >= 'A' && *a <= 'Z' ? (char)(*a + 32) : *a == '-' || *a == '.' ? '_' : *a;
-        char d = *b >= 'A' && *b <= 'Z' ? (char)(*b + 32) : *b == '-' || *b == '.' ? '_' : *b;
-        if (c != d) return 0;
-        if (!c) return 1;
-    }
-}
-
 static void moei_apply_word(moe_desc *desc, const char *word, size_t n) {
     for (size_t i = 0; i < MOEI_COUNT(moei_words); i++) {
         const moei_word *w = &moei_words[i];
@@ -1622,7 +4069,7 @@ MOE_API moe_status moe_preset(moe_desc *desc, const char *model_type) {
     if (!desc || !model_type) return MOE_ERR_NULL;
     for (size_t i = 0; i < MOEI_COUNT(moei_families); i++)
         for (const char *name = moei_families[i].names; *name; name += strlen(name) + 1)
-            if (moei_same_family(name, model_type)) return moei_apply_family(desc, &moei_families[i]);
+            if (moei_same_name(name, model_type)) return moei_apply_family(desc, &moei_families[i]);
     return MOE_ERR_MODEL;
 }
 
@@ -1670,34 +4117,23 @@ MOE_API const char *moe_compute_name(uint32_t compute) {
 MOE_API uint32_t moe_compute_by_name(const char *name) {
     uint32_t i = 0;
     if (!name) return MOE_COMPUTE_COUNT;
-    while (i < MOE_COMPUTE_COUNT && !moei_same_family(moei_compute_names[i], name)) i++;
+    while (i < MOE_COMPUTE_COUNT && !moei_same_name(moei_compute_names[i], name)) i++;
     return i;
 }
 
-/* ---- counts: every matrix and vector that the desc has, of the whole layer even if this process holds a part
-   ---- */
+/* ---- counts: every matrix and vector of the desc, of the whole layer even if this process holds a part ---- */
 
-static const uint8_t moei_type_size[] = {0,
-#define MOE_X(id, name, bytes) bytes,
-                                         MOE_TYPES(MOE_X)
-#undef MOE_X
-};
-static const uint32_t moei_scale_shape[][2] = {{0, 0},
-#define MOE_X(id, name, n, bytes, rows, cols) {rows, cols},
-                                               MOE_FORMATS(MOE_X)
-#undef MOE_X
-};
-
-static uint64_t moei_count_grid(const moe_grid *g, uint32_t format, uint64_t rows, uint64_t k) {
-    uint64_t r = g->rows ? g->rows : moei_scale_shape[format][0], c = g->cols ? g->cols : moei_scale_shape[format][1];
-    if (!g->type || !r || !c) return 0;
-    r = (rows + r - 1) / r, c = (k + c - 1) / c;
+/* Bytes of one expert's grid; its default shape as moei_side_of has it. */
+static uint64_t moei_count_grid(const moe_grid *g, uint64_t rows, uint64_t k, uint32_t like_rows, uint32_t like_cols) {
+    uint64_t r = g->rows ? g->rows : like_rows, c = g->cols ? g->cols : like_cols;
+    if (!g->type) return 0;
+    r = r ? (rows + r - 1) / r : rows, c = c ? (k + c - 1) / c : 1;
     if (g->type == MOE_TYPE_U4X8) r = (r + 7) / 8; /* a word for eight rows */
-    return r * c * moei_type_size[g->type];
+    return r * c * moei_type_bytes[g->type];
 }
 static void moei_count_vector(moe_counts *c, const moe_array *a, uint64_t n, uint64_t used, uint64_t length) {
     if (!a->type) return;
-    uint64_t bytes = length * moei_type_size[a->type];
+    uint64_t bytes = length * moei_type_bytes[a->type];
     c->params_total += n * length, c->params_active += used * length;
     c->bytes_total += n * bytes, c->bytes_active += used * bytes;
 }
@@ -1705,8 +4141,10 @@ static void moei_count_vector(moe_counts *c, const moe_array *a, uint64_t n, uin
 static void moei_count_matrix(moe_counts *c, const moe_matrix *m, uint64_t n, uint64_t used, uint64_t rows,
                               uint64_t k) {
     if (!m->format) return;
-    uint64_t bytes = rows * moe_row_bytes(m->format, (size_t)k) + moei_count_grid(&m->scale, m->format, rows, k) +
-                     moei_count_grid(&m->zero, m->format, rows, k) + moei_type_size[m->scale2.type];
+    uint32_t r = moei_layouts[m->format].rows, cols = moei_layouts[m->format].cols;
+    uint64_t bytes = rows * moe_row_bytes(m->format, (size_t)k) + moei_type_bytes[m->scale2.type];
+    bytes += moei_count_grid(&m->scale, rows, k, r, cols);
+    bytes += moei_count_grid(&m->zero, rows, k, m->scale.rows ? m->scale.rows : r, m->scale.cols ? m->scale.cols : cols);
     c->params_total += n * rows * k, c->params_active += used * rows * k;
     c->bytes_total += n * bytes, c->bytes_active += used * bytes;
     c->flops_token += 2 * used * rows * k, c->flops_dense += 2 * n * rows * k;
@@ -1733,7 +4171,6 @@ MOE_API void moe_layer_counts(const moe_layer *layer, moe_counts *counts) {
         moei_count_matrix(&c, &d->latent.in, 1, 1, in, d->d_model);
         moei_count_matrix(&c, &d->latent.out, 1, 1, d->d_model, in);
         moei_count_matrix(&c, &d->router.weight, 1, 1, moei_route_rows(d), d->d_model);
-        moei_count_vector(&c, &d->router.bias, 1, 1, moei_route_rows(d));
         moei_count_vector(&c, &d->router.select_bias, 1, 1, ids);
         moei_count_vector(&c, &d->router.expert_scale, 1, 1, ids);
         moei_count_vector(&c, &d->router.input_scale, 1, 1, d->d_model);
@@ -1768,15 +4205,1470 @@ MOE_API void moe_stats_balance(const moe_stats *stats, uint32_t n_experts, moe_b
     *balance = b;
 }
 
-/* ==== >>choose: kernels for a layer ==================================================================================== */
+/* ==== >>choose: kernels for a layer ====================================================================================
+   One line per tier, worst first. A compute runs on the best allowed tier that provides it; so VNNI, say, keeps AVX-512's F32. */
 
-/* ==== >>validate: a desc becomes a layer =============================================================================== */
+typedef struct moei_tier_row {
+    uint32_t tier;
+    const moei_vec *vec;
+    const moei_arith *arith[MOE_COMPUTE_COUNT]; /* by moe_compute: default (unused), F32, BF16, Q8 */
+} moei_tier_row;
 
-/* ==== >>layout: the workspace ========================================================================================== */
+// clang-format off
+static const moei_tier_row moei_tier_rows[] = {
+    {MOE_TIER_C,          &moei_vec_c,      {NULL, &moei_f32_c,      NULL,                    &moei_q8_c}},
+#if MOEI_HAVE_AVX2
+    {MOE_TIER_AVX2,       &moei_vec_avx2,   {NULL, &moei_f32_avx2,   NULL,                    &moei_q8_avx2}},
+#endif
+#if MOEI_HAVE_AVX512
+    {MOE_TIER_AVX512,     &moei_vec_avx512, {NULL, &moei_f32_avx512, NULL,                    NULL}},
+#endif
+#if MOEI_HAVE_VNNI
+    {MOE_TIER_VNNI,       NULL,             {NULL, NULL,             NULL,                    &moei_q8_vnni}},
+#endif
+#if MOEI_HAVE_AVX512BF16
+    {MOE_TIER_AVX512BF16, NULL,             {NULL, NULL,             &moei_bf16_avx512bf16,   NULL}},
+#endif
+#if MOEI_HAVE_NEON
+    {MOE_TIER_NEON,       &moei_vec_neon,   {NULL, &moei_f32_neon,   NULL,                    NULL}},
+#endif
+};
+// clang-format on
 
-/* ==== >>phases: the work ================================================================================================ */
+static const moei_arith *moei_choose_arith(uint32_t tiers, uint32_t compute) {
+    for (size_t i = MOEI_COUNT(moei_tier_rows); i-- > 0;)
+        if ((tiers & MOE_TIER_BIT(moei_tier_rows[i].tier)) && moei_tier_rows[i].arith[compute])
+            return moei_tier_rows[i].arith[compute];
+    return NULL;
+}
+
+static const moei_vec *moei_choose_vec(uint32_t tiers) {
+    for (size_t i = MOEI_COUNT(moei_tier_rows); i-- > 0;)
+        if ((tiers & MOE_TIER_BIT(moei_tier_rows[i].tier)) && moei_tier_rows[i].vec) return moei_tier_rows[i].vec;
+    return &moei_vec_c;
+}
+
+/* Q8 needs an integer format (one whose dot product exists) and whole blocks of 32; F32 and BF16 take everything. */
+static int moei_can(const moei_arith *a, const moe_matrix *m, size_t k) {
+    if (!a) return 0;
+    if (a->compute != MOE_COMPUTE_Q8) return 1;
+    return k % 32 == 0 && !m->k_stride && a->ops[m->format].dot != NULL;
+}
+
+static uint32_t moei_default_compute(uint32_t tiers, const moe_matrix *m, size_t k) {
+    switch (m->format) {
+    case MOE_FORMAT_F32:
+    case MOE_FORMAT_F16: return MOE_COMPUTE_F32;
+    case MOE_FORMAT_BF16:
+    case MOE_FORMAT_MXFP8:
+    case MOE_FORMAT_FP8_BLOCK:
+    case MOE_FORMAT_FP8_CHANNEL: return moei_choose_arith(tiers, MOE_COMPUTE_BF16) ? MOE_COMPUTE_BF16 : MOE_COMPUTE_F32;
+    default: return moei_can(moei_choose_arith(tiers, MOE_COMPUTE_Q8), m, k) ? MOE_COMPUTE_Q8 : MOE_COMPUTE_F32;
+    }
+}
+
+/* The arithmetic of one or two matrices that read the same input; NULL if the asked-for compute does not exist. Where `strict`
+   is 0 (shared experts, latent projections) a compute that does not fit falls back to the default of the format. */
+static const moei_arith *moei_resolve(uint32_t tiers, uint32_t compute, const moe_matrix *m, const moe_matrix *m2, size_t k,
+                                      int strict) {
+    const moei_arith *a = moei_choose_arith(tiers, compute);
+    int fits = compute && moei_can(a, m, k) && (!m2 || moei_can(a, m2, k));
+    if (fits) return a;
+    if (compute && strict) return NULL;
+    a = moei_choose_arith(tiers, moei_default_compute(tiers, m, k));
+    if (m2 && (moei_default_compute(tiers, m2, k) != a->compute || !moei_can(a, m2, k))) return moei_choose_arith(tiers, MOE_COMPUTE_F32);
+    return a;
+}
+
+/* ==== >>validate: a desc becomes a layer ===============================================================================
+   Everything that could make a later step read out of bounds, overflow or divide by zero is refused here, with the field's name. */
+
+#define MOEI_TRY(call)                                                                                                   \
+    do {                                                                                                                 \
+        moe_status try_ = (call);                                                                                        \
+        if (try_) return try_;                                                                                           \
+    } while (0)
+
+/* a * b and a + b into *out; 0 if they overflow. Sizes stay below half the address space, so that sums of two are safe. */
+static int moei_mul(size_t a, size_t b, size_t *out) {
+    if (b && a > SIZE_MAX / 2 / b) return 0;
+    *out = a * b;
+    return 1;
+}
+static int moei_add(size_t a, size_t b, size_t *out) {
+    if (a > SIZE_MAX / 2 || b > SIZE_MAX / 2 - a) return 0;
+    *out = a + b;
+    return 1;
+}
+
+static moe_status moei_check_array(const moe_array *a, size_t n_experts, size_t n, int required, const char *field, moe_error *e) {
+    size_t bytes, all;
+    if (!a->type) return required ? moei_fail(e, MOE_ERR_NULL, field, 0, 0) : MOE_OK;
+    if (a->type > MOE_TYPE_BF16) return moei_fail(e, MOE_ERR_TYPE, field, a->type, MOE_TYPE_F32);
+    if (!a->data && !a->expert) return moei_fail(e, MOE_ERR_NULL, field, 0, 0);
+    size_t stride = a->stride ? a->stride : a->type == MOE_TYPE_F32 ? 4 : 2;
+    if (!moei_mul(n, stride, &bytes) || !moei_mul(a->expert_stride ? a->expert_stride : bytes, n_experts, &all) ||
+        !moei_add(all, a->offset, &all))
+        return moei_fail(e, MOE_ERR_OVERFLOW, field, 0, 0);
+    return MOE_OK;
+}
+
+/* Checks a matrix and fills in its strides. */
+static moe_status moei_fix_matrix(moe_matrix *m, size_t n_experts, size_t rows, size_t k, const char *part, moe_error *e) {
+    size_t extent, all;
+    moe_status status = moei_check_matrix(m, n_experts, rows, k, e);
+    if (e) e->part = part;
+    if (status) return status;
+    MOEI_TRY(moei_check_array(&m->scale2, n_experts, 1, 0, "scale2", e));
+    MOEI_TRY(moei_check_array(&m->bias, n_experts, rows, 0, "bias", e));
+    if (!m->row_stride) m->row_stride = m->k_stride ? moei_layouts[m->format].bytes : moe_row_bytes(m->format, k);
+    if (!moei_mul(m->k_stride ? k : rows, m->k_stride ? m->k_stride : m->row_stride, &extent)) return moei_fail(e, MOE_ERR_OVERFLOW, "row_stride", m->row_stride, 0);
+    if (!m->expert_stride) m->expert_stride = extent;
+    if (!moei_mul(n_experts, m->expert_stride, &all) || !moei_add(all, m->offset, &all))
+        return moei_fail(e, MOE_ERR_OVERFLOW, "expert_stride", m->expert_stride, 0);
+    if (e) e->part = "";
+    return MOE_OK;
+}
+
+static const moei_knob_range moei_layer_knobs[] = {
+    MOEI_KNOB(zero_kind, MOE_ZERO_COUNT),        MOEI_KNOB(ffn.activation, MOE_ACT_COUNT), MOEI_KNOB(ffn.ungated, 2),
+    MOEI_KNOB(ffn.clamp, MOE_CLAMP_COUNT),       MOEI_KNOB(shared.clamp, MOE_CLAMP_COUNT), MOEI_KNOB(compute, MOE_COMPUTE_COUNT),
+    MOEI_KNOB(ffn.weight_at, MOE_WEIGHT_AT_COUNT)};
+static const moei_knob_range moei_layer_floats[] = {
+    MOEI_KNOB(router.input_norm_eps, 2), MOEI_KNOB(latent.norm_eps, 2), MOEI_KNOB(ffn.alpha, 0),
+    MOEI_KNOB(ffn.beta, 0),              MOEI_KNOB(ffn.linear_beta, 0), MOEI_KNOB(ffn.expert_out_scale, 0),
+    MOEI_KNOB(ffn.combine_scale, 0),     MOEI_KNOB(ffn.limit, 2),       MOEI_KNOB(shared.limit, 2)};
+
+/* The most of any dimension: 2^24 experts or 2^28 features; tables and slots then fit in 32 bits. */
+#define MOEI_MAX_EXPERTS (1u << 24)
+#define MOEI_MAX_WIDTH (1u << 28)
+
+static moe_status moei_check_sizes(const moe_desc *d, moe_error *e) {
+    if (d->d_model == 0 || d->d_model > MOEI_MAX_WIDTH) return moei_fail(e, MOE_ERR_SIZE, "d_model", d->d_model, MOEI_MAX_WIDTH);
+    if (d->d_ff == 0 || d->d_ff > MOEI_MAX_WIDTH) return moei_fail(e, MOE_ERR_SIZE, "d_ff", d->d_ff, MOEI_MAX_WIDTH);
+    if (d->n_experts == 0 || d->n_experts > MOEI_MAX_EXPERTS) return moei_fail(e, MOE_ERR_SIZE, "n_experts", d->n_experts, MOEI_MAX_EXPERTS);
+    if (d->n_zero_experts > MOEI_MAX_EXPERTS) return moei_fail(e, MOE_ERR_SIZE, "n_zero_experts", d->n_zero_experts, MOEI_MAX_EXPERTS);
+    if (d->top_k == 0 || d->top_k > d->n_experts + d->n_zero_experts)
+        return moei_fail(e, MOE_ERR_SIZE, "top_k", d->top_k, d->n_experts + d->n_zero_experts);
+    if (d->expert_count > d->n_experts || d->expert_first > d->n_experts - d->expert_count)
+        return moei_fail(e, MOE_ERR_SIZE, "expert_count", d->expert_count, d->n_experts);
+    if (d->shared.count > MOEI_MAX_EXPERTS) return moei_fail(e, MOE_ERR_SIZE, "shared.count", d->shared.count, MOEI_MAX_EXPERTS);
+    if (d->shared.d_ff > MOEI_MAX_WIDTH) return moei_fail(e, MOE_ERR_SIZE, "shared.d_ff", d->shared.d_ff, MOEI_MAX_WIDTH);
+    if (d->latent.d > MOEI_MAX_WIDTH) return moei_fail(e, MOE_ERR_SIZE, "latent.d", d->latent.d, MOEI_MAX_WIDTH);
+    return MOE_OK;
+}
+
+static float moei_or(float v, float fallback) { return v == 0.0f ? fallback : v; }
+
+/* Every 0 that stands for something else. */
+static void moei_fill_defaults(moe_desc *d) {
+    if (!d->expert_count) {
+        d->expert_first = 0;
+        d->expert_count = d->n_experts;
+    }
+    if (d->shared.d_ff && !d->shared.count) d->shared.count = 1;
+    if (!d->shared.d_ff) d->shared.count = 0;
+    d->router.routed_scale = moei_or(d->router.routed_scale, 1.0f);
+    d->router.jitter = moei_or(d->router.jitter, 0.01f);
+    if (!d->router.table_bytes) d->router.table_bytes = 4;
+    if (!d->router.table_stride) d->router.table_stride = (size_t)d->router.table_bytes * d->top_k;
+    if (!d->router.min_keep) d->router.min_keep = 1;
+    d->ffn.alpha = moei_or(d->ffn.alpha, 1.702f);
+    d->ffn.beta = moei_or(d->ffn.beta, 4.0f);
+    d->ffn.linear_beta = moei_or(d->ffn.linear_beta, 25.0f);
+    d->ffn.expert_out_scale = moei_or(d->ffn.expert_out_scale, 1.0f);
+    d->ffn.combine_scale = moei_or(d->ffn.combine_scale, 1.0f);
+}
+
+static moe_status moei_fix_bank(moei_bank *b, int ungated, uint32_t tiers, uint32_t compute, int strict, const char *const names[3],
+                                moe_error *e) {
+    if (ungated) memset(&b->gate, 0, sizeof b->gate);
+    else MOEI_TRY(moei_fix_matrix(&b->gate, b->n_experts, b->d_ff, b->d_in, names[MOE_GATE], e));
+    MOEI_TRY(moei_fix_matrix(&b->up, b->n_experts, b->d_ff, b->d_in, names[MOE_UP], e));
+    MOEI_TRY(moei_fix_matrix(&b->down, b->n_experts, b->d_in, b->d_ff, names[MOE_DOWN], e));
+    b->in = moei_resolve(tiers, compute, &b->up, ungated ? NULL : &b->gate, b->d_in, strict);
+    b->mid = moei_resolve(tiers, compute, &b->down, NULL, b->d_ff, strict);
+    if (!b->in || !b->mid) return moei_fail(e, MOE_ERR_COMPUTE, "compute", compute, 0);
+    return MOE_OK;
+}
+
+static void moei_make_banks(moe_layer *l) {
+    const moe_desc *d = &l->desc;
+    l->routed.gate = d->gate;
+    l->routed.up = d->up;
+    l->routed.down = d->down;
+    l->routed.n_experts = d->expert_count;
+    l->routed.d_in = d->latent.d ? d->latent.d : d->d_model;
+    l->routed.d_ff = d->d_ff;
+    l->routed.clamp = d->ffn.clamp;
+    l->routed.limit = d->ffn.limit;
+    l->shared.gate = d->shared.gate;
+    l->shared.up = d->shared.up;
+    l->shared.down = d->shared.down;
+    l->shared.n_experts = d->shared.count;
+    l->shared.d_in = d->d_model;
+    l->shared.d_ff = d->shared.d_ff;
+    l->shared.clamp = d->shared.clamp;
+    l->shared.limit = d->shared.limit;
+}
+
+static moe_status moei_check_optional_parts(moe_layer *l, uint32_t tiers, moe_error *e) {
+    moe_desc *d = &l->desc;
+    int ungated = (int)d->ffn.ungated;
+    if (l->shared.n_experts) {
+        static const char *const names[3] = {"shared.gate", "shared.up", "shared.down"};
+        MOEI_TRY(moei_fix_bank(&l->shared, ungated, tiers, d->compute, 0, names, e));
+        uint32_t rows = d->shared.gate_kind == MOE_SHARED_SIGMOID ? 1 : d->shared.gate_kind == MOE_SHARED_SOFTMAX2 ? 2 : 0;
+        if (rows) MOEI_TRY(moei_fix_matrix(&d->shared.gate_weight, 1, rows, d->d_model, "shared.gate_weight", e));
+    }
+    if (d->latent.d) {
+        MOEI_TRY(moei_fix_matrix(&d->latent.in, 1, d->latent.d, d->d_model, "latent.in", e));
+        MOEI_TRY(moei_fix_matrix(&d->latent.out, 1, d->d_model, d->latent.d, "latent.out", e));
+        MOEI_TRY(moei_check_array(&d->latent.norm, 1, d->latent.d, 0, "latent.norm", e));
+        l->latent_in = moei_resolve(tiers, d->compute, &d->latent.in, NULL, d->d_model, 0);
+        l->latent_out = moei_resolve(tiers, d->compute, &d->latent.out, NULL, d->latent.d, 0);
+    }
+    if (d->router.weight.format)
+        MOEI_TRY(moei_fix_matrix(&d->router.weight, 1, l->router_rows, d->d_model, "router.weight", e));
+    return moei_check_array(&d->ffn.out_bias, 1, d->d_model, 0, "ffn.out_bias", e);
+}
+
+static uint32_t moei_highest_tier(const moe_layer *l) {
+    const moei_arith *const used[] = {l->router,    l->routed.in,  l->routed.mid, l->shared.in,
+                                      l->shared.mid, l->latent_in, l->latent_out};
+    uint32_t tier = MOE_TIER_C;
+    for (size_t i = 0; i < MOEI_COUNT(used); i++)
+        if (used[i] && used[i]->tier > tier) tier = used[i]->tier;
+    return tier;
+}
+
+static moe_status moei_init(moe_layer *l, moe_error *e) {
+    moe_desc *d = &l->desc;
+    MOEI_TRY(moei_check_sizes(d, e));
+    MOEI_TRY(moei_check_router(d, e));
+    MOEI_TRY(moei_check_knobs(d, moei_layer_knobs, MOEI_COUNT(moei_layer_knobs), e));
+    MOEI_TRY(moei_check_floats(d, moei_layer_floats, MOEI_COUNT(moei_layer_floats), e));
+    MOEI_TRY(moei_check_array(&d->router.input_scale, 1, d->d_model, 0, "router.input_scale", e));
+    MOEI_TRY(moei_check_array(&d->router.select_bias, 1, (size_t)d->n_experts + d->n_zero_experts, 0, "router.select_bias", e));
+    MOEI_TRY(moei_check_array(&d->router.expert_scale, 1, (size_t)d->n_experts + d->n_zero_experts, 0, "router.expert_scale", e));
+    if (d->shared.gate_kind == MOE_SHARED_ROUTER_SINK && !d->shared.d_ff) return moei_fail(e, MOE_ERR_SIZE, "shared.d_ff", 0, 1);
+    uint32_t have = moe_tiers(), tiers = d->tiers ? (d->tiers & have) : have;
+    if (!tiers) return moei_fail(e, MOE_ERR_TIER, "tiers", d->tiers, have);
+    tiers |= MOE_TIER_BIT(MOE_TIER_C);
+    moei_fill_defaults(d);
+    moei_make_banks(l);
+    l->vec = moei_choose_vec(tiers);
+    l->router = moei_choose_arith(tiers, MOE_COMPUTE_F32);
+    l->n_ids = d->n_experts + d->n_zero_experts;
+    l->router_rows = l->n_ids + (d->shared.gate_kind == MOE_SHARED_ROUTER_SINK ? d->shared.count : 0);
+    static const char *const names[3] = {"gate", "up", "down"};
+    MOEI_TRY(moei_fix_bank(&l->routed, (int)d->ffn.ungated, tiers, d->compute, 1, names, e));
+    MOEI_TRY(moei_check_optional_parts(l, tiers, e));
+    l->tier = moei_highest_tier(l);
+    return MOE_OK;
+}
+
+MOE_API moe_status moe_layer_init(moe_layer *layer, const moe_desc *desc, moe_error *error) {
+    moei_fail(error, MOE_OK, "", 0, 0);
+    if (!layer || !desc) return moei_fail(error, MOE_ERR_NULL, layer ? "desc" : "layer", 0, 0);
+    if (desc->begin_ != MOE_CANARY || desc->end_ != MOE_CANARY) return moei_fail(error, MOE_ERR_DESC, "desc", desc->begin_, MOE_CANARY);
+    moe_layer l;
+    memset(&l, 0, sizeof l);
+    l.desc = *desc;
+    MOEI_TRY(moei_init(&l, error));
+    *layer = l;
+    return MOE_OK;
+}
+
+/* ==== >>layout: the workspace ==========================================================================================
+   One function lays the workspace out, for the size query and for every phase, so they cannot drift apart. Tokens are processed
+   in blocks as large as the workspace allows: routing (and capacity) of all tokens first, then block by block. */
+
+enum {                 /* what a phase does */
+    MOEI_PREPARE_ROUTER, /* token rows to the form that the router reads (and, in a single block, what PREPARE does) */
+    MOEI_PREPARE,      /* token rows to the forms that experts and shared experts read; shared gates */
+    MOEI_LOGITS,       /* router matrix times tokens */
+    MOEI_SELECT,       /* logits to ids and weights */
+    MOEI_SETTLE,       /* serial: check ids, capacity, statistics; nothing was written before */
+    MOEI_SORT,         /* serial: slots by expert, the list of work */
+    MOEI_LATENT_IN,    /* x to the experts' narrower space */
+    MOEI_LATENT_PREPARE,
+    MOEI_UP,           /* gate, up, activation: h */
+    MOEI_DOWN,         /* down and the weighted sum: y */
+    MOEI_LATENT_NORM,  /* norm and preparation of the narrow sum */
+    MOEI_FINISH        /* latent out and shared experts: y */
+};
+
+#define MOEI_PARTS ((size_t)256)         /* slots of one expert that a tile takes at a time */
+#define MOEI_TILE_FLOATS ((size_t)65536) /* a tile's results */
+#define MOEI_UP_ROWS 32u     /* rows of gate and up that one piece of work covers: h is prepared in blocks of 32 */
+
+/* Slots of one bank of experts in the current block, sorted by expert. */
+typedef struct moei_group {
+    const moei_bank *bank;
+    uint32_t *start;            /* [n_experts + 1] into the slots */
+    uint32_t *token;            /* [slots] token within the block */
+    uint32_t *source;           /* [slots] token * k + rank, for slots_out; NULL for shared experts */
+    float *weight;              /* [slots] */
+    uint8_t *x, *h;             /* prepared rows: [tokens], [slots] */
+    size_t x_stride, h_stride;
+} moei_group;
+
+typedef struct moei_work { uint32_t group, expert, blocks; uint64_t cost, begin; } moei_work; /* begin: sum of costs before */
+
+typedef struct moei_plan {
+    const moe_layer *layer;
+    moe_io call;                           /* the caller's, with every default filled in */
+    const moe_io *io;                      /* &call */
+    const float *sums;                     /* moe_finish: partial sums, or NULL */
+    size_t n_tokens, block, n_blocks;      /* tokens of the call and of a block */
+    uint32_t k, n_tasks;                   /* slots per token */
+    int route_only, prepare_once;          /* prepare_once: PREPARE_ROUTER does PREPARE's work too */
+    uint32_t route_phases[3], n_route, block_phases[8], n_block;
+    /* the workspace */
+    uint8_t *base;
+    size_t used;
+    uint32_t *state;                       /* [4] status, work items, identity slots */
+    int32_t *ids;                          /* [n_tokens][k] -1 or below: no work */
+    float *weights;                        /* [n_tokens][k] */
+    float *passed;                         /* [n_tokens][k] weights of slots that pass x through */
+    float *best;                           /* [n_tokens] largest score, for capacity by score */
+    float *gates;                          /* [n_tokens][gates_per_token] weights of routed sum and shared experts */
+    void *queue;                           /* capacity's scratch */
+    float *logits;                         /* [block][router_rows] */
+    uint8_t *router_x;                     /* prepared rows */
+    size_t router_x_stride, gates_per_token;
+    moei_group groups[2];                  /* routed, shared */
+    moei_bank none;                        /* the bank of a group that this call leaves out */
+    float *latent_x, *latent_sum;          /* [block][latent.d] */
+    uint8_t *latent_row;                   /* prepared rows: of x for latent.in, later of the sum for latent.out */
+    size_t latent_row_stride;
+    moei_work *work;
+    uint8_t *scratch;                      /* [n_tasks] */
+    size_t scratch_bytes, slice;           /* slice: output rows that a task sums at a time */
+} moei_plan;
+
+/* Rows of prepared values lie an odd number of cache lines apart: powers of two would share a few cache sets. */
+static size_t moei_prepared_stride(const moei_arith *a, size_t k) {
+    size_t lines = (a->row_bytes(k) + 63) / 64;
+    return (lines | 1) * 64;
+}
+
+/* Takes count * bytes from the workspace, 64-byte aligned; sets used to SIZE_MAX on overflow. */
+static void *moei_take(moei_plan *p, size_t count, size_t bytes) {
+    size_t n, end;
+    if (p->used == SIZE_MAX) return NULL;
+    if (!moei_mul(count, bytes, &n) || !moei_add(n, 63, &n) || !moei_add(p->used, n & ~(size_t)63, &end)) {
+        p->used = SIZE_MAX;
+        return NULL;
+    }
+    uint8_t *at = p->base ? p->base + p->used : NULL;
+    p->used = end;
+    return at;
+}
+
+static size_t moei_max(size_t a, size_t b) { return a > b ? a : b; }
+static size_t moei_min(size_t a, size_t b) { return a < b ? a : b; }
+
+/* Output rows per slice: a private [block][slice] sum should stay in the second-level cache. */
+static size_t moei_slice_rows(size_t block) {
+    size_t rows = block ? (size_t)65536 / block / 16 * 16 : 1024;
+    return moei_min(moei_max(rows, 64), 1024);
+}
+
+static size_t moei_panel_scratch(const moei_arith *a, size_t k) {
+    return a && a->panel ? a->panel_bytes(MOEI_UP_ROWS, k) + 64 : 0;
+}
+
+/* A task's scratch: tile pointers, a tile's results, row scales and biases, a panel, the slice's sums, an f32 row. */
+typedef struct moei_scratch {
+    const void **x;        /* [MOEI_PARTS] */
+    float *out[2];         /* gate's results, up's or down's: [MOEI_TILE_FLOATS] */
+    float *act;            /* [MOEI_PARTS][MOEI_UP_ROWS] for activations */
+    float *scale[2], *bias[2]; /* [slice] */
+    float *sum;            /* [block][slice] */
+    float *row;            /* [widest] */
+    void *route;           /* moei_router's */
+    uint8_t *panel;
+} moei_scratch;
+
+static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
+    const moe_layer *l = p->layer;
+    const moe_desc *d = &l->desc;
+    size_t rows = moei_max(MOEI_UP_ROWS, p->slice), widest = moei_max(moei_max(d->d_model, l->routed.d_in), rows);
+    const moei_arith *const ariths[] = {l->router, l->routed.in, l->routed.mid, l->shared.in, l->shared.mid, l->latent_in, l->latent_out};
+    const size_t ks[] = {d->d_model, l->routed.d_in, l->routed.d_ff, l->shared.d_in, l->shared.d_ff, d->d_model, d->latent.d};
+    size_t panel = 0;
+    for (size_t i = 0; i < MOEI_COUNT(ariths); i++) panel = moei_max(panel, moei_panel_scratch(ariths[i], ks[i]));
+    s->x = (const void **)moei_take(p, MOEI_PARTS, sizeof(void *));
+    for (int i = 0; i < 2; i++) {
+        s->out[i] = (float *)moei_take(p, i ? MOEI_TILE_FLOATS : MOEI_PARTS * MOEI_UP_ROWS, sizeof(float));
+        s->scale[i] = (float *)moei_take(p, rows, sizeof(float));
+        s->bias[i] = (float *)moei_take(p, rows, sizeof(float));
+    }
+    s->act = (float *)moei_take(p, MOEI_PARTS * MOEI_UP_ROWS, sizeof(float));
+    s->sum = (float *)moei_take(p, p->block, p->slice * sizeof(float));
+    s->row = (float *)moei_take(p, widest + 64, 2 * sizeof(float));
+    s->route = moei_take(p, moei_select_scratch(d, p->k), 1);
+    s->panel = (uint8_t *)moei_take(p, panel, 1);
+}
+
+static void moei_lay_group(moei_plan *p, moei_group *g, const moei_bank *b, size_t slots, int has_source) {
+    g->bank = b;
+    if (!b->n_experts) return;
+    g->start = (uint32_t *)moei_take(p, (size_t)b->n_experts + 2, sizeof(uint32_t));
+    g->token = (uint32_t *)moei_take(p, slots, sizeof(uint32_t));
+    g->weight = (float *)moei_take(p, slots, sizeof(float));
+    if (has_source) g->source = (uint32_t *)moei_take(p, slots, sizeof(uint32_t));
+    g->x_stride = moei_prepared_stride(b->in, b->d_in);
+    g->h_stride = moei_prepared_stride(b->mid, b->d_ff);
+    g->x = (uint8_t *)moei_take(p, p->block, g->x_stride);
+    g->h = (uint8_t *)moei_take(p, slots, g->h_stride);
+}
+
+/* Lays out everything for p->block tokens at a time; p->used is then the size, SIZE_MAX on overflow. */
+static void moei_lay_out(moei_plan *p) {
+    const moe_layer *l = p->layer;
+    const moe_desc *d = &l->desc;
+    size_t slots = 0, all = 0, work;
+    moei_scratch s;
+    p->used = 0;
+    p->slice = moei_slice_rows(p->block);
+    if (!moei_mul(p->block, p->k, &slots) || !moei_mul(p->n_tokens, p->k, &all) || slots > UINT32_MAX / 2) {
+        p->used = SIZE_MAX;
+        return;
+    }
+    int capacity = d->router.capacity || d->router.capacity_factor > 0;
+    p->gates_per_token = d->shared.gate_kind == MOE_SHARED_ROUTER_SINK ? l->shared.n_experts : 2;
+    p->state = (uint32_t *)moei_take(p, 4, sizeof(uint32_t));
+    p->ids = (int32_t *)moei_take(p, all, sizeof(int32_t));
+    p->weights = (float *)moei_take(p, all, sizeof(float));
+    if (capacity) {
+        p->passed = (float *)moei_take(p, all, sizeof(float));
+        p->best = (float *)moei_take(p, p->n_tokens, sizeof(float));
+        p->queue = moei_take(p, moei_capacity_scratch(d, p->n_tokens), 1);
+    }
+    if (l->shared.n_experts) p->gates = (float *)moei_take(p, p->n_tokens, p->gates_per_token * sizeof(float));
+    p->router_x_stride = moei_prepared_stride(l->router, d->d_model);
+    p->router_x = (uint8_t *)moei_take(p, p->block, p->router_x_stride);
+    p->logits = (float *)moei_take(p, p->block, l->router_rows * sizeof(float));
+    moei_lay_group(p, &p->groups[0], &l->routed, slots, 1);
+    moei_lay_group(p, &p->groups[1], &l->shared, p->block * l->shared.n_experts, 0);
+    if (d->latent.d) {
+        p->latent_x = (float *)moei_take(p, p->block, d->latent.d * sizeof(float));
+        p->latent_sum = (float *)moei_take(p, p->block, d->latent.d * sizeof(float));
+        p->latent_row_stride = moei_max(moei_prepared_stride(l->latent_in, d->d_model), moei_prepared_stride(l->latent_out, d->latent.d));
+        p->latent_row = (uint8_t *)moei_take(p, p->block, p->latent_row_stride);
+    }
+    work = moei_min(slots, l->routed.n_experts) + l->shared.n_experts + 1;
+    p->work = (moei_work *)moei_take(p, work, sizeof(moei_work));
+    size_t before = p->used;
+    moei_lay_scratch(p, &s);
+    if (p->used == SIZE_MAX) return;
+    p->scratch_bytes = p->used - before;
+    p->scratch = p->base ? p->base + before : NULL;
+    p->used = before;
+    (void)moei_take(p, p->n_tasks, p->scratch_bytes);
+}
+
+static moei_scratch moei_task_scratch(const moei_plan *p, uint32_t task) {
+    moei_plan q = *p;
+    moei_scratch s;
+    q.base = p->scratch + task * p->scratch_bytes;
+    q.used = 0;
+    moei_lay_scratch(&q, &s);
+    return s;
+}
+
+static size_t moei_bytes_for(const moei_plan *p, size_t block) {
+    moei_plan q = *p;
+    q.base = NULL;
+    q.block = block;
+    moei_lay_out(&q);
+    return q.used;
+}
+
+/* The largest block of tokens that fits; blocks are then made equal. 0 if not even one token does. */
+static size_t moei_fit_block(const moei_plan *p, size_t bytes) {
+    size_t lo = 0, hi = p->n_tokens;
+    if (moei_bytes_for(p, hi) <= bytes) return hi;
+    while (hi - lo > 1) {
+        size_t mid = lo + (hi - lo) / 2;
+        if (moei_bytes_for(p, mid) <= bytes) lo = mid;
+        else hi = mid;
+    }
+    if (!lo) return 0;
+    size_t blocks = (p->n_tokens + lo - 1) / lo;
+    return (p->n_tokens + blocks - 1) / blocks;
+}
+
+#define MOEI_SPARE 63 /* to align the workspace */
+
+MOE_API size_t moe_workspace_size(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks) {
+    moei_plan p;
+    size_t bytes;
+    if (!layer || !n_tokens) return 0;
+    memset(&p, 0, sizeof p);
+    p.layer = layer;
+    p.n_tokens = n_tokens;
+    p.k = layer->desc.top_k;
+    p.n_tasks = n_tasks ? n_tasks : 1;
+    bytes = moei_bytes_for(&p, n_tokens);
+    return bytes == SIZE_MAX ? SIZE_MAX : bytes + MOEI_SPARE;
+}
+
+MOE_API size_t moe_workspace_min(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks) {
+    moei_plan p;
+    size_t bytes;
+    if (!layer || !n_tokens) return 0;
+    memset(&p, 0, sizeof p);
+    p.layer = layer;
+    p.n_tokens = n_tokens;
+    p.k = layer->desc.top_k;
+    p.n_tasks = n_tasks ? n_tasks : 1;
+    bytes = moei_bytes_for(&p, 1);
+    return bytes == SIZE_MAX ? SIZE_MAX : bytes + MOEI_SPARE;
+}
+
+/* ==== >>phases: the work ================================================================================================
+   Every function here does one task of one phase. What a task writes is its own: token rows, blocks of h, or output rows. */
+
+/* The part of n things that task ith of nth gets, in whole units. */
+static void moei_span(size_t n, size_t unit, uint32_t ith, uint32_t nth, size_t *lo, size_t *hi) {
+    size_t units = (n + unit - 1) / unit, each = units / nth, more = units % nth, first = each * ith + moei_min(ith, more);
+    *lo = moei_min(first * unit, n);
+    *hi = moei_min((first + each + (ith < more)) * unit, n);
+}
+
+static size_t moei_element(uint32_t type) { return type == MOE_TYPE_F32 ? 4 : 2; }
+
+/* A caller's row to f32. Rows are in the machine's byte order, unlike weights. */
+static void moei_read_row(float *out, const uint8_t *row, uint32_t type, size_t first, size_t n) {
+    uint16_t h;
+    row += first * moei_element(type);
+    if (type == MOE_TYPE_F32) {
+        memcpy(out, row, n * sizeof(float));
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        memcpy(&h, row + 2 * i, 2);
+        out[i] = type == MOE_TYPE_BF16 ? moei_bf16(h) : moei_f16(h);
+    }
+}
+
+static void moei_write_row(uint8_t *row, uint32_t type, size_t first, size_t n, const float *v) {
+    row += first * moei_element(type);
+    if (type == MOE_TYPE_F32) {
+        memcpy(row, v, n * sizeof(float));
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h = type == MOE_TYPE_BF16 ? moei_to_bf16(v[i]) : moei_to_f16(v[i]);
+        memcpy(row + 2 * i, &h, 2);
+    }
+}
+
+static const uint8_t *moei_x_row(const moei_plan *p, size_t token) { return (const uint8_t *)p->io->x + token * p->io->x_stride; }
+
+/* out[t][r] for n_rows rows from w->row0 on and n tokens: straight from the weights, or through panels decoded once. */
+static void moei_multiply(const moei_arith *a, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n, float *out,
+                          size_t out_stride, uint8_t *panel) {
+    const moei_ops *ops = &a->ops[w->format];
+    if (ops->dot && !(a->panel && (w->k_stride || n > ops->dot_max))) {
+        ops->dot(w, n_rows, x, n, out, out_stride);
+        return;
+    }
+    moei_rows part = *w;
+    for (uint32_t r = 0; r < n_rows; r += MOEI_UP_ROWS) {
+        uint32_t rows = n_rows - r < MOEI_UP_ROWS ? n_rows - r : MOEI_UP_ROWS;
+        part.row0 = w->row0 + r;
+        if (ops->decode && !w->k_stride) ops->decode(&part, rows, panel);
+        else moei_decode_default(a, &part, rows, panel);
+        a->panel(panel, &part, rows, x, n, out + r, out_stride);
+    }
+}
+
+/* Whether results must be multiplied by a factor of their row. */
+static int moei_has_row_scale(const moe_matrix *m, size_t k) {
+    moei_side s = moei_scale_of(m, NULL, MOE_UP, 0, 1, k);
+    return m->scale2.type || (m->scale.type && moei_row_constant(m->format, &s, k));
+}
+
+/* Row factors and biases of rows [row, row + n) as one fma per result. 0 if the matrix has neither. */
+static int moei_row_affine(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert, size_t rows, size_t row,
+                           size_t n, size_t k, float *scale, float *bias) {
+    moe_array b = m->bias;
+    int scaled = moei_has_row_scale(m, k);
+    if (over && over->bias[which]) b.expert = over->bias[which];
+    if (!scaled && !b.type) return 0;
+    for (size_t i = 0; i < n; i++) {
+        moei_factor f = {1.0f, 1.0f};
+        if (scaled) f = moei_row_scale(m, over, which, expert, rows, k, row + i);
+        scale[i] = f.divide == 1.0f ? f.multiply : (float)((double)f.multiply / (double)f.divide);
+        bias[i] = b.type ? moei_array_at(&b, expert, rows, row + i) : -0.0f; /* v * 1 + -0 is v, zeros' signs included */
+    }
+    return 1;
+}
+
+/* ---- prepare ---- */
+
+/* RMSNorm of the router's input with its own weight (Gemma-4): x / sqrt(mean(x^2) + eps) * scale / sqrt(d). */
+static void moei_router_norm(const moe_desc *d, float *x) {
+    float sum = 0.0f, n = (float)d->d_model;
+    if (!d->router.input_scale.type) return;
+    for (size_t i = 0; i < d->d_model; i++) sum = moei_fma(x[i], x[i], sum);
+    float mean = sum / n, factor = 1.0f / sqrtf(mean + d->router.input_norm_eps), root = 1.0f / sqrtf(n);
+    for (size_t i = 0; i < d->d_model; i++) x[i] = x[i] * factor * (moei_array_at(&d->router.input_scale, 0, d->d_model, i) * root);
+}
+
+/* The shared experts' gate (sigmoid of a dot product, or a softmax of two), which reads x itself. `row` is prepared scratch. */
+static void moei_shared_gate(const moei_plan *p, const moei_scratch *s, const float *x, float *row, float *gates) {
+    const moe_layer *l = p->layer;
+    const moe_matrix *m = &l->desc.shared.gate_weight;
+    uint32_t kind = l->desc.shared.gate_kind, rows = kind == MOE_SHARED_SOFTMAX2 ? 2 : 1;
+    moei_rows w;
+    float v[2], scale[2], bias[2];
+    if (!p->gates || kind == MOE_SHARED_ROUTER_SINK) return;
+    for (size_t i = 0; i < p->gates_per_token; i++) gates[i] = 1.0f;
+    if (kind == MOE_SHARED_PLAIN) return;
+    l->router->prepare(row, x, 0, l->desc.d_model, l->desc.d_model);
+    const void *rows_x[1] = {row};
+    moei_view(m, NULL, MOE_UP, 0, rows, l->desc.d_model, &w);
+    moei_multiply(l->router, &w, rows, rows_x, 1, v, 2, s->panel);
+    if (moei_row_affine(m, NULL, MOE_UP, 0, rows, 0, rows, l->desc.d_model, scale, bias)) l->vec->affine(v, scale, bias, rows);
+    if (kind == MOE_SHARED_SIGMOID) {
+        gates[0] = moei_sigmoid(v[0]);
+    } else {
+        float top = v[0] > v[1] ? v[0] : v[1], a = moei_exp(v[0] - top), b = moei_exp(v[1] - top);
+        gates[0] = a / (a + b);
+        gates[1] = b / (a + b);
+    }
+}
+
+static void moei_prepare_router_row(const moei_plan *p, size_t token, size_t at, float *x) {
+    const moe_io *io = p->io;
+    const moe_layer *l = p->layer;
+    size_t d = l->desc.d_model;
+    const uint8_t *row = io->router_x ? (const uint8_t *)io->router_x + token * io->router_x_stride : moei_x_row(p, token);
+    moei_read_row(x, row, io->x_type, 0, d);
+    moei_router_norm(&l->desc, x);
+    l->router->prepare(p->router_x + at * p->router_x_stride, x, 0, d, d);
+}
+
+static void moei_prepare_expert_row(const moei_plan *p, const moei_scratch *s, size_t token, size_t at, float *x, float *row) {
+    const moe_layer *l = p->layer;
+    size_t d = l->desc.d_model;
+    moei_read_row(x, moei_x_row(p, token), p->io->x_type, 0, d);
+    if (p->sums) (void)row;
+    else if (l->desc.latent.d) l->latent_in->prepare(p->latent_row + at * p->latent_row_stride, x, 0, d, d);
+    else l->routed.in->prepare(p->groups[0].x + at * p->groups[0].x_stride, x, 0, d, d);
+    if (!p->groups[1].bank->n_experts) return;
+    l->shared.in->prepare(p->groups[1].x + at * p->groups[1].x_stride, x, 0, d, d);
+    moei_shared_gate(p, s, x, row, p->gates + token * p->gates_per_token);
+}
+
+static void moei_prepare(const moei_plan *p, size_t block, int router, int experts, uint32_t ith, uint32_t nth) {
+    size_t first = block * p->block, n = moei_min(p->block, p->n_tokens - first), lo, hi;
+    moei_scratch s = moei_task_scratch(p, ith);
+    float *x = s.row, *row = s.row + (moei_max(p->layer->desc.d_model, 1) + 63) / 64 * 64;
+    moei_span(n, 1, ith, nth, &lo, &hi);
+    for (size_t t = lo; t < hi; t++) {
+        if (router) moei_prepare_router_row(p, first + t, t, x);
+        if (experts) moei_prepare_expert_row(p, &s, first + t, t, x, row);
+    }
+}
+
+/* out[t][rows] = matrix * prepared rows of the block, few tokens split by rows, many by tokens. */
+static void moei_project(const moei_plan *p, const moei_arith *a, const moe_matrix *m, size_t rows, size_t k, const uint8_t *x,
+                         size_t x_stride, size_t n, float *out, uint32_t ith, uint32_t nth) {
+    moei_scratch s = moei_task_scratch(p, ith);
+    moei_rows w;
+    size_t t0 = 0, t1 = n, r0 = 0, r1 = rows;
+    if (n >= 8 * (size_t)nth) moei_span(n, 1, ith, nth, &t0, &t1);
+    else moei_span(rows, 8, ith, nth, &r0, &r1);
+    if (r0 == r1) return;
+    moei_view(m, NULL, MOE_UP, 0, rows, k, &w);
+    w.row0 = (uint32_t)r0;
+    for (size_t t = t0; t < t1; t += MOEI_PARTS) {
+        uint32_t part = (uint32_t)moei_min(MOEI_PARTS, t1 - t);
+        for (uint32_t i = 0; i < part; i++) s.x[i] = x + (t + i) * x_stride;
+        moei_multiply(a, &w, (uint32_t)(r1 - r0), s.x, part, out + t * rows + r0, rows, s.panel);
+    }
+    for (size_t r = r0; r < r1; r += p->slice) {
+        size_t part = moei_min(p->slice, r1 - r);
+        if (!moei_row_affine(m, NULL, MOE_UP, 0, rows, r, part, k, s.scale[0], s.bias[0])) break;
+        for (size_t t = t0; t < t1; t++) p->layer->vec->affine(out + t * rows + r, s.scale[0], s.bias[0], part);
+    }
+}
+
+/* ---- route ---- */
+
+static float *moei_logits_row(const moei_plan *p, size_t token, size_t at) {
+    size_t rows = p->layer->router_rows;
+    if (p->io->logits_in) return (float *)(uintptr_t)(p->io->logits_in + token * rows);
+    return p->logits + at * rows;
+}
+
+static void moei_logits(const moei_plan *p, size_t block, uint32_t ith, uint32_t nth) {
+    const moe_layer *l = p->layer;
+    size_t first = block * p->block, n = moei_min(p->block, p->n_tokens - first);
+    moei_project(p, l->router, &l->desc.router.weight, l->router_rows, l->desc.d_model, p->router_x, p->router_x_stride, n,
+                 p->logits, ith, nth);
+}
+
+static const int32_t *moei_ids_row(const moei_plan *p, size_t token) {
+    return (const int32_t *)(const void *)((const uint8_t *)p->io->ids_in + token * p->io->ids_stride);
+}
+
+/* The ids that a table or the caller gives; those out of range count as skipped here and are reported by SETTLE. */
+static const int32_t *moei_given_ids(const moei_plan *p, size_t token, int32_t *ids) {
+    const moe_router *r = &p->layer->desc.router;
+    if (p->io->ids_in) {
+        memcpy(ids, moei_ids_row(p, token), p->k * sizeof(int32_t));
+    } else if (r->pick == MOE_PICK_TABLE) {
+        (void)moei_table_row(&p->layer->desc, p->io->token_ids[token], p->k, ids); /* checked before the first phase */
+    } else {
+        return NULL;
+    }
+    return ids;
+}
+
+/* Ids and weights of one token: the router's, or the caller's ids with the router's or the caller's weights. */
+static void moei_select_one(const moei_plan *p, const moei_router *r, size_t token, size_t at) {
+    const moe_io *io = p->io;
+    int32_t *ids = p->ids + token * p->k;
+    float *weights = p->weights + token * p->k, *sink = r->n_sink && p->gates ? p->gates + token * p->gates_per_token : NULL;
+    const int32_t *given = moei_given_ids(p, token, ids);
+    if (!(io->ids_in && io->weights_in) || sink) {
+        for (uint32_t j = 0; given && j < p->k; j++)
+            if (ids[j] < 0 || (uint32_t)ids[j] >= r->n_ids) ids[j] = -1;
+        uint32_t saved = moei_select_token(r, moei_logits_row(p, token, at), given, p->k, ids, weights, sink);
+        if (p->best) p->best[token] = moei_best_score(r);
+        if (io->stats) {
+            io->stats->saved += saved;
+            moei_route_stats(r, moei_logits_row(p, token, at), io->stats);
+        }
+        if (given) moei_given_ids(p, token, ids);
+    }
+    if (io->ids_in && io->weights_in) memcpy(weights, (const uint8_t *)io->weights_in + token * io->weights_stride, p->k * sizeof(float));
+}
+
+static void moei_select_block(const moei_plan *p, size_t block, uint32_t ith, uint32_t nth) {
+    size_t first = block * p->block, n = moei_min(p->block, p->n_tokens - first), rows = p->layer->router_rows, lo, hi;
+    moei_scratch s = moei_task_scratch(p, ith);
+    moei_router r;
+    moei_router_begin(&r, &p->layer->desc, p->layer->vec, p->k, s.route);
+    moei_span(n, 1, ith, nth, &lo, &hi);
+    for (size_t t = lo; t < hi; t++) {
+        moei_select_one(p, &r, first + t, t);
+        if (p->io->logits_out) memcpy(p->io->logits_out + (first + t) * rows, moei_logits_row(p, first + t, t), rows * sizeof(float));
+    }
+}
+
+/* ---- settle: the only place where data can be wrong; y was not touched yet ---- */
+
+static int moei_absent(const moei_plan *p, uint32_t e) {
+    const moei_bank *b = &p->layer->routed;
+    const moe_experts *o = p->io->experts;
+    const moe_matrix *const m[3] = {&b->gate, &b->up, &b->down};
+    for (int i = 0; i < 3; i++) {
+        const void *const *list = o && o->data[i] ? o->data[i] : m[i]->expert;
+        if (m[i]->format && list && !list[e]) return 1;
+    }
+    return 0;
+}
+
+/* The position of a global expert id among those held here, or -1. */
+static int64_t moei_local(const moe_desc *d, int32_t id) {
+    int64_t e = (int64_t)id - (int64_t)d->expert_first;
+    return id >= 0 && e >= 0 && e < (int64_t)d->expert_count ? e : -1;
+}
+
+static moe_status moei_check_ids(const moei_plan *p) {
+    const moe_desc *d = &p->layer->desc;
+    for (size_t i = 0; i < p->n_tokens * p->k; i++) {
+        int32_t id = p->ids[i];
+        if (id < -1 || (id >= 0 && (uint32_t)id >= p->layer->n_ids)) return moei_fail(p->io->error, MOE_ERR_EXPERT_ID, "ids_in", (uint64_t)(int64_t)id, p->layer->n_ids);
+        int64_t e = moei_local(d, id);
+        if (e >= 0 && moei_absent(p, (uint32_t)e)) return moei_fail(p->io->error, MOE_ERR_EXPERT_ABSENT, "experts", (uint64_t)id, 0);
+    }
+    return MOE_OK;
+}
+
+/* From here on a slot without work has the id -2 - id; its weight is 0. */
+static void moei_drop_slots(const moei_plan *p) {
+    const moe_router *r = &p->layer->desc.router;
+    moe_stats *stats = p->io->stats;
+    int adaptive = !p->io->weights_in && (r->drop_below > 0 || r->top_p > 0);
+    int capacity = (r->capacity || r->capacity_factor > 0) && !p->io->weights_in;
+    for (size_t i = 0; i < p->n_tokens * p->k; i++) {
+        int32_t id = p->ids[i];
+        int gone = (moei_bits(p->weights[i]) << 1) == 0 && id >= 0 && (adaptive || capacity);
+        if (stats) {
+            stats->slots++;
+            stats->skipped += id < 0;
+            stats->dropped += gone && capacity;
+            if (!gone && id >= 0 && stats->tokens) stats->tokens[id]++;
+            if (!gone && id >= 0 && stats->weight) stats->weight[id] += (double)p->weights[i];
+        }
+        if (gone) p->ids[i] = -2 - id;
+    }
+    if (stats) stats->n_tokens += p->n_tokens;
+}
+
+static void moei_give_routing(const moei_plan *p) {
+    const moe_io *io = p->io;
+    for (size_t t = 0; t < p->n_tokens; t++)
+        for (size_t j = 0; j < p->k; j++) {
+            int32_t id = p->ids[t * p->k + j];
+            float w = id < 0 ? 0.0f : p->weights[t * p->k + j];
+            if (io->ids_out) ((int32_t *)(void *)((uint8_t *)io->ids_out + t * io->ids_stride))[j] = id < -1 ? -2 - id : id;
+            if (io->weights_out) ((float *)(void *)((uint8_t *)io->weights_out + t * io->weights_stride))[j] = w;
+        }
+}
+
+static void moei_apply_capacity(const moei_plan *p) {
+    moei_scratch s = moei_task_scratch(p, 0);
+    moei_router r;
+    moei_held h;
+    moei_router_begin(&r, &p->layer->desc, p->layer->vec, p->k, s.route);
+    memset(&h, 0, sizeof h);
+    h.n_tokens = p->n_tokens;
+    h.k = p->k;
+    h.ids = p->ids;
+    h.weights = p->weights;
+    h.sink = r.n_sink ? p->gates : NULL;
+    h.best = p->best;
+    h.pass = p->passed;
+    moei_capacity(&r, &h, p->queue);
+    if (p->io->stats) p->io->stats->saved += h.saved;
+}
+
+static void moei_settle(const moei_plan *p) {
+    p->state[0] = MOE_OK;
+    if (p->sums) return;
+    p->state[0] = (uint32_t)moei_check_ids(p);
+    if (p->state[0]) return;
+    if (p->best && !p->io->weights_in) moei_apply_capacity(p);
+    moei_drop_slots(p);
+    moei_give_routing(p);
+}
+
+/* ---- sort ---- */
+
+/* Bucket of a slot: an expert held here; n_experts = passes x through (identity experts, capacity); -1 = nothing. */
+static int64_t moei_bucket(const moei_plan *p, size_t slot) {
+    const moe_desc *d = &p->layer->desc;
+    int32_t id = p->ids[slot];
+    if (id < -1 && p->passed && d->router.capacity_drop == MOE_DROP_PASS_THROUGH) return p->layer->routed.n_experts;
+    if (id >= 0 && (uint32_t)id >= d->n_experts && d->zero_kind == MOE_ZERO_IDENTITY) return p->layer->routed.n_experts;
+    return moei_local(d, id);
+}
+
+static void moei_sort_routed(const moei_plan *p, size_t first, size_t n) {
+    const moei_group *g = &p->groups[0];
+    uint32_t buckets = g->bank->n_experts + 1;
+    memset(g->start, 0, ((size_t)buckets + 1) * sizeof(uint32_t));
+    for (size_t i = 0; i < n * p->k; i++) {
+        int64_t b = moei_bucket(p, first * p->k + i);
+        if (b >= 0) g->start[b + 1]++;
+    }
+    for (uint32_t b = 0; b < buckets; b++) g->start[b + 1] += g->start[b];
+    for (size_t i = 0; i < n * p->k; i++) { /* start[b] runs through its bucket and ends where the next begins */
+        size_t slot = first * p->k + i;
+        int64_t b = moei_bucket(p, slot);
+        if (b < 0) continue;
+        uint32_t at = g->start[b]++;
+        g->token[at] = (uint32_t)(i / p->k);
+        g->source[at] = (uint32_t)i;
+        g->weight[at] = p->ids[slot] < 0 ? p->passed[slot] : p->weights[slot];
+    }
+    memmove(g->start + 1, g->start, (size_t)buckets * sizeof(uint32_t));
+    g->start[0] = 0;
+}
+
+static void moei_sort_shared(const moei_plan *p, size_t first, size_t n) {
+    const moei_group *g = &p->groups[1];
+    uint32_t kind = p->layer->desc.shared.gate_kind;
+    for (uint32_t e = 0; e < g->bank->n_experts; e++) {
+        g->start[e] = (uint32_t)(e * n);
+        for (size_t t = 0; t < n; t++) {
+            const float *gates = p->gates + (first + t) * p->gates_per_token;
+            g->token[e * n + t] = (uint32_t)t;
+            g->weight[e * n + t] = kind == MOE_SHARED_SOFTMAX2 ? gates[1] : kind == MOE_SHARED_ROUTER_SINK ? gates[e] : gates[0];
+        }
+    }
+    g->start[g->bank->n_experts] = (uint32_t)(g->bank->n_experts * n);
+}
+
+/* Rough nanoseconds of a block of h rows, for an even split: bytes at 16 GB/s, multiply-adds at 32 a nanosecond. */
+static uint64_t moei_up_cost(const moei_bank *b, uint32_t tokens) {
+    uint64_t matrices = b->gate.format ? 2 : 1, weights = (uint64_t)MOEI_UP_ROWS * b->d_in * matrices;
+    uint64_t bytes = (uint64_t)MOEI_UP_ROWS * matrices * moe_row_bytes(b->up.format, b->d_in);
+    return bytes / 16 + weights * tokens / 32 + 1;
+}
+
+static void moei_list_work(const moei_plan *p) {
+    uint32_t n = 0;
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < 2; i++) {
+        const moei_group *g = &p->groups[i];
+        if (i == 0 && p->sums) continue;
+        for (uint32_t e = 0; e < g->bank->n_experts; e++) {
+            uint32_t tokens = g->start[e + 1] - g->start[e];
+            if (!tokens) continue;
+            moei_work *w = &p->work[n++];
+            w->group = i;
+            w->expert = e;
+            w->blocks = (g->bank->d_ff + MOEI_UP_ROWS - 1) / MOEI_UP_ROWS;
+            w->cost = moei_up_cost(g->bank, tokens);
+            w->begin = sum;
+            sum += w->cost * w->blocks;
+        }
+    }
+    p->work[n].begin = sum;
+    p->state[1] = n;
+}
+
+static void moei_sort(const moei_plan *p, size_t block) {
+    size_t first = block * p->block, n = moei_min(p->block, p->n_tokens - first);
+    if (!p->sums) moei_sort_routed(p, first, n);
+    if (p->groups[1].bank->n_experts) moei_sort_shared(p, first, n);
+    moei_list_work(p);
+}
+
+/* ---- up: gate, up, activation ---- */
+
+static void moei_activation(const moei_vec *v, const moe_ffn *f, float *g, float *t, size_t n) { /* g = act(g); t is scratch */
+    size_t i;
+    switch (f->activation) {
+    case MOE_ACT_SILU:
+    case MOE_ACT_OAI:
+        v->sigmoid(t, g, f->activation == MOE_ACT_OAI ? f->alpha : 1.0f, n);
+        for (i = 0; i < n; i++) g[i] = (g[i] < -3e38f ? -3e38f : g[i]) * t[i]; /* -Inf gives -0, not NaN */
+        break;
+    case MOE_ACT_GELU_TANH: /* 0.5 g (1 + tanh(z)) = g sigmoid(2 z), z = sqrt(2 / pi) (g + 0.044715 g^3) */
+        for (i = 0; i < n; i++) t[i] = g[i] * moei_fma(0.044715f * g[i], g[i], 1.0f);
+        v->sigmoid(t, t, 1.59576912f, n);
+        for (i = 0; i < n; i++) g[i] = (g[i] < -3e38f ? -3e38f : g[i]) * t[i];
+        break;
+    case MOE_ACT_GELU_ERF:
+        for (i = 0; i < n; i++) g[i] = moei_gelu_erf(g[i]);
+        break;
+    case MOE_ACT_RELU:
+    case MOE_ACT_RELU2:
+        for (i = 0; i < n; i++) g[i] = g[i] < 0.0f ? 0.0f : g[i];
+        if (f->activation == MOE_ACT_RELU2)
+            for (i = 0; i < n; i++) g[i] = g[i] * g[i];
+        break;
+    default: /* MOE_ACT_SITU */
+        v->sigmoid(t, g, 1.0f, n);
+        for (i = 0; i < n; i++) g[i] = f->beta * moei_tanh(g[i] / f->beta) * t[i];
+        break;
+    }
+}
+
+/* g = act(g) * up, with clamps; u NULL = ungated. */
+static void moei_glu(const moei_vec *v, const moe_ffn *f, uint32_t clamp, float limit, float *g, float *u, float *t, size_t n) {
+    size_t i;
+    int clamped = clamp != MOE_CLAMP_NONE && limit > 0.0f && u;
+    if (clamped && clamp == MOE_CLAMP_PRE)
+        for (i = 0; i < n; i++) g[i] = g[i] > limit ? limit : g[i];
+    moei_activation(v, f, g, t, n);
+    if (clamped && clamp == MOE_CLAMP_POST)
+        for (i = 0; i < n; i++) g[i] = g[i] > limit ? limit : g[i];
+    if (!u) return;
+    if (clamped)
+        for (i = 0; i < n; i++) u[i] = u[i] > limit ? limit : u[i] < -limit ? -limit : u[i];
+    if (f->activation == MOE_ACT_OAI)
+        for (i = 0; i < n; i++) u[i] = u[i] + 1.0f;
+    if (f->activation == MOE_ACT_SITU)
+        for (i = 0; i < n; i++) u[i] = f->linear_beta * moei_tanh(u[i] / f->linear_beta);
+    for (i = 0; i < n; i++) g[i] = g[i] * u[i];
+}
+
+static const moe_experts *moei_over(const moei_plan *p, const moei_group *g) { return g == &p->groups[0] ? p->io->experts : NULL; }
+
+/* Results of one matrix for a chunk of slots: products, then row scale, weight on the input, and bias. */
+static void moei_up_matrix(const moei_plan *p, const moei_scratch *s, const moei_group *g, const moe_matrix *m, int which,
+                           uint32_t expert, uint32_t row, uint32_t n_rows, uint32_t slot, uint32_t n, float *out) {
+    const moei_bank *b = g->bank;
+    const moei_vec *v = p->layer->vec;
+    moei_rows w;
+    int at_input = g == &p->groups[0] && p->layer->desc.ffn.weight_at == MOE_WEIGHT_AT_INPUT;
+    float *scale = s->scale[0], *bias = s->bias[0], *weighted = s->scale[1];
+    moei_view(m, moei_over(p, g), which, expert, b->d_ff, b->d_in, &w);
+    w.row0 = row;
+    moei_multiply(b->in, &w, n_rows, s->x, n, out, MOEI_UP_ROWS, s->panel);
+    int affine = moei_row_affine(m, moei_over(p, g), which, expert, b->d_ff, row, n_rows, b->d_in, scale, bias);
+    if (!affine && !at_input) return;
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t r = 0; r < n_rows && at_input; r++) weighted[r] = (affine ? scale[r] : 1.0f) * g->weight[slot + i];
+        for (uint32_t r = 0; r < n_rows && !affine; r++) bias[r] = -0.0f;
+        v->affine(out + (size_t)i * MOEI_UP_ROWS, at_input ? weighted : scale, bias, n_rows);
+    }
+}
+
+/* One block of rows of h for every slot of one expert. */
+static void moei_up_block(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint32_t block) {
+    const moei_bank *b = g->bank;
+    const moe_ffn *f = &p->layer->desc.ffn;
+    uint32_t row = block * MOEI_UP_ROWS, rows = b->d_ff - row < MOEI_UP_ROWS ? b->d_ff - row : MOEI_UP_ROWS;
+    int at_hidden = g == &p->groups[0] && f->weight_at == MOE_WEIGHT_AT_HIDDEN, gated = b->gate.format != 0;
+    float *up = s->out[1], *gate = gated ? s->out[0] : up, *scratch = s->act;
+    for (uint32_t slot = g->start[expert]; slot < g->start[expert + 1]; slot += MOEI_PARTS) {
+        uint32_t n = (uint32_t)moei_min(MOEI_PARTS, g->start[expert + 1] - slot);
+        for (uint32_t i = 0; i < n; i++) s->x[i] = g->x + g->token[slot + i] * g->x_stride;
+        if (gated) moei_up_matrix(p, s, g, &b->gate, MOE_GATE, expert, row, rows, slot, n, gate);
+        moei_up_matrix(p, s, g, &b->up, MOE_UP, expert, row, rows, slot, n, up);
+        if (rows == MOEI_UP_ROWS) { /* the results lie densely: one long run */
+            moei_glu(p->layer->vec, f, b->clamp, b->limit, gate, gated ? up : NULL, scratch, (size_t)n * rows);
+        } else {
+            for (uint32_t i = 0; i < n; i++)
+                moei_glu(p->layer->vec, f, b->clamp, b->limit, gate + i * MOEI_UP_ROWS, gated ? up + i * MOEI_UP_ROWS : NULL, scratch, rows);
+        }
+        for (uint32_t i = 0; i < n; i++) {
+            float *h = gate + (size_t)i * MOEI_UP_ROWS;
+            for (uint32_t r = 0; r < rows && at_hidden; r++) h[r] = h[r] * g->weight[slot + i];
+            b->mid->prepare(g->h + (slot + i) * g->h_stride, h, row, rows, b->d_ff);
+        }
+    }
+}
+
+/* The blocks whose cost begins in this task's share of the total. */
+static void moei_up(const moei_plan *p, uint32_t ith, uint32_t nth) {
+    moei_scratch s = moei_task_scratch(p, ith);
+    uint32_t n = p->state[1];
+    uint64_t total = p->work[n].begin, lo = total / nth * ith + total % nth * ith / nth, hi = total / nth * (ith + 1) + total % nth * (ith + 1) / nth;
+    for (uint32_t i = 0; i < n; i++) {
+        const moei_work *w = &p->work[i];
+        if (w[1].begin <= lo && ith) continue;
+        if (w->begin >= hi) break;
+        uint64_t from = w->begin >= lo ? 0 : (lo - w->begin + w->cost - 1) / w->cost, to = (hi - w->begin + w->cost - 1) / w->cost;
+        for (uint64_t b = from; b < to && b < w->blocks; b++) moei_up_block(p, &s, &p->groups[w->group], w->expert, (uint32_t)b);
+    }
+}
+
+/* ---- down: every output element has one owner, who adds the experts in ascending id ---- */
+
+static void moei_give_slots(const moei_plan *p, const moei_group *g, uint32_t slot, size_t first, size_t row, size_t n, const float *v) {
+    float *to = p->io->slots_out + (first * p->k + g->source[slot]) * g->bank->d_in + row;
+    memcpy(to, v, n * sizeof(float));
+}
+
+static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moei_group *g, size_t first, size_t row, size_t n) {
+    const moei_bank *b = g->bank;
+    const moei_vec *v = p->layer->vec;
+    int routed = g == &p->groups[0], weighted = !routed || p->layer->desc.ffn.weight_at == MOE_WEIGHT_AT_OUTPUT;
+    size_t chunk = moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n);
+    for (uint32_t e = 0; e < b->n_experts; e++) {
+        moei_rows w;
+        if (g->start[e] == g->start[e + 1]) continue;
+        moei_view(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, b->d_ff, &w);
+        w.row0 = (uint32_t)row;
+        int affine = moei_row_affine(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, row, n, b->d_ff, s->scale[0], s->bias[0]);
+        for (uint32_t slot = g->start[e]; slot < g->start[e + 1]; slot += (uint32_t)chunk) {
+            uint32_t tokens = (uint32_t)moei_min(chunk, g->start[e + 1] - slot);
+            for (uint32_t i = 0; i < tokens; i++) s->x[i] = g->h + (slot + i) * g->h_stride;
+            moei_multiply(b->mid, &w, (uint32_t)n, s->x, tokens, s->out[1], n, s->panel);
+            for (uint32_t i = 0; i < tokens; i++) {
+                float *o = s->out[1] + i * n;
+                if (affine) v->affine(o, s->scale[0], s->bias[0], n);
+                if (routed && p->io->slots_out) moei_give_slots(p, g, slot + i, first, row, n, o);
+                else v->axpy(s->sum + g->token[slot + i] * n, o, weighted ? g->weight[slot + i] : 1.0f, n);
+            }
+        }
+    }
+}
+
+/* Identity experts and passed-through slots: w * x, after the real experts. */
+static void moei_pass_through(const moei_plan *p, const moei_scratch *s, size_t first, size_t row, size_t n) {
+    const moei_group *g = &p->groups[0];
+    size_t width = g->bank->d_in;
+    for (uint32_t slot = g->start[g->bank->n_experts]; slot < g->start[g->bank->n_experts + 1]; slot++) {
+        const float *x = s->row;
+        if (p->layer->desc.latent.d) x = p->latent_x + g->token[slot] * width + row;
+        else moei_read_row(s->row, moei_x_row(p, first + g->token[slot]), p->io->x_type, row, n);
+        if (p->io->slots_out) moei_give_slots(p, g, slot, first, row, n, x);
+        else p->layer->vec->axpy(s->sum + g->token[slot] * n, x, g->weight[slot], n);
+    }
+}
+
+/* sum = latent.out * normalised sum, the routed part of a latent layer. */
+static void moei_latent_out(const moei_plan *p, const moei_scratch *s, size_t tokens, size_t row, size_t n) {
+    const moe_layer *l = p->layer;
+    const moe_matrix *m = &l->desc.latent.out;
+    size_t chunk = moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n), d = l->desc.d_model, k = l->desc.latent.d;
+    moei_rows w;
+    moei_view(m, NULL, MOE_DOWN, 0, d, k, &w);
+    w.row0 = (uint32_t)row;
+    int affine = moei_row_affine(m, NULL, MOE_DOWN, 0, d, row, n, k, s->scale[0], s->bias[0]);
+    for (size_t t = 0; t < tokens; t += chunk) {
+        uint32_t part = (uint32_t)moei_min(chunk, tokens - t);
+        for (uint32_t i = 0; i < part; i++) s->x[i] = p->latent_row + (t + i) * p->latent_row_stride;
+        moei_multiply(l->latent_out, &w, (uint32_t)n, s->x, part, s->sum + t * n, n, s->panel);
+        for (uint32_t i = 0; i < part && affine; i++) l->vec->affine(s->sum + (t + i) * n, s->scale[0], s->bias[0], n);
+    }
+}
+
+/* y = combine_scale * sum + out_bias (+ y), in the caller's type. */
+static void moei_give_rows(const moei_plan *p, const moei_scratch *s, size_t first, size_t tokens, size_t row, size_t n, int whole) {
+    const moe_desc *d = &p->layer->desc;
+    const moe_io *io = p->io;
+    int affine = whole && (d->ffn.combine_scale != 1.0f || d->ffn.out_bias.type);
+    for (size_t i = 0; i < n && affine; i++) {
+        s->scale[0][i] = d->ffn.combine_scale;
+        s->bias[0][i] = d->ffn.out_bias.type ? moei_array_at(&d->ffn.out_bias, 0, d->d_model, row + i) : -0.0f;
+    }
+    for (size_t t = 0; t < tokens; t++) {
+        float *v = s->sum + t * n;
+        uint8_t *y = (uint8_t *)io->y + (first + t) * io->y_stride;
+        if (affine) p->layer->vec->affine(v, s->scale[0], s->bias[0], n);
+        if (io->y_add) {
+            moei_read_row(s->row, y, io->y_type, row, n);
+            for (size_t i = 0; i < n; i++) v[i] = s->row[i] + v[i];
+        }
+        moei_write_row(y, io->y_type, row, n, v);
+    }
+}
+
+static void moei_scale_sums(const moei_scratch *s, size_t tokens, size_t n, float factor, const float *per_token, size_t stride) {
+    for (size_t t = 0; t < tokens; t++) {
+        float f = per_token ? per_token[t * stride] : factor;
+        for (size_t i = 0; i < n && f != 1.0f; i++) s->sum[t * n + i] = s->sum[t * n + i] * f;
+    }
+}
+
+/* Where the routed sum of a slice comes from: the experts, the latent projection, or the caller's partial sums. */
+static void moei_routed_sum(const moei_plan *p, const moei_scratch *s, int finish, size_t first, size_t tokens, size_t row, size_t n) {
+    const moe_desc *d = &p->layer->desc;
+    if (finish && d->latent.d) {
+        moei_latent_out(p, s, tokens, row, n);
+    } else if (p->sums) {
+        for (size_t t = 0; t < tokens; t++) memcpy(s->sum + t * n, p->sums + (first + t) * d->d_model + row, n * sizeof(float));
+        moei_scale_sums(s, tokens, n, d->ffn.expert_out_scale, NULL, 0);
+    } else {
+        memset(s->sum, 0, tokens * n * sizeof(float));
+        moei_down_group(p, s, &p->groups[0], first, row, n);
+        moei_pass_through(p, s, first, row, n);
+        if (d->expert_count == d->n_experts) moei_scale_sums(s, tokens, n, d->ffn.expert_out_scale, NULL, 0);
+    }
+}
+
+static void moei_clear_slots(const moei_plan *p, size_t first, size_t tokens, size_t row, size_t n) {
+    size_t width = p->layer->routed.d_in;
+    for (size_t i = first * p->k; i < (first + tokens) * p->k; i++)
+        if (moei_bucket(p, i) < 0) memset(p->io->slots_out + i * width + row, 0, n * sizeof(float));
+}
+
+/* DOWN without a latent space and FINISH write y; DOWN of a latent layer writes the narrow sum. */
+static void moei_down(const moei_plan *p, size_t block, int finish, uint32_t ith, uint32_t nth) {
+    const moe_layer *l = p->layer;
+    const moe_desc *d = &l->desc;
+    size_t first = block * p->block, tokens = moei_min(p->block, p->n_tokens - first), lo, hi;
+    int narrow = d->latent.d && !finish, whole = !narrow && (d->expert_count == d->n_experts || p->sums);
+    moei_scratch s = moei_task_scratch(p, ith);
+    moei_span(narrow ? d->latent.d : d->d_model, 16, ith, nth, &lo, &hi);
+    for (size_t row = lo; row < hi; row += p->slice) {
+        size_t n = moei_min(p->slice, hi - row);
+        moei_routed_sum(p, &s, finish, first, tokens, row, n);
+        if (p->io->slots_out) {
+            moei_clear_slots(p, first, tokens, row, n);
+            continue;
+        }
+        if (whole && l->shared.n_experts) {
+            if (d->shared.gate_kind == MOE_SHARED_SOFTMAX2)
+                moei_scale_sums(&s, tokens, n, 1.0f, p->gates + first * p->gates_per_token, p->gates_per_token);
+            moei_down_group(p, &s, &p->groups[1], first, row, n);
+        }
+        if (!narrow || d->expert_count < d->n_experts) moei_give_rows(p, &s, first, tokens, row, n, whole);
+        else
+            for (size_t t = 0; t < tokens; t++) memcpy(p->latent_sum + t * d->latent.d + row, s.sum + t * n, n * sizeof(float));
+    }
+}
+
+/* ---- latent ---- */
+
+static void moei_latent_in_rows(const moei_plan *p, size_t block, uint32_t ith, uint32_t nth) {
+    const moe_layer *l = p->layer;
+    size_t n = moei_min(p->block, p->n_tokens - block * p->block);
+    moei_project(p, l->latent_in, &l->desc.latent.in, l->desc.latent.d, l->desc.d_model, p->latent_row, p->latent_row_stride, n,
+                 p->latent_x, ith, nth);
+}
+
+static void moei_latent_prepare(const moei_plan *p, size_t block, uint32_t ith, uint32_t nth) {
+    size_t n = moei_min(p->block, p->n_tokens - block * p->block), d = p->layer->desc.latent.d, lo, hi;
+    const moei_group *g = &p->groups[0];
+    moei_span(n, 1, ith, nth, &lo, &hi);
+    for (size_t t = lo; t < hi; t++) g->bank->in->prepare(g->x + t * g->x_stride, p->latent_x + t * d, 0, d, d);
+}
+
+/* RMSNorm of the narrow sum (Kimi-K3) and its preparation for latent.out. */
+static void moei_latent_norm(const moei_plan *p, size_t block, uint32_t ith, uint32_t nth) {
+    const moe_layer *l = p->layer;
+    const moe_latent *a = &l->desc.latent;
+    size_t first = block * p->block, n = moei_min(p->block, p->n_tokens - first), lo, hi;
+    moei_span(n, 1, ith, nth, &lo, &hi);
+    for (size_t t = lo; t < hi; t++) {
+        float *v = p->latent_sum + t * a->d, sum = 0.0f;
+        if (p->sums) {
+            memcpy(v, p->sums + (first + t) * a->d, a->d * sizeof(float));
+            for (size_t i = 0; i < a->d; i++) v[i] = v[i] * l->desc.ffn.expert_out_scale;
+        }
+        if (a->norm_eps > 0.0f) {
+            for (size_t i = 0; i < a->d; i++) sum = moei_fma(v[i], v[i], sum);
+            float mean = sum / (float)a->d, factor = 1.0f / sqrtf(mean + a->norm_eps);
+            for (size_t i = 0; i < a->d; i++) v[i] = v[i] * factor * (a->norm.type ? moei_array_at(&a->norm, 0, a->d, i) : 1.0f);
+        }
+        l->latent_out->prepare(p->latent_row + t * p->latent_row_stride, v, 0, a->d, a->d);
+    }
+}
+
+/* ---- one scheduler ---- */
+
+static void moei_run_phase(const moei_plan *p, uint32_t kind, size_t block, uint32_t ith, uint32_t nth) {
+    switch (kind) {
+    case MOEI_PREPARE_ROUTER: moei_prepare(p, block, 1, p->prepare_once, ith, nth); break;
+    case MOEI_LOGITS: moei_logits(p, block, ith, nth); break;
+    case MOEI_SELECT: moei_select_block(p, block, ith, nth); break;
+    case MOEI_SETTLE: moei_settle(p); break;
+    case MOEI_PREPARE: moei_prepare(p, block, 0, 1, ith, nth); break;
+    case MOEI_SORT: moei_sort(p, block); break;
+    case MOEI_LATENT_IN: moei_latent_in_rows(p, block, ith, nth); break;
+    case MOEI_LATENT_PREPARE: moei_latent_prepare(p, block, ith, nth); break;
+    case MOEI_UP: moei_up(p, ith, nth); break;
+    case MOEI_DOWN: moei_down(p, block, 0, ith, nth); break;
+    case MOEI_LATENT_NORM: moei_latent_norm(p, block, ith, nth); break;
+    default: moei_down(p, block, 1, ith, nth); break;
+    }
+}
+
+/* ---- a call becomes a plan ---- */
+
+static moe_status moei_check_rows(const moe_io *io, uint32_t type, size_t *stride, size_t width, const char *field, const char *type_field) {
+    size_t end, element = moei_element(type);
+    if (type < MOE_TYPE_F32 || type > MOE_TYPE_BF16) return moei_fail(io->error, MOE_ERR_TYPE, type_field, type, MOE_TYPE_F32);
+    if (!*stride) *stride = width * element;
+    if (*stride < width * element) return moei_fail(io->error, MOE_ERR_STRIDE, field, *stride, width * element);
+    if (!moei_mul(*stride, io->n_tokens, &end)) return moei_fail(io->error, MOE_ERR_OVERFLOW, field, *stride, 0);
+    return MOE_OK;
+}
+
+/* Only y == x with equal type and stride may overlap: a task then reads its part of a row before it writes it. */
+static moe_status moei_check_alias(const moe_io *io, size_t x_width, size_t y_width) {
+    uintptr_t x = (uintptr_t)io->x, y = (uintptr_t)io->y;
+    size_t x_end = (io->n_tokens - 1) * io->x_stride + x_width * moei_element(io->x_type);
+    size_t y_end = (io->n_tokens - 1) * io->y_stride + y_width * moei_element(io->y_type);
+    if (x == y && io->x_type == io->y_type && io->x_stride == io->y_stride) return MOE_OK;
+    if (x < y + y_end && y < x + x_end) return moei_fail(io->error, MOE_ERR_ALIAS, "y", 0, 0);
+    return MOE_OK;
+}
+
+static moe_status moei_check_routing_input(const moei_plan *p, int needs_logits) {
+    const moe_io *io = p->io;
+    const moe_router *r = &p->layer->desc.router;
+    if (io->weights_in && !io->ids_in) return moei_fail(io->error, MOE_ERR_NULL, "ids_in", 0, 0);
+    if (needs_logits && !io->logits_in && !r->weight.format) return moei_fail(io->error, MOE_ERR_NULL, "router.weight.data", 0, 0);
+    if (r->pick != MOE_PICK_TABLE || io->ids_in) return MOE_OK;
+    if (!io->token_ids) return moei_fail(io->error, MOE_ERR_TOKEN_ID, "token_ids", 0, r->table_rows);
+    for (size_t t = 0; t < io->n_tokens; t++) {
+        moe_status bad = moei_table_row(&p->layer->desc, io->token_ids[t], p->k, NULL);
+        if (bad) return moei_fail(io->error, bad, bad == MOE_ERR_TOKEN_ID ? "token_ids" : "router.table", (uint64_t)(int64_t)io->token_ids[t], r->table_rows);
+    }
+    return MOE_OK;
+}
+
+static moe_status moei_check_io(moei_plan *p, int needs_logits) {
+    moe_io *io = &p->call;
+    const moe_desc *d = &p->layer->desc;
+    int partial = d->expert_count < d->n_experts && !p->sums;
+    size_t y_width = partial ? p->layer->routed.d_in : d->d_model, row = (size_t)p->k * 4;
+    int reads_x = !p->route_only || (needs_logits && !io->logits_in && !io->router_x);
+    if (reads_x && !io->x) return moei_fail(io->error, MOE_ERR_NULL, "x", 0, 0);
+    if (!p->route_only && !io->y && !io->slots_out) return moei_fail(io->error, MOE_ERR_NULL, "y", 0, 0);
+    if (reads_x || io->router_x) MOEI_TRY(moei_check_rows(io, io->x_type, &io->x_stride, d->d_model, "x_stride", "x_type"));
+    if (io->router_x) MOEI_TRY(moei_check_rows(io, io->x_type, &io->router_x_stride, d->d_model, "router_x_stride", "x_type"));
+    if (!io->ids_stride) io->ids_stride = row;
+    if (!io->weights_stride) io->weights_stride = row;
+    if (io->ids_stride < row) return moei_fail(io->error, MOE_ERR_STRIDE, "ids_stride", io->ids_stride, row);
+    if (io->weights_stride < row) return moei_fail(io->error, MOE_ERR_STRIDE, "weights_stride", io->weights_stride, row);
+    if (!p->route_only && !io->slots_out) {
+        MOEI_TRY(moei_check_rows(io, io->y_type, &io->y_stride, y_width, "y_stride", "y_type"));
+        MOEI_TRY(moei_check_alias(io, d->d_model, y_width));
+    }
+    return moei_check_routing_input(p, needs_logits);
+}
+
+static void moei_add_phase(uint32_t *list, uint32_t *n, int wanted, uint32_t kind) {
+    if (wanted) list[(*n)++] = kind;
+}
+
+static void moei_list_phases(moei_plan *p, int needs_route, int needs_logits) {
+    int latent = p->layer->desc.latent.d != 0, narrow_only = p->io->slots_out || p->layer->desc.expert_count < p->layer->desc.n_experts;
+    int project = needs_logits && !p->io->logits_in, prepared = project && p->n_blocks == 1;
+    p->n_route = p->n_block = 0;
+    moei_add_phase(p->route_phases, &p->n_route, project, MOEI_PREPARE_ROUTER);
+    moei_add_phase(p->route_phases, &p->n_route, project, MOEI_LOGITS);
+    moei_add_phase(p->route_phases, &p->n_route, needs_route, MOEI_SELECT);
+    if (p->route_only) return;
+    p->prepare_once = prepared;
+    moei_add_phase(p->block_phases, &p->n_block, !prepared, MOEI_PREPARE);
+    moei_add_phase(p->block_phases, &p->n_block, 1, MOEI_SORT);
+    moei_add_phase(p->block_phases, &p->n_block, latent && !p->sums, MOEI_LATENT_IN);
+    moei_add_phase(p->block_phases, &p->n_block, latent && !p->sums, MOEI_LATENT_PREPARE);
+    moei_add_phase(p->block_phases, &p->n_block, 1, MOEI_UP);
+    moei_add_phase(p->block_phases, &p->n_block, !(latent && p->sums), MOEI_DOWN);
+    moei_add_phase(p->block_phases, &p->n_block, latent && (p->sums || !narrow_only), MOEI_LATENT_NORM);
+    moei_add_phase(p->block_phases, &p->n_block, latent && (p->sums || !narrow_only), MOEI_FINISH);
+}
+
+static void moei_plan_sizes(moei_plan *p, const moe_layer *layer, const moe_io *io) {
+    memset(p, 0, sizeof *p);
+    p->layer = layer;
+    p->call = *io;
+    p->io = &p->call;
+    p->n_tokens = io->n_tokens;
+    p->k = io->ids_in && io->k ? io->k : layer->desc.top_k;
+    p->n_tasks = io->n_tasks ? io->n_tasks : 1;
+}
+
+static moe_status moei_begin(moei_plan *p, const moe_layer *layer, const moe_io *io, const float *sums, int route_only) {
+    moei_plan_sizes(p, layer, io);
+    p->sums = sums;
+    p->route_only = route_only;
+    int sink = layer->desc.shared.gate_kind == MOE_SHARED_ROUTER_SINK, needs_route = !sums || sink;
+    int needs_logits = needs_route && (!(io->ids_in && io->weights_in) || sink);
+    MOEI_TRY(moei_check_io(p, needs_logits));
+    uintptr_t at = (uintptr_t)io->workspace, base = (at + 63) & ~(uintptr_t)63;
+    if (!io->workspace) return moei_fail(io->error, MOE_ERR_NULL, "workspace", 0, moe_workspace_size(layer, io->n_tokens, p->n_tasks));
+    p->block = io->workspace_size > base - at ? moei_fit_block(p, io->workspace_size - (base - at)) : 0;
+    if (!p->block) return moei_fail(io->error, MOE_ERR_WORKSPACE, "workspace_size", io->workspace_size, moe_workspace_min(layer, io->n_tokens, p->n_tasks));
+    p->n_blocks = (p->n_tokens + p->block - 1) / p->block;
+    p->base = (uint8_t *)io->workspace + (base - at);
+    moei_lay_out(p);
+    if (sums) p->groups[0].bank = &p->none;
+    if (!sums && (io->slots_out || layer->desc.expert_count < layer->desc.n_experts)) p->groups[1].bank = &p->none;
+    moei_list_phases(p, needs_route, needs_logits);
+    return MOE_OK;
+}
+
+static uint32_t moei_phases(const moei_plan *p) {
+    return (uint32_t)(p->n_blocks * p->n_route + 1 + p->n_blocks * p->n_block);
+}
+
+/* What phase number i is. */
+static uint32_t moei_phase_kind(const moei_plan *p, uint32_t i, size_t *block) {
+    size_t routing = p->n_blocks * p->n_route;
+    *block = 0;
+    if (i < routing) {
+        *block = i / p->n_route;
+        return p->route_phases[i % p->n_route];
+    }
+    if (i == routing) return MOEI_SETTLE;
+    *block = (i - routing - 1) / p->n_block;
+    return p->block_phases[(i - routing - 1) % p->n_block];
+}
+
+/* How many tasks are worth it: the bookkeeping of few tokens takes less time than waking a worker. */
+static uint32_t moei_phase_tasks(const moei_plan *p, uint32_t kind, uint32_t nth) {
+    switch (kind) {
+    case MOEI_SETTLE:
+    case MOEI_SORT: return 1;
+    case MOEI_SELECT:
+        if (p->io->stats) return 1; /* they are added up without atomics */
+        return p->block <= 16 ? 1 : nth;
+    case MOEI_PREPARE_ROUTER:
+    case MOEI_PREPARE:
+    case MOEI_LATENT_PREPARE: return p->block <= 4 ? 1 : nth;
+    default: return nth;
+    }
+}
+
+typedef struct moei_job {
+    const moei_plan *plan;
+    uint32_t kind, nth;
+    size_t block;
+} moei_job;
+
+static void moei_task(void *arg, uint32_t i) {
+    const moei_job *j = (const moei_job *)arg;
+    moei_run_phase(j->plan, j->kind, j->block, i, j->nth);
+}
+
+static void moei_parallel_for(const moe_parallel *parallel, uint32_t n, moei_job *job) {
+    if (n > 1 && parallel && parallel->run) {
+        parallel->run(parallel->user, n, moei_task, job);
+        return;
+    }
+#if defined(MOE_USE_OPENMP) && defined(_OPENMP)
+    if (n > 1) {
+        int32_t count = (int32_t)n;
+#pragma omp parallel for schedule(static, 1)
+        for (int32_t i = 0; i < count; i++) moei_task(job, (uint32_t)i);
+        return;
+    }
+#endif
+    for (uint32_t i = 0; i < n; i++) moei_task(job, i);
+}
+
+static moe_status moei_run(const moe_layer *layer, const moe_io *io, const float *sums, int route_only) {
+    moei_plan p;
+    if (!layer || !io) return MOE_ERR_NULL;
+    moei_fail(io->error, MOE_OK, "", 0, 0);
+    if (!io->n_tokens) return MOE_OK;
+    MOEI_TRY(moei_begin(&p, layer, io, sums, route_only));
+    for (uint32_t i = 0, n = moei_phases(&p); i < n; i++) {
+        moei_job job = {&p, 0, 0, 0};
+        job.kind = moei_phase_kind(&p, i, &job.block);
+        job.nth = moei_phase_tasks(&p, job.kind, p.n_tasks);
+        moei_parallel_for(io->parallel, job.nth, &job);
+        if (job.kind == MOEI_SETTLE && p.state[0]) return (moe_status)p.state[0];
+    }
+    return MOE_OK;
+}
 
 /* ==== >>api: the rest of the public functions ========================================================================== */
+
+MOE_API moe_status moe_forward(const moe_layer *layer, const moe_io *io) { return moei_run(layer, io, NULL, 0); }
+MOE_API moe_status moe_route(const moe_layer *layer, const moe_io *io) { return moei_run(layer, io, NULL, 1); }
+MOE_API moe_status moe_finish(const moe_layer *layer, const moe_io *io, const float *sums) {
+    if (!sums) return io ? moei_fail(io->error, MOE_ERR_NULL, "sums", 0, 0) : MOE_ERR_NULL;
+    return moei_run(layer, io, sums, 0);
+}
+
+MOE_API uint32_t moe_phase_count(const moe_layer *layer, const moe_io *io) {
+    moei_plan p;
+    moe_io quiet;
+    if (!layer || !io || !io->n_tokens) return 0;
+    quiet = *io;
+    quiet.error = NULL;
+    return moei_begin(&p, layer, &quiet, NULL, 0) ? 1 : moei_phases(&p); /* the one phase reports the error */
+}
+
+MOE_API moe_status moe_phase_run(const moe_layer *layer, const moe_io *io, uint32_t phase, uint32_t ith, uint32_t nth) {
+    moei_plan p;
+    moe_io call;
+    size_t block;
+    if (!layer || !io) return MOE_ERR_NULL;
+    call = *io;
+    if (ith) call.error = NULL; /* one worker reports */
+    if (!io->n_tokens) return MOE_OK;
+    MOEI_TRY(moei_begin(&p, layer, &call, NULL, 0));
+    if (!nth || nth > p.n_tasks || ith >= nth) return moei_fail(call.error, MOE_ERR_PHASE, "nth", nth, p.n_tasks);
+    if (phase >= moei_phases(&p)) return moei_fail(call.error, MOE_ERR_PHASE, "phase", phase, moei_phases(&p));
+    uint32_t kind = moei_phase_kind(&p, phase, &block), tasks = moei_phase_tasks(&p, kind, nth);
+    int settled = phase > p.n_blocks * p.n_route;
+    if (settled && p.state[0]) return (moe_status)p.state[0];
+    if (tasks == 1 && ith) return MOE_OK;
+    moei_run_phase(&p, kind, block, ith, tasks);
+    return kind == MOEI_SETTLE ? (moe_status)p.state[0] : MOE_OK;
+}
+
+MOE_API uint32_t moe_layer_tier(const moe_layer *layer) { return layer ? layer->tier : (uint32_t)MOE_TIER_C; }
+MOE_API uint32_t moe_layer_compute(const moe_layer *layer, uint32_t matrix) {
+    if (!layer || !layer->routed.in) return MOE_COMPUTE_DEFAULT;
+    return matrix == MOE_DOWN ? layer->routed.mid->compute : layer->routed.in->compute;
+}
 
 #ifdef __cplusplus
 }

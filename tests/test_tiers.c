@@ -1,0 +1,465 @@
+/* test_tiers.c: every operation of every SIMD tier that this machine can run, bit for bit against plain-C definitions written
+   down here. Weights and prepared rows end or begin at guard pages, so that a read beyond them is a crash.
+   cc -std=c11 -O2 -o test_tiers test_tiers.c -lm && ./test_tiers */
+#define _DEFAULT_SOURCE
+#define MOE_IMPLEMENTATION
+#include "../moe.h"
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static int n_passed, n_failed, n_skipped;
+static void check(int ok, const char *name, const char *why, ...) {
+    if (ok) {
+        n_passed++;
+        return;
+    }
+    va_list args;
+    va_start(args, why);
+    if (n_failed++ < 50) printf("FAIL %s: ", name), vprintf(why, args), printf("\n");
+    va_end(args);
+}
+
+/* ---- random numbers, guarded memory ---------------------------------------------------------------------------------- */
+
+static uint64_t seed = 88172645463325252u;
+static uint32_t random32(void) {
+    seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
+    return (uint32_t)(seed >> 16);
+}
+static float random_float(void) { return (float)(int32_t)random32() / 2147483648.0f; }
+
+typedef struct guarded {
+    uint8_t *map, *data;
+    size_t map_bytes;
+} guarded;
+static guarded guarded_new(size_t bytes, int at_end) { /* data ends or begins at an unreadable page */
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), inner = (bytes + page - 1) / page * page;
+    guarded g;
+    g.map_bytes = inner + 2 * page;
+    g.map = (uint8_t *)mmap(NULL, g.map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (g.map == (uint8_t *)MAP_FAILED || mprotect(g.map, page, PROT_NONE) ||
+        mprotect(g.map + page + inner, page, PROT_NONE))
+        perror("mmap"), exit(1);
+    g.data = g.map + page + (at_end ? inner - bytes : 0);
+    return g;
+}
+static void guarded_free(guarded *g) { munmap(g->map, g->map_bytes); }
+
+/* ---- definitions ------------------------------------------------------------------------------------------------------- */
+
+static float tree16(const float *lanes) {
+    float a[16];
+    memcpy(a, lanes, sizeof a);
+    for (int step = 8; step; step >>= 1)
+        for (int l = 0; l < step; l++) a[l] = a[l] + a[l + step];
+    return a[0] + 0.0f;
+}
+static float define_dot_f32(const float *w, const float *x, size_t k) {
+    float a[16] = {0};
+    for (size_t i = 0; i < k; i++) a[i % 16] = fmaf(w[i], x[i], a[i % 16]);
+    return tree16(a);
+}
+static float flush(float f) { return (moei_bits(f) & 0x7f800000u) == 0 ? moei_float(moei_bits(f) & 0x80000000u) : f; }
+static float define_to_bf16(float f) { return moei_bf16(moei_to_bf16(flush(f))); }
+/* VDPBF16PS: the odd product first, each step fused, subnormals in and out are zeros. */
+static float define_dot_bf16(const float *w, const float *x, size_t k) {
+    float a[16] = {0};
+    for (size_t i = 0; i < k; i += 2) {
+        float *l = &a[i / 2 % 16], w0 = define_to_bf16(w[i]), x0 = define_to_bf16(x[i]), w1 = 0, x1 = 0;
+        if (i + 1 < k) w1 = define_to_bf16(w[i + 1]), x1 = define_to_bf16(x[i + 1]);
+        *l = flush(fmaf(flush(w1), flush(x1), *l));
+        *l = flush(fmaf(flush(w0), flush(x0), *l));
+    }
+    return tree16(a);
+}
+static int same_float(float a, float b) { return moei_bits(a) == moei_bits(b) || (a != a && b != b); }
+
+/* ---- one arithmetic ---------------------------------------------------------------------------------------------------- */
+
+enum { ROWS = 32, TOKENS = 33, K_MAX = 2053 };
+typedef struct subject {
+    const char *name;
+    const moei_arith *arith;
+    int parity; /* of prepared rows: even then odd values within every 16 */
+} subject;
+static float weight[ROWS][K_MAX], token[TOKENS][K_MAX], expect[TOKENS][ROWS], got[TOKENS][ROWS + 3];
+static const char *const format_names[] = {"none",
+#define MOE_X(id, name, n, bytes, rows, cols) name,
+                                           MOE_FORMATS(MOE_X)
+#undef MOE_X
+};
+static const float untouched = -123.5f;
+
+/* Tokens: mostly plain numbers; some have a NaN, an Inf, a huge value, subnormals or signed zeros. */
+static void fill_tokens(size_t k) {
+    for (int t = 0; t < TOKENS; t++)
+        for (size_t i = 0; i < k; i++) token[t][i] = random_float();
+    token[3][random32() % k] = moei_float(0x7fc00001u);
+    token[5][random32() % k] = moei_float(0xff800000u);
+    token[6][random32() % k] = 3.0e38f;
+    for (size_t i = 0; i < k; i++) {
+        token[7][i] = moei_float(random32() & 0x807fffffu);
+        token[8][i] = random32() & 1 ? -0.0f : 0.0f;
+    }
+}
+/* Weights that the format holds exactly, and their bytes. */
+static void put_weight(uint32_t format, uint8_t *p, float f, float *exact) {
+    uint32_t u = moei_bits(f);
+    if (format == MOE_FORMAT_F16) u = moei_to_f16(f);
+    if (format == MOE_FORMAT_BF16) u = moei_to_bf16(f);
+    memcpy(p, &u, format == MOE_FORMAT_F32 ? 4 : 2);
+    *exact = format == MOE_FORMAT_F32 ? f : format == MOE_FORMAT_F16 ? moei_f16((uint16_t)u) : moei_bf16((uint16_t)u);
+}
+static float random_weight(void) {
+    uint32_t r = random32();
+    if (r % 64 == 0) return 0.0f * (r & 64 ? -1.0f : 1.0f);
+    if (r % 64 == 1) return random_float() * 1.0e-7f; /* a subnormal f16 */
+    if (r % 64 == 2) return moei_float(random32() & 0x807fffffu);
+    return random_float();
+}
+
+static guarded prepare_tokens(const subject *s, size_t k, int at_end, const void **x) {
+    size_t bytes = s->arith->row_bytes(k), stride = bytes + 64;
+    guarded g = guarded_new(stride * (TOKENS - 1) + bytes, at_end);
+    for (int t = 0; t < TOKENS; t++) {
+        uint8_t *row = g.data + stride * (size_t)(TOKENS - 1 - t);
+        memset(row, 0xff, bytes); /* NaN: padding must be written */
+        for (size_t k0 = 0; k0 < k; k0 += 32 * 13) {
+            size_t n = k - k0 < 32 * 13 ? k - k0 : 32 * 13;
+            s->arith->prepare(row, token[t] + k0, k0, n, k);
+        }
+        x[t] = row;
+    }
+    return g;
+}
+static void check_prepared(const subject *s, size_t k, const void *const *x) {
+    size_t bytes = s->arith->row_bytes(k), bad = 0;
+    check(bytes % 64 == 0, s->name, "row_bytes(%zu) = %zu", k, bytes);
+    for (int t = 0; t < TOKENS; t++)
+        for (size_t i = 0; i < bytes / (s->arith->compute == MOE_COMPUTE_BF16 ? 2 : 4); i++) {
+            size_t at = s->parity ? i / 16 * 16 + i % 16 / 2 + i % 2 * 8 : i;
+            float f = i < k ? token[t][i] : 0.0f, g;
+            uint16_t h;
+            memcpy(&h, (const uint8_t *)x[t] + 2 * at, 2);
+            if (s->arith->compute == MOE_COMPUTE_BF16) g = flush(moei_bf16(h)), f = flush(define_to_bf16(f));
+            else memcpy(&g, (const uint8_t *)x[t] + 4 * at, 4);
+            bad += !same_float(f, g);
+        }
+    check(bad == 0, s->name, "prepare: %zu wrong values, k = %zu", bad, k);
+}
+static void define_all(const subject *s, size_t k) {
+    for (int t = 0; t < TOKENS; t++)
+        for (int r = 0; r < ROWS; r++)
+            expect[t][r] = s->arith->compute == MOE_COMPUTE_BF16 ? define_dot_bf16(weight[r], token[t], k)
+                                                                  : define_dot_f32(weight[r], token[t], k);
+}
+static void clear_out(void) {
+    for (int t = 0; t < TOKENS; t++)
+        for (int r = 0; r < ROWS + 3; r++) got[t][r] = untouched;
+}
+/* got holds n_tokens x n_rows results of rows row0 .. and nothing else. */
+static size_t count_wrong(uint32_t row0, uint32_t n_rows, uint32_t n_tokens) {
+    size_t wrong = 0;
+    for (uint32_t t = 0; t < TOKENS; t++)
+        for (uint32_t r = 0; r < ROWS + 3; r++) {
+            float want = t < n_tokens && r < n_rows ? expect[t][row0 + r] : untouched;
+            wrong += !same_float(want, got[t][r]);
+        }
+    return wrong;
+}
+
+static const uint32_t row_counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 32};
+static const uint32_t token_counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 33};
+static const size_t depths[] = {1, 7, 15, 16, 17, 31, 33, 100, 768, 1000, 2048, 2053};
+
+static void check_dot(const subject *s, uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x) {
+    for (size_t i = 0; i < MOEI_COUNT(token_counts); i++) {
+        clear_out();
+        s->arith->ops[format].dot(w, n_rows, x, token_counts[i], got[0], ROWS + 3);
+        size_t wrong = count_wrong(w->row0, n_rows, token_counts[i]);
+        check(wrong == 0, s->name, "dot %s: %zu wrong, rows %u, tokens %u, k %zu", format_names[format], wrong, n_rows,
+              token_counts[i], w->k);
+    }
+}
+static void check_panel(const subject *s, uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
+                        int at_end) {
+    size_t bytes = s->arith->panel_bytes(n_rows, w->k), row = s->arith->row_bytes(w->k), wrong = 0;
+    guarded panel = guarded_new(bytes, at_end);
+    uint8_t *one = (uint8_t *)malloc(row);
+    check(bytes == row * n_rows, s->name, "panel_bytes(%u, %zu) = %zu", n_rows, w->k, bytes);
+    memset(panel.data, 0xff, bytes);
+    if (s->arith->ops[format].decode) s->arith->ops[format].decode(w, n_rows, panel.data);
+    for (uint32_t r = 0; r < n_rows; r++) {
+        s->arith->prepare(one, weight[w->row0 + r], 0, w->k, w->k);
+        if (!s->arith->ops[format].decode) memcpy(panel.data + r * row, one, row);
+        for (size_t i = 0; i < row; i += 4) {
+            uint32_t a, b;
+            memcpy(&a, one + i, 4), memcpy(&b, panel.data + r * row + i, 4);
+            if (s->arith->compute == MOE_COMPUTE_F32) wrong += !same_float(moei_float(a), moei_float(b));
+            else
+                wrong += !same_float(moei_bf16((uint16_t)a), moei_bf16((uint16_t)b)) ||
+                         !same_float(moei_bf16((uint16_t)(a >> 16)), moei_bf16((uint16_t)(b >> 16)));
+        }
+    }
+    check(wrong == 0, s->name, "decode %s: %zu wrong, rows %u, k %zu", format_names[format], wrong, n_rows, w->k);
+    for (size_t i = 0; i < MOEI_COUNT(token_counts); i++) {
+        clear_out();
+        s->arith->panel(panel.data, w, n_rows, x, token_counts[i], got[0], ROWS + 3);
+        wrong = count_wrong(w->row0, n_rows, token_counts[i]);
+        check(wrong == 0, s->name, "panel %s: %zu wrong, rows %u, tokens %u, k %zu", format_names[format], wrong,
+              n_rows, token_counts[i], w->k);
+    }
+    free(one);
+    guarded_free(&panel);
+}
+static void check_views(const subject *s, uint32_t format, moei_rows *w, const void *const *x, int at_end) {
+    define_all(s, w->k);
+    for (size_t i = 0; i < MOEI_COUNT(row_counts); i++) {
+        uint32_t n = row_counts[i];
+        w->row0 = at_end ? ROWS - n : 0;
+        w->prefetch = i & 1 ? w->data : NULL, w->prefetch_bytes = w->k * n;
+        if (s->arith->ops[format].dot) check_dot(s, format, w, n, x);
+        if (s->arith->panel && (i % 3 == 0 || s->arith->ops[format].decode)) check_panel(s, format, w, n, x, at_end);
+    }
+}
+static void check_dense(const subject *s, uint32_t format, size_t k, int at_end) {
+    const void *x[TOKENS];
+    size_t size = format == MOE_FORMAT_F32 ? 4 : 2;
+    moei_rows w;
+    memset(&w, 0, sizeof w);
+    w.row_stride = k * size + 1 + 2 * (k & 1); /* odd: every alignment occurs */
+    guarded g = guarded_new(w.row_stride * (ROWS - 1) + k * size, at_end);
+    w.data = g.data, w.k = k, w.format = format;
+    fill_tokens(k);
+    for (size_t r = 0; r < ROWS; r++)
+        for (size_t i = 0; i < k; i++) put_weight(format, g.data + r * w.row_stride + i * size, random_weight(), &weight[r][i]);
+    guarded tokens = prepare_tokens(s, k, at_end, x);
+    check_prepared(s, k, x);
+    check_views(s, format, &w, x, at_end);
+    guarded_free(&tokens), guarded_free(&g);
+}
+
+/* FP8 with the scale grids that occur, and one whose columns are no multiple of 16. */
+static void put_scale(uint32_t type, uint8_t *p, float *exact) {
+    uint32_t u = 0;
+    *exact = random_float() + 1.5f;
+    if (type == MOE_TYPE_F32) u = moei_bits(*exact);
+    if (type == MOE_TYPE_BF16) u = moei_to_bf16(*exact), *exact = moei_bf16((uint16_t)u);
+    if (type == MOE_TYPE_F16) u = moei_to_f16(*exact), *exact = moei_f16((uint16_t)u);
+    if (type == MOE_TYPE_E8M0) u = 120 + random32() % 12, *exact = ldexpf(1.0f, (int)u - 127);
+    if (type == MOE_TYPE_E4M3) u = 40 + random32() % 40, *exact = moei_e4m3((uint8_t)u);
+    memcpy(p, &u, type == MOE_TYPE_F32 ? 4 : type == MOE_TYPE_BF16 || type == MOE_TYPE_F16 ? 2 : 1);
+}
+static float define_e4m3(uint8_t b) {
+    int e = b >> 3 & 15, m = b & 7;
+    float f = (b & 127) == 127 ? nanf("") : e ? ldexpf(1.0f + (float)m / 8, e - 7) : ldexpf((float)m, -9);
+    return b & 128 ? -f : f;
+}
+static void check_fp8(const subject *s, uint32_t format, size_t k, uint32_t type, uint32_t rows, uint32_t cols, int at_end) {
+    static float scale[ROWS][K_MAX];
+    static const size_t sizes[] = {0, 4, 2, 2, 1, 1};
+    const void *x[TOKENS];
+    size_t n_cols = type ? (k + cols - 1) / cols : 0;
+    moei_rows w;
+    memset(&w, 0, sizeof w);
+    w.row_stride = k + 3, w.k = k, w.format = format;
+    guarded g = guarded_new(w.row_stride * (ROWS - 1) + k, at_end), grid = guarded_new(ROWS * n_cols * 4 + 4, 1);
+    w.data = g.data;
+    w.scale.type = type, w.scale.rows = rows, w.scale.cols = cols, w.scale.row_stride = n_cols * sizes[type];
+    w.scale.data = type ? grid.data + 1 : NULL; /* unaligned */
+    for (size_t r = 0; type && r < (ROWS + rows - 1) / rows; r++)
+        for (size_t i = 0; i < n_cols; i++)
+            put_scale(type, grid.data + 1 + r * w.scale.row_stride + i * sizes[type], &scale[r][i]);
+    for (size_t r = 0; r < ROWS; r++)
+        for (size_t i = 0; i < k; i++) {
+            uint8_t b = (uint8_t)(random32() % 256);
+            if ((b & 127) == 127 && random32() % 64) b = 0x38;
+            g.data[r * w.row_stride + i] = b;
+            weight[r][i] = type ? define_e4m3(b) * scale[r / rows][i / cols] : define_e4m3(b);
+        }
+    if (type == MOE_TYPE_F32 && k > 200) { /* the ends of the range of f32 scales */
+        static const float edges[] = {1.0e-38f, 2.0e-42f, 3.0e38f, INFINITY};
+        for (size_t e = 0; e < 4 && e < n_cols; e++) {
+            memcpy(grid.data + 1 + 4 * e, &edges[e], 4);
+            for (size_t r = 0; r < rows && r < ROWS; r++)
+                for (size_t i = e * cols; i < (e + 1) * cols && i < k; i++)
+                    weight[r][i] = define_e4m3(g.data[r * w.row_stride + i]) * edges[e];
+        }
+    }
+    fill_tokens(k);
+    guarded tokens = prepare_tokens(s, k, at_end, x);
+    check_views(s, format, &w, x, at_end);
+    guarded_free(&tokens), guarded_free(&g), guarded_free(&grid);
+}
+
+static MOEI_UNUSED void check_arith(const moei_arith *arith, const char *name, int parity) {
+    subject s = {name, arith, parity};
+    if (!(moe_tiers() >> arith->tier & 1)) {
+        printf("not exercised: %s\n", name), n_skipped++;
+        return;
+    }
+    for (size_t i = 0; i < MOEI_COUNT(depths); i++)
+        for (uint32_t format = MOE_FORMAT_F32; format <= MOE_FORMAT_BF16; format++)
+            check_dense(&s, format, depths[i], (int)(i + format) & 1), check_dense(&s, format, depths[i], (int)(i + format + 1) & 1);
+    check_fp8(&s, MOE_FORMAT_FP8_CHANNEL, 1000, MOE_TYPE_NONE, 1, UINT32_MAX, 1);
+    check_fp8(&s, MOE_FORMAT_FP8_CHANNEL, 7, MOE_TYPE_NONE, 1, UINT32_MAX, 0);
+    check_fp8(&s, MOE_FORMAT_FP8_BLOCK, 1000, MOE_TYPE_F32, 128, 128, 1);
+    check_fp8(&s, MOE_FORMAT_FP8_BLOCK, 2048, MOE_TYPE_F32, 4, 64, 0);
+    check_fp8(&s, MOE_FORMAT_FP8_BLOCK, 2053, MOE_TYPE_BF16, 8, 128, 1);
+    check_fp8(&s, MOE_FORMAT_FP8_BLOCK, 333, MOE_TYPE_F16, 3, 24, 1);
+    check_fp8(&s, MOE_FORMAT_FP8_BLOCK, 100, MOE_TYPE_E4M3, 1, 1, 0);
+    check_fp8(&s, MOE_FORMAT_FP8_BLOCK, 100, MOE_TYPE_F32, 1, 48, 1);
+    check_fp8(&s, MOE_FORMAT_MXFP8, 768, MOE_TYPE_E8M0, 1, 32, 1);
+    check_fp8(&s, MOE_FORMAT_MXFP8, 32, MOE_TYPE_E8M0, 1, 32, 0);
+    printf("exercised: %s\n", name);
+}
+
+/* ---- elementwise ------------------------------------------------------------------------------------------------------- */
+
+enum { VEC = 1 << 12 };
+static float vx[VEC], ve[VEC], vs[VEC], vy[VEC + 2];
+static float define_exp(float x) { /* moei_exp with libm's fma */
+    float z = x > 89.0f ? 89.0f : x;
+    z = z < -104.0f ? -104.0f : z;
+    if (x != x) return x;
+    float t = fmaf(z, MOEI_LOG2E, MOEI_MAGIC), n = (float)((int32_t)moei_bits(t) - MOEI_MAGIC_BITS);
+    float r = fmaf(n, -MOEI_LN2_LO, fmaf(n, -MOEI_LN2_HI, z)), p = MOEI_EXP_C6;
+    p = fmaf(p, r, MOEI_EXP_C5), p = fmaf(p, r, MOEI_EXP_C4), p = fmaf(p, r, MOEI_EXP_C3), p = fmaf(p, r, MOEI_EXP_C2);
+    float square = r * r;
+    p = fmaf(p, square, r) + 1.0f;
+    return ldexpf(p, (int)n);
+}
+static size_t count_different(const float *want, const float *have, size_t n) {
+    size_t bad = 0;
+    for (size_t i = 0; i < n; i++) bad += !same_float(want[i], have[i]);
+    return bad;
+}
+static MOEI_UNUSED void check_exp(const moei_vec *v, const char *name) {
+    size_t bad_exp = 0, bad_sigmoid = 0;
+    for (uint64_t u = 0; u < 0x100000000u;) {
+        for (int i = 0; i < VEC; i++, u += 2131) {
+            vx[i] = moei_float((uint32_t)u);
+            ve[i] = define_exp(vx[i]);
+            vs[i] = 1.0f / (1.0f + define_exp(-vx[i]));
+        }
+        v->exp(vy, vx, VEC), bad_exp += count_different(ve, vy, VEC);
+        v->sigmoid(vy, vx, 1.0f, VEC), bad_sigmoid += count_different(vs, vy, VEC);
+    }
+    check(bad_exp == 0, name, "exp: %zu wrong", bad_exp);
+    check(bad_sigmoid == 0, name, "sigmoid: %zu wrong", bad_sigmoid);
+}
+/* Every length, in place, at guard pages; nothing beyond is written. */
+static void check_lengths(const moei_vec *v, const char *name, size_t n, int at_end) {
+    guarded x = guarded_new(n * 4, at_end), y = guarded_new(n * 4, at_end), z = guarded_new(n * 4, at_end);
+    float *px = (float *)(void *)x.data, *py = (float *)(void *)y.data, *pz = (float *)(void *)z.data;
+    for (size_t i = 0; i < n; i++) px[i] = 9.0f * random_float(), py[i] = random_float(), pz[i] = random_weight();
+    for (size_t i = 0; i < n; i++) ve[i] = fmaf(-1.7f, px[i], py[i]);
+    v->axpy(py, px, -1.7f, n);
+    check(count_different(ve, py, n) == 0, name, "axpy of %zu", n);
+    for (size_t i = 0; i < n; i++) ve[i] = fmaf(py[i], px[i], pz[i]);
+    v->affine(py, px, pz, n);
+    check(count_different(ve, py, n) == 0, name, "affine of %zu", n);
+    for (size_t i = 0; i < n; i++) ve[i] = define_exp(px[i]), vs[i] = 1.0f / (1.0f + define_exp(-(-1.702f * px[i])));
+    v->sigmoid(py, px, -1.702f, n);
+    check(count_different(vs, py, n) == 0, name, "sigmoid of %zu", n);
+    v->exp(px, px, n);
+    check(count_different(ve, px, n) == 0, name, "exp in place of %zu", n);
+    guarded_free(&x), guarded_free(&y), guarded_free(&z);
+}
+static MOEI_UNUSED void check_vec(const moei_vec *v, const char *name, uint32_t tier) {
+    if (!(moe_tiers() >> tier & 1)) {
+        printf("not exercised: %s\n", name), n_skipped++;
+        return;
+    }
+    check_exp(v, name);
+    for (size_t n = 1; n < 70; n++) check_lengths(v, name, n, n & 1), check_lengths(v, name, n, !(n & 1));
+    printf("exercised: %s\n", name);
+}
+
+/* ---- detection --------------------------------------------------------------------------------------------------------- */
+
+static void check_decide(const char *what, const moei_cpuid *id, uint32_t want) {
+    uint32_t tiers = moei_cpu_decide(id);
+    check(tiers == want, "cpu", "%s: tiers %x, expected %x", what, tiers, want);
+}
+static void check_cpu(void) {
+    const uint32_t c = moe_tier_mask(MOE_TIER_C), avx2 = moe_tier_mask(MOE_TIER_AVX2), avx512 = moe_tier_mask(MOE_TIER_AVX512);
+    const uint32_t avxvnni = MOE_TIER_BIT(MOE_TIER_AVXVNNI), vnni = MOE_TIER_BIT(MOE_TIER_VNNI);
+    const uint32_t bf16 = MOE_TIER_BIT(MOE_TIER_AVX512BF16), amx = MOE_TIER_BIT(MOE_TIER_AMX);
+    const uint32_t fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29, leaf1 = fma | osxsave | avx | f16c;
+    const uint32_t bmi = 1u << 3 | 1u << 8, b_avx2 = 1u << 5 | bmi, b_avx512 = b_avx2 | 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
+    const uint32_t tiles = 1u << 22 | 1u << 24 | 1u << 25;
+    const moei_cpuid nothing = {0, 0, 0, 0, 0, 0, 0};
+    moei_cpuid zen5 = {leaf1, b_avx512, 1u << 11, 0, 1u << 4 | 1u << 5, 0xe7, 0}, id;
+    moei_cpuid sapphire = {leaf1, b_avx512, 1u << 11, tiles, 1u << 4 | 1u << 5, 0x600e7, 0x60000};
+    const moei_cpuid haswell = {leaf1, b_avx2, 0, 0, 0, 7, 0}, alder_lake = {leaf1, b_avx2, 0, 0, 1u << 4, 7, 0};
+    const moei_cpuid skylake_x = {leaf1, b_avx512, 0, 0, 0, 0xe7, 0}, ivy_bridge = {osxsave | avx | f16c, 0, 0, 0, 0, 7, 0};
+    check_decide("nothing", &nothing, c);
+    check_decide("Ivy Bridge", &ivy_bridge, c);
+    check_decide("Haswell", &haswell, avx2);
+    check_decide("Alder Lake", &alder_lake, avx2 | avxvnni);
+    check_decide("Skylake-X", &skylake_x, avx512);
+    check_decide("Zen 5", &zen5, avx512 | avxvnni | vnni | bf16);
+    check_decide("Sapphire Rapids, AMX permitted", &sapphire, avx512 | avxvnni | vnni | bf16 | amx);
+    id = sapphire, id.permitted = 0x20000;
+    check_decide("AMX not permitted", &id, avx512 | avxvnni | vnni | bf16);
+    id = sapphire, id.xcr0 = 0xe7;
+    check_decide("AMX not saved by the OS", &id, avx512 | avxvnni | vnni | bf16);
+    id = zen5, id.xcr0 = 7;
+    check_decide("no ZMM state", &id, avx2 | avxvnni);
+    id = zen5, id.xcr0 = 3;
+    check_decide("no YMM state", &id, c);
+    id = zen5, id.leaf1_ecx &= ~osxsave;
+    check_decide("no OSXSAVE", &id, c);
+    id = zen5, id.leaf1_ecx &= ~fma;
+    check_decide("no FMA", &id, c);
+    id = zen5, id.leaf1_ecx &= ~f16c;
+    check_decide("no F16C", &id, c);
+    id = zen5, id.leaf7_ebx &= ~bmi;
+    check_decide("no BMI", &id, c);
+    id = zen5, id.leaf7_ebx &= ~(1u << 30);
+    check_decide("no AVX512BW", &id, avx2 | avxvnni);
+    check(moei_cpu_decide_arm(0, 0) == moe_tier_mask(MOE_TIER_NEON), "cpu", "aarch64 baseline");
+    check(moei_cpu_decide_arm(1u << 20, 0) == moe_tier_mask(MOE_TIER_DOTPROD), "cpu", "aarch64 dotprod");
+    check(moei_cpu_decide_arm(1u << 20, 3u << 13) == moe_tier_mask(MOE_TIER_NEONBF16), "cpu", "aarch64 bf16");
+    check((moe_tiers() & ~MOEI_TIERS_BUILT) == 0 && (moe_tiers() & c), "cpu", "tiers %x", moe_tiers());
+}
+static void check_names(void) {
+    for (uint32_t t = 0; t < MOE_TIER_COUNT; t++) {
+        char upper[16] = {0};
+        for (int i = 0; moe_tier_name(t)[i]; i++) {
+            char ch = moe_tier_name(t)[i];
+            upper[i] = (char)(ch >= 'a' && ch <= 'z' ? ch - 32 : ch);
+        }
+        check(moe_tier_by_name(moe_tier_name(t)) == t && moe_tier_by_name(upper) == t, "cpu", "name of tier %u", t);
+        check((moe_tier_mask(t) >> t & 1) && (moe_tier_mask(t) & 1), "cpu", "mask of tier %u", t);
+    }
+    check(moe_tier_by_name("avx") == MOE_TIER_COUNT && moe_tier_by_name("") == MOE_TIER_COUNT, "cpu", "unknown names");
+    check(moe_tier_by_name(NULL) == MOE_TIER_COUNT && moe_tier_mask(MOE_TIER_COUNT) == 0, "cpu", "NULL, out of range");
+    check(moe_tier_mask(MOE_TIER_AMX) == (moe_tier_mask(MOE_TIER_AVX512BF16) | MOE_TIER_BIT(MOE_TIER_AMX)), "cpu", "amx");
+}
+
+int main(void) {
+    printf("this machine and build:");
+    for (uint32_t t = 0; t < MOE_TIER_COUNT; t++)
+        if (moe_tiers() >> t & 1) printf(" %s", moe_tier_name(t));
+    printf("\n");
+    check_cpu();
+    check_names();
+#if MOEI_HAVE_AVX2
+    check_vec(&moei_vec_avx2, "elementwise avx2", MOE_TIER_AVX2);
+    check_arith(&moei_f32_avx2, "f32 avx2", 1);
+#endif
+#if MOEI_HAVE_AVX512
+    check_vec(&moei_vec_avx512, "elementwise avx512", MOE_TIER_AVX512);
+    check_arith(&moei_f32_avx512, "f32 avx512", 0);
+#endif
+#if MOEI_HAVE_AVX512BF16
+    check_arith(&moei_bf16_avx512bf16, "bf16 avx512bf16", 0);
+#endif
+    printf("test_tiers: %d passed, %d failed, %d skipped\n", n_passed, n_failed, n_skipped);
+    return n_failed != 0;
+}
