@@ -3,12 +3,15 @@
        cc -std=c11 -O2 -I. examples/pool.c -o build/pool -lm -lpthread          (with -fopenmp: compares with OpenMP)
        build/pool [--pin] [--workers N]
 
-   For 1, 2 and 4 workers, each with one task of 5 microseconds (the caller would do empty ones alone before others
-   wake): first   from the call of run() to the start of the first task that another thread runs lost    from the
-   call to the return of run(), less the 5 microseconds that the tasks need side by side asleep  the same after a
-   pause in which the workers fell asleep layer   one token through a tiny layer with hardly any weights to read:
-   what remains is moe.h's and the pool's overhead Medians and, in brackets, the least; times in microseconds. Where
-   other programs run, look at the least. */
+   For 1, 2 and 4 workers, each with one task of 5 microseconds (empty ones the caller would do alone):
+
+      first    from the call of run() to the start of the first task that another thread runs
+      lost     from the call to the return of run(), less the 5 microseconds that the tasks need side by side
+      asleep   the same after a pause in which the workers fell asleep
+      layer    one token through a tiny layer with hardly any weights to read: the overhead of moe.h and of the pool
+
+   Microseconds: median, mean, and the least in brackets. Where other programs run, the mean shows what it costs if
+   threads have to wait for each other. */
 
 #define _GNU_SOURCE /* pinning */
 #define MOE_IMPLEMENTATION
@@ -43,12 +46,14 @@ static int ascending(const void *a, const void *b) {
 }
 
 static void print_times(times *t) {
+    double sum = 0.0;
     if (!t->n) {
-        printf("%18s", "-");
+        printf("%25s", "-");
         return;
     }
     qsort(t->us, t->n, sizeof t->us[0], ascending);
-    printf("%9.2f (%6.2f)", t->us[t->n / 2], t->us[0]);
+    for (uint32_t i = 0; i < t->n; i++) sum += t->us[i];
+    printf("%8.2f %8.2f (%5.2f)", t->us[t->n / 2], sum / t->n, t->us[0]);
     t->n = 0;
 }
 
@@ -177,8 +182,8 @@ int main(int argc, char **argv) {
     if (only > MAX_WORKERS) return fprintf(stderr, "pool: at most %d workers\n", MAX_WORKERS), 1;
     moe_layer layer;
     if (make_layer(&layer)) return 1;
-    printf("%ld processors; microseconds: median (least) of %d\n", sysconf(_SC_NPROCESSORS_ONLN), REPEATS);
-    printf("        workers %18s%18s%18s%18s\n", "first", "lost", "asleep", "layer");
+    printf("%ld processors; microseconds: median, mean, (least) of %d\n", sysconf(_SC_NPROCESSORS_ONLN), REPEATS);
+    printf("        workers %17s%25s%25s%25s\n", "first", "lost", "asleep", "layer");
     for (uint32_t n = only ? only : 1; n <= (only ? only : 4); n *= 2)
         if (measure_all(&layer, n, pin)) return 1;
     return 0;

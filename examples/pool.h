@@ -42,7 +42,7 @@ typedef struct pool_options { /* all zero is the usual */
 typedef struct pool {
     /* set by pool_start */
     uint32_t n_workers; /* with the caller; less than asked for where threads could not be made */
-    uint32_t spin_us;
+    uint64_t spin_ns;
     pthread_t *threads; /* [n_workers - 1] */
     pthread_mutex_t lock;
     pthread_cond_t work, idle; /* there is a job; the last task has ended */
@@ -76,29 +76,31 @@ static inline void pool_pause(void) {
 #endif
 }
 
-static inline uint64_t pool_now_us(void) {
+static inline uint64_t pool_now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
 }
 
 static inline int pool_has_work(pool *p) { return (uint32_t)atomic_load(&p->job) != 0 || atomic_load(&p->stop); }
 static inline int pool_has_ended(pool *p) { return atomic_load(&p->unfinished) == 0; }
 
-/* 1 as soon as the condition holds, 0 if it does not within the time to spin. */
+/* 1 as soon as the condition holds, 0 if it does not within the time to spin. Time in which the system ran
+   something else on this processor does not count: who comes back to a busy pool must not fall asleep at once. */
 static inline int pool_spin(pool *p, int (*holds)(pool *p)) {
-    uint64_t end = 0;
+    uint64_t spun = 0, last;
     if (holds(p)) return 1;
-    if (!p->spin_us) return 0;
-    for (;;) { /* the clock costs as much as a few pauses: look at it now and then */
-        for (int i = 0; i < 32; i++) {
+    if (!p->spin_ns) return 0;
+    for (last = pool_now_ns(); spun < p->spin_ns;) {
+        for (int i = 0; i < 32; i++) { /* the clock costs as much as a few pauses: look at it now and then */
             pool_pause();
             if (holds(p)) return 1;
         }
-        uint64_t now = pool_now_us();
-        if (!end) end = now + p->spin_us;
-        else if (now >= end) return 0;
+        uint64_t now = pool_now_ns(), gone = now - last;
+        spun += gone < 10000 ? gone : 10000;
+        last = now;
     }
+    return 0;
 }
 
 /* Who sleeps says so before it looks a last time, who changes something looks for sleepers afterwards: with
@@ -198,8 +200,8 @@ static inline uint32_t pool_start(pool *p, uint32_t n_workers, const pool_option
     pool_options o = {0, 0};
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
     if (options) o = *options;
-    p->spin_us = o.spin_us ? o.spin_us : 100;
-    if (o.spin_us == UINT32_MAX || (processors > 0 && n_workers > (unsigned long)processors)) p->spin_us = 0;
+    p->spin_ns = (uint64_t)(o.spin_us ? o.spin_us : 100) * 1000;
+    if (o.spin_us == UINT32_MAX || (processors > 0 && n_workers > (unsigned long)processors)) p->spin_ns = 0;
     p->task = NULL, p->arg = NULL, p->n_tasks = 0;
     atomic_init(&p->job, 0);
     atomic_init(&p->unfinished, 0);
