@@ -4007,7 +4007,9 @@ static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float 
 }
 
 /* The best score of the token last routed, for a capacity queue in order of scores. */
-MOEI_FORCE float moei_best_score(const moei_router *r) { return moei_route_max(r->s, r->n_ids); }
+MOEI_FORCE float moei_best_score(const moei_router *r) {
+    return r->logits_only ? 0.0f : moei_route_max(r->s, r->n_ids);
+}
 
 
 /* ---- Tables, capacity, statistics ---- */
@@ -4103,7 +4105,8 @@ static MOEI_UNUSED void moei_route_stats(const moei_router *r, const float *logi
 
 /* ---- Checks ---- */
 
-static MOEI_UNUSED moe_status moei_fail(moe_error *e, moe_status status, const char *field, uint64_t got, uint64_t want) {
+static MOEI_UNUSED moe_status moei_fail(moe_error *e, moe_status status, const char *field, uint64_t got,
+                                        uint64_t want) {
     if (e) e->status = status, e->part = "", e->field = field, e->got = got, e->want = want;
     return status;
 }
@@ -4210,13 +4213,15 @@ static moe_status moei_check_router(const moe_desc *d, moe_error *error) {
 
 #define MOEI_SELECT_ROWS 2048 /* its scratch is on the stack: 64 KiB */
 
-static void moei_route_exp(float *y, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) y[i] = moei_exp(x[i]);
+/* Asking the processor takes longer than a few tokens (20 us in a virtual machine). The bits are the same. */
+static const moei_vec *moei_select_vec(const moe_desc *d, size_t n_tokens) {
+#if MOEI_HAVE_AVX2
+    uint32_t avx2 = MOE_TIER_BIT(MOE_TIER_AVX2), allowed = d->tiers ? d->tiers : avx2;
+    if (n_tokens >= 4096 / moei_route_rows(d) + 1 && (allowed & avx2) && (moei_cpu() & avx2)) return &moei_vec_avx2;
+#endif
+    (void)d, (void)n_tokens;
+    return &moei_vec_c;
 }
-static void moei_route_sigmoid(float *y, const float *x, float a, size_t n) {
-    for (size_t i = 0; i < n; i++) y[i] = moei_sigmoid(a * x[i]);
-}
-static const moei_vec moei_route_vec = {moei_route_exp, moei_route_sigmoid, NULL, NULL};
 
 static moe_status moei_check_select(const moe_desc *d, const float *logits, size_t n_tokens, const int32_t *token_ids,
                                     const int32_t *ids, const float *weights, moe_error *error) {
@@ -4245,7 +4250,7 @@ MOE_API moe_status moe_select(const moe_desc *desc, const float *logits, size_t 
     moei_router r;
     moe_status status = moei_check_select(desc, logits, n_tokens, token_ids, ids, weights, error);
     if (status) return status;
-    moei_router_begin(&r, desc, &moei_route_vec, desc->top_k, scratch);
+    moei_router_begin(&r, desc, moei_select_vec(desc, n_tokens), desc->top_k, scratch);
     r.hold = 0;
     for (size_t t = 0; t < n_tokens; t++, logits += r.n_ids + r.n_sink, ids += desc->top_k, weights += desc->top_k) {
         int given = desc->router.pick == MOE_PICK_TABLE;
@@ -4478,30 +4483,19 @@ MOE_API uint32_t moe_compute_by_name(const char *name) {
     return i;
 }
 
-/* ---- counts: every matrix and vector that the desc has, of the whole layer even if this process holds a part
-   ---- */
+/* ---- counts: every matrix and vector of the desc, of the whole layer even if this process holds a part ---- */
 
-static const uint8_t moei_type_size[] = {0,
-#define MOE_X(id, name, bytes) bytes,
-                                         MOE_TYPES(MOE_X)
-#undef MOE_X
-};
-static const uint32_t moei_scale_shape[][2] = {{0, 0},
-#define MOE_X(id, name, n, bytes, rows, cols) {rows, cols},
-                                               MOE_FORMATS(MOE_X)
-#undef MOE_X
-};
-
-static uint64_t moei_count_grid(const moe_grid *g, uint32_t format, uint64_t rows, uint64_t k) {
-    uint64_t r = g->rows ? g->rows : moei_scale_shape[format][0], c = g->cols ? g->cols : moei_scale_shape[format][1];
-    if (!g->type || !r || !c) return 0;
-    r = (rows + r - 1) / r, c = (k + c - 1) / c;
+/* Bytes of one expert's grid; its default shape as moei_side_of has it. */
+static uint64_t moei_count_grid(const moe_grid *g, uint64_t rows, uint64_t k, uint32_t like_rows, uint32_t like_cols) {
+    uint64_t r = g->rows ? g->rows : like_rows, c = g->cols ? g->cols : like_cols;
+    if (!g->type) return 0;
+    r = r ? (rows + r - 1) / r : rows, c = c ? (k + c - 1) / c : 1;
     if (g->type == MOE_TYPE_U4X8) r = (r + 7) / 8; /* a word for eight rows */
-    return r * c * moei_type_size[g->type];
+    return r * c * moei_type_bytes[g->type];
 }
 static void moei_count_vector(moe_counts *c, const moe_array *a, uint64_t n, uint64_t used, uint64_t length) {
     if (!a->type) return;
-    uint64_t bytes = length * moei_type_size[a->type];
+    uint64_t bytes = length * moei_type_bytes[a->type];
     c->params_total += n * length, c->params_active += used * length;
     c->bytes_total += n * bytes, c->bytes_active += used * bytes;
 }
@@ -4509,8 +4503,10 @@ static void moei_count_vector(moe_counts *c, const moe_array *a, uint64_t n, uin
 static void moei_count_matrix(moe_counts *c, const moe_matrix *m, uint64_t n, uint64_t used, uint64_t rows,
                               uint64_t k) {
     if (!m->format) return;
-    uint64_t bytes = rows * moe_row_bytes(m->format, (size_t)k) + moei_count_grid(&m->scale, m->format, rows, k) +
-                     moei_count_grid(&m->zero, m->format, rows, k) + moei_type_size[m->scale2.type];
+    uint32_t r = moei_layouts[m->format].rows, cols = moei_layouts[m->format].cols;
+    uint64_t bytes = rows * moe_row_bytes(m->format, (size_t)k) + moei_type_bytes[m->scale2.type];
+    bytes += moei_count_grid(&m->scale, rows, k, r, cols);
+    bytes += moei_count_grid(&m->zero, rows, k, m->scale.rows ? m->scale.rows : r, m->scale.cols ? m->scale.cols : cols);
     c->params_total += n * rows * k, c->params_active += used * rows * k;
     c->bytes_total += n * bytes, c->bytes_active += used * bytes;
     c->flops_token += 2 * used * rows * k, c->flops_dense += 2 * n * rows * k;
