@@ -744,13 +744,13 @@ MOEI_FORCE float moei_log1p_exp(float x) {
 
 /* tanh, 2 ULP: an odd polynomial near 0 (keeps -0 and tiny values), 1 - 2 / (exp(2|x|) + 1) beyond. */
 MOEI_FORCE float moei_tanh(float x) {
-    float a = x < 0.0f ? -x : x, z = x * x, p = -0.00590586725f, far = 1.0f - 2.0f / (moei_exp(a + a) + 1.0f);
+    float a = moei_float(moei_bits(x) & 0x7fffffffu), z = a * a, p = -0.00590586725f;
     p = moei_fma(p, z, 0.0208053831f);
     p = moei_fma(p, z, -0.0537866838f);
     p = moei_fma(p, z, 0.133319587f);
     p = moei_fma(p, z, -0.333332986f);
-    if (a < 0.6f) return moei_fma(x * z, p, x);
-    return x < 0.0f ? -far : far; /* NaN comes through exp */
+    p = a < 0.6f ? moei_fma(a * z, p, a) : 1.0f - 2.0f / (moei_exp(a + a) + 1.0f); /* NaN comes through exp */
+    return moei_float(moei_bits(p) | (moei_bits(x) & 0x80000000u));
 }
 
 /* The normal distribution function, 0.5 erfc(-x / sqrt 2), 3.5e-7 relative for x > -13: its tail is exp(-x^2 / 2) t
@@ -1273,7 +1273,7 @@ MOEI_FORCE int moei_row_constant(uint32_t format, const moei_side *s, size_t k) 
 }
 
 /* One expert's rows; data is NULL if the expert is absent. over: per-call pointers (`which` of them) that replace the
-   matrix's, or NULL; offsets are added to either. A zero-point grid without a shape of its own has that of the scales.
+   matrix's, or NULL; offsets are added to either. A zero-point grid without a shape has that of the scales.
    Scales that are constant along a row are left out: see moei_row_scale. */
 MOEI_UNUSED static void moei_view(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert,
                                   size_t n_rows, size_t k, moei_rows *out) {
@@ -1407,7 +1407,7 @@ static int moei_weights_bad(const moei_rows *w, uint32_t r, size_t k0, size_t n,
     moei_block b;
     float unit = c->flags & MOEI_DOUBLED ? 2.0f : 1.0f;
     moei_unpack(w, r, k0, n, &b);
-    return !moei_is_finite(b.d[0] * unit) || !moei_is_finite(b.d[1] * unit) || !moei_is_finite(b.dmin);
+    return !moei_is_finite(b.d[0] * unit) || !moei_is_finite(b.dmin); /* nvfp4, with two, has no bad ones */
 }
 static int moei_rows_bad(const moei_rows *w, size_t rows, uint64_t *at) {
     for (uint32_t r = 0; r < rows; r++)
@@ -3320,6 +3320,7 @@ typedef struct moei_router {
     const moei_vec *vec;
     uint32_t n_ids, n_sink;       /* rows of the router: n_ids that may be selected, then the shared experts' */
     uint32_t hold;                /* 1: leave weights to moei_capacity (set if the desc has a capacity) */
+    uint32_t logits_only;         /* 1: nothing needs scores (gpt-oss, Granite) */
     float routed_scale, jitter;
     float *l, *s, *q;             /* [n_ids + n_sink] logits, scores, [n_ids] selection keys, of the last token */
     uint32_t *key;                /* [n_ids] order of q */
@@ -3335,10 +3336,11 @@ MOEI_FORCE size_t moei_route_rows(const moe_desc *d) {
     return (size_t)d->n_experts + d->n_zero_experts + moei_sink_rows(d);
 }
 
-/* Bytes of scratch (any alignment) that a moei_router needs for tokens of up to k slots. */
+/* Bytes of scratch (any alignment) that a moei_router needs for tokens of up to k slots; SIZE_MAX on overflow. */
 static MOEI_UNUSED size_t moei_select_scratch(const moe_desc *d, uint32_t k) {
     size_t rows = moei_route_rows(d);
-    return (rows > k ? rows : k) * (6 * 4 + 8) + 64;
+    if (rows < k) rows = k;
+    return rows < (SIZE_MAX - 64) / 32 ? rows * (6 * 4 + 8) + 64 : SIZE_MAX;
 }
 
 /* d may have its zeros resolved or not. */
@@ -3350,6 +3352,8 @@ static MOEI_UNUSED void moei_router_begin(moei_router *r, const moe_desc *d, con
     r->d = d, r->vec = vec;
     r->n_sink = moei_sink_rows(d), r->n_ids = (uint32_t)rows - r->n_sink;
     r->hold = k->capacity != 0 || k->capacity_factor > 0.0f;
+    r->logits_only = k->weight_from == MOE_WEIGHT_SOFTMAX_SELECTED && k->select_on == MOE_SELECT_LOGIT &&
+                     !r->n_sink && !k->capacity_by_score;
     r->routed_scale = k->routed_scale != 0.0f ? k->routed_scale : 1.0f;
     r->jitter = k->jitter != 0.0f ? k->jitter : 0.01f;
     r->best = (uint64_t *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
@@ -3587,18 +3591,22 @@ static void moei_normalise(const moei_router *r, uint32_t k, float *w, float *si
     for (j = 0; j < n_sink; j++) sink[j] = sum > 0.0f ? sink[j] / sum : 0.0f;
 }
 
+/* Magnitudes, because the BIASED quirk can make weights negative. */
+MOEI_FORCE float moei_magnitude(float f) { return moei_float(moei_bits(f) & 0x7fffffffu); }
+
 /* Drops weights that are small against the largest, or beyond a share of the sum. Returns how many were not 0. */
 static uint32_t moei_drop_small(const moei_router *r, uint32_t k, float *w) {
     const moe_router *p = &r->d->router;
     uint32_t j, saved = 0, keep = p->min_keep ? p->min_keep : 1;
     float sum = 0.0f, before = 0.0f, least, most;
     if (!(p->drop_below > 0.0f) && !(p->top_p > 0.0f)) return 0;
-    for (j = 0; j < k; j++) r->key[j] = moei_key(w[j]);
+    for (j = 0; j < k; j++) r->key[j] = moei_key(moei_magnitude(w[j]));
     moei_top_k(r->key, k, k, r->best);
-    for (j = 0; j < k; j++) sum += w[moei_top_index(r->best[j])];
-    least = w[moei_top_index(r->best[0])] * p->drop_below, most = p->top_p > 0.0f ? sum * p->top_p : moei_inf();
+    for (j = 0; j < k; j++) sum += moei_magnitude(w[moei_top_index(r->best[j])]);
+    least = moei_magnitude(w[moei_top_index(r->best[0])]) * p->drop_below, most = sum * p->top_p;
+    if (!(p->top_p > 0.0f && p->top_p < 1.0f)) most = moei_inf();
     for (j = 0; j < k; j++) {
-        float *v = w + moei_top_index(r->best[j]), old = *v;
+        float *v = w + moei_top_index(r->best[j]), old = moei_magnitude(*v);
         if (j >= keep && (old < least || before >= most) && old != 0.0f) *v = 0.0f, saved++;
         before += old;
     }
@@ -3624,7 +3632,7 @@ static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float 
     if (p->pick == MOE_PICK_SPARSEMIXER) {
         moei_sparsemixer(r, given, k, ids, weights);
     } else {
-        moei_scores(r);
+        if (!r->logits_only) moei_scores(r);
         moei_keys(r);
         if (given) memmove(ids, given, k * sizeof *ids);
         else moei_pick_top(r, k, ids);
@@ -3636,7 +3644,7 @@ static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float 
     return r->hold ? 0 : moei_scale_weights(r, k, ids, weights, sink);
 }
 
-/* The token's best score, for a capacity queue in order of scores: of the token last routed. */
+/* The best score of the token last routed, for a capacity queue in order of scores. */
 MOEI_FORCE float moei_best_score(const moei_router *r) { return moei_route_max(r->s, r->n_ids); }
 
 
@@ -3812,6 +3820,7 @@ static moe_status moei_check_pick(const moe_desc *d, moe_error *error) {
         if (d->top_k > 2) return moei_fail(error, MOE_ERR_KNOB, "top_k", d->top_k, 2);
         if (p->group) return moei_fail(error, MOE_ERR_KNOB, "router.group", p->group, MOE_GROUP_NONE);
         if (p->select_bias.type) return moei_fail(error, MOE_ERR_KNOB, "router.select_bias", p->select_bias.type, 0);
+        if (p->capacity_by_score) return moei_fail(error, MOE_ERR_KNOB, "router.capacity_by_score", 1, 0);
         if (moei_sink_rows(d)) return moei_fail(error, MOE_ERR_KNOB, "shared.gate_kind", d->shared.gate_kind, 0);
     }
     return MOE_OK;

@@ -40,7 +40,7 @@
 #ifndef CKPT_H
 #define CKPT_H
 
-#ifndef _FILE_OFFSET_BITS
+#if !defined(_FILE_OFFSET_BITS) && !defined(__LP64__)
 #define _FILE_OFFSET_BITS 64
 #endif
 
@@ -72,7 +72,7 @@
 #define CKPT_MAX_DIMS   8         /* dimensions of a tensor                                     */
 #define CKPT_MAX_HEADER 100000000 /* bytes of a safetensors header or an index, as the reference */
 #define CKPT_MAX_CONFIG 16777216  /* bytes of config.json                                       */
-#define CKPT_MAX_VALUES 1000000   /* values in config.json, arrays counted by element           */
+#define CKPT_MAX_VALUES 250000    /* values in config.json, arrays counted by element           */
 #define CKPT_MAX_KEY    512       /* bytes of a dotted key from config.json                     */
 #define CKPT_MAX_DEPTH  64        /* nesting of JSON                                            */
 #define CKPT_MAX_STRING 1048576   /* bytes of one GGUF string that is kept                      */
@@ -1071,21 +1071,20 @@ static inline int ckpti_flat_item(ckpti_json *j, ckpt_config *list, ckpti_path *
 static inline int ckpti_flatten(ckpt *c, ckpt_config *list, const void *text, size_t size) {
     ckpti_json j;
     ckpti_path p;
-    ckpti_token token;
-    int status = 0;
     ckpti_json_begin(&j, c, text, size, 0);
     memset(&p, 0, sizeof p);
     j.python = 1;
-    while (!status && (token = ckpti_next(&j)) != CKPTI_DONE) {
-        size_t prefix = p.prefix[j.depth];
-        if (token == CKPTI_BAD) status = -1;
-        else if (j.depth == 0 && token == CKPTI_SCALAR) status = ckpti_fail(c, "not an object");
-        else if (token == CKPTI_ARRAY && j.depth == 1) status = ckpti_fail(c, "not an object");
-        else if (token == CKPTI_KEY) status = ckpti_path_set(&j, &p, prefix, j.depth > 1 ? "." : "", j.v.s);
-        else if (token == CKPTI_CLOSE) status = ckpti_flat_close(&j, list, &p);
-        else status = ckpti_flat_item(&j, list, &p, token);
+    ckpti_token token = ckpti_next(&j);
+    if (token != CKPTI_BAD && token != CKPTI_OBJECT) return ckpti_fail(c, "not a JSON object");
+    while (token != CKPTI_BAD && token != CKPTI_DONE) {
+        int status = 0;
+        if (token == CKPTI_CLOSE) status = ckpti_flat_close(&j, list, &p);
+        else if (token != CKPTI_KEY) status = ckpti_flat_item(&j, list, &p, token);
+        else status = ckpti_path_set(&j, &p, p.prefix[j.depth], j.depth > 1 ? "." : "", j.v.s);
+        if (status) return -1;
+        token = ckpti_next(&j);
     }
-    return status;
+    return token == CKPTI_DONE ? 0 : -1;
 }
 
 /* -- safetensors ------------------------------------------------------------------------------- */
@@ -1218,24 +1217,28 @@ static inline int ckpti_st_layout(ckpt *c, size_t first, const uint8_t *data, ui
     return ckpti_fail(c, "the tensors end at %llu, but there are %llu bytes of data", (ckpti_ull)at, (ckpti_ull)size);
 }
 
-/* Names the shard's tensors in the index; with a weight_map only those that it lists, each of which must be in
-   its shard. */
+/* 1 where weight_map (if there is one) has the tensor in this shard, 0 where it does not have it, or -1. */
+static inline int ckpti_listed_here(ckpt *c, const char *name, size_t shard) {
+    if (!c->listed) return 1;
+    uint32_t item = ckpti_find(&c->listed_table, c->listed, sizeof *c->listed, name);
+    if (!item) return 0;
+    size_t listed = c->listed[item - 1].shard;
+    if (listed == shard) return 1;
+    return ckpti_fail(c, "tensor \"%.100s\" is in this file, but weight_map puts it in \"%.100s\"", name,
+                      c->shards[listed].name);
+}
+
+/* Puts the shard's tensors into the table by name, and drops those that are not listed. */
 static inline int ckpti_st_names(ckpt *c, size_t first, size_t shard) {
     size_t n = c->n_tensors;
     c->n_tensors = first;
     for (size_t i = first; i < n; i++) {
-        const char *name = c->tensors[i].name;
-        uint32_t item = ckpti_find(&c->listed_table, c->listed, sizeof *c->listed, name);
-        if (c->listed && !item) {
-            c->n_unlisted++;
-            continue;
-        }
-        if (item && c->listed[item - 1].shard != shard)
-            return ckpti_fail(c, "tensor \"%.100s\" is in this file, but weight_map puts it in \"%.100s\"", name,
-                              c->shards[c->listed[item - 1].shard].name);
+        int listed = ckpti_listed_here(c, c->tensors[i].name, shard);
+        if (listed < 0) return -1;
+        c->n_unlisted += !listed;
+        if (!listed) continue;
         c->tensors[c->n_tensors] = c->tensors[i];
-        if (ckpti_add(c, "tensor", &c->tensor_table, c->tensors, sizeof *c->tensors, c->n_tensors)) return -1;
-        c->n_tensors++;
+        if (ckpti_add(c, "tensor", &c->tensor_table, c->tensors, sizeof *c->tensors, c->n_tensors++)) return -1;
     }
     return 0;
 }

@@ -2,8 +2,8 @@
  *
  * Tests of the bound need implementations that are right but as inaccurate as the contract allows. This one computes
  * in double and pushes every result off by up to the roundoff u of float32: to the nearest float, by noise, to either
- * end of the interval, or always up. It is written apart from the oracle and organised differently (ranks by counting,
- * plain double arrays), so that a slip in one of them shows as a difference.
+ * end of the interval, or always up. It is written apart from the oracle and organised differently (ranks by
+ * counting, plain double arrays), so that a slip in one of them shows as a difference.
  */
 #ifndef NOISY_H
 #define NOISY_H
@@ -61,8 +61,9 @@ NZ_FN double nz_hash(const nz *z, double v) {
     return (double)((h ^ (h >> 32)) >> 11) * (1.0 / 4503599627370496.0) - 1.0;
 }
 
-/* Relative error of a rounding of v in units of its largest. */
+/* Relative error of a rounding of v in units of its largest. What float32 holds exactly stays exact. */
 NZ_FN double nz_push(const nz *z, double v) {
+    if (v == (double)(float)v) return 0;
     if (z->mode == NZ_NOISE) return nz_hash(z, v);
     if (z->mode == NZ_ENDS) return nz_hash(z, v) < 0 ? -1 : 1;
     return z->mode == NZ_UP ? 1 : 0;
@@ -76,7 +77,7 @@ NZ_FN double nz_r(const nz *z, double v) {
 
 /* A function that is right to n roundings. */
 NZ_FN double nz_f(const nz *z, double v, double n) {
-    double off = z->mode == NZ_NEAREST ? (n - 1) * nz_hash(z, v) : n * nz_push(z, v);
+    double off = z->mode == NZ_NEAREST && v != (double)(float)v ? (n - 1) * nz_hash(z, v) : n * nz_push(z, v);
     v *= 1 + ORC_U * off;
     return z->mode == NZ_NEAREST ? (double)(float)v : v;
 }
@@ -373,16 +374,22 @@ NZ_FN void nz_capacity(nz *z, const int32_t *ids, const double *best, char *kept
     }
 }
 
-/* drop_below and top_p on the final weights of one token. */
+/* drop_below and top_p on the normalised weights of one token, largest first. */
 NZ_FN void nz_adapt(nz *z, const double *w, char *kept) {
     const orc_knobs *k = z->k;
     double most = 0, total = 0, before = 0;
+    char done[512] = {0};
     for (size_t j = 0; j < z->top; j++) most = fmax(most, fabs(w[j])), total = nz_r(z, total + fabs(w[j]));
     for (size_t j = 0; j < z->top; j++) {
-        int small = k->drop_below > 0 && fabs(w[j]) < nz_r(z, k->drop_below * most);
+        size_t at = 0;
+        while (done[at]) at++;
+        for (size_t i = at; i < z->top; i++)
+            if (!done[i] && fabs(w[i]) > fabs(w[at])) at = i;
+        int small = k->drop_below > 0 && fabs(w[at]) < nz_r(z, k->drop_below * most);
         int late = k->top_p > 0 && j > 0 && before >= nz_r(z, k->top_p * total);
-        if ((int)j >= k->min_keep && (small || late)) kept[j] = 0;
-        before = nz_r(z, before + fabs(w[j]));
+        if ((int)j >= k->min_keep && (small || late)) kept[at] = 0;
+        before = nz_r(z, before + fabs(w[at]));
+        done[at] = 1;
     }
 }
 
@@ -394,16 +401,19 @@ NZ_FN void nz_finish(nz *z, const int32_t *ids, char *kept, double *w, double *s
     int after = k->capacity_norm == ORC_CAPNORM_AFTER;
     for (size_t j = 0; j < z->top && after; j++) w[j] = kept[j] ? w[j] : 0;
     nz_normalise(z, w, sink);
+    for (size_t j = 0; j < z->top && !after; j++) {
+        passed[j] = kept[j] ? 0 : k->routed_scale == 1 ? w[j] : nz_r(z, w[j] * k->routed_scale);
+        w[j] = kept[j] ? w[j] : 0;
+    }
+    for (size_t j = 0; j < z->top && k->capacity; j++) kept[j] = w[j] == 0 ? 0 : kept[j];
+    nz_adapt(z, w, kept);
     for (size_t j = 0; j < z->top; j++) {
         w[j] = k->routed_scale == 1 ? w[j] : nz_r(z, w[j] * k->routed_scale);
-        passed[j] = kept[j] || after ? 0 : w[j];
+        if (after) passed[j] = 0;
         w[j] = kept[j] ? w[j] : 0;
-        if (k->capacity && w[j] == 0) kept[j] = 0;
         if (z->w->per_expert_scale && ids[j] < k->n_expert)
             w[j] = nz_r(z, w[j] * (double)z->w->per_expert_scale[ids[j]]);
     }
-    nz_adapt(z, w, kept);
-    for (size_t j = 0; j < z->top; j++) w[j] = kept[j] ? w[j] : 0;
     for (size_t j = 0; j < z->S; j++) sink[j] = k->routed_scale == 1 ? sink[j] : nz_r(z, sink[j] * k->routed_scale);
 }
 

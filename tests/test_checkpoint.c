@@ -2,11 +2,11 @@
    Runs in the repository's root. -v prints the message of every file that is refused. */
 
 #define _DEFAULT_SOURCE
-#define _FILE_OFFSET_BITS 64
 #include "../examples/checkpoint.h"
 
 #include <dirent.h>
 #include <locale.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #define DATA "tests/data/"
@@ -275,14 +275,10 @@ static void test_gguf_all_types(void) {
         ckpt_value_type type;
         uint64_t u;
         double f;
-    } known[] = {{"k0", CKPT_VALUE_UINT, 255, 255},
-                 {"k1", CKPT_VALUE_INT, (uint64_t)-128, -128},
-                 {"k2", CKPT_VALUE_UINT, 65535, 65535},
-                 {"k3", CKPT_VALUE_INT, (uint64_t)-5, -5},
-                 {"k4", CKPT_VALUE_UINT, 7, 7},
-                 {"k5", CKPT_VALUE_INT, (uint64_t)-7, -7},
-                 {"k7", CKPT_VALUE_BOOL, 1, 1},
-                 {"k10", CKPT_VALUE_UINT, UINT64_MAX, 18446744073709551616.0},
+    } known[] = {{"k0", CKPT_VALUE_UINT, 255, 255},      {"k1", CKPT_VALUE_INT, (uint64_t)-128, -128},
+                 {"k2", CKPT_VALUE_UINT, 65535, 65535},  {"k3", CKPT_VALUE_INT, (uint64_t)-5, -5},
+                 {"k4", CKPT_VALUE_UINT, 7, 7},          {"k5", CKPT_VALUE_INT, (uint64_t)-7, -7},
+                 {"k7", CKPT_VALUE_BOOL, 1, 1},          {"k10", CKPT_VALUE_UINT, UINT64_MAX, 18446744073709551616.0},
                  {"k11", CKPT_VALUE_INT, UINT64_MAX, -1}};
     char err[CKPT_ERR];
     ckpt c;
@@ -290,10 +286,12 @@ static void test_gguf_all_types(void) {
     check(ckpt_open(&c, DATA "malformed/gguf_ok_all_kv_types.gguf", err) == 0, "all types", "%s", err);
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         const ckpt_value *k = ckpt_get(&c, known[i].key);
-        check(k && k->type == known[i].type && k->u == known[i].u && k->f == known[i].f, "all types", "%s", known[i].key);
+        check(k && k->type == known[i].type && k->u == known[i].u && k->f == known[i].f, "all types", "%s",
+              known[i].key);
     }
     check(ckpt_get_f64(&c, "k6", 0) == 1.5 && ckpt_get_f64(&c, "k12", 0) == 2.5, "all types", "floats");
-    check(!strcmp(ckpt_get_str(&c, "s", "?"), "text") && !strcmp(ckpt_get_str(&c, "es", "?"), ""), "all types", "strings");
+    check(!strcmp(ckpt_get_str(&c, "s", "?"), "text") && !strcmp(ckpt_get_str(&c, "es", "?"), ""), "all types",
+          "strings");
     check(ckpt_get_count(&c, "as") == 3 && ckpt_get_count(&c, "ae") == 0, "all types", "counts");
     check(ckpt_get_at(&c, "ai", 1, &v) && v.type == CKPT_VALUE_INT && v.f == -2, "all types", "array of i32");
     check(!ckpt_get_at(&c, "ai", 3, &v) && !ckpt_get_at(&c, "k4", 0, &v), "all types", "beyond an array");
@@ -324,7 +322,8 @@ static void test_safetensors_contents(void) {
     ckpt_close(&c);
     check(ckpt_open(&c, DATA "malformed/st_ok_tensor_order.safetensors", err) == 0, "order", "%s", err);
     for (size_t i = 1; i < c.n_tensors; i++)
-        check(c.tensors[i].data == c.tensors[i - 1].data + c.tensors[i - 1].bytes, "order", "not by place in the file");
+        check(c.tensors[i].data == c.tensors[i - 1].data + c.tensors[i - 1].bytes, "order",
+              "not by place in the file");
     ckpt_close(&c);
     check(ckpt_open(&c, DATA "malformed/st_ok_all_dtypes.safetensors", err) == 0, "dtypes", "%s", err);
     for (size_t i = 0; i < c.n_tensors; i++)
@@ -339,18 +338,22 @@ static void test_types(void) {
         uint32_t elements, bytes;
         int safetensors, gguf;
     } known[] = {
-        {"F32", 1, 4, 1, 0},          {"F16", 1, 2, 1, 1},          {"Q4_0", 32, 18, 0, 2},      {"Q4_1", 32, 20, 0, 3},
-        {"Q5_0", 32, 22, 0, 6},       {"Q5_1", 32, 24, 0, 7},       {"Q8_0", 32, 34, 0, 8},      {"Q8_1", 32, 36, 0, 9},
-        {"Q2_K", 256, 84, 0, 10},     {"Q3_K", 256, 110, 0, 11},    {"Q4_K", 256, 144, 0, 12},   {"Q5_K", 256, 176, 0, 13},
-        {"Q6_K", 256, 210, 0, 14},    {"Q8_K", 256, 292, 0, 15},    {"IQ2_XXS", 256, 66, 0, 16}, {"IQ2_XS", 256, 74, 0, 17},
-        {"IQ3_XXS", 256, 98, 0, 18},  {"IQ1_S", 256, 50, 0, 19},    {"IQ4_NL", 32, 18, 0, 20},   {"IQ3_S", 256, 110, 0, 21},
-        {"IQ2_S", 256, 82, 0, 22},    {"IQ4_XS", 256, 136, 0, 23},  {"I8", 1, 1, 1, 24},         {"I16", 1, 2, 1, 25},
-        {"I32", 1, 4, 1, 26},         {"I64", 1, 8, 1, 27},         {"F64", 1, 8, 1, 28},        {"IQ1_M", 256, 56, 0, 29},
-        {"BF16", 1, 2, 1, 30},        {"TQ1_0", 256, 54, 0, 34},    {"TQ2_0", 256, 66, 0, 35},   {"MXFP4", 32, 17, 0, 39},
-        {"NVFP4", 64, 36, 0, 40},     {"Q1_0", 128, 18, 0, 41},     {"Q2_0", 64, 18, 0, 42},     {"BOOL", 1, 1, 1, -1},
-        {"F4", 2, 1, 1, -1},          {"F6_E2M3", 4, 3, 1, -1},     {"F6_E3M2", 4, 3, 1, -1},    {"U8", 1, 1, 1, -1},
-        {"F8_E5M2", 1, 1, 1, -1},     {"F8_E4M3", 1, 1, 1, -1},     {"F8_E8M0", 1, 1, 1, -1},    {"F8_E4M3FNUZ", 1, 1, 1, -1},
-        {"F8_E5M2FNUZ", 1, 1, 1, -1}, {"U16", 1, 2, 1, -1},         {"U32", 1, 4, 1, -1},        {"C64", 1, 8, 1, -1},
+        {"F32", 1, 4, 1, 0},         {"F16", 1, 2, 1, 1},          {"Q4_0", 32, 18, 0, 2},
+        {"Q4_1", 32, 20, 0, 3},      {"Q5_0", 32, 22, 0, 6},       {"Q5_1", 32, 24, 0, 7},
+        {"Q8_0", 32, 34, 0, 8},      {"Q8_1", 32, 36, 0, 9},       {"Q2_K", 256, 84, 0, 10},
+        {"Q3_K", 256, 110, 0, 11},   {"Q4_K", 256, 144, 0, 12},    {"Q5_K", 256, 176, 0, 13},
+        {"Q6_K", 256, 210, 0, 14},   {"Q8_K", 256, 292, 0, 15},    {"IQ2_XXS", 256, 66, 0, 16},
+        {"IQ2_XS", 256, 74, 0, 17},  {"IQ3_XXS", 256, 98, 0, 18},  {"IQ1_S", 256, 50, 0, 19},
+        {"IQ4_NL", 32, 18, 0, 20},   {"IQ3_S", 256, 110, 0, 21},   {"IQ2_S", 256, 82, 0, 22},
+        {"IQ4_XS", 256, 136, 0, 23}, {"I8", 1, 1, 1, 24},          {"I16", 1, 2, 1, 25},
+        {"I32", 1, 4, 1, 26},        {"I64", 1, 8, 1, 27},         {"F64", 1, 8, 1, 28},
+        {"IQ1_M", 256, 56, 0, 29},   {"BF16", 1, 2, 1, 30},        {"TQ1_0", 256, 54, 0, 34},
+        {"TQ2_0", 256, 66, 0, 35},   {"MXFP4", 32, 17, 0, 39},     {"NVFP4", 64, 36, 0, 40},
+        {"Q1_0", 128, 18, 0, 41},    {"Q2_0", 64, 18, 0, 42},      {"BOOL", 1, 1, 1, -1},
+        {"F4", 2, 1, 1, -1},         {"F6_E2M3", 4, 3, 1, -1},     {"F6_E3M2", 4, 3, 1, -1},
+        {"U8", 1, 1, 1, -1},         {"F8_E5M2", 1, 1, 1, -1},     {"F8_E4M3", 1, 1, 1, -1},
+        {"F8_E8M0", 1, 1, 1, -1},    {"F8_E4M3FNUZ", 1, 1, 1, -1}, {"F8_E5M2FNUZ", 1, 1, 1, -1},
+        {"U16", 1, 2, 1, -1},        {"U32", 1, 4, 1, -1},         {"C64", 1, 8, 1, -1},
         {"U64", 1, 8, 1, -1},
     };
     check(sizeof known / sizeof *known == CKPT_DTYPE_COUNT, "types", "%d types", CKPT_DTYPE_COUNT);
@@ -374,7 +377,7 @@ static void test_little_endian(void) {
     ckpt_store_u64(out + 1, 0x3FF0000000000000);
     check(ckpt_load_f64(out + 1) == 1.0 && out[8] == 0x3F, "little-endian", "f64");
     ckpt_store_f32(out + 1, 1.5f);
-    check(ckpt_load_f32(out + 1) == 1.5f && out[4] == 0x3F && out[3] == 0xC0, "little-endian", "f32");
+    check((double)ckpt_load_f32(out + 1) == 1.5 && out[4] == 0x3F && out[3] == 0xC0, "little-endian", "f32");
 }
 
 static void test_printable(void) {
@@ -395,13 +398,33 @@ static int parses(const char *text, char *err) {
 }
 
 static void test_numbers(void) {
-    static const char *const good[] = {"0",      "-0",     "1",       "-1",     "0.1",   "1e3",     "1E-5",    "1e-20",     "2.2250738585072014e-308",
-                                       "5e-324", "1e-400", "0.5e+1",  "1e0005", "123.456e2", "1.7976931348623157e308",
-                                       "18446744073709551615", "18446744073709551616", "-9223372036854775808",
-                                       "-9223372036854775809", "123456789012345678901234567890", "0.30000000000000004",
-                                       "1e-05", "9007199254740993", "0e99999999"};
-    static const char *const bad[] = {"",   "-",    "+1",   "01",       "-01",       "1.",  ".5",  "1e",   "1e+",  "0x10", "1_0", "1,5",
-                                      "--1", "1e999", "Nan", "infinity", "-infinity", "1e1.5", "Inf", "1e999999999", "\xEF\xBC\x91"};
+    static const char *const good[] = {"0",
+                                       "-0",
+                                       "1",
+                                       "-1",
+                                       "0.1",
+                                       "1e3",
+                                       "1E-5",
+                                       "1e-20",
+                                       "2.2250738585072014e-308",
+                                       "5e-324",
+                                       "1e-400",
+                                       "0.5e+1",
+                                       "1e0005",
+                                       "123.456e2",
+                                       "1.7976931348623157e308",
+                                       "18446744073709551615",
+                                       "18446744073709551616",
+                                       "-9223372036854775808",
+                                       "-9223372036854775809",
+                                       "123456789012345678901234567890",
+                                       "0.30000000000000004",
+                                       "1e-05",
+                                       "9007199254740993",
+                                       "0e99999999"};
+    static const char *const bad[] = {"",    "-",        "+1",        "01",    "-01", "1.",          ".5",
+                                      "1e",  "1e+",      "0x10",      "1_0",   "1,5", "--1",         "1e999",
+                                      "Nan", "infinity", "-infinity", "1e1.5", "Inf", "1e999999999", "\xEF\xBC\x91"};
     char text[700], err[CKPT_ERR];
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
         ckpt c;
@@ -424,8 +447,9 @@ static void test_numbers(void) {
 }
 
 static void test_integers(void) {
-    static const char text[] = "{\"a\":18446744073709551615,\"b\":18446744073709551616,\"c\":-1,\"d\":8.0,\"e\":8.5,\"f\":1e3,"
-                               "\"g\":-0,\"h\":null,\"i\":true,\"j\":\"7\",\"k\":[1,-2.5],\"l\":1e30}";
+    static const char text[] =
+        "{\"a\":18446744073709551615,\"b\":18446744073709551616,\"c\":-1,\"d\":8.0,\"e\":8.5,\"f\":1e3,"
+        "\"g\":-0,\"h\":null,\"i\":true,\"j\":\"7\",\"k\":[1,-2.5],\"l\":1e30}";
     char err[CKPT_ERR];
     ckpt c;
     check(ckpt_open_json(&c, "i", text, sizeof text - 1, err) == 0, "integer", "%s", err);
@@ -448,7 +472,8 @@ static void test_integers(void) {
 
 static void test_config(void) {
     static const char text[] =
-        " {\"model_type\":\"x\",\"text_config\":{\"hidden_size\":64,\"layers\":[{\"n\":1},{\"n\":[2,[3]]}],\"e\":{},\"z\":[]},"
+        " {\"model_type\":\"x\",\"text_config\":{\"hidden_size\":64,\"layers\":[{\"n\":1},{\"n\":[2,[3]]}],\"e\":{},"
+        "\"z\":[]},"
         "\"time_step_limit\":[0.0,Infinity],\"a\\u00e9\\ud83d\\ude00\\n\":-Infinity,\"n\":NaN}\n";
     char err[CKPT_ERR];
     ckpt c;
@@ -460,7 +485,8 @@ static void test_config(void) {
     check(ckpt_get_u64(&c, "text_config.layers[0].n", 0) == 1, "config", "object in an array");
     check(ckpt_get_u64(&c, "text_config.layers[1].n[1][0]", 0) == 3, "config", "array in an array");
     check(ckpt_get_u64(&c, "text_config.layers[1].n[1].#", 0) == 1, "config", "length of an array in an array");
-    check(ckpt_get_u64(&c, "text_config.z.#", 9) == 0 && ckpt_get(&c, "text_config.e")->count == 0, "config", "empty");
+    check(ckpt_get_u64(&c, "text_config.z.#", 9) == 0 && ckpt_get(&c, "text_config.e")->count == 0, "config",
+          "empty");
     check(ckpt_get_f64(&c, "time_step_limit[1]", 0) > DBL_MAX, "config", "Infinity");
     check(ckpt_get_f64(&c, "a\xC3\xA9\xF0\x9F\x98\x80\n", 0) < -DBL_MAX, "config", "-Infinity under an escaped key");
     check(ckpt_get(&c, "n")->f != ckpt_get(&c, "n")->f, "config", "NaN");
@@ -469,12 +495,55 @@ static void test_config(void) {
 
 static void test_json_syntax(void) {
     static const char *const bad[] = {
-        "", " ", "[]", "1", "\"a\"", "null", "{", "{]", "{}{}", "{},", "{\"a\"}", "{\"a\":}", "{\"a\":1,}", "{,\"a\":1}", "{\"a\":1 \"b\":2}",
-        "{\"a\":[1,]}", "{\"a\":[,1]}", "{\"a\":[1 2]}", "{\"a\":[1}}", "{\"a\":{\"b\":1]}", "{\"a\":tru}", "{\"a\":True}", "{\"a\":nullx}",
-        "{\"a\":\"\\x\"}", "{\"a\":\"\\u12\"}", "{\"a\":\"\\u12g4\"}", "{\"a\":\"\\ud800\"}", "{\"a\":\"\\udc00\"}", "{\"a\":\"\\ud800\\u0041\"}",
-        "{\"a\":\"\\u0000\"}", "{\"a\":\"\t\"}", "{\"a\":\"\x7F\xC0\x80\"}", "{\"a\":\"\xED\xA0\x80\"}", "{\"a\":\"\xF4\x90\x80\x80\"}",
-        "{\"a\":\"\xE2\x82\"}", "{\"a\":\"\xFF\"}", "{\"a\":1}\x0B", "\xEF\xBB\xBF{}", "{a:1}", "{'a':1}", "{\"a\":1}//", "{\"a\":\"",
-        "{\"a\":\"\\", "{\"a\":\"\\\"}", "{\"a\":1,\"a\":2}", "{\"a.b\":1,\"a\":{\"b\":2}}", "{\"a\":-}", "{\"a\":[}", "{\"a\":1:2}",
+        "",
+        " ",
+        "[]",
+        "1",
+        "\"a\"",
+        "null",
+        "{",
+        "{]",
+        "{}{}",
+        "{},",
+        "{\"a\"}",
+        "{\"a\":}",
+        "{\"a\":1,}",
+        "{,\"a\":1}",
+        "{\"a\":1 \"b\":2}",
+        "{\"a\":[1,]}",
+        "{\"a\":[,1]}",
+        "{\"a\":[1 2]}",
+        "{\"a\":[1}}",
+        "{\"a\":{\"b\":1]}",
+        "{\"a\":tru}",
+        "{\"a\":True}",
+        "{\"a\":nullx}",
+        "{\"a\":\"\\x\"}",
+        "{\"a\":\"\\u12\"}",
+        "{\"a\":\"\\u12g4\"}",
+        "{\"a\":\"\\ud800\"}",
+        "{\"a\":\"\\udc00\"}",
+        "{\"a\":\"\\ud800\\u0041\"}",
+        "{\"a\":\"\\u0000\"}",
+        "{\"a\":\"\t\"}",
+        "{\"a\":\"\x7F\xC0\x80\"}",
+        "{\"a\":\"\xED\xA0\x80\"}",
+        "{\"a\":\"\xF4\x90\x80\x80\"}",
+        "{\"a\":\"\xE2\x82\"}",
+        "{\"a\":\"\xFF\"}",
+        "{\"a\":1}\x0B",
+        "\xEF\xBB\xBF{}",
+        "{a:1}",
+        "{'a':1}",
+        "{\"a\":1}//",
+        "{\"a\":\"",
+        "{\"a\":\"\\",
+        "{\"a\":\"\\\"}",
+        "{\"a\":1,\"a\":2}",
+        "{\"a.b\":1,\"a\":{\"b\":2}}",
+        "{\"a\":-}",
+        "{\"a\":[}",
+        "{\"a\":1:2}",
     };
     char err[CKPT_ERR];
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -559,11 +628,16 @@ static void test_safetensors_rules(void) {
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[1e0],\"data_offsets\":[0,1]}}", 1, 0},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[-0],\"data_offsets\":[0,0]}}", 0, 0},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[18446744073709551616],\"data_offsets\":[0,0]}}", 0, 0},
-        {"{\"a\":{\"dtype\":\"U8\",\"shape\":[18446744073709551615],\"data_offsets\":[0,18446744073709551615]}}", 1, 0},
+        {"{\"a\":{\"dtype\":\"U8\",\"shape\":[18446744073709551615],\"data_offsets\":[0,18446744073709551615]}}", 1,
+         0},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[0,9223372036854775807],\"data_offsets\":[0,0]}}", 0, 1},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[0,9223372036854775807,2],\"data_offsets\":[0,0]}}", 0, 0},
-        {"{\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]},\"a\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[0,1]}}", 2, 1},
-        {"{\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]},\"b\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[0,1]}}", 2, 0},
+        {"{\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]},\"a\":{\"dtype\":\"U8\",\"shape\":[],\"data_"
+         "offsets\":[0,1]}}",
+         2, 1},
+        {"{\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]},\"b\":{\"dtype\":\"U8\",\"shape\":[],\"data_"
+         "offsets\":[0,1]}}",
+         2, 0},
         {"{\"__metadata__\":{},\"__metadata__\":{}}", 0, 0},
         {"{\"__metadata__\":{\"a\":\"b\"}}", 0, 1},
         {"{\"__metadata__\":{\"a\":{}}}", 0, 0},
@@ -576,8 +650,8 @@ static void test_safetensors_rules(void) {
     };
     char err[CKPT_ERR];
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-        check((open_header(cases[i].header, cases[i].data, err) == 0) == cases[i].accept, "safetensors rules", "%s: %s",
-              cases[i].header, err);
+        check((open_header(cases[i].header, cases[i].data, err) == 0) == cases[i].accept, "safetensors rules",
+              "%s: %s", cases[i].header, err);
 }
 
 /* Tensors in any order of the header: a permutation of 997 small ones and empty ones between them. */
@@ -589,7 +663,8 @@ static void test_safetensors_order(void) {
     for (unsigned i = 0; i < 997; i++) {
         unsigned k = i * 500 % 997; /* place k: k bytes, beginning at the sum of 0 .. k-1 */
         unsigned begin = k * (k - 1) / 2;
-        putf(&header, "%s\"t%u\":{\"dtype\":\"U8\",\"shape\":[%u],\"data_offsets\":[%u,%u]}", i ? "," : "", k, k, begin, begin + k);
+        putf(&header, "%s\"t%u\":{\"dtype\":\"U8\",\"shape\":[%u],\"data_offsets\":[%u,%u]}", i ? "," : "", k, k,
+             begin, begin + k);
         putf(&header, ",\"e%u\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[%u,%u]}", k, begin, begin);
     }
     put(&header, "}", 2);
@@ -655,7 +730,8 @@ static void test_split(void) {
         ckpt_file files[4];
         ckpt c;
         for (int s = 0; s < 3; s++) {
-            shards[s] = gguf_shard(s == 2 ? cases[i].first_of_third : 2 * (unsigned)s, cases[i].no[s], cases[i].count, cases[i].total);
+            shards[s] = gguf_shard(s == 2 ? cases[i].first_of_third : 2 * (unsigned)s, cases[i].no[s], cases[i].count,
+                                   cases[i].total);
             snprintf(name, sizeof name, "m-0000%d-of-00003.gguf", s + 1);
             save(temp_path(name), shards[s].p, shards[s].n);
         }
@@ -666,7 +742,8 @@ static void test_split(void) {
         if (!status) {
             const ckpt_tensor *t = ckpt_find(&c, "t5");
             check(c.n_shards == 3 && c.n_tensors == 6, cases[i].name, "counts");
-            check(t && t->shard == 2 && t->data[0] == (uint8_t)(4 * 64 + 32), cases[i].name, "tensor of the third shard");
+            check(t && t->shard == 2 && t->data[0] == (uint8_t)(4 * 64 + 32), cases[i].name,
+                  "tensor of the third shard");
             check(ckpt_get_u64(&c, "only.here", 0) == 100, cases[i].name, "metadata of the first shard");
         }
         ckpt_close(&c);
@@ -677,7 +754,8 @@ static void test_split(void) {
     char err[CKPT_ERR];
     ckpt c;
     buffer b = gguf_shard(0, 0, 2, 4);
-    check(open_bytes(&c, "renamed.gguf", b.p, b.n, NULL, err) && strstr(err, "-00001-of-00002.gguf"), "split, renamed", "%s", err);
+    check(open_bytes(&c, "renamed.gguf", b.p, b.n, NULL, err) && strstr(err, "-00001-of-00002.gguf"),
+          "split, renamed", "%s", err);
     drop(&b);
     b = gguf_shard(0, 0, 1, 2);
     check(open_bytes(&c, "m-00001-of-00001.gguf", b.p, b.n, NULL, err) == 0, "split of one", "%s", err);
@@ -707,7 +785,8 @@ static void test_index(void) {
         {"index, itself", "{\"a\":\"model.safetensors.index.json\"}", 0, 0},
     };
     buffer one = safetensors("{" U8_TENSOR("a") "}", 1), two = safetensors("{" U8_TENSOR("b") "}", 1);
-    buffer three = safetensors("{\"c\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}," U8_TENSOR("b") "}", 2);
+    buffer three =
+        safetensors("{\"c\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}," U8_TENSOR("b") "}", 2);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char err[CKPT_ERR], text[512];
         ckpt c;
@@ -722,7 +801,8 @@ static void test_index(void) {
         if (verbose && status) printf("%s\n", err);
         if (!status) check(c.n_unlisted == (size_t)cases[i].unlisted && c.n_tensors == 2, cases[i].name, "counts");
         if (!status) check(ckpt_get_u64(&c, "x", 0) == 1, cases[i].name, "config.json");
-        if (!status && cases[i].unlisted) check(!ckpt_find(&c, "b"), cases[i].name, "found a tensor that is not listed");
+        if (!status && cases[i].unlisted)
+            check(!ckpt_find(&c, "b"), cases[i].name, "found a tensor that is not listed");
         ckpt_close(&c);
     }
     drop(&one), drop(&two), drop(&three);
@@ -730,10 +810,27 @@ static void test_index(void) {
 
 /* The file that each name would reach exists and is valid: it is the name that is refused. */
 static void test_traversal(void) {
-    static const char *const names[] = {
-        "../x.safetensors", "..", ".", "", "/etc/passwd", "sub/x.safetensors", "./x.safetensors", "..\\\\x.safetensors", "sub\\\\x.safetensors",
-        "\\u002e\\u002e/x.safetensors", "\\u002e\\u002e\\u002fx.safetensors", "x.safetensors\\u0000", "\\u0000", "C:x.safetensors", "C:\\\\x",
-        "file:x.safetensors", "//host/x", "x.safetensors/", "sub/../x.safetensors", "\\nx.safetensors", "x\\t"};
+    static const char *const names[] = {"../x.safetensors",
+                                        "..",
+                                        ".",
+                                        "",
+                                        "/etc/passwd",
+                                        "sub/x.safetensors",
+                                        "./x.safetensors",
+                                        "..\\\\x.safetensors",
+                                        "sub\\\\x.safetensors",
+                                        "\\u002e\\u002e/x.safetensors",
+                                        "\\u002e\\u002e\\u002fx.safetensors",
+                                        "x.safetensors\\u0000",
+                                        "\\u0000",
+                                        "C:x.safetensors",
+                                        "C:\\\\x",
+                                        "file:x.safetensors",
+                                        "//host/x",
+                                        "x.safetensors/",
+                                        "sub/../x.safetensors",
+                                        "\\nx.safetensors",
+                                        "x\\t"};
     char err[CKPT_ERR], text[512];
     buffer b = safetensors("{" U8_TENSOR("a") "}", 1);
     mkdir(temp_path("sub"), 0700);
@@ -743,7 +840,8 @@ static void test_traversal(void) {
         snprintf(text, sizeof text, "{\"weight_map\":{\"a\":\"%s\"}}", names[i]);
         save_text(temp_path("sub/i.json"), text);
         check(ckpt_open(&c, temp_path("sub/i.json"), err) != 0, "traversal", "\"%s\" accepted", names[i]);
-        check(strstr(err, "plain file name") || strstr(err, "invalid character"), "traversal", "\"%s\": %s", names[i], err);
+        check(strstr(err, "plain file name") || strstr(err, "invalid character"), "traversal", "\"%s\": %s", names[i],
+              err);
         check(good_message(err, "i.json"), "traversal", "message \"%s\"", err);
         ckpt_close(&c);
     }
@@ -762,15 +860,19 @@ static void test_directory(void) {
     save(temp_path("other.safetensors"), two.p, two.n);
     check(ckpt_open(&c, temporary, err) && strstr(err, "neither"), "directory", "other name: %s", err);
     save(temp_path("model.safetensors"), one.p, one.n);
-    check(ckpt_open(&c, temporary, err) == 0 && ckpt_find(&c, "a") && !ckpt_find(&c, "b"), "directory", "single file: %s", err);
+    check(ckpt_open(&c, temporary, err) == 0 && ckpt_find(&c, "a") && !ckpt_find(&c, "b"), "directory",
+          "single file: %s", err);
     ckpt_close(&c);
     save_text(temp_path("config.json"), "{\"model_type\":\"m\"}");
-    check(ckpt_open(&c, temp_path(""), err) == 0 && !strcmp(ckpt_get_str(&c, "model_type", ""), "m"), "directory", "config: %s", err);
+    check(ckpt_open(&c, temp_path(""), err) == 0 && !strcmp(ckpt_get_str(&c, "model_type", ""), "m"), "directory",
+          "config: %s", err);
     ckpt_close(&c);
-    check(ckpt_open(&c, temp_path("other.safetensors"), err) == 0 && ckpt_get(&c, "model_type"), "directory", "beside: %s", err);
+    check(ckpt_open(&c, temp_path("other.safetensors"), err) == 0 && ckpt_get(&c, "model_type"), "directory",
+          "beside: %s", err);
     ckpt_close(&c);
     save_text(temp_path("model.safetensors.index.json"), "{\"weight_map\":{\"b\":\"other.safetensors\"}}");
-    check(ckpt_open(&c, temporary, err) == 0 && !ckpt_find(&c, "a") && ckpt_find(&c, "b"), "directory", "index: %s", err);
+    check(ckpt_open(&c, temporary, err) == 0 && !ckpt_find(&c, "a") && ckpt_find(&c, "b"), "directory", "index: %s",
+          err);
     check(c.n_shards == 1 && !strcmp(c.shards[0].name, "other.safetensors"), "directory", "shard");
     ckpt_close(&c);
     save_text(temp_path("config.json"), "{\"model_type\":}");
@@ -783,23 +885,28 @@ static void test_directory(void) {
 }
 
 static void test_special_files(void) {
-    static const char *const bad[] = {"", "/dev/zero", "/dev/null", "no/such/file", "tests", "tests/", "/proc/self/mem", "tests/test_checkpoint.c/x"};
+    static const char *const bad[] = {"",      "/dev/zero", "/dev/null",      "no/such/file",
+                                      "tests", "tests/",    "/proc/self/mem", "tests/test_checkpoint.c/x"};
     char err[CKPT_ERR], long_path[3000];
     ckpt c;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         for (int mode = 0; mode < 2; mode++) {
             ckpt_options o = {0, NULL, NULL, NULL, NULL, NULL};
             o.no_mmap = mode;
-            check(ckpt_open_with(&c, bad[i], &o, err) == -1 && strlen(err) > 10, "special file", "%s: %s", bad[i], err);
+            check(ckpt_open_with(&c, bad[i], &o, err) == -1 && strlen(err) > 10, "special file", "%s: %s", bad[i],
+                  err);
             if (verbose) printf("%s\n", err);
         }
     check(ckpt_open(&c, "no/such/file", NULL) == -1, "special file", "without a place for the message");
     check(mkfifo(temp_path("fifo"), 0600) == 0, "special file", "mkfifo");
-    check(ckpt_open(&c, temp_path("fifo"), err) == -1 && strstr(err, "not a regular"), "special file", "FIFO: %s", err);
+    check(ckpt_open(&c, temp_path("fifo"), err) == -1 && strstr(err, "not a regular"), "special file", "FIFO: %s",
+          err);
     save(temp_path("empty"), "", 0);
-    check(ckpt_open(&c, temp_path("empty"), err) == -1 && good_message(err, "empty"), "special file", "empty: %s", err);
+    check(ckpt_open(&c, temp_path("empty"), err) == -1 && good_message(err, "empty"), "special file", "empty: %s",
+          err);
     save(temp_path("empty.json"), "", 0);
-    check(ckpt_open(&c, temp_path("empty.json"), err) == -1 && good_message(err, "empty"), "special file", "empty: %s", err);
+    check(ckpt_open(&c, temp_path("empty.json"), err) == -1 && good_message(err, "empty"), "special file",
+          "empty: %s", err);
     memset(long_path, 'p', sizeof long_path), long_path[sizeof long_path - 1] = 0;
     check(ckpt_open(&c, long_path, err) == -1 && strlen(err) < CKPT_ERR, "special file", "long path");
     check(ckpt_open_memory(&c, NULL, 0, NULL, err) == -1, "special file", "no files in memory");
@@ -829,10 +936,16 @@ static int open_cut(const char *name, const buffer *b, size_t n, char *err) {
 }
 
 static void test_truncation(void) {
-    static const char *const files[] = {
-        "gguf/llama.gguf",           "gguf/deepseek2.gguf",        "gguf/qwen3moe.gguf", "gguf/gpt-oss.gguf",
-        "gguf/llama.io.safetensors", "malformed/gguf_ok_two.gguf", "malformed/gguf_ok_all_kv_types.gguf",
-        "malformed/st_ok_two.safetensors", "malformed/st_ok_all_dtypes.safetensors", "malformed/st_ok_many_tensors.safetensors"};
+    static const char *const files[] = {"gguf/llama.gguf",
+                                        "gguf/deepseek2.gguf",
+                                        "gguf/qwen3moe.gguf",
+                                        "gguf/gpt-oss.gguf",
+                                        "gguf/llama.io.safetensors",
+                                        "malformed/gguf_ok_two.gguf",
+                                        "malformed/gguf_ok_all_kv_types.gguf",
+                                        "malformed/st_ok_two.safetensors",
+                                        "malformed/st_ok_all_dtypes.safetensors",
+                                        "malformed/st_ok_many_tensors.safetensors"};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         char path[256], err[CKPT_ERR];
         ckpt c;
@@ -841,7 +954,8 @@ static void test_truncation(void) {
         check(ckpt_open(&c, path, err) == 0, "truncation", "%s", err);
         const ckpt_tensor *last = &c.tensors[c.n_tensors - 1];
         size_t header = (size_t)(c.tensors[0].data - c.shards[0].data);
-        size_t whole = (size_t)(last->data - c.shards[0].data + (ptrdiff_t)last->bytes); /* padding after it may be missing */
+        size_t whole =
+            (size_t)(last->data - c.shards[0].data + (ptrdiff_t)last->bytes); /* padding after it may be missing */
         int wrong = 0;
         for (size_t n = 0; n <= header; n++) wrong += open_cut(path, &b, n, err) == 0 && n < whole;
         check(wrong == 0, "truncation", "%s: %d cuts of the header accepted", path, wrong);
@@ -905,10 +1019,12 @@ static ckpt_options fault_options(faults *f, int no_mmap) {
 }
 
 static void save_model(void) {
-    buffer one = safetensors("{\"__metadata__\":{\"format\":\"pt\"}," U8_TENSOR("a") "}", 1), two = safetensors("{" U8_TENSOR("b") "}", 1);
+    buffer one = safetensors("{\"__metadata__\":{\"format\":\"pt\"}," U8_TENSOR("a") "}", 1),
+           two = safetensors("{" U8_TENSOR("b") "}", 1);
     save(temp_path("1.safetensors"), one.p, one.n);
     save(temp_path("2.safetensors"), two.p, two.n);
-    save_text(temp_path("model.safetensors.index.json"), "{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"2.safetensors\"}}");
+    save_text(temp_path("model.safetensors.index.json"),
+              "{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"2.safetensors\"}}");
     save_text(temp_path("config.json"), "{\"a\":{\"b\":[1,\"c\",{\"d\":null}]}}");
     drop(&one), drop(&two);
 }
@@ -922,8 +1038,9 @@ static void test_allocations(void) {
         save(temp_path(name), b.p, b.n);
         drop(&b);
     }
-    char paths[8][512] = {DATA "gguf/deepseek2.gguf", DATA "malformed/gguf_ok_all_kv_types.gguf", DATA "gguf/llama.io.safetensors",
-                          DATA "malformed/st_ok_many_tensors.safetensors", DATA "malformed/idx_ok.json"};
+    char paths[8][512] = {DATA "gguf/deepseek2.gguf", DATA "malformed/gguf_ok_all_kv_types.gguf",
+                          DATA "gguf/llama.io.safetensors", DATA "malformed/st_ok_many_tensors.safetensors",
+                          DATA "malformed/idx_ok.json"};
     snprintf(paths[5], sizeof paths[5], "%s", temporary);
     snprintf(paths[6], sizeof paths[6], "%s/m-00001-of-00002.gguf", temporary);
     snprintf(paths[7], sizeof paths[7], "%s/1.safetensors", temporary);
@@ -942,7 +1059,8 @@ static void test_allocations(void) {
                 ckpt_close(&c);
                 bad += f.live != 0;
             }
-            check(status == 0 && n > 3 && bad == 0, "allocation", "%s: %ld tries, %d wrong messages or leaks", paths[i], n, bad);
+            check(status == 0 && n > 3 && bad == 0, "allocation", "%s: %ld tries, %d wrong messages or leaks",
+                  paths[i], n, bad);
         }
     remove_all();
 }
@@ -952,8 +1070,9 @@ static void test_reads(void) {
         const char *name;
         size_t most;
         int interrupt, error;
-    } cases[] = {{"one byte at a time", 1, 0, EIO}, {"7 bytes, EINTR", 7, 1, EIO}, {"1000 bytes, EINTR", 1000, 1, EIO},
-                 {"all at once", 0, 0, EIO},        {"EAGAIN", 100, 0, EAGAIN},    {"end of file", 100, 0, 0}};
+    } cases[] = {{"one byte at a time", 1, 0, EIO},   {"7 bytes, EINTR", 7, 1, EIO},
+                 {"1000 bytes, EINTR", 1000, 1, EIO}, {"all at once", 0, 0, EIO},
+                 {"EAGAIN", 100, 0, EAGAIN},          {"end of file", 100, 0, 0}};
     const char *path = DATA "malformed/gguf_ok_all_kv_types.gguf";
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char err[CKPT_ERR];
@@ -990,7 +1109,8 @@ static void test_shrinking(void) {
     ckpt c;
     buffer b = load(DATA "malformed/gguf_ok_two.gguf");
     save(temp_path("s.gguf"), b.p, b.n);
-    check(ckpt_open_with(&c, temp_path("s.gguf"), &o, err) == -1 && strstr(err, "changed"), "shrinking file", "%s", err);
+    check(ckpt_open_with(&c, temp_path("s.gguf"), &o, err) == -1 && strstr(err, "changed"), "shrinking file", "%s",
+          err);
     drop(&b);
     remove_all();
 }
@@ -1005,8 +1125,9 @@ static buffer many_tensors(unsigned n, unsigned step) {
     putf(&header, "{");
     for (unsigned i = 0; i < n; i++) {
         unsigned k = (unsigned)((uint64_t)i * step % n);
-        putf(&header, "%s\"model.layers.%u.mlp.experts.%u.w\":{\"dtype\":\"U8\",\"shape\":[1,1],\"data_offsets\":[%u,%u]}", i ? "," : "",
-             k / 256, k % 256, k, k + 1);
+        putf(&header,
+             "%s\"model.layers.%u.mlp.experts.%u.w\":{\"dtype\":\"U8\",\"shape\":[1,1],\"data_offsets\":[%u,%u]}",
+             i ? "," : "", k / 256, k % 256, k, k + 1);
     }
     put(&header, "}", 2);
     b = safetensors((char *)header.p, n);
@@ -1041,12 +1162,26 @@ static double time_many(unsigned n, unsigned step, int index) {
     return time;
 }
 
+/* What this machine (or emulator, or sanitizer) takes to go through the file's bytes once, one by one. */
+static double time_bytes(unsigned n) {
+    buffer b = many_tensors(n, 1);
+    double begin = seconds();
+    uint32_t hash = 0;
+    for (size_t i = 0; i < b.n; i++) hash = (hash ^ b.p[i]) * 16777619u;
+    double time = seconds() - begin;
+    check(hash != 0, "many tensors", "hash 0"); /* uses it */
+    drop(&b);
+    return time;
+}
+
 static void test_many(void) {
     double few = time_many(62500, 1, 1), file = time_many(250000, 1, 0), index = time_many(250000, 1, 1);
-    double mixed = time_many(250000, 99991, 0);
-    printf("250,000 tensors, open, find all and close: file %.3f s, with an index %.3f s (62,500: %.3f s), in mixed order %.3f s\n",
-           file, index, few, mixed);
-    check(file + index < (SLOW ? 20 : 2), "many tensors", "%.2f s", file + index);
+    double mixed = time_many(250000, 99991, 0), once = time_bytes(250000);
+    printf("250,000 tensors, open, find all and close: file %.3f s, with an index %.3f s (62,500: %.3f s), in mixed "
+           "order %.3f s; "
+           "one pass over the bytes %.3f s\n",
+           file, index, few, mixed, once);
+    check(file + index < (once < 0.05 && !SLOW ? 2 : 150 * once), "many tensors", "%.2f s", file + index);
     check(index < 8 * few + 0.05, "many tensors", "4 times the tensors take %.1f times as long", index / few);
     check(mixed < 12 * file + 0.2, "many tensors", "mixed order: %.2f s", mixed);
 }
@@ -1061,7 +1196,8 @@ static void test_collisions(void) {
         char name[32];
         snprintf(name, sizeof name, "%x", i);
         if (ckpti_hash(name) & 0xFF8) continue;
-        putf(&header, "%s\"%s\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[%u,%u]}", n ? "," : "", name, n, n + 1);
+        putf(&header, "%s\"%s\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[%u,%u]}", n ? "," : "", name, n,
+             n + 1);
         n++;
     }
     put(&header, "}", 2);
@@ -1071,8 +1207,8 @@ static void test_collisions(void) {
 
 static int sparse_file(const char *path, const void *head, size_t n, off_t size, uint8_t last) {
     int fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
-    int ok = fd >= 0 && write(fd, head, n) == (ssize_t)n && ftruncate(fd, size) == 0 && lseek(fd, size - 1, SEEK_SET) == size - 1 &&
-             write(fd, &last, 1) == 1;
+    int ok = fd >= 0 && write(fd, head, n) == (ssize_t)n && ftruncate(fd, size) == 0 &&
+             lseek(fd, size - 1, SEEK_SET) == size - 1 && write(fd, &last, 1) == 1;
     if (fd >= 0) close(fd);
     return ok;
 }
@@ -1088,6 +1224,12 @@ static void test_sparse(void) {
         drop(&b);
         return;
     }
+#ifdef CKPT_NO_MMAP
+    skip("sparse file", "it would be read into memory");
+    drop(&b);
+    remove_all();
+    return;
+#endif
     int status = ckpt_open(&c, temp_path("big.safetensors"), err);
     if (sizeof(size_t) < 8) check(status && strstr(err, "too large"), "sparse file", "%s", err);
     else if (check(status == 0, "sparse file", "%s", err)) {
@@ -1096,14 +1238,18 @@ static void test_sparse(void) {
         check(ckpt_find(&c, "a")->bytes == 5000000000, "sparse file", "size");
         ckpt_close(&c);
     }
-    check(truncate(temp_path("big.safetensors"), (off_t)b.n + 5000000000) == 0 && ckpt_open(&c, temp_path("big.safetensors"), err),
+    check(truncate(temp_path("big.safetensors"), (off_t)b.n + 5000000000) == 0 &&
+              ckpt_open(&c, temp_path("big.safetensors"), err),
           "sparse file", "one byte less accepted");
-    check(truncate(temp_path("big.safetensors"), (off_t)b.n + 705032705) == 0 && ckpt_open(&c, temp_path("big.safetensors"), err),
+    check(truncate(temp_path("big.safetensors"), (off_t)b.n + 705032705) == 0 &&
+              ckpt_open(&c, temp_path("big.safetensors"), err),
           "sparse file", "the size modulo 2^32 accepted");
     drop(&b);
     put(&b, "GGUF", 4), put_number(&b, 3, 4), put_number(&b, 2, 8), put_number(&b, 0, 8);
-    put_string(&b, "a"), put_number(&b, 2, 4), put_number(&b, 1u << 20, 8), put_number(&b, 5000, 8), put_number(&b, 24, 4), put_number(&b, 0, 8);
-    put_string(&b, "b"), put_number(&b, 1, 4), put_number(&b, 1, 8), put_number(&b, 24, 4), put_number(&b, 5000ull << 20, 8);
+    put_string(&b, "a"), put_number(&b, 2, 4), put_number(&b, 1u << 20, 8), put_number(&b, 5000, 8),
+        put_number(&b, 24, 4), put_number(&b, 0, 8);
+    put_string(&b, "b"), put_number(&b, 1, 4), put_number(&b, 1, 8), put_number(&b, 24, 4),
+        put_number(&b, 5000ull << 20, 8);
     while (b.n % 32) put_number(&b, 0, 1);
     check(sparse_file(temp_path("big.gguf"), b.p, b.n, (off_t)b.n + (5000ll << 20) + 1, 78), "sparse file", "GGUF");
     status = ckpt_open(&c, temp_path("big.gguf"), err);
@@ -1117,11 +1263,15 @@ static void test_sparse(void) {
 
 /* -- Writing ------------------------------------------------------------------------------------------- */
 
-static const uint8_t write_data[64] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24};
+static const uint8_t write_data[64] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12,
+                                       13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24};
 static const ckpt_out write_tensors[] = {
-    {"bytes", CKPT_U8, 1, {3}, write_data},        {"output", CKPT_F32, 2, {2, 3}, write_data + 1},
-    {"ids \"\\\n\x01\xC3\xA9", CKPT_I32, 2, {1, 2}, write_data}, {"wide", CKPT_F64, 1, {1}, write_data},
-    {"scalar", CKPT_BF16, 0, {0}, write_data + 5}, {"none", CKPT_F32, 2, {0, 7}, NULL},
+    {"bytes", CKPT_U8, 1, {3}, write_data},
+    {"output", CKPT_F32, 2, {2, 3}, write_data + 1},
+    {"ids \"\\\n\x01\xC3\xA9", CKPT_I32, 2, {1, 2}, write_data},
+    {"wide", CKPT_F64, 1, {1}, write_data},
+    {"scalar", CKPT_BF16, 0, {0}, write_data + 5},
+    {"none", CKPT_F32, 2, {0, 7}, NULL},
     {"half bytes", CKPT_F4, 1, {4}, write_data},
 };
 enum { WRITE_TENSORS = sizeof write_tensors / sizeof *write_tensors };
@@ -1130,7 +1280,8 @@ static void test_write(void) {
     char err[CKPT_ERR];
     ckpt c;
     for (int again = 0; again < 2; again++) /* the second time over the first file */
-        check(ckpt_write(temp_path("w.safetensors"), write_tensors, WRITE_TENSORS, "{\"k\":\"v\"}", err) == 0, "write", "%s", err);
+        check(ckpt_write(temp_path("w.safetensors"), write_tensors, WRITE_TENSORS, "{\"k\":\"v\"}", err) == 0,
+              "write", "%s", err);
     check(count_files() == 1, "write", "%d files", count_files());
     check(ckpt_open(&c, temp_path("w.safetensors"), err) == 0 && c.n_tensors == WRITE_TENSORS, "write", "%s", err);
     check(!strcmp(ckpt_get_str(&c, "__metadata__.k", ""), "v"), "write", "metadata");
@@ -1138,9 +1289,11 @@ static void test_write(void) {
         const ckpt_out *o = &write_tensors[i];
         const ckpt_tensor *t = ckpt_find(&c, o->name);
         const ckpt_dtype_info *info = ckpt_type(o->type);
-        check(t && t->type == o->type && t->n_dims == o->n_dims && !memcmp(t->dims, o->dims, o->n_dims * 8), "write", "tensor %d", i);
+        check(t && t->type == o->type && t->n_dims == o->n_dims && !memcmp(t->dims, o->dims, o->n_dims * 8), "write",
+              "tensor %d", i);
         check(t && (t->bytes == 0 || !memcmp(t->data, o->data, (size_t)t->bytes)), "write", "data of tensor %d", i);
-        check(t && info->elements > 1 ? 1 : t && (uint64_t)(t->data - c.shards[0].data) % info->bytes == 0, "write", "alignment of %d", i);
+        check(t && info->elements > 1 ? 1 : t && (uint64_t)(t->data - c.shards[0].data) % info->bytes == 0, "write",
+              "alignment of %d", i);
     }
     ckpt_close(&c);
     check(ckpt_write(temp_path("empty.safetensors"), NULL, 0, NULL, err) == 0, "write", "%s", err);
@@ -1150,27 +1303,40 @@ static void test_write(void) {
 }
 
 static void test_write_refuses(void) {
-    static const char *const metadata[] = {"", "{", "[]", "1", "{\"a\":1}", "{}x", "null", "{},\"x\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}",
+    static const char *const metadata[] = {"",
+                                           "{",
+                                           "[]",
+                                           "1",
+                                           "{\"a\":1}",
+                                           "{}x",
+                                           "null",
+                                           "{},\"x\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}",
                                            "{\"a\":\"\xFF\"}"};
-    static const ckpt_out bad[] = {{"\xFF", CKPT_U8, 1, {1}, write_data},       {"a", CKPT_DTYPE_COUNT, 1, {1}, write_data},
-                                   {"a", CKPT_Q8_0, 1, {32}, write_data},       {"a", CKPT_F4, 1, {3}, write_data},
-                                   {"a", CKPT_U8, 9, {1}, write_data},          {"a", CKPT_F64, 2, {1ull << 60, 2}, write_data},
-                                   {"a", CKPT_F64, 2, {1ull << 62, 4}, NULL},   {"__metadata__", CKPT_U8, 1, {1}, write_data}};
+    static const ckpt_out bad[] = {
+        {"\xFF", CKPT_U8, 1, {1}, write_data},     {"a", CKPT_DTYPE_COUNT, 1, {1}, write_data},
+        {"a", CKPT_Q8_0, 1, {32}, write_data},     {"a", CKPT_F4, 1, {3}, write_data},
+        {"a", CKPT_U8, 9, {1}, write_data},        {"a", CKPT_F64, 2, {1ull << 60, 2}, write_data},
+        {"a", CKPT_F64, 2, {1ull << 62, 4}, NULL}, {"__metadata__", CKPT_U8, 1, {1}, write_data}};
     static const ckpt_out twice[] = {{"a", CKPT_U8, 1, {1}, write_data}, {"a", CKPT_U8, 1, {1}, write_data}};
     char err[CKPT_ERR];
     save_text(temp_path("old.safetensors"), "old");
     for (size_t i = 0; i < sizeof metadata / sizeof *metadata; i++) {
-        check(ckpt_write(temp_path("old.safetensors"), write_tensors, 2, metadata[i], err) == -1, "write refuses", "metadata %s", metadata[i]);
+        check(ckpt_write(temp_path("old.safetensors"), write_tensors, 2, metadata[i], err) == -1, "write refuses",
+              "metadata %s", metadata[i]);
         check(good_message(err, "old.safetensors") && !strstr(err, "tmp-1"), "write refuses", "message \"%s\"", err);
     }
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        check(ckpt_write(temp_path("old.safetensors"), &bad[i], 1, NULL, err) == -1, "write refuses", "tensor %d", (int)i);
+        check(ckpt_write(temp_path("old.safetensors"), &bad[i], 1, NULL, err) == -1, "write refuses", "tensor %d",
+              (int)i);
     check(ckpt_write(temp_path("old.safetensors"), twice, 2, NULL, err) == -1, "write refuses", "a name twice");
-    check(ckpt_write("/dev/null", twice, 1, NULL, err) == -1, "write refuses", "a device");
+    check(mkfifo(temp_path("fifo.safetensors"), 0600) == 0, "write refuses", "no FIFO to try");
+    check(ckpt_write(temp_path("fifo.safetensors"), twice, 1, NULL, err) == -1, "write refuses", "a FIFO");
+    unlink(temp_path("fifo.safetensors"));
     check(ckpt_write(temporary, twice, 1, NULL, err) == -1, "write refuses", "a directory");
     check(ckpt_write(temp_path("no/such/dir"), twice, 1, NULL, err) == -1, "write refuses", "no directory");
     buffer b = load(temp_path("old.safetensors"));
-    check(b.n == 3 && !memcmp(b.p, "old", 3) && count_files() == 1, "write refuses", "the old file was touched or a new one left");
+    check(b.n == 3 && !memcmp(b.p, "old", 3) && count_files() == 1, "write refuses",
+          "the old file was touched or a new one left");
     drop(&b);
     remove_all();
 }

@@ -224,7 +224,7 @@ static void report(void) {
 }
 
 int main(int argc, char **argv) {
-    int rounds = argc > 1 ? atoi(argv[1]) : 12;
+    int rounds = argc > 1 ? atoi(argv[1]) : 3;
     test_oracle(MOE_TIER_BIT(MOE_TIER_C), rounds);
     if (moe_tiers() != MOE_TIER_BIT(MOE_TIER_C)) test_oracle(0, rounds);
     test_same_bits(2);

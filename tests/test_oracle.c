@@ -542,7 +542,7 @@ static int same_set(const int32_t *a, const int32_t *b, size_t k) {
     return 1;
 }
 
-#define LIMIT (1 + 1e-9) /* the oracle's own float64 roundings */
+#define LIMIT (1 + 1e-8) /* the oracle's own float64 roundings */
 
 /* Everything about one token. Returns the fraction of the output's bound. */
 static double check_token(const char *name, const orc_result *r, const nz_result *z, size_t t) {
@@ -696,13 +696,13 @@ static void test_bugs(block *b) {
                 seen += caught(b, (nz_bug)bug);
             }
             if (verbose) printf("caught %-4s %-20s: %d of %d\n", compute_names[c], bug_names[bug], seen, n);
-            CHECK(seen * 10 >= n * (c == ORC_F32 ? 8 : 4), "bug", "%s %s: seen in only %d of %d blocks",
-                  compute_names[c], bug_names[bug], seen, n);
+            CHECK(seen * 10 >= n * 8, "bug", "%s %s: seen in only %d of %d blocks", compute_names[c], bug_names[bug],
+                  seen, n);
         }
 }
 
 int main(int argc, char **argv) {
-    size_t cases = 4000;
+    size_t cases = 2400;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "-v") == 0) verbose = 1;
         else cases = (size_t)strtoul(argv[i], NULL, 10);

@@ -4,8 +4,8 @@
 
 typedef struct route_vector {
     const char *id, *note;
-    uint32_t knob[14]; /* n_experts n_zero top_k n_shared score select_on pick weight_from norm group n_group
-                          topk_group group_mask_zero norm_skip_k1 */
+    uint32_t knob[14]; /* n_experts n_zero top_k n_shared score select_on pick weight_from norm
+                          group n_group topk_group group_mask_zero norm_skip_k1 */
     uint32_t real[5];  /* bits of: softcap jitter norm_eps norm_min routed_scale */
     const uint32_t *logits, *bias, *scale; /* bits of floats */
     const int32_t *table, *ids;

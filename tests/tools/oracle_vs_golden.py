@@ -96,8 +96,8 @@ class Oracle:
     def __init__(self, cc):
         self.dir = tempfile.TemporaryDirectory()
         so = os.path.join(self.dir.name, "oracle.so")
-        subprocess.run([cc, "-std=c11", "-O2", "-shared", "-fPIC", os.path.join(HERE, "oracle_lib.c"), "-o", so, "-lm"],
-                       check=True)
+        flags = ["-std=c11", "-O2", "-shared", "-fPIC"]
+        subprocess.run([cc, *flags, os.path.join(HERE, "oracle_lib.c"), "-o", so, "-lm"], check=True)
         self.lib = ctypes.CDLL(so)
         self.lib.orc_lib_result.restype = ctypes.c_void_p
         self.lib.orc_lib_forward.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_size_t]
@@ -145,7 +145,8 @@ def faults(R, io):
     if not out <= TOL: bad.append(f"output differs by {out:.1e}")
     if not w <= TOL: bad.append(f"weights differ by {w:.1e}")
     if not l <= 1e-7: bad.append(f"logits (stored as float32) differ by {l:.1e}")
-    if not ((R["margin"] > R["key_err"]) & (R["rank_margin"] > R["rank_err"])).all(): bad.append("tokens called ambiguous")
+    if not (R["margin"] > R["key_err"]).all() or not (R["rank_margin"] > R["rank_err"]).all():
+        bad.append("tokens called ambiguous")
     wide = (R["bound"].max(1) / np.maximum(np.abs(io["output"]).max(1), 1e-30))[np.abs(io["output"]).max(1) > 0]
     return bad, f"output {out:.1e} weights {w:.1e} logits {l:.1e} bound/max {np.median(wide):.1e}"
 

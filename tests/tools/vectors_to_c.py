@@ -8,8 +8,8 @@ The header is committed, so that testing needs no Python.
 import json, os, struct, sys
 
 DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "data")
-DEFAULTS = dict(router_norm_eps=1e-6, n_group=1, topk_group=1, jitter=0.01, routed_scale=1.0, act_alpha=1.702, act_beta=4.0,
-                act_lin_beta=25.0, gated=1, combine_scale=1.0, expert_out_scale=1.0)
+DEFAULTS = dict(router_norm_eps=1e-6, n_group=1, topk_group=1, jitter=0.01, routed_scale=1.0, act_alpha=1.702,
+                act_beta=4.0, act_lin_beta=25.0, gated=1, combine_scale=1.0, expert_out_scale=1.0)
 ENUMS = dict(
     score=dict(SOFTMAX="ORC_SOFTMAX", SIGMOID="ORC_SIGMOID", SQRT_SOFTPLUS="ORC_SQRT_SOFTPLUS"),
     select_on="ORC_ON_", group="ORC_GROUP_", group_mask="ORC_MASK_", pick="ORC_PICK_", weight_src="ORC_W_",
@@ -109,13 +109,15 @@ def emit(prefix, arrays):
 
 def router(v):
     k = dict(v["knobs"])
-    k.setdefault("n_expert", len(v["logits"]) - (k.get("n_shared", 0) if k.get("shared_gate") == "ROUTER_SINK" else 0))
+    sink = k.get("n_shared", 0) if k.get("shared_gate") == "ROUTER_SINK" else 0
+    k.setdefault("n_expert", len(v["logits"]) - sink)
     if "formed in float32" in v["note"]: k["key_f32"] = 1
     e = v["expect"]
     text, names = emit("vec_" + v["id"].lower(), [
         ("logits", "float", v["logits"]), ("bias", "float", v.get("sel_bias")),
         ("scale", "float", v.get("per_expert_scale")), ("table", "int32_t", v.get("table_ids")),
-        ("ids", "int32_t", e["ids"]), ("weights", "double", e["weights"]), ("shared", "double", e.get("shared_weights"))])
+        ("ids", "int32_t", e["ids"]), ("weights", "double", e["weights"]),
+        ("shared", "double", e.get("shared_weights"))])
     return text, row(v["id"], v["note"], k, names)
 
 

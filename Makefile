@@ -1,0 +1,56 @@
+# moe.h: make (examples, benches, tests), make run, make test need a C11 compiler and make; make check needs more and says what.
+CC       ?= cc
+CXX      ?= c++
+CFLAGS   ?= -O2 -g
+WARNINGS = -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wstrict-prototypes -Wundef -Wdouble-promotion
+PREFIX   ?= /usr/local
+BUILD    ?= build
+
+COMPILE  = $(CC) -std=c11 $(CFLAGS) $(WARNINGS) -I. -Iexamples -Itests -Ibench
+LIBS     = -lm -lpthread
+
+EXAMPLES := $(patsubst examples/%.c,$(BUILD)/%,$(filter-out examples/openmp.c,$(wildcard examples/*.c)))
+BENCHES  := $(patsubst bench/%.c,$(BUILD)/%,$(wildcard bench/*.c))
+TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
+HEADERS  := moe.h $(wildcard examples/*.h tests/*.h bench/*.h tests/data/*.h tests/data/*/*.h)
+
+.PHONY: all examples run test check bench bench-kernels lib install clean
+
+all: examples $(BENCHES) $(TESTS)
+examples: $(EXAMPLES)
+
+$(BUILD):
+	@mkdir -p $@
+$(BUILD)/%: examples/%.c $(HEADERS) | $(BUILD)
+	$(COMPILE) $< -o $@ $(LIBS)
+$(BUILD)/%: bench/%.c $(HEADERS) | $(BUILD)
+	$(COMPILE) $< -o $@ $(LIBS)
+$(BUILD)/test_%: tests/test_%.c $(HEADERS) $(wildcard examples/*.c) | $(BUILD)
+	$(COMPILE) $< -o $@ $(LIBS)
+
+run: $(BUILD)/generate
+	$(BUILD)/generate
+
+# Runs every test program and adds up their closing lines; fails if any failed.
+test: $(EXAMPLES) $(TESTS)
+	@sh tests/run.sh $(TESTS)
+
+check: all
+	@sh tests/check.sh
+
+bench: $(BUILD)/bench_layer
+	$(BUILD)/bench_layer --shape all
+bench-kernels: $(BUILD)/bench_kernels
+	$(BUILD)/bench_kernels
+
+# For bindings from other languages; moe_sizeof tells the sizes of the structs.
+lib: $(BUILD)/libmoe.so
+$(BUILD)/libmoe.so: moe.h | $(BUILD)
+	$(CC) -std=c11 $(CFLAGS) -DMOE_IMPLEMENTATION -fPIC -shared -x c moe.h -o $@ -lm
+
+install: moe.h
+	install -d $(DESTDIR)$(PREFIX)/include
+	install -m 644 moe.h $(DESTDIR)$(PREFIX)/include/moe.h
+
+clean:
+	rm -rf $(BUILD)

@@ -1,0 +1,1 @@
+static int print_models(void) { return 0; }
