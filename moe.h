@@ -5551,6 +5551,13 @@ static void moei_glu(const moei_vec *v, const moe_ffn *f, uint32_t clamp, float 
 
 static const moe_experts *moei_over(const moei_plan *p, const moei_group *g) { return g == &p->groups[0] ? p->io->experts : NULL; }
 
+/* While many tokens pass over these rows, the memory is idle: name what is read next. */
+static void moei_read_next(moei_rows *w, const uint8_t *next, size_t rows, uint32_t tokens) {
+    if (tokens <= 4) return; /* the stream itself is the work, and the hardware prefetches it */
+    w->prefetch = next;
+    w->prefetch_bytes = w->k_stride ? 0 : rows * w->row_stride;
+}
+
 /* Results of one matrix for a chunk of slots: products, then row scale, weight on the input, and bias. */
 static void moei_up_matrix(const moei_plan *p, const moei_scratch *s, const moei_group *g, const moe_matrix *m, int which,
                            uint32_t expert, uint32_t row, uint32_t n_rows, uint32_t slot, uint32_t n, float *out) {
@@ -5561,6 +5568,7 @@ static void moei_up_matrix(const moei_plan *p, const moei_scratch *s, const moei
     float *scale = s->scale[0], *bias = s->bias[0], *weighted = s->scale[1];
     moei_view(m, moei_over(p, g), which, expert, b->d_ff, b->d_in, &w);
     w.row0 = row;
+    if (row + 2 * MOEI_UP_ROWS <= b->d_ff) moei_read_next(&w, w.data + (row + MOEI_UP_ROWS) * w.row_stride, MOEI_UP_ROWS, n);
     moei_multiply(b->in, &w, n_rows, s->x, n, out, MOEI_UP_ROWS, s->panel);
     int affine = moei_row_affine(m, moei_over(p, g), which, expert, b->d_ff, row, n_rows, b->d_in, scale, bias);
     if (!affine && !at_input) return;
@@ -5628,6 +5636,7 @@ static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moe
         if (g->start[e] == g->start[e + 1]) continue;
         moei_view(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, b->d_ff, &w);
         w.row0 = (uint32_t)row;
+        if (e + 1 < b->n_experts && !b->down.expert && !p->io->experts) moei_read_next(&w, moei_row(&w, 0) + b->down.expert_stride, n, g->start[e + 1] - g->start[e]);
         int affine = moei_row_affine(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, row, n, b->d_ff, s->scale[0], s->bias[0]);
         for (uint32_t slot = g->start[e]; slot < g->start[e + 1]; slot += (uint32_t)chunk) {
             uint32_t tokens = (uint32_t)moei_min(chunk, g->start[e + 1] - slot);
