@@ -27,8 +27,8 @@ class error : public std::runtime_error {
     moe_status status;
 };
 
-// A moe_parallel on threads that live for one phase: simple, and good enough for large batches. For single tokens keep
-// the threads (examples/pool.h, or the pool your engine has).
+// A moe_parallel on threads that live for one phase: simple, and good enough for large batches. For single tokens
+// keep the threads (examples/pool.h, or the pool your engine has).
 class threads {
   public:
     explicit threads(uint32_t n) : n_(n ? n : 1) {}

@@ -3,8 +3,8 @@
        cc -std=c11 -O2 -fopenmp -I. examples/openmp.c -o build/openmp -lm
 
    Two ways. With MOE_USE_OPENMP defined, moe.h runs its phases in parallel loops of its own. Or an engine that has
-   settings of its own (schedule, number of threads, nesting) passes a callback, and needs no define. Both give the same
-   bits as one thread. Without -fopenmp this program still compiles, and runs on one thread. */
+   settings of its own (schedule, number of threads, nesting) passes a callback, and needs no define. Both give the
+   same bits as one thread. Without -fopenmp this program still compiles, and runs on one thread. */
 
 #define MOE_USE_OPENMP
 #define MOE_IMPLEMENTATION

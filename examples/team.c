@@ -3,10 +3,11 @@
        cc -std=c11 -O2 -I. examples/team.c -o build/team -lm -lpthread
        build/team [WORKERS]
 
-   Many engines start their threads once and let all of them walk through the whole network, with a barrier after every
-   step: a worker knows its number ith of nth and does its share. Such an engine needs no callback and no pool: it calls
-   moe_phase_run, one phase a step. Here is such an engine in miniature: four layers, each x += experts(norm(x)); the
-   norm is the engine's own step, the experts are moe.h's phases. The result is compared with moe_forward's. */
+   Many engines start their threads once and let all of them walk through the whole network, with a barrier after
+   every step: a worker knows its number ith of nth and does its share. Such an engine needs no callback and no
+   pool: it calls moe_phase_run, one phase a step. Here is such an engine in miniature: four layers, each x +=
+   experts(norm(x)); the norm is the engine's own step, the experts are moe.h's phases. The result is compared with
+   moe_forward's. */
 
 #ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L
