@@ -4639,11 +4639,9 @@ static moe_status moei_check_array(const moe_array *a, size_t n_experts, size_t 
 }
 
 /* Checks a matrix and fills in its strides. */
-static moe_status moei_fix_matrix(moe_matrix *m, size_t n_experts, size_t rows, size_t k, const char *part, moe_error *e) {
+static moe_status moei_fix_strides(moe_matrix *m, size_t n_experts, size_t rows, size_t k, moe_error *e) {
     size_t extent, all;
-    moe_status status = moei_check_matrix(m, n_experts, rows, k, e);
-    if (e) e->part = part;
-    if (status) return status;
+    MOEI_TRY(moei_check_matrix(m, n_experts, rows, k, e));
     MOEI_TRY(moei_check_array(&m->scale2, n_experts, 1, 0, "scale2", e));
     MOEI_TRY(moei_check_array(&m->bias, n_experts, rows, 0, "bias", e));
     if (!m->row_stride) m->row_stride = m->k_stride ? moei_layouts[m->format].bytes : moe_row_bytes(m->format, k);
@@ -4651,8 +4649,12 @@ static moe_status moei_fix_matrix(moe_matrix *m, size_t n_experts, size_t rows, 
     if (!m->expert_stride) m->expert_stride = extent;
     if (!moei_mul(n_experts, m->expert_stride, &all) || !moei_add(all, m->offset, &all))
         return moei_fail(e, MOE_ERR_OVERFLOW, "expert_stride", m->expert_stride, 0);
-    if (e) e->part = "";
     return MOE_OK;
+}
+static moe_status moei_fix_matrix(moe_matrix *m, size_t n_experts, size_t rows, size_t k, const char *part, moe_error *e) {
+    moe_status status = moei_fix_strides(m, n_experts, rows, k, e);
+    if (e) e->part = status ? part : "";
+    return status;
 }
 
 static const moei_knob_range moei_layer_knobs[] = {
