@@ -1310,7 +1310,7 @@ MOEI_UNUSED static moei_factor moei_row_scale(const moe_matrix *m, const moe_exp
 
 static moe_status moei_weights_error(moe_error *error, moe_status status, const char *field, uint64_t got,
                                      uint64_t want) {
-    if (error) error->status = status, error->field = field, error->got = got, error->want = want;
+    if (error) error->status = status, error->part = "", error->field = field, error->got = got, error->want = want;
     return status;
 }
 
@@ -1433,7 +1433,8 @@ static const char *moei_expert_bad(const moe_matrix *m, uint32_t expert, size_t 
 /* error.field: data, scale, zero or scale2; error.got: the first weight concerned, counted from expert 0's first.
    Absent experts are skipped. Scales of 0 are fine, divisors of 0 are not. */
 MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size_t rows, size_t k, moe_error *error) {
-    moe_status status = moei_check_matrix(matrix, n_experts, rows, k, error);
+    moe_status status = moei_weights_error(error, MOE_OK, "", 0, 0);
+    status = moei_check_matrix(matrix, n_experts, rows, k, error);
     for (uint32_t e = 0; !status && e < n_experts; e++) {
         uint64_t at = 0;
         const char *field = moei_expert_bad(matrix, e, rows, k, &at);
