@@ -5960,7 +5960,7 @@ static moe_status moei_run(const moe_layer *layer, const moe_io *io, const float
 MOE_API moe_status moe_forward(const moe_layer *layer, const moe_io *io) { return moei_run(layer, io, NULL, 0); }
 MOE_API moe_status moe_route(const moe_layer *layer, const moe_io *io) { return moei_run(layer, io, NULL, 1); }
 MOE_API moe_status moe_finish(const moe_layer *layer, const moe_io *io, const float *sums) {
-    if (!sums) return io ? moei_fail(io->error, MOE_ERR_NULL, "sums", 0, 0) : MOE_ERR_NULL;
+    if (!sums && io && io->n_tokens) return moei_fail(io->error, MOE_ERR_NULL, "sums", 0, 0);
     return moei_run(layer, io, sums, 0);
 }
 
