@@ -5295,13 +5295,23 @@ static void moei_select_block(const moei_plan *p, size_t block, uint32_t ith, ui
 
 /* ---- settle: the only place where data can be wrong; y was not touched yet ---- */
 
+static int moei_gap(const void *const *call, const void *const *own, uint32_t e) {
+    const void *const *list = call ? call : own;
+    return list && !list[e];
+}
 static int moei_absent(const moei_plan *p, uint32_t e) {
+    moe_experts none; /* the desc's own pointers */
     const moei_bank *b = &p->layer->routed;
-    const moe_experts *o = p->io->experts;
-    const moe_matrix *const m[3] = {&b->gate, &b->up, &b->down};
+    memset(&none, 0, sizeof none);
+    const moe_experts *o = p->io->experts ? p->io->experts : &none;
+    const moe_matrix *const all[3] = {&b->gate, &b->up, &b->down};
     for (int i = 0; i < 3; i++) {
-        const void *const *list = o && o->data[i] ? o->data[i] : m[i]->expert;
-        if (m[i]->format && list && !list[e]) return 1;
+        const moe_matrix *m = all[i];
+        if ((m->format && moei_gap(o->data[i], m->expert, e)) || (m->scale.type && moei_gap(o->scale[i], m->scale.expert, e)) ||
+            (m->zero.type && moei_gap(o->zero[i], m->zero.expert, e)) ||
+            (m->scale2.type && moei_gap(o->scale2[i], m->scale2.expert, e)) ||
+            (m->bias.type && moei_gap(o->bias[i], m->bias.expert, e)))
+            return 1;
     }
     return 0;
 }
