@@ -1310,7 +1310,7 @@ MOEI_UNUSED static moei_factor moei_row_scale(const moe_matrix *m, const moe_exp
 
 static moe_status moei_weights_error(moe_error *error, moe_status status, const char *field, uint64_t got,
                                      uint64_t want) {
-    if (error) error->status = status, error->field = field, error->got = got, error->want = want;
+    if (error) error->status = status, error->part = "", error->field = field, error->got = got, error->want = want;
     return status;
 }
 
@@ -1433,7 +1433,8 @@ static const char *moei_expert_bad(const moe_matrix *m, uint32_t expert, size_t 
 /* error.field: data, scale, zero or scale2; error.got: the first weight concerned, counted from expert 0's first.
    Absent experts are skipped. Scales of 0 are fine, divisors of 0 are not. */
 MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size_t rows, size_t k, moe_error *error) {
-    moe_status status = moei_check_matrix(matrix, n_experts, rows, k, error);
+    moe_status status = moei_weights_error(error, MOE_OK, "", 0, 0);
+    status = moei_check_matrix(matrix, n_experts, rows, k, error);
     for (uint32_t e = 0; !status && e < n_experts; e++) {
         uint64_t at = 0;
         const char *field = moei_expert_bad(matrix, e, rows, k, &at);
@@ -1797,13 +1798,14 @@ static void moei_affine_c(float *v, const float *s, const float *b, size_t n) {
 MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei_axpy_c, moei_affine_c};
 
 /* ==== >>dense: loops around the register tiles of f32 and bf16 arithmetic ==============================================
-   A tile is 4 rows (3 on AVX2) times up to 6 tokens over all of k, its sums in registers. Rows are read where they lie,
+   A tile is 4 rows (3 on AVX2) times up to 6 tokens over a piece of k, its sums in registers. Rows are read where they lie,
    tokens through pointers. A tile that is short of rows repeats its last row and stores less, so there is one code path. */
 
 typedef struct moei_tile {
     const uint8_t *w[4];             /* rows */
     const void *const *x;            /* prepared tokens */
-    size_t k;
+    size_t k0, k1, k;                /* the piece, of k */
+    float *sums;                     /* the accumulators between pieces; unused if there is one piece */
     float *out;                      /* of the first row and token */
     size_t out_stride;
     uint32_t n_rows;                 /* stored: 1 .. R */
@@ -1811,43 +1813,59 @@ typedef struct moei_tile {
 } moei_tile;
 typedef void moei_tile_fn(const moei_tile *t);
 typedef struct moei_tiles {
-    uint32_t rows, tokens;           /* R, C: the largest tile */
+    uint32_t rows, tokens, piece;    /* R, C: the largest tile; inputs per piece: those of C tokens take half of L1 */
     moei_tile_fn *fn[6];             /* [tokens - 1] */
 } moei_tiles;
+#if defined(__GNUC__) || defined(__clang__)
+#define MOEI_PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
+#else
+#define MOEI_PREFETCH_L2(p) ((void)(p))
+#endif
 
-/* Tokens are cut evenly (7 = 4 + 3, not 6 + 1): small tiles are bound by unpacking. A block of tokens stays in L2 while all
-   rows pass over it; a group of rows stays in L1 while the tiles of the block pass over it. */
-#define MOEI_BLOCK_BYTES (384u << 10)
-MOEI_UNUSED static void moei_sweep_block(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, moei_tile *t,
-                                         uint32_t n_tokens, const uint8_t *ahead, size_t ahead_bytes) {
-    const void *const *x = t->x;
-    float *out = t->out;
-    uint32_t R = tiles->rows, groups = (n_rows + R - 1) / R, per_group = (n_tokens + tiles->tokens - 1) / tiles->tokens;
-    size_t lines = ahead_bytes / 64, all = (size_t)groups * per_group, done = 0;
-    for (uint32_t r = 0; r < n_rows; r += R) {
-        t->n_rows = n_rows - r < R ? n_rows - r : R;
-        for (uint32_t i = 0; i < 4; i++) t->w[i] = moei_row(w, r + (i < t->n_rows ? i : t->n_rows - 1));
-        for (uint32_t i = 0, at = 0; i < per_group; i++, done++) {
-            uint32_t n = (n_tokens - at + per_group - i - 1) / (per_group - i);
-            t->x = x + at, t->out = out + at * t->out_stride + r;
-            t->ahead = ahead + lines * done / all * 64, t->ahead_end = ahead + lines * (done + 1) / all * 64;
+#define MOEI_SWEEP_ROWS 36u          /* a block of rows stays in L2 while all tiles of tokens pass over it; of 3 and 4 */
+#define MOEI_SWEEP_TOKENS 24u        /* tokens whose sums wait between pieces: 54 KiB of stack */
+
+/* What is left to prefetch, spread evenly over the tiles to come. */
+typedef struct moei_ahead { const uint8_t *at; size_t lines, tiles; } moei_ahead;
+MOEI_FORCE void moei_ahead_next(moei_ahead *a, moei_tile *t) {
+    size_t n = a->tiles ? a->lines / a->tiles : 0;
+    t->ahead = a->at, t->ahead_end = a->at + n * 64;
+    a->at += n * 64, a->lines -= n, a->tiles -= a->tiles != 0;
+}
+
+/* One piece of k for one block of rows and tokens. A tile's tokens stay in L1 while the rows pass over them. Tokens are cut
+   evenly (7 = 4 + 3, not 6 + 1): small tiles are bound by unpacking. */
+MOEI_UNUSED static void moei_sweep_piece(const moei_tiles *tiles, const moei_rows *w, uint32_t r0, uint32_t n_rows, moei_tile *t,
+                                         const void *const *x, uint32_t n_tokens, float *out, float *sums, moei_ahead *ahead) {
+    uint32_t parts = (n_tokens + tiles->tokens - 1) / tiles->tokens;
+    for (uint32_t i = 0, at = 0, n; i < parts; i++, at += n) {
+        n = (n_tokens - at + parts - i - 1) / (parts - i);
+        t->x = x + at;
+        for (uint32_t r = 0; r < n_rows; r += tiles->rows, sums += tiles->rows * tiles->tokens * 16) {
+            t->n_rows = n_rows - r < tiles->rows ? n_rows - r : tiles->rows;
+            for (uint32_t j = 0; j < 4; j++) t->w[j] = moei_row(w, r0 + r + (j < t->n_rows ? j : t->n_rows - 1));
+            t->out = out + at * t->out_stride + r0 + r, t->sums = sums;
+            moei_ahead_next(ahead, t);
             tiles->fn[n - 1](t);
-            at += n;
         }
     }
 }
-MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, size_t row_bytes, uint32_t n_rows,
-                                   const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
+MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, const void *const *x,
+                                   uint32_t n_tokens, float *out, size_t out_stride) {
+    float sums[MOEI_SWEEP_ROWS * MOEI_SWEEP_TOKENS * 16];
     moei_tile t;
-    size_t fit = MOEI_BLOCK_BYTES / row_bytes / tiles->tokens, lines = w->prefetch ? w->prefetch_bytes / 64 : 0;
-    uint32_t block = (uint32_t)(fit < 2 ? 2 : fit > 64 ? 64 : fit) * tiles->tokens;
+    uint32_t block = w->k <= tiles->piece ? n_tokens : MOEI_SWEEP_TOKENS;
+    size_t pieces = (w->k + tiles->piece - 1) / tiles->piece, groups = (n_rows + tiles->rows - 1) / tiles->rows;
+    moei_ahead ahead = {w->prefetch ? w->prefetch : w->data, w->prefetch ? w->prefetch_bytes / 64 : 0, 0};
+    ahead.tiles = pieces * groups * ((n_tokens + tiles->tokens - 1) / tiles->tokens);
     t.k = w->k, t.out_stride = out_stride;
-    for (uint32_t at = 0; at < n_tokens; at += block) {
-        uint32_t n = n_tokens - at < block ? n_tokens - at : block;
-        size_t from = lines * at / n_tokens, to = lines * (at + n) / n_tokens;
-        t.x = x + at, t.out = out + at * out_stride;
-        moei_sweep_block(tiles, w, n_rows, &t, n, (w->prefetch ? w->prefetch : w->data) + from * 64, (to - from) * 64);
-    }
+    for (uint32_t r = 0; r < n_rows; r += MOEI_SWEEP_ROWS)
+        for (uint32_t at = 0; at < n_tokens; at += block)
+            for (t.k0 = 0; t.k0 < w->k; t.k0 = t.k1) {
+                uint32_t rows = n_rows - r < MOEI_SWEEP_ROWS ? n_rows - r : MOEI_SWEEP_ROWS, n = n_tokens - at < block ? n_tokens - at : block;
+                t.k1 = w->k - t.k0 < tiles->piece ? w->k : t.k0 + tiles->piece;
+                moei_sweep_piece(tiles, w, r, rows, &t, x + at, n, out + at * out_stride, sums, &ahead);
+            }
 }
 
 /* The scales of weights k .. k + 15 of row r; returns how many of the following k have the same (at least 16 are covered). */
@@ -1873,9 +1891,13 @@ MOEI_UNUSED static size_t moei_panel_bytes_f32(uint32_t n_rows, size_t k) { retu
 /* Keeps a vector in its register: a load that is used several times may otherwise become a memory operand of each use. */
 #if defined(__GNUC__) || defined(__clang__)
 #define MOEI_PIN(v) __asm__("" : "+x"(v))
+#define MOEI_PIN_POINTER(p) __asm__("" : "+r"(p))
 #else
 #define MOEI_PIN(v) ((void)(v))
+#define MOEI_PIN_POINTER(p) ((void)(p))
 #endif
+static const uint32_t moei_odd_mask[8] = {0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+                                          0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
 /* Up to 16 weights of 2 or 4 bytes to a padded buffer: AVX2 has no masked loads of 16 bits. */
 MOEI_FORCE void moei_tail16(uint8_t *to, const uint8_t *from, size_t bytes) {
     memset(to, 0, 64);
@@ -1958,29 +1980,38 @@ MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, con
 MOEI_FORCE MOEI_AVX2 __m256 moei_half_avx2(const uint32_t format, const int odd, const uint8_t *p) {
     if (format == MOE_FORMAT_F32) return _mm256_loadu_ps((const float *)p + 8 * odd);
     __m256i v = _mm256_loadu_si256((const __m256i *)p);
-    if (odd) return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int)0xffff0000)));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+    if (!odd) return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+    const uint32_t *mask = moei_odd_mask; /* stays a memory operand: 12 sums, 3 weights and a token fill all 16 registers */
+    MOEI_PIN_POINTER(mask);
+    return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_loadu_si256((const __m256i *)(const void *)mask)));
 }
 /* SHAPES      3 rows (bf16, or f32 in panel order) x C tokens, one parity of k; s[c] = the trees of the 3 sums
    REGISTERS   3 C sums + 3 weights + 1 token: all 16 at C = 4; 12 FMAs (6 cycles) per 7 loads */
 MOEI_FORCE MOEI_AVX2 void moei_pass_avx2(const uint32_t format, const int C, const int odd, const moei_tile *t,
                                          const uint8_t *const *tail, const uint8_t *ahead, const uint8_t *ahead_end, __m128 *s) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k & ~(size_t)15;
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k1 < t->k ? t->k1 : t->k & ~(size_t)15;
     const uint8_t *w[3] = {t->w[0], t->w[1], t->w[2]};
     const float *x[4];
+    float *sums = t->sums + odd * 12 * 8;
     __m256 a[4][3], v[3];
     MOEI_UNROLL for (int c = 0; c < C; c++) {
         x[c] = (const float *)t->x[c] + 8 * odd;
-        MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_setzero_ps();
+        MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = t->k0 ? _mm256_loadu_ps(sums + (c * 3 + r) * 8) : _mm256_setzero_ps();
     }
-    for (size_t k = 0; k < k_end; k += 16) {
-        if (ahead < ahead_end) MOEI_PREFETCH(ahead), ahead += 64;
+    for (size_t k = t->k0; k < k_end; k += 16) {
+        if (ahead < ahead_end) MOEI_PREFETCH_L2(ahead), ahead += 64;
         MOEI_UNROLL for (int r = 0; r < 3; r++) v[r] = moei_half_avx2(format, odd, w[r] + k * size);
         MOEI_UNROLL for (int c = 0; c < C; c++) {
             __m256 xc = _mm256_loadu_ps(x[c] + k);
             MOEI_PIN(xc);
             MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_fmadd_ps(v[r], xc, a[c][r]);
         }
+    }
+    if (t->k1 < t->k) {
+        MOEI_UNROLL for (int c = 0; c < C; c++)
+            MOEI_UNROLL for (int r = 0; r < 3; r++) _mm256_storeu_ps(sums + (c * 3 + r) * 8, a[c][r]);
+        MOEI_UNROLL for (int c = 0; c < C; c++) s[c] = _mm_setzero_ps();
+        return;
     }
     if (k_end < t->k) {
         MOEI_UNROLL for (int r = 0; r < 3; r++) v[r] = moei_half_avx2(format, odd, tail[r]);
@@ -1996,11 +2027,12 @@ MOEI_FORCE MOEI_AVX2 void moei_tile_avx2(const uint32_t format, const int C, con
     const uint8_t *tail[3] = {t->w[0] + k_end * size, t->w[1] + k_end * size, t->w[2] + k_end * size};
     uint8_t pad[3][64];
     __m128 even[4], odd[4];
-    if (k_end < t->k && format != MOE_FORMAT_F32) /* panels are padded */
+    if (t->k1 == t->k && k_end < t->k && format != MOE_FORMAT_F32) /* panels are padded */
         for (int r = 0; r < 3; r++) moei_tail16(pad[r], tail[r], (t->k - k_end) * size), tail[r] = pad[r];
     size_t half = (size_t)(t->ahead_end - t->ahead) / 128 * 64;
     moei_pass_avx2(format, C, 0, t, tail, t->ahead, t->ahead + half, even);
     moei_pass_avx2(format, C, 1, t, tail, t->ahead + half, t->ahead_end, odd);
+    if (t->k1 < t->k) return;
     MOEI_UNROLL for (int c = 0; c < C; c++) {
         __m128 s = _mm_add_ps(_mm_add_ps(even[c], odd[c]), _mm_setzero_ps());
         moei_store_avx2(t->out + (size_t)c * t->out_stride, s, t->n_rows);
@@ -2013,9 +2045,9 @@ MOEI_FORCE MOEI_AVX2 void moei_tile_avx2(const uint32_t format, const int C, con
 MOEI_TILES_AVX2(F32)
 MOEI_TILES_AVX2(BF16)
 static const moei_tiles moei_tiles_avx2_F32 = {
-    3, 4, {moei_tile_avx2_F32_1, moei_tile_avx2_F32_2, moei_tile_avx2_F32_3, moei_tile_avx2_F32_4, NULL, NULL}};
+    3, 4, 1024, {moei_tile_avx2_F32_1, moei_tile_avx2_F32_2, moei_tile_avx2_F32_3, moei_tile_avx2_F32_4, NULL, NULL}};
 static const moei_tiles moei_tiles_avx2_BF16 = {
-    3, 4, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3, moei_tile_avx2_BF16_4, NULL, NULL}};
+    3, 4, 1024, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3, moei_tile_avx2_BF16_4, NULL, NULL}};
 
 MOEI_FORCE MOEI_AVX2 void moei_dot_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                         uint32_t n_tokens, float *out, size_t out_stride) {
@@ -2035,13 +2067,13 @@ MOEI_AVX2 static void moei_dot_avx2_F16(const moei_rows *w, uint32_t n_rows, con
 MOEI_AVX2 static void moei_dot_avx2_BF16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                          float *out, size_t out_stride) {
     if (n_tokens <= 4) moei_dot_avx2(MOE_FORMAT_BF16, w, n_rows, x, n_tokens, out, out_stride);
-    else moei_sweep(&moei_tiles_avx2_BF16, w, moei_f32_row_bytes(w->k), n_rows, x, n_tokens, out, out_stride);
+    else moei_sweep(&moei_tiles_avx2_BF16, w, n_rows, x, n_tokens, out, out_stride);
 }
 static void moei_panel_avx2(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
     moei_rows rows = *w;
     rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_f32_row_bytes(w->k);
-    moei_sweep(&moei_tiles_avx2_F32, &rows, rows.row_stride, n_rows, x, n_tokens, out, out_stride);
+    moei_sweep(&moei_tiles_avx2_F32, &rows, n_rows, x, n_tokens, out, out_stride);
 }
 
 MOEI_AVX2 static void moei_prepare_avx2(void *row, const float *x, size_t k0, size_t n, size_t k) {
@@ -2217,21 +2249,26 @@ MOEI_FORCE MOEI_AVX512 void moei_store_avx512(float *out, __m128 s, uint32_t n) 
    DEFINITION  lane l of a[c][r] is the FMA chain over k mod 16 == l
    REGISTERS   4 C sums + 4 weights + 1 token: 29 of 32 at C = 6; 24 FMAs (12 cycles) per 10 loads */
 MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C, const moei_tile *t) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k & ~(size_t)15;
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k1 < t->k ? t->k1 : t->k & ~(size_t)15;
     const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *ahead = t->ahead, *ahead_end = t->ahead_end;
     const float *x[6];
     __m512 a[6][4], v[4];
     MOEI_UNROLL for (int c = 0; c < C; c++) {
         x[c] = (const float *)t->x[c];
-        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_setzero_ps();
+        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = t->k0 ? _mm512_loadu_ps(t->sums + (c * 4 + r) * 16) : _mm512_setzero_ps();
     }
-    for (size_t k = 0; k < k_end; k += 16) {
-        if (ahead < ahead_end) MOEI_PREFETCH(ahead), ahead += 64;
+    for (size_t k = t->k0; k < k_end; k += 16) {
+        if (ahead < ahead_end) MOEI_PREFETCH_L2(ahead), ahead += 64;
         MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_avx512(format, w[r] + k * size);
         MOEI_UNROLL for (int c = 0; c < C; c++) {
             __m512 xc = _mm512_loadu_ps(x[c] + k);
             MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_fmadd_ps(v[r], xc, a[c][r]);
         }
+    }
+    if (t->k1 < t->k) {
+        MOEI_UNROLL for (int c = 0; c < C; c++)
+            MOEI_UNROLL for (int r = 0; r < 4; r++) _mm512_storeu_ps(t->sums + (c * 4 + r) * 16, a[c][r]);
+        return;
     }
     if (k_end < t->k) {
         __mmask16 m = moei_mask_avx512(t->k - k_end);
@@ -2277,13 +2314,13 @@ MOEI_TILES_AVX512(F32)
 MOEI_TILES_AVX512(F16)
 MOEI_TILES_AVX512(BF16)
 static const moei_tiles moei_tiles_avx512_F32 = {
-    4, 6, {moei_tile_avx512_F32_1, moei_tile_avx512_F32_2, moei_tile_avx512_F32_3, moei_tile_avx512_F32_4,
+    4, 6, 1024, {moei_tile_avx512_F32_1, moei_tile_avx512_F32_2, moei_tile_avx512_F32_3, moei_tile_avx512_F32_4,
            moei_tile_avx512_F32_5, moei_tile_avx512_F32_6}};
 static const moei_tiles moei_tiles_avx512_F16 = {
-    4, 6, {moei_tile_avx512_F16_1, moei_tile_avx512_F16_2, moei_tile_avx512_F16_3, moei_tile_avx512_F16_4,
+    4, 6, 1024, {moei_tile_avx512_F16_1, moei_tile_avx512_F16_2, moei_tile_avx512_F16_3, moei_tile_avx512_F16_4,
            moei_tile_avx512_F16_5, moei_tile_avx512_F16_6}};
 static const moei_tiles moei_tiles_avx512_BF16 = {
-    4, 6, {moei_tile_avx512_BF16_1, moei_tile_avx512_BF16_2, moei_tile_avx512_BF16_3, moei_tile_avx512_BF16_4,
+    4, 6, 1024, {moei_tile_avx512_BF16_1, moei_tile_avx512_BF16_2, moei_tile_avx512_BF16_3, moei_tile_avx512_BF16_4,
            moei_tile_avx512_BF16_5, moei_tile_avx512_BF16_6}};
 
 /* Up to 4 tokens the weights' stream is what counts, beyond the multiply-adds. */
@@ -2294,7 +2331,7 @@ MOEI_FORCE MOEI_AVX512 void moei_dot_avx512(const uint32_t format, const moei_ti
     else if (n_tokens == 2) moei_rows_avx512(format, 2, w, n_rows, x, out, out_stride);
     else if (n_tokens == 3) moei_rows_avx512(format, 3, w, n_rows, x, out, out_stride);
     else if (n_tokens == 4) moei_rows_avx512(format, 4, w, n_rows, x, out, out_stride);
-    else moei_sweep(tiles, w, moei_f32_row_bytes(w->k), n_rows, x, n_tokens, out, out_stride);
+    else moei_sweep(tiles, w, n_rows, x, n_tokens, out, out_stride);
 }
 #define MOEI_DOT_AVX512(F)                                                                                             \
     MOEI_AVX512 static void moei_dot_avx512_##F(const moei_rows *w, uint32_t n_rows, const void *const *x,             \
@@ -2410,22 +2447,27 @@ MOEI_FORCE MOEI_BF16 __mmask32 moei_mask_bf16(size_t n) { return n < 32 ? (1u <<
 /* SHAPES      4 bf16 rows x C prepared tokens (bf16, padded to 32)
    REGISTERS   as moei_tile_avx512: 24 dot products of 16 pairs per 10 loads at C = 6 */
 MOEI_FORCE MOEI_BF16 void moei_tile_bf16(const int C, const moei_tile *t) {
-    const size_t k_end = t->k & ~(size_t)31;
+    const size_t k_end = t->k1 < t->k ? t->k1 : t->k & ~(size_t)31;
     const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *ahead = t->ahead, *ahead_end = t->ahead_end;
     const uint8_t *x[6];
     __m512 a[6][4];
     __m512i v[4];
     MOEI_UNROLL for (int c = 0; c < C; c++) {
         x[c] = (const uint8_t *)t->x[c];
-        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_setzero_ps();
+        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = t->k0 ? _mm512_loadu_ps(t->sums + (c * 4 + r) * 16) : _mm512_setzero_ps();
     }
-    for (size_t k = 0; k < k_end; k += 32) {
-        if (ahead < ahead_end) MOEI_PREFETCH(ahead), ahead += 64;
+    for (size_t k = t->k0; k < k_end; k += 32) {
+        if (ahead < ahead_end) MOEI_PREFETCH_L2(ahead), ahead += 64;
         MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_loadu_si512(w[r] + k * 2);
         MOEI_UNROLL for (int c = 0; c < C; c++) {
             __m512i xc = _mm512_loadu_si512(x[c] + k * 2);
             MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_dpbf16_ps(a[c][r], (__m512bh)v[r], (__m512bh)xc);
         }
+    }
+    if (t->k1 < t->k) {
+        MOEI_UNROLL for (int c = 0; c < C; c++)
+            MOEI_UNROLL for (int r = 0; r < 4; r++) _mm512_storeu_ps(t->sums + (c * 4 + r) * 16, a[c][r]);
+        return;
     }
     if (k_end < t->k) {
         __mmask32 m = moei_mask_bf16(t->k - k_end);
@@ -2467,7 +2509,7 @@ MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int C, const moei_rows *w, uint32
     MOEI_BF16 static void moei_tile_bf16_##C(const moei_tile *t) { moei_tile_bf16(C, t); }
 MOEI_TILE_BF16(1) MOEI_TILE_BF16(2) MOEI_TILE_BF16(3) MOEI_TILE_BF16(4) MOEI_TILE_BF16(5) MOEI_TILE_BF16(6)
 static const moei_tiles moei_tiles_bf16 = {
-    4, 6, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3, moei_tile_bf16_4, moei_tile_bf16_5, moei_tile_bf16_6}};
+    4, 6, 2048, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3, moei_tile_bf16_4, moei_tile_bf16_5, moei_tile_bf16_6}};
 
 static size_t moei_panel_bytes_bf16(uint32_t n_rows, size_t k) { return n_rows * moei_bf16_row_bytes(k); }
 MOEI_BF16 static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
@@ -2476,7 +2518,7 @@ MOEI_BF16 static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const v
     else if (n_tokens == 2) moei_rows_bf16(2, w, n_rows, x, out, out_stride);
     else if (n_tokens == 3) moei_rows_bf16(3, w, n_rows, x, out, out_stride);
     else if (n_tokens == 4) moei_rows_bf16(4, w, n_rows, x, out, out_stride);
-    else moei_sweep(&moei_tiles_bf16, w, moei_bf16_row_bytes(w->k), n_rows, x, n_tokens, out, out_stride);
+    else moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);
 }
 static void moei_panel_bf16(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
@@ -4638,11 +4680,9 @@ static moe_status moei_check_array(const moe_array *a, size_t n_experts, size_t 
 }
 
 /* Checks a matrix and fills in its strides. */
-static moe_status moei_fix_matrix(moe_matrix *m, size_t n_experts, size_t rows, size_t k, const char *part, moe_error *e) {
+static moe_status moei_fix_strides(moe_matrix *m, size_t n_experts, size_t rows, size_t k, moe_error *e) {
     size_t extent, all;
-    moe_status status = moei_check_matrix(m, n_experts, rows, k, e);
-    if (e) e->part = part;
-    if (status) return status;
+    MOEI_TRY(moei_check_matrix(m, n_experts, rows, k, e));
     MOEI_TRY(moei_check_array(&m->scale2, n_experts, 1, 0, "scale2", e));
     MOEI_TRY(moei_check_array(&m->bias, n_experts, rows, 0, "bias", e));
     if (!m->row_stride) m->row_stride = m->k_stride ? moei_layouts[m->format].bytes : moe_row_bytes(m->format, k);
@@ -4650,8 +4690,12 @@ static moe_status moei_fix_matrix(moe_matrix *m, size_t n_experts, size_t rows, 
     if (!m->expert_stride) m->expert_stride = extent;
     if (!moei_mul(n_experts, m->expert_stride, &all) || !moei_add(all, m->offset, &all))
         return moei_fail(e, MOE_ERR_OVERFLOW, "expert_stride", m->expert_stride, 0);
-    if (e) e->part = "";
     return MOE_OK;
+}
+static moe_status moei_fix_matrix(moe_matrix *m, size_t n_experts, size_t rows, size_t k, const char *part, moe_error *e) {
+    moe_status status = moei_fix_strides(m, n_experts, rows, k, e);
+    if (e) e->part = status ? part : "";
+    return status;
 }
 
 static const moei_knob_range moei_layer_knobs[] = {
@@ -5291,13 +5335,23 @@ static void moei_select_block(const moei_plan *p, size_t block, uint32_t ith, ui
 
 /* ---- settle: the only place where data can be wrong; y was not touched yet ---- */
 
+static int moei_gap(const void *const *call, const void *const *own, uint32_t e) {
+    const void *const *list = call ? call : own;
+    return list && !list[e];
+}
 static int moei_absent(const moei_plan *p, uint32_t e) {
+    moe_experts none; /* the desc's own pointers */
     const moei_bank *b = &p->layer->routed;
-    const moe_experts *o = p->io->experts;
-    const moe_matrix *const m[3] = {&b->gate, &b->up, &b->down};
+    memset(&none, 0, sizeof none);
+    const moe_experts *o = p->io->experts ? p->io->experts : &none;
+    const moe_matrix *const all[3] = {&b->gate, &b->up, &b->down};
     for (int i = 0; i < 3; i++) {
-        const void *const *list = o && o->data[i] ? o->data[i] : m[i]->expert;
-        if (m[i]->format && list && !list[e]) return 1;
+        const moe_matrix *m = all[i];
+        if ((m->format && moei_gap(o->data[i], m->expert, e)) || (m->scale.type && moei_gap(o->scale[i], m->scale.expert, e)) ||
+            (m->zero.type && moei_gap(o->zero[i], m->zero.expert, e)) ||
+            (m->scale2.type && moei_gap(o->scale2[i], m->scale2.expert, e)) ||
+            (m->bias.type && moei_gap(o->bias[i], m->bias.expert, e)))
+            return 1;
     }
     return 0;
 }
@@ -5513,6 +5567,13 @@ static void moei_glu(const moei_vec *v, const moe_ffn *f, uint32_t clamp, float 
 
 static const moe_experts *moei_over(const moei_plan *p, const moei_group *g) { return g == &p->groups[0] ? p->io->experts : NULL; }
 
+/* While many tokens pass over these rows, the memory is idle: name what is read next. */
+static void moei_read_next(moei_rows *w, const uint8_t *next, size_t rows, uint32_t tokens) {
+    if (tokens <= 4) return; /* the stream itself is the work, and the hardware prefetches it */
+    w->prefetch = next;
+    w->prefetch_bytes = w->k_stride ? 0 : rows * w->row_stride;
+}
+
 /* Results of one matrix for a chunk of slots: products, then row scale, weight on the input, and bias. */
 static void moei_up_matrix(const moei_plan *p, const moei_scratch *s, const moei_group *g, const moe_matrix *m, int which,
                            uint32_t expert, uint32_t row, uint32_t n_rows, uint32_t slot, uint32_t n, float *out) {
@@ -5523,6 +5584,7 @@ static void moei_up_matrix(const moei_plan *p, const moei_scratch *s, const moei
     float *scale = s->scale[0], *bias = s->bias[0], *weighted = s->scale[1];
     moei_view(m, moei_over(p, g), which, expert, b->d_ff, b->d_in, &w);
     w.row0 = row;
+    if (row + 2 * MOEI_UP_ROWS <= b->d_ff) moei_read_next(&w, w.data + (row + MOEI_UP_ROWS) * w.row_stride, MOEI_UP_ROWS, n);
     moei_multiply(b->in, &w, n_rows, s->x, n, out, MOEI_UP_ROWS, s->panel);
     int affine = moei_row_affine(m, moei_over(p, g), which, expert, b->d_ff, row, n_rows, b->d_in, scale, bias);
     if (!affine && !at_input) return;
@@ -5590,6 +5652,7 @@ static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moe
         if (g->start[e] == g->start[e + 1]) continue;
         moei_view(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, b->d_ff, &w);
         w.row0 = (uint32_t)row;
+        if (e + 1 < b->n_experts && !b->down.expert && !p->io->experts) moei_read_next(&w, moei_row(&w, 0) + b->down.expert_stride, n, g->start[e + 1] - g->start[e]);
         int affine = moei_row_affine(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, row, n, b->d_ff, s->scale[0], s->bias[0]);
         for (uint32_t slot = g->start[e]; slot < g->start[e + 1]; slot += (uint32_t)chunk) {
             uint32_t tokens = (uint32_t)moei_min(chunk, g->start[e + 1] - slot);
@@ -5956,7 +6019,7 @@ static moe_status moei_run(const moe_layer *layer, const moe_io *io, const float
 MOE_API moe_status moe_forward(const moe_layer *layer, const moe_io *io) { return moei_run(layer, io, NULL, 0); }
 MOE_API moe_status moe_route(const moe_layer *layer, const moe_io *io) { return moei_run(layer, io, NULL, 1); }
 MOE_API moe_status moe_finish(const moe_layer *layer, const moe_io *io, const float *sums) {
-    if (!sums) return io ? moei_fail(io->error, MOE_ERR_NULL, "sums", 0, 0) : MOE_ERR_NULL;
+    if (!sums && io && io->n_tokens) return moei_fail(io->error, MOE_ERR_NULL, "sums", 0, 0);
     return moei_run(layer, io, sums, 0);
 }
 

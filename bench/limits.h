@@ -1,0 +1,175 @@
+/* limits.h: what this machine can do at most: peak loops per instruction set, read bandwidth, and the clock and threads to
+   measure with. Every benchmark prints its results as shares of these, measured in the same process, interleaved.
+   POSIX; link with -lpthread. Include after moe.h. */
+#ifndef LIMITS_H
+#define LIMITS_H
+#include <pthread.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__GNUC__)
+#define LIMITS_UNUSED __attribute__((unused))
+#else
+#define LIMITS_UNUSED
+#endif
+
+static double limits_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+static void limits_pin(int cpu) {
+#if defined(__linux__) && defined(CPU_SET)
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET((size_t)cpu, &set);
+    sched_setaffinity(0, sizeof set, &set);
+#else
+    (void)cpu;
+#endif
+}
+static int limits_compare(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+static LIMITS_UNUSED double limits_median(const double *v, int n) {
+    double sorted[64];
+    if (n > 64) n = 64;
+    memcpy(sorted, v, (size_t)n * sizeof *v);
+    qsort(sorted, (size_t)n, sizeof *sorted, limits_compare);
+    return n & 1 ? sorted[n / 2] : 0.5 * (sorted[n / 2 - 1] + sorted[n / 2]);
+}
+
+/* ---- threads: fn(arg, i) for i < n, started together on CPUs 0 .. n - 1; returns the seconds until all are done -------- */
+
+typedef struct limits_team {
+    void (*fn)(void *arg, int i);
+    void *arg;
+    volatile int ready, go;
+} limits_team;
+typedef struct limits_member {
+    limits_team *team;
+    int i;
+} limits_member;
+static void *limits_thread(void *p) {
+    limits_member *m = (limits_member *)p;
+    limits_pin(m->i);
+    __atomic_add_fetch(&m->team->ready, 1, __ATOMIC_SEQ_CST);
+    while (!__atomic_load_n(&m->team->go, __ATOMIC_SEQ_CST)) {}
+    m->team->fn(m->team->arg, m->i);
+    return NULL;
+}
+static double limits_run(int n, void (*fn)(void *arg, int i), void *arg) {
+    limits_team team = {fn, arg, 0, 0};
+    pthread_t thread[64];
+    limits_member member[64];
+    for (int i = 0; i < n; i++) {
+        member[i].team = &team, member[i].i = i;
+        if (pthread_create(&thread[i], NULL, limits_thread, &member[i])) perror("pthread_create"), exit(1);
+    }
+    while (__atomic_load_n(&team.ready, __ATOMIC_SEQ_CST) < n) sched_yield();
+    double start = limits_now();
+    __atomic_store_n(&team.go, 1, __ATOMIC_SEQ_CST);
+    for (int i = 0; i < n; i++) pthread_join(thread[i], NULL);
+    return limits_now() - start;
+}
+
+/* ---- peaks --------------------------------------------------------------------------------------------------------------- */
+
+/* One multiply-add counts as 2 operations. */
+typedef enum limits_peak_id { LIMITS_F32_256, LIMITS_F32_512, LIMITS_BF16_512, LIMITS_VNNI_512, LIMITS_MADDUBS_256, LIMITS_PEAKS } limits_peak_id;
+static const char *const limits_peak_names[LIMITS_PEAKS] LIMITS_UNUSED = {"fma f32 256", "fma f32 512", "vdpbf16ps 512",
+                                                                          "vpdpbusd 512", "vpmaddubsw 256"};
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define LIMITS_LOOP 20000
+/* 12 independent chains: enough for two pipes of 5 cycles' latency. The vectors hold plain numbers: some processors are faster
+   on zeros. */
+#define LIMITS_PEAK(name, isa, vec, op)                                                                                \
+    __attribute__((target(isa), noinline)) static void name(void) {                                                    \
+        vec a, b, c, d, e, f, g, h, i, j, k, l, m;                                                                     \
+        limits_fill(&m, sizeof m), a = b = c = d = e = f = g = h = i = j = k = l = m;                                  \
+        for (int n = 0; n < LIMITS_LOOP; n++)                                                                          \
+            __asm__ volatile(op("0") op("1") op("2") op("3") op("4") op("5") op("6") op("7") op("8") op("9") op("10")  \
+                                 op("11")                                                                              \
+                             : "+x"(a), "+x"(b), "+x"(c), "+x"(d), "+x"(e), "+x"(f), "+x"(g), "+x"(h), "+x"(i),        \
+                               "+x"(j), "+x"(k), "+x"(l)                                                               \
+                             : "x"(m));                                                                                \
+    }
+#define LIMITS_FMA(n) "vfmadd231ps %12, %12, %" n "\n\t"
+#define LIMITS_DPBF16(n) "vdpbf16ps %12, %12, %" n "\n\t"
+#define LIMITS_DPBUSD(n) "vpdpbusd %12, %12, %" n "\n\t"
+#define LIMITS_MADDUBS(n) "vpmaddubsw %12, %" n ", %" n "\n\t"
+static void limits_fill(void *to, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 4) {
+        uint32_t u = 0x3d803d80u + (uint32_t)i * 0x00110011u; /* about 0.06, as f32 and as bf16 */
+        memcpy((char *)to + i, &u, 4);
+    }
+}
+LIMITS_PEAK(limits_fma_256, "avx2,fma", __m256, LIMITS_FMA)
+LIMITS_PEAK(limits_fma_512, "avx512f", __m512, LIMITS_FMA)
+LIMITS_PEAK(limits_bf16_512, "avx512f,avx512bf16", __m512, LIMITS_DPBF16)
+LIMITS_PEAK(limits_vnni_512, "avx512f,avx512vnni", __m512i, LIMITS_DPBUSD)
+LIMITS_PEAK(limits_maddubs_256, "avx2", __m256i, LIMITS_MADDUBS)
+
+/* Operations per second of one core, the best of a few milliseconds; 0 = this machine has no such instruction. */
+static LIMITS_UNUSED double limits_peak(limits_peak_id id) {
+    static void (*const loops[])(void) = {limits_fma_256, limits_fma_512, limits_bf16_512, limits_vnni_512, limits_maddubs_256};
+    static const double ops[] = {16, 32, 64, 128, 64};
+    static const uint32_t tiers[] = {MOE_TIER_AVX2, MOE_TIER_AVX512, MOE_TIER_AVX512BF16, MOE_TIER_VNNI, MOE_TIER_AVX2};
+    double best = 0;
+    if (!(moe_tiers() >> tiers[id] & 1)) return 0;
+    for (int i = 0; i < 16; i++) {
+        double t = limits_now();
+        loops[id]();
+        double rate = ops[id] * 12 * LIMITS_LOOP / (limits_now() - t);
+        if (rate > best) best = rate;
+    }
+    return best;
+}
+#else
+static LIMITS_UNUSED double limits_peak(limits_peak_id id) { return (void)id, 0.0; }
+#endif
+
+/* ---- read bandwidth ------------------------------------------------------------------------------------------------------ */
+
+typedef struct limits_read_job {
+    const uint8_t *data;
+    size_t part;
+    uint64_t sum[64];
+} limits_read_job;
+static volatile uint64_t limits_sink; /* keeps the loads alive */
+static void limits_read_part(void *arg, int i) {
+    limits_read_job *job = (limits_read_job *)arg;
+    const uint64_t *p = (const uint64_t *)(const void *)(job->data + job->part * (size_t)i);
+    uint64_t a = 0, b = 0, c = 0, d = 0;
+    /* One load per cache line is enough, and no compiler can make it slow. */
+    for (size_t k = 0; k + 32 <= job->part / 8; k += 32) a ^= p[k], b ^= p[k + 8], c ^= p[k + 16], d ^= p[k + 24];
+    job->sum[i] = a ^ b ^ c ^ d;
+}
+/* Bytes per second that n threads read together, one linear stream each. */
+static LIMITS_UNUSED double limits_read(const void *data, size_t bytes, int n_threads) {
+    limits_read_job job;
+    job.data = (const uint8_t *)data, job.part = bytes / (size_t)n_threads / 4096 * 4096;
+    double t = limits_run(n_threads, limits_read_part, &job);
+    for (int i = 0; i < n_threads; i++) limits_sink = limits_sink ^ job.sum[i];
+    return (double)(job.part * (size_t)n_threads) / t;
+}
+/* Memory far larger than any cache, in huge pages where they exist. */
+static LIMITS_UNUSED void *limits_memory(size_t bytes) {
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return NULL;
+#ifdef MADV_HUGEPAGE
+    madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+    return p;
+}
+#endif
