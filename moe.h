@@ -4487,8 +4487,8 @@ MOE_API uint32_t moe_compute_by_name(const char *name) {
 /* ---- counts: every matrix and vector of the desc, of the whole layer even if this process holds a part ---- */
 
 /* Bytes of one expert's grid; its default shape as moei_side_of has it. */
-static uint64_t moei_count_grid(const moe_grid *g, uint64_t rows, uint64_t k, uint32_t like_rows, uint32_t like_cols) {
-    uint64_t r = g->rows ? g->rows : like_rows, c = g->cols ? g->cols : like_cols;
+static uint64_t moei_count_grid(const moe_grid *g, uint64_t rows, uint64_t k, const uint32_t *like) {
+    uint64_t r = g->rows ? g->rows : like[0], c = g->cols ? g->cols : like[1];
     if (!g->type) return 0;
     r = r ? (rows + r - 1) / r : rows, c = c ? (k + c - 1) / c : 1;
     if (g->type == MOE_TYPE_U4X8) r = (r + 7) / 8; /* a word for eight rows */
@@ -4504,10 +4504,13 @@ static void moei_count_vector(moe_counts *c, const moe_array *a, uint64_t n, uin
 static void moei_count_matrix(moe_counts *c, const moe_matrix *m, uint64_t n, uint64_t used, uint64_t rows,
                               uint64_t k) {
     if (!m->format) return;
-    uint32_t r = moei_layouts[m->format].rows, cols = moei_layouts[m->format].cols;
+    uint32_t like[2];
+    like[0] = moei_layouts[m->format].rows, like[1] = moei_layouts[m->format].cols;
     uint64_t bytes = rows * moe_row_bytes(m->format, (size_t)k) + moei_type_bytes[m->scale2.type];
-    bytes += moei_count_grid(&m->scale, rows, k, r, cols);
-    bytes += moei_count_grid(&m->zero, rows, k, m->scale.rows ? m->scale.rows : r, m->scale.cols ? m->scale.cols : cols);
+    bytes += moei_count_grid(&m->scale, rows, k, like);
+    if (m->scale.rows) like[0] = m->scale.rows;
+    if (m->scale.cols) like[1] = m->scale.cols;
+    bytes += moei_count_grid(&m->zero, rows, k, like);
     c->params_total += n * rows * k, c->params_active += used * rows * k;
     c->bytes_total += n * bytes, c->bytes_active += used * bytes;
     c->flops_token += 2 * used * rows * k, c->flops_dense += 2 * n * rows * k;
