@@ -22,7 +22,7 @@
    * every shape is checked against the configuration and the other tensors before a pointer is used.
 
    Weights that moe.h cannot read where they lie are repacked (ckpt_repack below): AWQ (packed along outputs), GPTQ
-   (transposed) and 8-bit packed words. A repacked matrix is relocatable: it may be written to a file and mapped again.
+   (transposed) and 8-bit packed words. A repacked matrix is relocatable: it may be saved and mapped again.
    4-bit weights with ordered groups become int4_group, bit for bit the same numbers; act-order GPTQ (g_idx not
    ascending) cannot be expressed by one scale per run of inputs and becomes exact f32: eight times the bytes. */
 

@@ -39,8 +39,8 @@ static int fail(const char *format, ...) {
 }
 static int fail_status(const char *what, moe_status status, const moe_error *e) {
     char where[96];
-    snprintf(where, sizeof where, "%s%s%s", e->part ? e->part : "", e->part && e->field ? "." : "",
-             e->field ? e->field : "");
+    const char *part = e->part ? e->part : "", *field = e->field ? e->field : "";
+    snprintf(where, sizeof where, "%s%s%s", part, *part && *field ? "." : "", field);
     if (e->got || e->want)
         return fail("%s: %s: %s (%" PRIu64 ", wanted %" PRIu64 ")", what, where, moe_status_text(status), e->got,
                     e->want);
