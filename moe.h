@@ -1310,7 +1310,7 @@ MOEI_UNUSED static moei_factor moei_row_scale(const moe_matrix *m, const moe_exp
 
 static moe_status moei_weights_error(moe_error *error, moe_status status, const char *field, uint64_t got,
                                      uint64_t want) {
-    if (error) error->status = status, error->field = field, error->got = got, error->want = want;
+    if (error) error->status = status, error->part = "", error->field = field, error->got = got, error->want = want;
     return status;
 }
 
@@ -1433,7 +1433,8 @@ static const char *moei_expert_bad(const moe_matrix *m, uint32_t expert, size_t 
 /* error.field: data, scale, zero or scale2; error.got: the first weight concerned, counted from expert 0's first.
    Absent experts are skipped. Scales of 0 are fine, divisors of 0 are not. */
 MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size_t rows, size_t k, moe_error *error) {
-    moe_status status = moei_check_matrix(matrix, n_experts, rows, k, error);
+    moe_status status = moei_weights_error(error, MOE_OK, "", 0, 0);
+    status = moei_check_matrix(matrix, n_experts, rows, k, error);
     for (uint32_t e = 0; !status && e < n_experts; e++) {
         uint64_t at = 0;
         const char *field = moei_expert_bad(matrix, e, rows, k, &at);
@@ -1797,13 +1798,14 @@ static void moei_affine_c(float *v, const float *s, const float *b, size_t n) {
 MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei_axpy_c, moei_affine_c};
 
 /* ==== >>dense: loops around the register tiles of f32 and bf16 arithmetic ==============================================
-   A tile is 4 rows (3 on AVX2) times up to 6 tokens over all of k, its sums in registers. Rows are read where they lie,
+   A tile is 4 rows (3 on AVX2) times up to 6 tokens over a piece of k, its sums in registers. Rows are read where they lie,
    tokens through pointers. A tile that is short of rows repeats its last row and stores less, so there is one code path. */
 
 typedef struct moei_tile {
     const uint8_t *w[4];             /* rows */
     const void *const *x;            /* prepared tokens */
-    size_t k;
+    size_t k0, k1, k;                /* the piece, of k */
+    float *sums;                     /* the accumulators between pieces; unused if there is one piece */
     float *out;                      /* of the first row and token */
     size_t out_stride;
     uint32_t n_rows;                 /* stored: 1 .. R */
@@ -1811,43 +1813,59 @@ typedef struct moei_tile {
 } moei_tile;
 typedef void moei_tile_fn(const moei_tile *t);
 typedef struct moei_tiles {
-    uint32_t rows, tokens;           /* R, C: the largest tile */
+    uint32_t rows, tokens, piece;    /* R, C: the largest tile; inputs per piece: those of C tokens take half of L1 */
     moei_tile_fn *fn[6];             /* [tokens - 1] */
 } moei_tiles;
+#if defined(__GNUC__) || defined(__clang__)
+#define MOEI_PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
+#else
+#define MOEI_PREFETCH_L2(p) ((void)(p))
+#endif
 
-/* Tokens are cut evenly (7 = 4 + 3, not 6 + 1): small tiles are bound by unpacking. A block of tokens stays in L2 while all
-   rows pass over it; a group of rows stays in L1 while the tiles of the block pass over it. */
-#define MOEI_BLOCK_BYTES (384u << 10)
-MOEI_UNUSED static void moei_sweep_block(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, moei_tile *t,
-                                         uint32_t n_tokens, const uint8_t *ahead, size_t ahead_bytes) {
-    const void *const *x = t->x;
-    float *out = t->out;
-    uint32_t R = tiles->rows, groups = (n_rows + R - 1) / R, per_group = (n_tokens + tiles->tokens - 1) / tiles->tokens;
-    size_t lines = ahead_bytes / 64, all = (size_t)groups * per_group, done = 0;
-    for (uint32_t r = 0; r < n_rows; r += R) {
-        t->n_rows = n_rows - r < R ? n_rows - r : R;
-        for (uint32_t i = 0; i < 4; i++) t->w[i] = moei_row(w, r + (i < t->n_rows ? i : t->n_rows - 1));
-        for (uint32_t i = 0, at = 0; i < per_group; i++, done++) {
-            uint32_t n = (n_tokens - at + per_group - i - 1) / (per_group - i);
-            t->x = x + at, t->out = out + at * t->out_stride + r;
-            t->ahead = ahead + lines * done / all * 64, t->ahead_end = ahead + lines * (done + 1) / all * 64;
+#define MOEI_SWEEP_ROWS 36u          /* a block of rows stays in L2 while all tiles of tokens pass over it; of 3 and 4 */
+#define MOEI_SWEEP_TOKENS 24u        /* tokens whose sums wait between pieces: 54 KiB of stack */
+
+/* What is left to prefetch, spread evenly over the tiles to come. */
+typedef struct moei_ahead { const uint8_t *at; size_t lines, tiles; } moei_ahead;
+MOEI_FORCE void moei_ahead_next(moei_ahead *a, moei_tile *t) {
+    size_t n = a->tiles ? a->lines / a->tiles : 0;
+    t->ahead = a->at, t->ahead_end = a->at + n * 64;
+    a->at += n * 64, a->lines -= n, a->tiles -= a->tiles != 0;
+}
+
+/* One piece of k for one block of rows and tokens. A tile's tokens stay in L1 while the rows pass over them. Tokens are cut
+   evenly (7 = 4 + 3, not 6 + 1): small tiles are bound by unpacking. */
+MOEI_UNUSED static void moei_sweep_piece(const moei_tiles *tiles, const moei_rows *w, uint32_t r0, uint32_t n_rows, moei_tile *t,
+                                         const void *const *x, uint32_t n_tokens, float *out, float *sums, moei_ahead *ahead) {
+    uint32_t parts = (n_tokens + tiles->tokens - 1) / tiles->tokens;
+    for (uint32_t i = 0, at = 0, n; i < parts; i++, at += n) {
+        n = (n_tokens - at + parts - i - 1) / (parts - i);
+        t->x = x + at;
+        for (uint32_t r = 0; r < n_rows; r += tiles->rows, sums += tiles->rows * tiles->tokens * 16) {
+            t->n_rows = n_rows - r < tiles->rows ? n_rows - r : tiles->rows;
+            for (uint32_t j = 0; j < 4; j++) t->w[j] = moei_row(w, r0 + r + (j < t->n_rows ? j : t->n_rows - 1));
+            t->out = out + at * t->out_stride + r0 + r, t->sums = sums;
+            moei_ahead_next(ahead, t);
             tiles->fn[n - 1](t);
-            at += n;
         }
     }
 }
-MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, size_t row_bytes, uint32_t n_rows,
-                                   const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
+MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, const void *const *x,
+                                   uint32_t n_tokens, float *out, size_t out_stride) {
+    float sums[MOEI_SWEEP_ROWS * MOEI_SWEEP_TOKENS * 16];
     moei_tile t;
-    size_t fit = MOEI_BLOCK_BYTES / row_bytes / tiles->tokens, lines = w->prefetch ? w->prefetch_bytes / 64 : 0;
-    uint32_t block = (uint32_t)(fit < 2 ? 2 : fit > 64 ? 64 : fit) * tiles->tokens;
+    uint32_t block = w->k <= tiles->piece ? n_tokens : MOEI_SWEEP_TOKENS;
+    size_t pieces = (w->k + tiles->piece - 1) / tiles->piece, groups = (n_rows + tiles->rows - 1) / tiles->rows;
+    moei_ahead ahead = {w->prefetch ? w->prefetch : w->data, w->prefetch ? w->prefetch_bytes / 64 : 0, 0};
+    ahead.tiles = pieces * groups * ((n_tokens + tiles->tokens - 1) / tiles->tokens);
     t.k = w->k, t.out_stride = out_stride;
-    for (uint32_t at = 0; at < n_tokens; at += block) {
-        uint32_t n = n_tokens - at < block ? n_tokens - at : block;
-        size_t from = lines * at / n_tokens, to = lines * (at + n) / n_tokens;
-        t.x = x + at, t.out = out + at * out_stride;
-        moei_sweep_block(tiles, w, n_rows, &t, n, (w->prefetch ? w->prefetch : w->data) + from * 64, (to - from) * 64);
-    }
+    for (uint32_t r = 0; r < n_rows; r += MOEI_SWEEP_ROWS)
+        for (uint32_t at = 0; at < n_tokens; at += block)
+            for (t.k0 = 0; t.k0 < w->k; t.k0 = t.k1) {
+                uint32_t rows = n_rows - r < MOEI_SWEEP_ROWS ? n_rows - r : MOEI_SWEEP_ROWS, n = n_tokens - at < block ? n_tokens - at : block;
+                t.k1 = w->k - t.k0 < tiles->piece ? w->k : t.k0 + tiles->piece;
+                moei_sweep_piece(tiles, w, r, rows, &t, x + at, n, out + at * out_stride, sums, &ahead);
+            }
 }
 
 /* The scales of weights k .. k + 15 of row r; returns how many of the following k have the same (at least 16 are covered). */
@@ -1873,9 +1891,13 @@ MOEI_UNUSED static size_t moei_panel_bytes_f32(uint32_t n_rows, size_t k) { retu
 /* Keeps a vector in its register: a load that is used several times may otherwise become a memory operand of each use. */
 #if defined(__GNUC__) || defined(__clang__)
 #define MOEI_PIN(v) __asm__("" : "+x"(v))
+#define MOEI_PIN_POINTER(p) __asm__("" : "+r"(p))
 #else
 #define MOEI_PIN(v) ((void)(v))
+#define MOEI_PIN_POINTER(p) ((void)(p))
 #endif
+static const uint32_t moei_odd_mask[8] = {0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+                                          0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
 /* Up to 16 weights of 2 or 4 bytes to a padded buffer: AVX2 has no masked loads of 16 bits. */
 MOEI_FORCE void moei_tail16(uint8_t *to, const uint8_t *from, size_t bytes) {
     memset(to, 0, 64);
@@ -1958,29 +1980,38 @@ MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, con
 MOEI_FORCE MOEI_AVX2 __m256 moei_half_avx2(const uint32_t format, const int odd, const uint8_t *p) {
     if (format == MOE_FORMAT_F32) return _mm256_loadu_ps((const float *)p + 8 * odd);
     __m256i v = _mm256_loadu_si256((const __m256i *)p);
-    if (odd) return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int)0xffff0000)));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+    if (!odd) return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
+    const uint32_t *mask = moei_odd_mask; /* stays a memory operand: 12 sums, 3 weights and a token fill all 16 registers */
+    MOEI_PIN_POINTER(mask);
+    return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_loadu_si256((const __m256i *)(const void *)mask)));
 }
 /* SHAPES      3 rows (bf16, or f32 in panel order) x C tokens, one parity of k; s[c] = the trees of the 3 sums
    REGISTERS   3 C sums + 3 weights + 1 token: all 16 at C = 4; 12 FMAs (6 cycles) per 7 loads */
 MOEI_FORCE MOEI_AVX2 void moei_pass_avx2(const uint32_t format, const int C, const int odd, const moei_tile *t,
                                          const uint8_t *const *tail, const uint8_t *ahead, const uint8_t *ahead_end, __m128 *s) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k & ~(size_t)15;
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k1 < t->k ? t->k1 : t->k & ~(size_t)15;
     const uint8_t *w[3] = {t->w[0], t->w[1], t->w[2]};
     const float *x[4];
+    float *sums = t->sums + odd * 12 * 8;
     __m256 a[4][3], v[3];
     MOEI_UNROLL for (int c = 0; c < C; c++) {
         x[c] = (const float *)t->x[c] + 8 * odd;
-        MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_setzero_ps();
+        MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = t->k0 ? _mm256_loadu_ps(sums + (c * 3 + r) * 8) : _mm256_setzero_ps();
     }
-    for (size_t k = 0; k < k_end; k += 16) {
-        if (ahead < ahead_end) MOEI_PREFETCH(ahead), ahead += 64;
+    for (size_t k = t->k0; k < k_end; k += 16) {
+        if (ahead < ahead_end) MOEI_PREFETCH_L2(ahead), ahead += 64;
         MOEI_UNROLL for (int r = 0; r < 3; r++) v[r] = moei_half_avx2(format, odd, w[r] + k * size);
         MOEI_UNROLL for (int c = 0; c < C; c++) {
             __m256 xc = _mm256_loadu_ps(x[c] + k);
             MOEI_PIN(xc);
             MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_fmadd_ps(v[r], xc, a[c][r]);
         }
+    }
+    if (t->k1 < t->k) {
+        MOEI_UNROLL for (int c = 0; c < C; c++)
+            MOEI_UNROLL for (int r = 0; r < 3; r++) _mm256_storeu_ps(sums + (c * 3 + r) * 8, a[c][r]);
+        MOEI_UNROLL for (int c = 0; c < C; c++) s[c] = _mm_setzero_ps();
+        return;
     }
     if (k_end < t->k) {
         MOEI_UNROLL for (int r = 0; r < 3; r++) v[r] = moei_half_avx2(format, odd, tail[r]);
@@ -1996,11 +2027,12 @@ MOEI_FORCE MOEI_AVX2 void moei_tile_avx2(const uint32_t format, const int C, con
     const uint8_t *tail[3] = {t->w[0] + k_end * size, t->w[1] + k_end * size, t->w[2] + k_end * size};
     uint8_t pad[3][64];
     __m128 even[4], odd[4];
-    if (k_end < t->k && format != MOE_FORMAT_F32) /* panels are padded */
+    if (t->k1 == t->k && k_end < t->k && format != MOE_FORMAT_F32) /* panels are padded */
         for (int r = 0; r < 3; r++) moei_tail16(pad[r], tail[r], (t->k - k_end) * size), tail[r] = pad[r];
     size_t half = (size_t)(t->ahead_end - t->ahead) / 128 * 64;
     moei_pass_avx2(format, C, 0, t, tail, t->ahead, t->ahead + half, even);
     moei_pass_avx2(format, C, 1, t, tail, t->ahead + half, t->ahead_end, odd);
+    if (t->k1 < t->k) return;
     MOEI_UNROLL for (int c = 0; c < C; c++) {
         __m128 s = _mm_add_ps(_mm_add_ps(even[c], odd[c]), _mm_setzero_ps());
         moei_store_avx2(t->out + (size_t)c * t->out_stride, s, t->n_rows);
@@ -2013,9 +2045,9 @@ MOEI_FORCE MOEI_AVX2 void moei_tile_avx2(const uint32_t format, const int C, con
 MOEI_TILES_AVX2(F32)
 MOEI_TILES_AVX2(BF16)
 static const moei_tiles moei_tiles_avx2_F32 = {
-    3, 4, {moei_tile_avx2_F32_1, moei_tile_avx2_F32_2, moei_tile_avx2_F32_3, moei_tile_avx2_F32_4, NULL, NULL}};
+    3, 4, 1024, {moei_tile_avx2_F32_1, moei_tile_avx2_F32_2, moei_tile_avx2_F32_3, moei_tile_avx2_F32_4, NULL, NULL}};
 static const moei_tiles moei_tiles_avx2_BF16 = {
-    3, 4, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3, moei_tile_avx2_BF16_4, NULL, NULL}};
+    3, 4, 1024, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3, moei_tile_avx2_BF16_4, NULL, NULL}};
 
 MOEI_FORCE MOEI_AVX2 void moei_dot_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                         uint32_t n_tokens, float *out, size_t out_stride) {
@@ -2035,13 +2067,13 @@ MOEI_AVX2 static void moei_dot_avx2_F16(const moei_rows *w, uint32_t n_rows, con
 MOEI_AVX2 static void moei_dot_avx2_BF16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                          float *out, size_t out_stride) {
     if (n_tokens <= 4) moei_dot_avx2(MOE_FORMAT_BF16, w, n_rows, x, n_tokens, out, out_stride);
-    else moei_sweep(&moei_tiles_avx2_BF16, w, moei_f32_row_bytes(w->k), n_rows, x, n_tokens, out, out_stride);
+    else moei_sweep(&moei_tiles_avx2_BF16, w, n_rows, x, n_tokens, out, out_stride);
 }
 static void moei_panel_avx2(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
     moei_rows rows = *w;
     rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_f32_row_bytes(w->k);
-    moei_sweep(&moei_tiles_avx2_F32, &rows, rows.row_stride, n_rows, x, n_tokens, out, out_stride);
+    moei_sweep(&moei_tiles_avx2_F32, &rows, n_rows, x, n_tokens, out, out_stride);
 }
 
 MOEI_AVX2 static void moei_prepare_avx2(void *row, const float *x, size_t k0, size_t n, size_t k) {
@@ -2217,21 +2249,26 @@ MOEI_FORCE MOEI_AVX512 void moei_store_avx512(float *out, __m128 s, uint32_t n) 
    DEFINITION  lane l of a[c][r] is the FMA chain over k mod 16 == l
    REGISTERS   4 C sums + 4 weights + 1 token: 29 of 32 at C = 6; 24 FMAs (12 cycles) per 10 loads */
 MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C, const moei_tile *t) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k & ~(size_t)15;
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k1 < t->k ? t->k1 : t->k & ~(size_t)15;
     const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *ahead = t->ahead, *ahead_end = t->ahead_end;
     const float *x[6];
     __m512 a[6][4], v[4];
     MOEI_UNROLL for (int c = 0; c < C; c++) {
         x[c] = (const float *)t->x[c];
-        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_setzero_ps();
+        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = t->k0 ? _mm512_loadu_ps(t->sums + (c * 4 + r) * 16) : _mm512_setzero_ps();
     }
-    for (size_t k = 0; k < k_end; k += 16) {
-        if (ahead < ahead_end) MOEI_PREFETCH(ahead), ahead += 64;
+    for (size_t k = t->k0; k < k_end; k += 16) {
+        if (ahead < ahead_end) MOEI_PREFETCH_L2(ahead), ahead += 64;
         MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_avx512(format, w[r] + k * size);
         MOEI_UNROLL for (int c = 0; c < C; c++) {
             __m512 xc = _mm512_loadu_ps(x[c] + k);
             MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_fmadd_ps(v[r], xc, a[c][r]);
         }
+    }
+    if (t->k1 < t->k) {
+        MOEI_UNROLL for (int c = 0; c < C; c++)
+            MOEI_UNROLL for (int r = 0; r < 4; r++) _mm512_storeu_ps(t->sums + (c * 4 + r) * 16, a[c][r]);
+        return;
     }
     if (k_end < t->k) {
         __mmask16 m = moei_mask_avx512(t->k - k_end);
@@ -2277,13 +2314,13 @@ MOEI_TILES_AVX512(F32)
 MOEI_TILES_AVX512(F16)
 MOEI_TILES_AVX512(BF16)
 static const moei_tiles moei_tiles_avx512_F32 = {
-    4, 6, {moei_tile_avx512_F32_1, moei_tile_avx512_F32_2, moei_tile_avx512_F32_3, moei_tile_avx512_F32_4,
+    4, 6, 1024, {moei_tile_avx512_F32_1, moei_tile_avx512_F32_2, moei_tile_avx512_F32_3, moei_tile_avx512_F32_4,
            moei_tile_avx512_F32_5, moei_tile_avx512_F32_6}};
 static const moei_tiles moei_tiles_avx512_F16 = {
-    4, 6, {moei_tile_avx512_F16_1, moei_tile_avx512_F16_2, moei_tile_avx512_F16_3, moei_tile_avx512_F16_4,
+    4, 6, 1024, {moei_tile_avx512_F16_1, moei_tile_avx512_F16_2, moei_tile_avx512_F16_3, moei_tile_avx512_F16_4,
            moei_tile_avx512_F16_5, moei_tile_avx512_F16_6}};
 static const moei_tiles moei_tiles_avx512_BF16 = {
-    4, 6, {moei_tile_avx512_BF16_1, moei_tile_avx512_BF16_2, moei_tile_avx512_BF16_3, moei_tile_avx512_BF16_4,
+    4, 6, 1024, {moei_tile_avx512_BF16_1, moei_tile_avx512_BF16_2, moei_tile_avx512_BF16_3, moei_tile_avx512_BF16_4,
            moei_tile_avx512_BF16_5, moei_tile_avx512_BF16_6}};
 
 /* Up to 4 tokens the weights' stream is what counts, beyond the multiply-adds. */
@@ -2294,7 +2331,7 @@ MOEI_FORCE MOEI_AVX512 void moei_dot_avx512(const uint32_t format, const moei_ti
     else if (n_tokens == 2) moei_rows_avx512(format, 2, w, n_rows, x, out, out_stride);
     else if (n_tokens == 3) moei_rows_avx512(format, 3, w, n_rows, x, out, out_stride);
     else if (n_tokens == 4) moei_rows_avx512(format, 4, w, n_rows, x, out, out_stride);
-    else moei_sweep(tiles, w, moei_f32_row_bytes(w->k), n_rows, x, n_tokens, out, out_stride);
+    else moei_sweep(tiles, w, n_rows, x, n_tokens, out, out_stride);
 }
 #define MOEI_DOT_AVX512(F)                                                                                             \
     MOEI_AVX512 static void moei_dot_avx512_##F(const moei_rows *w, uint32_t n_rows, const void *const *x,             \
@@ -2410,22 +2447,27 @@ MOEI_FORCE MOEI_BF16 __mmask32 moei_mask_bf16(size_t n) { return n < 32 ? (1u <<
 /* SHAPES      4 bf16 rows x C prepared tokens (bf16, padded to 32)
    REGISTERS   as moei_tile_avx512: 24 dot products of 16 pairs per 10 loads at C = 6 */
 MOEI_FORCE MOEI_BF16 void moei_tile_bf16(const int C, const moei_tile *t) {
-    const size_t k_end = t->k & ~(size_t)31;
+    const size_t k_end = t->k1 < t->k ? t->k1 : t->k & ~(size_t)31;
     const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *ahead = t->ahead, *ahead_end = t->ahead_end;
     const uint8_t *x[6];
     __m512 a[6][4];
     __m512i v[4];
     MOEI_UNROLL for (int c = 0; c < C; c++) {
         x[c] = (const uint8_t *)t->x[c];
-        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_setzero_ps();
+        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = t->k0 ? _mm512_loadu_ps(t->sums + (c * 4 + r) * 16) : _mm512_setzero_ps();
     }
-    for (size_t k = 0; k < k_end; k += 32) {
-        if (ahead < ahead_end) MOEI_PREFETCH(ahead), ahead += 64;
+    for (size_t k = t->k0; k < k_end; k += 32) {
+        if (ahead < ahead_end) MOEI_PREFETCH_L2(ahead), ahead += 64;
         MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_loadu_si512(w[r] + k * 2);
         MOEI_UNROLL for (int c = 0; c < C; c++) {
             __m512i xc = _mm512_loadu_si512(x[c] + k * 2);
             MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_dpbf16_ps(a[c][r], (__m512bh)v[r], (__m512bh)xc);
         }
+    }
+    if (t->k1 < t->k) {
+        MOEI_UNROLL for (int c = 0; c < C; c++)
+            MOEI_UNROLL for (int r = 0; r < 4; r++) _mm512_storeu_ps(t->sums + (c * 4 + r) * 16, a[c][r]);
+        return;
     }
     if (k_end < t->k) {
         __mmask32 m = moei_mask_bf16(t->k - k_end);
@@ -2467,7 +2509,7 @@ MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int C, const moei_rows *w, uint32
     MOEI_BF16 static void moei_tile_bf16_##C(const moei_tile *t) { moei_tile_bf16(C, t); }
 MOEI_TILE_BF16(1) MOEI_TILE_BF16(2) MOEI_TILE_BF16(3) MOEI_TILE_BF16(4) MOEI_TILE_BF16(5) MOEI_TILE_BF16(6)
 static const moei_tiles moei_tiles_bf16 = {
-    4, 6, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3, moei_tile_bf16_4, moei_tile_bf16_5, moei_tile_bf16_6}};
+    4, 6, 2048, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3, moei_tile_bf16_4, moei_tile_bf16_5, moei_tile_bf16_6}};
 
 static size_t moei_panel_bytes_bf16(uint32_t n_rows, size_t k) { return n_rows * moei_bf16_row_bytes(k); }
 MOEI_BF16 static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
@@ -2476,7 +2518,7 @@ MOEI_BF16 static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const v
     else if (n_tokens == 2) moei_rows_bf16(2, w, n_rows, x, out, out_stride);
     else if (n_tokens == 3) moei_rows_bf16(3, w, n_rows, x, out, out_stride);
     else if (n_tokens == 4) moei_rows_bf16(4, w, n_rows, x, out, out_stride);
-    else moei_sweep(&moei_tiles_bf16, w, moei_bf16_row_bytes(w->k), n_rows, x, n_tokens, out, out_stride);
+    else moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);
 }
 static void moei_panel_bf16(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
@@ -2554,23 +2596,21 @@ MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = {
 #endif
 
 /* ==== >>q8: Q8 on AVX2 and AVX512-VNNI =================================================================================
-   LAYOUT      A step is 8 blocks of 32 weights of one row: lane b of every vector of 8 belongs to block b. moei_q8w holds a
-               step's weights as bytes, unsigned with a constant offset (or signed, see MOEI_Q8_SIGNED), its scales and, where
-               the format has them, minima, scales of the second 16 or integer scales per 16.
-   DEFINITION  acc = fma((float)isum, D * d_x, acc) per block, 8 accumulators by block mod 8, tree 4 2 1, + 0.0f; see the
-               contract at the top. isum is exact, so it may be computed in any way: unsigned weights give
-               sum(u q) - offset * sum(q), and the sums of q come with the prepared row.
+   LAYOUT      A step is 8 blocks of 32 weights of one row, and lane b of every vector of 8 belongs to block b. Its weights come as
+               bytes, unsigned with a constant offset (on AVX2 wide formats signed), 1 block per register on AVX2, 2 on AVX-512; its
+               scales as moei_q8s, the same on both.
+   DEFINITION  acc = fma((float)isum, D * d_x, acc) per block, 8 accumulators by block mod 8, tree 4 2 1, + 0.0f; see >>reference.
+               isum is exact, so it may be computed in any way: unsigned weights give sum(u q) - offset * sum(q), and the sums of
+               q come with the prepared row.
    LIMITS      vpmaddubsw saturates when two products exceed 32767: unsigned weights up to 129 are safe, 8-bit weights and the
-               IQ4 table are not and go as |w| x sign(q, w). Sums of 4 products fit 16 bits up to u = 64, of 8 up to u = 32. */
+               IQ4 table are not and go as |w| x sign(q, w). Of u <= 63 two products fit 16 bits twice over, of u <= 32 four times. */
 #if MOEI_HAVE_AVX2
 
-typedef struct moei_q8w {
-    __m256i v[8];  /* weights of block b in ascending k */
-    __m256 d, m;   /* scale; minimum (added with s_x), or scale of the second 16 */
-    __m256i pair[4]; /* s16, spread for two blocks each */
-    __m256i s16;   /* integer scales per 16 (int16), as moei_q8.sum16 */
-    __m256i z;     /* zero points (int32), or minima per 16 (int16) */
-} moei_q8w;
+typedef struct moei_q8s { /* of a step; unused ones stay undefined */
+    __m256 d, m;      /* scale; minimum (added times s_x), or scale of the second 16; Q2_K: -dmin */
+    __m256i sub, min; /* 16 int16: integer scales and minima per 16, in the order of moei_q8.sum16 */
+    __m256i zero;     /* 8 int32 */
+} moei_q8s;
 
 /* What a format needs beyond unsigned weights and one scale: all constants once inlined. */
 MOEI_FORCE int moei_q8_has_min(uint32_t f) {
@@ -2592,11 +2632,10 @@ MOEI_FORCE int moei_q8_has_side(uint32_t f) { /* scales live apart */
 /* What was added to make the weights unsigned. */
 MOEI_FORCE int moei_q8_offset(uint32_t f) {
     if (moei_q8_is_wide(f)) return 128;
-    if (moei_q8_is_e2m1(f)) return 12;
-    return f == MOE_FORMAT_Q6_K ? 32 : f == MOE_FORMAT_Q5_0 ? 16 : f == MOE_FORMAT_Q4_0 ? 8 : f == MOE_FORMAT_Q3_K ? 4 : 0;
+    return f == MOE_FORMAT_Q6_K ? 32 : f == MOE_FORMAT_Q5_0 || moei_q8_is_e2m1(f) ? 16 : f == MOE_FORMAT_Q4_0 ? 8 : f == MOE_FORMAT_Q3_K ? 4 : 0;
 }
 /* Bytes of a step. */
-MOEI_FORCE size_t moei_q8_group_bytes(uint32_t f) {
+MOEI_FORCE size_t moei_q8_step_bytes(uint32_t f) {
     switch (f) {
     case MOE_FORMAT_Q8_0: return 272;
     case MOE_FORMAT_Q4_0:
@@ -2617,45 +2656,18 @@ MOEI_FORCE size_t moei_q8_group_bytes(uint32_t f) {
     }
 }
 
-/* ---- loads and small vectors ---- */
+/* ---- loads and small vectors (x86 is little-endian) ---- */
+
+MOEI_FORCE uint32_t moei_q8_u16(const void *p) { uint16_t v; memcpy(&v, p, 2); return v; }
+MOEI_FORCE uint32_t moei_q8_u32(const void *p) { uint32_t v; memcpy(&v, p, 4); return v; }
 
 MOEI_FORCE MOEI_AVX2 __m128i moei_q8_ld128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_ld256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 MOEI_FORCE MOEI_AVX2 __m128i moei_q8_ld64(const void *p) { return _mm_loadl_epi64((const __m128i *)p); }
-MOEI_FORCE MOEI_AVX2 __m128i moei_q8_ld32(const void *p) { return _mm_cvtsi32_si128((int)moei_load32(p)); }
+MOEI_FORCE MOEI_AVX2 __m128i moei_q8_ld32(const void *p) { return _mm_cvtsi32_si128((int)moei_q8_u32(p)); }
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_and(__m256i v, int mask) { return _mm256_and_si256(v, _mm256_set1_epi8((char)mask)); }
 MOEI_FORCE MOEI_AVX2 __m256 moei_q8_i8f(__m128i v) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)); } /* 8 int8 to f32 */
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_both(__m128i v) { return _mm256_broadcastsi128_si256(v); }
-
-/* 16 bytes of nibbles to 32 bytes. GGUF: low nibbles are the first 16 weights; HF: nibbles in order. */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles(const uint8_t *p) {
-    const __m256i shift = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
-    return moei_q8_and(_mm256_srlv_epi32(moei_q8_both(moei_q8_ld128(p)), shift), 15);
-}
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles_hf(const uint8_t *p) {
-    __m256i w = _mm256_cvtepu8_epi16(moei_q8_ld128(p)); /* 0000 hhhh llll: the two ends stay after (w << 4 | w) & 0f0f */
-    return moei_q8_and(_mm256_or_si256(w, _mm256_slli_epi16(w, 4)), 15);
-}
-/* NVFP4: 8 bytes per 16 weights. */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles_nv(const uint8_t *p) {
-    __m128i b = moei_q8_ld128(p), lo = _mm_and_si128(b, _mm_set1_epi8(15)), hi = _mm_and_si128(_mm_srli_epi16(b, 4), _mm_set1_epi8(15));
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi64(lo, hi)), _mm_unpackhi_epi64(lo, hi), 1);
-}
-/* Bit i of 32 to value v in byte i. */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_bits(const uint8_t *p, int v) {
-    const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
-    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
-    __m256i b = _mm256_shuffle_epi8(_mm256_set1_epi32((int)moei_load32(p)), byte);
-    return moei_q8_and(_mm256_cmpeq_epi8(_mm256_and_si256(b, bit), bit), v);
-}
-/* E2M1 codes, doubled, + 12; the IQ4 table. */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_e2m1(__m256i code) {
-    return _mm256_shuffle_epi8(moei_q8_both(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0)), code);
-}
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_iq4(__m256i code) {
-    return _mm256_shuffle_epi8(
-        moei_q8_both(_mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)), code);
-}
 
 /* ---- scales ---- */
 
@@ -2663,25 +2675,25 @@ MOEI_FORCE MOEI_AVX2 __m256i moei_q8_iq4(__m256i code) {
 MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half8(const uint8_t *p, size_t stride) {
     uint64_t lo = 0, hi = 0;
     MOEI_UNROLL for (size_t i = 0; i < 4; i++) {
-        lo |= (uint64_t)moei_load16(p + i * stride) << (16 * i);
-        hi |= (uint64_t)moei_load16(p + (i + 4) * stride) << (16 * i);
+        lo |= (uint64_t)moei_q8_u16(p + i * stride) << (16 * i);
+        hi |= (uint64_t)moei_q8_u16(p + (i + 4) * stride) << (16 * i);
     }
     return _mm256_cvtph_ps(_mm_insert_epi64(_mm_cvtsi64_si128((long long)lo), (long long)hi, 1));
 }
 /* 8 pairs of halves. */
 MOEI_FORCE MOEI_AVX2 void moei_q8_half8x2(const uint8_t *p, size_t stride, __m256 *a, __m256 *b) {
     __m128i lo = moei_q8_ld32(p), hi = moei_q8_ld32(p + 2 * stride); /* blocks 0 1 4 5, 2 3 6 7 */
-    lo = _mm_insert_epi32(lo, (int)moei_load32(p + 1 * stride), 1), hi = _mm_insert_epi32(hi, (int)moei_load32(p + 3 * stride), 1);
-    lo = _mm_insert_epi32(lo, (int)moei_load32(p + 4 * stride), 2), hi = _mm_insert_epi32(hi, (int)moei_load32(p + 6 * stride), 2);
-    lo = _mm_insert_epi32(lo, (int)moei_load32(p + 5 * stride), 3), hi = _mm_insert_epi32(hi, (int)moei_load32(p + 7 * stride), 3);
+    lo = _mm_insert_epi32(lo, (int)moei_q8_u32(p + 1 * stride), 1), hi = _mm_insert_epi32(hi, (int)moei_q8_u32(p + 3 * stride), 1);
+    lo = _mm_insert_epi32(lo, (int)moei_q8_u32(p + 4 * stride), 2), hi = _mm_insert_epi32(hi, (int)moei_q8_u32(p + 6 * stride), 2);
+    lo = _mm_insert_epi32(lo, (int)moei_q8_u32(p + 5 * stride), 3), hi = _mm_insert_epi32(hi, (int)moei_q8_u32(p + 7 * stride), 3);
     __m256 l = _mm256_cvtph_ps(lo), h = _mm256_cvtph_ps(hi);
     *a = _mm256_shuffle_ps(l, h, 0x88), *b = _mm256_shuffle_ps(l, h, 0xdd);
 }
-MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half1(const uint8_t *p) { return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(moei_load16(p)))); }
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half1(const uint8_t *p) { return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128((int)moei_q8_u16(p)))); }
 
 /* Q4_K and Q5_K: d, dmin and 12 bytes with eight 6-bit scales and minima. The minimum is negated. */
 MOEI_FORCE MOEI_AVX2 void moei_q8_scales_k(const uint8_t *p, __m256 *d, __m256 *m) {
-    uint32_t a = moei_load32(p + 4), b = moei_load32(p + 8), c = moei_load32(p + 12);
+    uint32_t a = moei_q8_u32(p + 4), b = moei_q8_u32(p + 8), c = moei_q8_u32(p + 12);
     uint64_t s = (a & 0x3f3f3f3fu) | (uint64_t)((c & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u)) << 32;
     uint64_t n = (b & 0x3f3f3f3fu) | (uint64_t)((c >> 4 & 0x0f0f0f0fu) | (b >> 2 & 0x30303030u)) << 32;
     __m128 h = _mm_cvtph_ps(moei_q8_ld32(p));
@@ -2692,14 +2704,14 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_scales_k(const uint8_t *p, __m256 *d, __m256 *
 /* Q3_K: 16 6-bit scales, - 32, as int16. */
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_scales_q3(const uint8_t *p) {
     __m128i b = moei_q8_ld64(p), low = _mm_unpacklo_epi64(b, _mm_srli_epi16(b, 4));
-    __m128i high = _mm_srlv_epi32(_mm_set1_epi32((int)moei_load32(p + 8)), _mm_setr_epi32(0, 2, 4, 6));
+    __m128i high = _mm_srlv_epi32(_mm_set1_epi32((int)moei_q8_u32(p + 8)), _mm_setr_epi32(0, 2, 4, 6));
     low = _mm_and_si128(low, _mm_set1_epi8(15)), high = _mm_slli_epi16(_mm_and_si128(high, _mm_set1_epi8(3)), 4);
     return _mm256_cvtepi8_epi16(_mm_sub_epi8(_mm_or_si128(low, high), _mm_set1_epi8(32)));
 }
 /* IQ4_XS: d times eight 6-bit scales - 32. */
 MOEI_FORCE MOEI_AVX2 __m256 moei_q8_scales_iq4xs(const uint8_t *p) {
-    __m256i low = _mm256_srlv_epi32(_mm256_set1_epi32((int)moei_load32(p + 4)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
-    __m256i high = _mm256_srlv_epi32(_mm256_set1_epi32(moei_load16(p + 2)), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
+    __m256i low = _mm256_srlv_epi32(_mm256_set1_epi32((int)moei_q8_u32(p + 4)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    __m256i high = _mm256_srlv_epi32(_mm256_set1_epi32((int)moei_q8_u16(p + 2)), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
     low = _mm256_and_si256(low, _mm256_set1_epi32(15)), high = _mm256_and_si256(high, _mm256_set1_epi32(3));
     low = _mm256_sub_epi32(_mm256_or_si256(low, _mm256_slli_epi32(high, 4)), _mm256_set1_epi32(32));
     return _mm256_mul_ps(moei_q8_half1(p), _mm256_cvtepi32_ps(low));
@@ -2718,17 +2730,17 @@ MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half_e4m3(__m128i b) {
 
 /* ---- scales and zero points that live apart ---- */
 
-enum { MOEI_Q8_CHUNK = 32 }; /* steps between two fills of moei_q8side */
+enum { MOEI_Q8_CHUNK = 8 }; /* steps between two fills of moei_q8side */
 typedef struct moei_q8side {
-    float d[16 * MOEI_Q8_CHUNK + 8]; /* per block, or per half block for NVFP4 */
-    int32_t z[8 * MOEI_Q8_CHUNK + 8];
+    int32_t d[16 * MOEI_Q8_CHUNK]; /* floats' bits: per block, or per half block for NVFP4 */
+    int32_t zero[8 * MOEI_Q8_CHUNK];
 } moei_q8side;
 
 /* 8 consecutive values as f32 times `factor`, or zero points as int32; `shift`: of the row's nibble in U4X8. */
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_side8(uint32_t type, const uint8_t *p, float factor, int shift) {
     __m256i v = _mm256_setzero_si256(), nan = v;
     switch (type) {
-    case MOE_TYPE_U8: return _mm256_cvtepu8_epi32(moei_q8_ld64(p));
+    case MOE_TYPE_U8: return _mm256_cvtepu8_epi32(_mm_min_epu8(moei_q8_ld64(p), _mm_set1_epi8(127))); /* as the reference */
     case MOE_TYPE_U4X8: return _mm256_and_si256(_mm256_srl_epi32(moei_q8_ld256(p), _mm_cvtsi32_si128(shift)), _mm256_set1_epi32(15));
     case MOE_TYPE_F32: v = moei_q8_ld256(p); break;
     case MOE_TYPE_F16: v = _mm256_castps_si256(_mm256_cvtph_ps(moei_q8_ld128(p))); break;
@@ -2750,27 +2762,33 @@ MOEI_FORCE MOEI_AVX2 __m256i moei_q8_side8(uint32_t type, const uint8_t *p, floa
 MOEI_FORCE size_t moei_q8_side_bytes(uint32_t type) {
     return type == MOE_TYPE_F32 || type == MOE_TYPE_U4X8 ? 4 : type == MOE_TYPE_F16 || type == MOE_TYPE_BF16 ? 2 : 1;
 }
-/* out[0 .. n) = the row's values for units of `unit` weights from unit i on. The grid's cols is a multiple of unit. */
-MOEI_FORCE MOEI_AVX2 void moei_q8_side_fill(uint32_t type, const moei_side *s, size_t row, size_t unit, size_t i, size_t n, float factor,
-                                         void *out) {
-    size_t size = moei_q8_side_bytes(type), per = s->cols / unit, v = i / per, left = (i + n - 1) / per + 1 - v, skip = i - v * per;
-    size_t line = row / s->rows;
-    const uint8_t *p = s->data + (type == MOE_TYPE_U4X8 ? line / 8 : line) * s->row_stride + v * size;
-    int32_t *o = (int32_t *)out, *end = o + n, x[8];
-    for (; left; p += 8 * size) {
-        size_t m = left < 8 ? left : 8;
+/* out[0 .. n) = the row's values for units of `unit` weights from unit i on; up to out[n + 7] is written. The grid's cols is a
+   multiple of unit; a power of two of units (and i a multiple of it) is spread by permutation, others one by one. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_side_fill(uint32_t type, const moei_side *s, size_t row, size_t unit, size_t i, size_t n,
+                                            float factor, int32_t *out) {
+    const size_t size = moei_q8_side_bytes(type), per = s->cols / unit, line = row / s->rows, fast = (per & (per - 1)) == 0 && i % per == 0;
+    const uint8_t *p = s->data + (type == MOE_TYPE_U4X8 ? line / 8 : line) * s->row_stride + i / per * size;
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    size_t left = (i + n - 1) / per + 1 - i / per, skip = i % per, log2 = 0;
+    for (int32_t *end = out + n; out < end; p += 8 * size, left -= 8) {
         uint8_t tail[32] = {0};
-        if (m < 8) memcpy(tail, p, m * size);
-        _mm256_storeu_si256((__m256i *)x, moei_q8_side8(type, m < 8 ? tail : p, factor, (int)(4 * (line % 8))));
-        if (per == 1) memcpy(o, x, sizeof x), o += m;
-        else
-            for (size_t j = 0; j < m; j++, skip = 0)
-                for (size_t c = skip; c < per && o < end; c++) *o++ = x[j];
-        left -= m;
+        __m256i v = moei_q8_side8(type, left < 8 ? (const uint8_t *)memcpy(tail, p, left * size) : p, factor, (int)(4 * (line % 8)));
+        if (fast) {
+            while (per >> log2 > 1) log2++;
+            for (size_t j = 0; j < per && out < end; j++, out += 8) {
+                __m256i from = _mm256_srl_epi32(_mm256_add_epi32(lane, _mm256_set1_epi32((int)(8 * j))), _mm_cvtsi32_si128((int)log2));
+                _mm256_storeu_si256((__m256i *)out, _mm256_permutevar8x32_epi32(v, from));
+            }
+            continue;
+        }
+        int32_t x[8];
+        _mm256_storeu_si256((__m256i *)x, v);
+        for (size_t j = 0; j < 8; j++, skip = 0)
+            for (size_t c = skip; c < per && out < end; c++) *out++ = x[j];
     }
 }
 static MOEI_AVX2 MOEI_NOINLINE void moei_q8_side_values(const moei_side *s, size_t row, size_t unit, size_t i, size_t n, float factor,
-                                                     void *out) {
+                                                     int32_t *out) {
     switch (s->type) {
     case MOE_TYPE_F32: moei_q8_side_fill(MOE_TYPE_F32, s, row, unit, i, n, factor, out); break;
     case MOE_TYPE_F16: moei_q8_side_fill(MOE_TYPE_F16, s, row, unit, i, n, factor, out); break;
@@ -2781,171 +2799,88 @@ static MOEI_AVX2 MOEI_NOINLINE void moei_q8_side_values(const moei_side *s, size
     default: moei_q8_side_fill(MOE_TYPE_U4X8, s, row, unit, i, n, factor, out);
     }
 }
-/* Scales (and zero points) of steps [i, i + MOEI_Q8_CHUNK) of row r; beyond the row's end anything finite. */
+/* Scales and zero points of MOEI_Q8_CHUNK steps from step i of row r; what is beyond the row's end counts as 1 (8). */
 MOEI_FORCE MOEI_AVX2 void moei_q8_sides(uint32_t f, const moei_rows *w, size_t r, size_t i, moei_q8side *side) {
-    size_t unit = moei_q8_is_nvfp4(f) ? 16 : 32, all = w->k / unit, first = i * 256 / unit, n = all - first, room = MOEI_Q8_CHUNK * 256 / unit;
-    float factor = moei_q8_is_e2m1(f) ? 0.5f : 1.0f;
-    if (n > room) n = room;
-    for (size_t j = w->scale.data ? n : 0; j < n + 15 && j < room; j++) side->d[j] = factor;
+    const size_t unit = moei_q8_is_nvfp4(f) ? 16 : 32, first = i * 256 / unit, room = MOEI_Q8_CHUNK * 256 / unit, all = w->k / unit - first;
+    const size_t n = all < room ? all : room, padded = (n + 256 / unit - 1) & ~(256 / unit - 1);
+    const float factor = moei_q8_is_e2m1(f) ? 0.5f : 1.0f;
     if (w->scale.data) moei_q8_side_values(&w->scale, w->row0 + r, unit, first, n, factor, side->d);
+    for (size_t j = w->scale.data ? n : 0; j < padded; j++) side->d[j] = (int32_t)moei_bits(factor);
     if (f != MOE_FORMAT_INT4_GROUP) return;
-    for (size_t j = w->zero.data ? n : 0; j < n + 7 && j < room; j++) side->z[j] = 8;
-    if (w->zero.data) moei_q8_side_values(&w->zero, w->row0 + r, unit, first, n, factor, side->z);
+    if (w->zero.data) moei_q8_side_values(&w->zero, w->row0 + r, unit, first, n, factor, side->zero);
+    for (size_t j = w->zero.data ? n : 0; j < padded; j++) side->zero[j] = 8;
 }
 
-/* ---- unpacking: one step of a row, every format ---- */
+/* ---- the scales of one step, every format ---- */
 
-MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q4(uint32_t f, const uint8_t *p, moei_q8w *u) {
-    const int five = f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1, min = moei_q8_has_min(f);
-    const size_t head = (min ? 4u : 2u) + (five ? 4u : 0u), size = head + 16;
-    MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
-        u->v[b] = moei_q8_nibbles(p + b * size + head);
-        if (five) u->v[b] = _mm256_or_si256(u->v[b], moei_q8_bits(p + b * size + head - 4, 16));
-        if (f == MOE_FORMAT_IQ4_NL) u->v[b] = moei_q8_iq4(u->v[b]);
-    }
-    if (min) moei_q8_half8x2(p, size, &u->d, &u->m);
-    else u->d = moei_q8_half8(p, size);
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_minus(__m256 v) { return _mm256_xor_ps(v, _mm256_set1_ps(-0.0f)); }
+MOEI_FORCE MOEI_AVX2 void moei_q8_scales_q2(const uint8_t *p, moei_q8s *s) {
+    const __m128i b = moei_q8_ld128(p), low = _mm_set1_epi8(15);
+    s->d = moei_q8_half1(p + 80), s->m = moei_q8_minus(moei_q8_half1(p + 82));
+    s->sub = _mm256_cvtepu8_epi16(_mm_and_si128(b, low));
+    s->min = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(b, 4), low));
 }
-MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q4k(uint32_t f, const uint8_t *p, moei_q8w *u) {
-    const uint8_t *q = p + (f == MOE_FORMAT_Q5_K ? 48 : 16);
-    moei_q8_scales_k(p, &u->d, &u->m);
-    MOEI_UNROLL for (int g = 0; g < 4; g++) {
-        __m256i b = moei_q8_ld256(q + 32 * g);
-        u->v[2 * g] = moei_q8_and(b, 15), u->v[2 * g + 1] = moei_q8_and(_mm256_srli_epi16(b, 4), 15);
-    }
-    if (f != MOE_FORMAT_Q5_K) return;
-    const __m256i h = moei_q8_ld256(p + 16);
-    MOEI_UNROLL for (int g = 0; g < 8; g++) {
-        __m256i b = g < 4 ? _mm256_slli_epi16(h, g < 4 ? 4 - g : 0) : _mm256_srli_epi16(h, g < 4 ? 0 : g - 4);
-        u->v[g] = _mm256_or_si256(u->v[g], moei_q8_and(b, 16));
-    }
-}
-/* 16 int16 scales [block][half] to 4 vectors, one per two blocks: 4 times each, first halves in the low lane. */
-MOEI_FORCE MOEI_AVX2 void moei_q8_spread(__m256i s, __m256i pair[4]) {
-    const __m256i split = moei_q8_both(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
-    const __m256i rep = moei_q8_both(_mm_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3));
-    s = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(s, split), 0xd8);
-    MOEI_UNROLL for (int i = 0; i < 4; i++) pair[i] = _mm256_shuffle_epi8(s, _mm256_add_epi8(rep, _mm256_set1_epi8((char)(4 * i))));
-}
-MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q6k(const uint8_t *p, moei_q8w *u) {
-    MOEI_UNROLL for (int h = 0; h < 2; h++) {
-        __m256i a = moei_q8_ld256(p + 64 * h), b = moei_q8_ld256(p + 64 * h + 32), c = moei_q8_ld256(p + 128 + 32 * h), *v = u->v + 4 * h;
-        v[0] = _mm256_or_si256(moei_q8_and(a, 15), moei_q8_and(_mm256_slli_epi16(c, 4), 0x30));
-        v[1] = _mm256_or_si256(moei_q8_and(b, 15), moei_q8_and(_mm256_slli_epi16(c, 2), 0x30));
-        v[2] = _mm256_or_si256(moei_q8_and(_mm256_srli_epi16(a, 4), 15), moei_q8_and(c, 0x30));
-        v[3] = _mm256_or_si256(moei_q8_and(_mm256_srli_epi16(b, 4), 15), moei_q8_and(_mm256_srli_epi16(c, 2), 0x30));
-    }
-    u->d = moei_q8_half1(p + 208), u->s16 = _mm256_cvtepi8_epi16(moei_q8_ld128(p + 192));
-}
-MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q2k(const uint8_t *p, moei_q8w *u) {
-    const __m128i s = moei_q8_ld128(p), low = _mm_set1_epi8(15);
-    MOEI_UNROLL for (int g = 0; g < 8; g++) u->v[g] = moei_q8_and(_mm256_srli_epi16(moei_q8_ld256(p + 16 + 32 * (g / 4)), 2 * (g % 4)), 3);
-    u->d = moei_q8_half1(p + 80), u->m = _mm256_xor_ps(moei_q8_half1(p + 82), _mm256_set1_ps(-0.0f));
-    u->s16 = _mm256_cvtepu8_epi16(_mm_and_si128(s, low));
-    u->z = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(s, 4), low));
-}
-MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_q3k(const uint8_t *p, moei_q8w *u) {
-    const __m256i hm = moei_q8_ld256(p);
-    MOEI_UNROLL for (int g = 0; g < 8; g++) {
-        __m256i low = moei_q8_and(_mm256_srli_epi16(moei_q8_ld256(p + 32 + 32 * (g / 4)), 2 * (g % 4)), 3);
-        __m256i high = g < 2 ? _mm256_slli_epi16(hm, g < 2 ? 2 - g : 0) : _mm256_srli_epi16(hm, g < 2 ? 0 : g - 2);
-        u->v[g] = _mm256_or_si256(low, moei_q8_and(high, 4));
-    }
-    u->d = moei_q8_half1(p + 108), u->s16 = moei_q8_scales_q3(p + 96);
-}
-MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_nvfp4(const uint8_t *p, moei_q8w *u) {
-    __m128i s = moei_q8_ld32(p);
-    s = _mm_insert_epi32(s, (int)moei_load32(p + 36), 1), s = _mm_insert_epi32(s, (int)moei_load32(p + 72), 2);
-    s = _mm_insert_epi32(s, (int)moei_load32(p + 108), 3);
-    s = _mm_andnot_si128(_mm_cmpeq_epi8(s, _mm_set1_epi8(0x7f)), s); /* as ggml: the sign is ignored, 0x7f is 0 */
-    u->d = moei_q8_half_e4m3(s), u->m = moei_q8_half_e4m3(_mm_srli_epi16(s, 8));
-    MOEI_UNROLL for (size_t b = 0; b < 8; b++) u->v[b] = moei_q8_e2m1(moei_q8_nibbles_nv(p + 36 * (b / 2) + 4 + 16 * (b % 2)));
-}
-MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_mxfp4(const uint8_t *p, moei_q8w *u) {
+MOEI_FORCE MOEI_AVX2 void moei_q8_scales_mxfp4(const uint8_t *p, moei_q8s *s) {
     uint64_t e = 0;
-    MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
-        u->v[b] = moei_q8_e2m1(moei_q8_nibbles(p + 17 * b + 1));
-        e |= (uint64_t)p[17 * b] << (8 * b);
-    }
-    u->d = moei_q8_half_e8m0(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)e)));
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) e |= (uint64_t)p[17 * b] << (8 * b);
+    s->d = moei_q8_half_e8m0(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)e)));
 }
-/* side: of this step. */
-MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_hf(uint32_t f, const uint8_t *p, const float *d, const int32_t *z, moei_q8w *u) {
-    MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
-        if (f == MOE_FORMAT_INT8_CHANNEL) u->v[b] = moei_q8_ld256(p + 32 * b);
-        else u->v[b] = moei_q8_nibbles_hf(p + 16 * b);
-        if (moei_q8_is_e2m1(f)) u->v[b] = moei_q8_e2m1(u->v[b]);
-    }
-    if (f == MOE_FORMAT_INT4_GROUP) u->z = moei_q8_ld256(z);
-    u->d = _mm256_loadu_ps(d);
-    if (f != MOE_FORMAT_NVFP4_HF) return;
-    __m256 a = _mm256_permute2f128_ps(u->d, _mm256_loadu_ps(d + 8), 0x20), b = _mm256_permute2f128_ps(u->d, _mm256_loadu_ps(d + 8), 0x31);
-    u->d = _mm256_shuffle_ps(a, b, 0x88), u->m = _mm256_shuffle_ps(a, b, 0xdd);
+MOEI_FORCE MOEI_AVX2 void moei_q8_scales_nvfp4(const uint8_t *p, moei_q8s *s) {
+    __m128i b = moei_q8_ld32(p);
+    b = _mm_insert_epi32(b, (int)moei_q8_u32(p + 36), 1), b = _mm_insert_epi32(b, (int)moei_q8_u32(p + 72), 2);
+    b = _mm_insert_epi32(b, (int)moei_q8_u32(p + 108), 3);
+    b = _mm_andnot_si128(_mm_cmpeq_epi8(b, _mm_set1_epi8(0x7f)), b); /* as ggml: the sign is ignored, 0x7f is 0 */
+    s->d = moei_q8_half_e4m3(b), s->m = moei_q8_half_e4m3(_mm_srli_epi16(b, 8));
 }
-/* Everything of step j of a chunk. Wide formats come signed. */
-MOEI_FORCE MOEI_AVX2 void moei_q8_unpack(uint32_t f, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8w *u) {
-    switch (f) {
-    case MOE_FORMAT_Q8_0:
-        MOEI_UNROLL for (size_t b = 0; b < 8; b++) u->v[b] = moei_q8_ld256(p + 34 * b + 2);
-        u->d = moei_q8_half8(p, 34);
-        break;
+MOEI_FORCE MOEI_AVX2 void moei_q8_scales_nvfp4_hf(const int32_t *d, moei_q8s *s) {
+    __m256 x = _mm256_castsi256_ps(moei_q8_ld256(d)), y = _mm256_castsi256_ps(moei_q8_ld256(d + 8));
+    __m256 a = _mm256_permute2f128_ps(x, y, 0x20), b = _mm256_permute2f128_ps(x, y, 0x31);
+    s->d = _mm256_shuffle_ps(a, b, 0x88), s->m = _mm256_shuffle_ps(a, b, 0xdd);
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_scales(uint32_t f, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8s *s) {
+    switch (f) { /* j: step of the chunk in side */
+    case MOE_FORMAT_Q4_1: moei_q8_half8x2(p, 20, &s->d, &s->m); break;
+    case MOE_FORMAT_Q5_1: moei_q8_half8x2(p, 24, &s->d, &s->m); break;
     case MOE_FORMAT_Q4_K:
-    case MOE_FORMAT_Q5_K: moei_q8_unpack_q4k(f, p, u); break;
-    case MOE_FORMAT_Q2_K: moei_q8_unpack_q2k(p, u); break;
-    case MOE_FORMAT_Q3_K: moei_q8_unpack_q3k(p, u); break;
-    case MOE_FORMAT_Q6_K: moei_q8_unpack_q6k(p, u); break;
-    case MOE_FORMAT_IQ4_XS:
-        MOEI_UNROLL for (size_t b = 0; b < 8; b++) u->v[b] = moei_q8_iq4(moei_q8_nibbles(p + 8 + 16 * b));
-        u->d = moei_q8_scales_iq4xs(p);
-        break;
-    case MOE_FORMAT_MXFP4: moei_q8_unpack_mxfp4(p, u); break;
-    case MOE_FORMAT_NVFP4: moei_q8_unpack_nvfp4(p, u); break;
+    case MOE_FORMAT_Q5_K: moei_q8_scales_k(p, &s->d, &s->m); break;
+    case MOE_FORMAT_Q2_K: moei_q8_scales_q2(p, s); break;
+    case MOE_FORMAT_Q3_K: s->d = moei_q8_half1(p + 108), s->sub = moei_q8_scales_q3(p + 96); break;
+    case MOE_FORMAT_Q6_K: s->d = moei_q8_half1(p + 208), s->sub = _mm256_cvtepi8_epi16(moei_q8_ld128(p + 192)); break;
+    case MOE_FORMAT_IQ4_XS: s->d = moei_q8_scales_iq4xs(p); break;
+    case MOE_FORMAT_MXFP4: moei_q8_scales_mxfp4(p, s); break;
+    case MOE_FORMAT_NVFP4: moei_q8_scales_nvfp4(p, s); break;
+    case MOE_FORMAT_NVFP4_HF: moei_q8_scales_nvfp4_hf(side->d + 16 * j, s); break;
     case MOE_FORMAT_MXFP4_HF:
     case MOE_FORMAT_INT8_CHANNEL:
-    case MOE_FORMAT_INT4_GROUP: moei_q8_unpack_hf(f, p, side->d + 8 * j, side->z + 8 * j, u); break;
-    case MOE_FORMAT_NVFP4_HF: moei_q8_unpack_hf(f, p, side->d + 16 * j, side->z, u); break;
-    default: moei_q8_unpack_q4(f, p, u);
+    case MOE_FORMAT_INT4_GROUP:
+        s->d = _mm256_castsi256_ps(moei_q8_ld256(side->d + 8 * j));
+        if (f == MOE_FORMAT_INT4_GROUP) s->zero = moei_q8_ld256(side->zero + 8 * j);
+        break;
+    default: s->d = moei_q8_half8(p, moei_q8_step_bytes(f) / 8);
     }
-    if (moei_q8_has_sub(f)) moei_q8_spread(u->s16, u->pair);
 }
 
-/* ---- from 8 vectors of partial sums to the accumulators ---- */
+/* ---- from integer sums to the accumulators ---- */
 
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_pair_sums(__m256i v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
-/* s[b]: 8 sums of 4 products of block b. Result: [blocks 0-3 of the first 16 weights | of the second 16], and blocks 4-7. Two
-   ways: sums below 2^15 shrink to 16 bits twice; wide formats go by 32-bit transposes. */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_quad(uint32_t f, const __m256i *s, const __m256i *pair) {
-    __m256i a, b;
-    if (moei_q8_is_wide(f)) {
-        a = _mm256_add_epi32(_mm256_unpacklo_epi32(s[0], s[1]), _mm256_unpackhi_epi32(s[0], s[1]));
-        b = _mm256_add_epi32(_mm256_unpacklo_epi32(s[2], s[3]), _mm256_unpackhi_epi32(s[2], s[3]));
-        return _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
-    }
-    a = _mm256_packs_epi32(s[0], s[1]), b = _mm256_packs_epi32(s[2], s[3]);
-    if (moei_q8_has_sub(f)) return _mm256_hadd_epi32(_mm256_madd_epi16(a, pair[0]), _mm256_madd_epi16(b, pair[1]));
-    return moei_q8_pair_sums(_mm256_packs_epi32(moei_q8_pair_sums(a), moei_q8_pair_sums(b)));
-}
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_times(__m256i v, int c) {
-    return c == 12 ? _mm256_add_epi32(_mm256_slli_epi32(v, 3), _mm256_slli_epi32(v, 2))
-                   : _mm256_slli_epi32(v, c == 128 ? 7 : c == 32 ? 5 : c == 16 ? 4 : c == 8 ? 3 : 2);
+    return _mm256_slli_epi32(v, c == 128 ? 7 : c == 32 ? 5 : c == 16 ? 4 : c == 8 ? 3 : 2);
 }
-/* acc + one step. offset: what is still in the weights. */
-MOEI_FORCE MOEI_AVX2 __m256 moei_q8_add(uint32_t f, int offset, const moei_q8w *u, const __m256i *s, const moei_q8 *x, __m256 acc) {
-    __m256i a = moei_q8_quad(f, s, u->pair), b = moei_q8_quad(f, s + 4, u->pair + 2), sum16 = moei_q8_ld256(x->sum16), sum = moei_q8_ld256(x->sum);
-    __m256i h0 = _mm256_permute2x128_si256(a, b, 0x20), h1 = _mm256_permute2x128_si256(a, b, 0x31), n = _mm256_add_epi32(h0, h1);
-    __m256 dx = _mm256_loadu_ps(x->d);
+/* acc + one step: h0, h1 are the sums over the first and second 16 of every block; offset is what is still in the weights. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_add(uint32_t f, int offset, const moei_q8s *s, __m256i h0, __m256i h1, const moei_q8 *x, __m256 acc) {
+    const __m256i sum16 = moei_q8_ld256(x->sum16);
+    const __m256 dx = _mm256_loadu_ps(x->d);
     if (moei_q8_is_nvfp4(f)) {
         h0 = _mm256_sub_epi32(h0, moei_q8_times(_mm256_srai_epi32(_mm256_slli_epi32(sum16, 16), 16), offset));
         h1 = _mm256_sub_epi32(h1, moei_q8_times(_mm256_srai_epi32(sum16, 16), offset));
-        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(h0), _mm256_mul_ps(u->d, dx), acc);
-        return _mm256_fmadd_ps(_mm256_cvtepi32_ps(h1), _mm256_mul_ps(u->m, dx), acc);
+        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(h0), _mm256_mul_ps(s->d, dx), acc);
+        return _mm256_fmadd_ps(_mm256_cvtepi32_ps(h1), _mm256_mul_ps(s->m, dx), acc);
     }
-    if (moei_q8_has_sub(f)) sum = _mm256_madd_epi16(u->s16, sum16);
-    if (f == MOE_FORMAT_INT4_GROUP) n = _mm256_sub_epi32(n, _mm256_mullo_epi32(u->z, sum));
+    __m256i n = _mm256_add_epi32(h0, h1), sum = moei_q8_has_sub(f) ? _mm256_madd_epi16(s->sub, sum16) : moei_q8_ld256(x->sum);
+    if (f == MOE_FORMAT_INT4_GROUP) n = _mm256_sub_epi32(n, _mm256_mullo_epi32(s->zero, sum));
     else if (offset) n = _mm256_sub_epi32(n, moei_q8_times(sum, offset));
-    acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(n), _mm256_mul_ps(u->d, dx), acc);
-    if (moei_q8_has_min(f)) acc = _mm256_fmadd_ps(u->m, _mm256_loadu_ps(x->s), acc);
-    if (f == MOE_FORMAT_Q2_K) acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(u->z, sum16)), _mm256_mul_ps(u->m, dx), acc);
+    acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(n), _mm256_mul_ps(s->d, dx), acc);
+    if (moei_q8_has_min(f)) acc = _mm256_fmadd_ps(s->m, _mm256_loadu_ps(x->s), acc);
+    if (f == MOE_FORMAT_Q2_K) acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(s->min, sum16)), _mm256_mul_ps(s->m, dx), acc);
     return acc;
 }
 MOEI_FORCE MOEI_AVX2 float moei_q8_tree(__m256 v) {
@@ -2953,52 +2888,146 @@ MOEI_FORCE MOEI_AVX2 float moei_q8_tree(__m256 v) {
     a = _mm_add_ps(a, _mm_movehl_ps(a, a));
     return _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a))) + 0.0f;
 }
-
-/* ---- straight from the rows ---- */
-
-/* A walk over a row's steps: the last, partial one is read from a zeroed copy. */
-typedef struct moei_q8walk {
-    const uint8_t *row;
-    size_t steps, full;
-    uint8_t tail[272];
-} moei_q8walk;
-MOEI_FORCE void moei_q8_walk(uint32_t f, const moei_rows *w, size_t r, moei_q8walk *walk) {
-    size_t step = moei_q8_group_bytes(f), rest = w->k % 256 / 32;
-    walk->row = moei_row(w, r), walk->full = w->k / 256, walk->steps = walk->full + (rest != 0);
-    if (rest) memset(walk->tail, 0, sizeof walk->tail), memcpy(walk->tail, walk->row + walk->full * step, rest * step / 8);
+/* The last, partial step of a row, padded with zeros. */
+MOEI_FORCE const uint8_t *moei_q8_tail(uint32_t f, const moei_rows *w, const uint8_t *p, uint8_t *tail) {
+    memset(tail, 0, moei_q8_step_bytes(f));
+    return (const uint8_t *)memcpy(tail, p, w->k % 256 / 32 * (moei_q8_step_bytes(f) / 8));
 }
-MOEI_FORCE void moei_q8_prefetch(const moei_rows *w, size_t r, size_t n_rows) {
+MOEI_FORCE void moei_q8_prefetch(const moei_rows *w, size_t part, size_t parts) {
     if (!w->prefetch) return;
-    size_t end = (r + 1) * w->prefetch_bytes / n_rows;
-    for (size_t i = r * w->prefetch_bytes / n_rows; i < end; i += 64) MOEI_PREFETCH(w->prefetch + i);
+    for (size_t i = part * w->prefetch_bytes / parts / 64, end = (part + 1) * w->prefetch_bytes / parts / 64; i < end; i++)
+        MOEI_PREFETCH(w->prefetch + 64 * i);
+}
+
+/* ---- AVX2: the weights of one step ---- */
+
+/* 16 bytes of nibbles to 32 bytes. GGUF: low nibbles are the first 16 weights; HF: nibbles in order. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles(const uint8_t *p) {
+    const __m256i shift = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
+    return moei_q8_and(_mm256_srlv_epi32(moei_q8_both(moei_q8_ld128(p)), shift), 15);
+}
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles_hf(const uint8_t *p) {
+    __m256i w = _mm256_cvtepu8_epi16(moei_q8_ld128(p)); /* 0000 hhhh llll: the two ends stay after (w << 4 | w) & 0f0f */
+    return moei_q8_and(_mm256_or_si256(w, _mm256_slli_epi16(w, 4)), 15);
+}
+/* NVFP4: 8 bytes per 16 weights. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles_nv(const uint8_t *p) {
+    __m128i b = moei_q8_ld128(p), lo = _mm_and_si128(b, _mm_set1_epi8(15)), hi = _mm_and_si128(_mm_srli_epi16(b, 4), _mm_set1_epi8(15));
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi64(lo, hi)), _mm_unpackhi_epi64(lo, hi), 1);
+}
+/* Bit i of 32 to value v in byte i. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_bits(const uint8_t *p, int v) {
+    const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
+    __m256i b = _mm256_shuffle_epi8(_mm256_set1_epi32((int)moei_q8_u32(p)), byte);
+    return moei_q8_and(_mm256_cmpeq_epi8(_mm256_and_si256(b, bit), bit), v);
+}
+/* E2M1 codes, doubled, + 12; the IQ4 table. */
+MOEI_FORCE MOEI_AVX2 __m128i moei_q8_e2m1_table(void) { return _mm_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4); }
+MOEI_FORCE MOEI_AVX2 __m128i moei_q8_iq4_table(void) {
+    return _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_bytes_q6k_avx2(const uint8_t *p, __m256i v[8]) {
+    MOEI_UNROLL for (int h = 0; h < 8; h += 4) {
+        __m256i a = moei_q8_ld256(p + 16 * h), b = moei_q8_ld256(p + 16 * h + 32), c = moei_q8_ld256(p + 128 + 8 * h);
+        v[h] = _mm256_or_si256(moei_q8_and(a, 15), moei_q8_and(_mm256_slli_epi16(c, 4), 0x30));
+        v[h + 1] = _mm256_or_si256(moei_q8_and(b, 15), moei_q8_and(_mm256_slli_epi16(c, 2), 0x30));
+        v[h + 2] = _mm256_or_si256(moei_q8_and(_mm256_srli_epi16(a, 4), 15), moei_q8_and(c, 0x30));
+        v[h + 3] = _mm256_or_si256(moei_q8_and(_mm256_srli_epi16(b, 4), 15), moei_q8_and(_mm256_srli_epi16(c, 2), 0x30));
+    }
+}
+/* Bit b of every byte of h to position `to`. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_plane(__m256i h, int b, int to) {
+    return moei_q8_and(b < to ? _mm256_slli_epi16(h, b < to ? to - b : 0) : _mm256_srli_epi16(h, b < to ? 0 : b - to), 1 << to);
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_bytes_avx2(uint32_t f, const uint8_t *p, __m256i v[8]) {
+    const size_t size = moei_q8_step_bytes(f) / 8; /* of a block, where blocks are of 32 */
+    const int five = f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1;
+    if (f == MOE_FORMAT_Q6_K) moei_q8_bytes_q6k_avx2(p, v);
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) switch (f) {
+        case MOE_FORMAT_Q8_0: v[b] = moei_q8_ld256(p + 34 * b + 2); break;
+        case MOE_FORMAT_INT8_CHANNEL: v[b] = moei_q8_ld256(p + 32 * b); break;
+        case MOE_FORMAT_Q2_K: v[b] = moei_q8_and(_mm256_srli_epi16(moei_q8_ld256(p + 16 + b / 4 * 32), (int)(2 * (b % 4))), 3); break;
+        case MOE_FORMAT_Q3_K:
+            v[b] = moei_q8_and(_mm256_srli_epi16(moei_q8_ld256(p + 32 + b / 4 * 32), (int)(2 * (b % 4))), 3);
+            v[b] = _mm256_or_si256(v[b], moei_q8_plane(moei_q8_ld256(p), (int)b, 2));
+            break;
+        case MOE_FORMAT_Q4_K:
+        case MOE_FORMAT_Q5_K:
+            v[b] = moei_q8_and(_mm256_srli_epi16(moei_q8_ld256(p + (f == MOE_FORMAT_Q5_K ? 48 : 16) + b / 2 * 32), (int)(4 * (b % 2))), 15);
+            if (f == MOE_FORMAT_Q5_K) v[b] = _mm256_or_si256(v[b], moei_q8_plane(moei_q8_ld256(p + 16), (int)b, 4));
+            break;
+        case MOE_FORMAT_Q6_K: break;
+        case MOE_FORMAT_NVFP4: v[b] = moei_q8_nibbles_nv(p + 36 * (b / 2) + 4 + 16 * (b % 2)); break;
+        case MOE_FORMAT_IQ4_XS: v[b] = moei_q8_nibbles(p + 8 + 16 * b); break;
+        case MOE_FORMAT_MXFP4_HF:
+        case MOE_FORMAT_NVFP4_HF:
+        case MOE_FORMAT_INT4_GROUP: v[b] = moei_q8_nibbles_hf(p + 16 * b); break;
+        default:
+            v[b] = moei_q8_nibbles(p + size * b + size - 16);
+            if (five) v[b] = _mm256_or_si256(v[b], moei_q8_bits(p + size * b + size - 20, 16));
+        }
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
+        if (moei_q8_is_e2m1(f)) v[b] = _mm256_shuffle_epi8(moei_q8_both(moei_q8_e2m1_table()), v[b]);
+        if (f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS) v[b] = _mm256_shuffle_epi8(moei_q8_both(moei_q8_iq4_table()), v[b]);
+    }
+}
+
+/* ---- AVX2: straight from the rows ---- */
+
+/* Integer scales [block][half] to 4 vectors, one per two blocks: twice 2 x each, first halves in the low lane. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_spread_avx2(__m256i sub, __m256i pair[4]) {
+    const __m256i split = moei_q8_both(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+    const __m256i twice = moei_q8_both(_mm_setr_epi8(0, 1, 0, 1, 2, 3, 2, 3, 0, 1, 0, 1, 2, 3, 2, 3));
+    sub = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(sub, split), 0xd8);
+    MOEI_UNROLL for (int i = 0; i < 4; i++)
+        pair[i] = _mm256_shuffle_epi8(sub, _mm256_add_epi8(twice, _mm256_set1_epi8((char)(4 * i))));
+}
+#define MOEI_Q8_FOLD(add, bits, a, b) _mm256_add_##add(_mm256_unpacklo_##bits(a, b), _mm256_unpackhi_##bits(a, b))
+/* 4 blocks: [sums over the first 16 | over the second 16]. 16-bit sums as long as they fit (LIMITS). */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_dot4_avx2(uint32_t f, const __m256i v[4], const __m256i *pair, const int8_t (*q)[32]) {
+    const __m256i one = _mm256_set1_epi16(1);
+    __m256i m[4], a, b;
+    MOEI_UNROLL for (int i = 0; i < 4; i++) {
+        const __m256i x = moei_q8_ld256(q[i]);
+        if (moei_q8_is_wide(f)) m[i] = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(v[i]), _mm256_sign_epi8(x, v[i])), one);
+        else m[i] = _mm256_maddubs_epi16(v[i], x);
+    }
+    if (moei_q8_is_wide(f)) {
+        a = MOEI_Q8_FOLD(epi32, epi32, m[0], m[1]), b = MOEI_Q8_FOLD(epi32, epi32, m[2], m[3]);
+        return MOEI_Q8_FOLD(epi32, epi64, a, b);
+    }
+    a = MOEI_Q8_FOLD(epi16, epi32, m[0], m[1]), b = MOEI_Q8_FOLD(epi16, epi32, m[2], m[3]);
+    if (!moei_q8_has_sub(f)) return _mm256_madd_epi16(MOEI_Q8_FOLD(epi16, epi64, a, b), one);
+    a = _mm256_madd_epi16(a, pair[0]), b = _mm256_madd_epi16(b, pair[1]);
+    return MOEI_Q8_FOLD(epi32, epi64, a, b);
 }
 
 enum { MOEI_Q8_GROUP = 8 }; /* tokens that share an unpacked step */
 
-/* Sums of 4 products. Offset weights would saturate beyond 129: wide ones go as |w| x sign(q, w). */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_dot4_avx2(int wide, __m256i v, __m256i q) {
-    if (wide) q = _mm256_sign_epi8(q, v), v = _mm256_abs_epi8(v);
-    return moei_q8_pair_sums(_mm256_maddubs_epi16(v, q));
-}
-/* One row times n tokens, n constant 1 or at most MOEI_Q8_GROUP. REGISTERS: 8 weights, scale, minimum, and the reduction's few;
-   with several tokens the accumulators live in L1 (one load and one store of about 35 micro-ops). */
+/* One row times n tokens: n is the constant 1, or at most MOEI_Q8_GROUP. REGISTERS: 8 of weights and the fold's; with several
+   tokens the accumulators live in L1 (a load and a store of about 40 micro-ops). */
 MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_t r, const void *const *x, uint32_t n, float *out,
                                            size_t out_stride) {
-    const int wide = moei_q8_is_wide(f), offset = wide ? 0 : moei_q8_offset(f);
-    __m256 acc[MOEI_Q8_GROUP];
-    moei_q8walk walk;
+    const size_t full = w->k / 256, steps = (w->k + 255) / 256;
+    const uint8_t *p = moei_row(w, r);
+    uint8_t tail[272];
     moei_q8side side;
-    moei_q8_walk(f, w, r, &walk);
+    __m256 acc[MOEI_Q8_GROUP];
     for (uint32_t t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
-    for (size_t i = 0; i < walk.steps; i++) {
-        moei_q8w u;
+    for (size_t i = 0; i < steps; i++, p += moei_q8_step_bytes(f)) {
+        __m256i v[8], pair[4], a, b;
+        moei_q8s s;
+        if (i == full) p = moei_q8_tail(f, w, p, tail);
         if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
-        moei_q8_unpack(f, i < walk.full ? walk.row + i * moei_q8_group_bytes(f) : walk.tail, &side, i % MOEI_Q8_CHUNK, &u);
+        moei_q8_scales(f, p, &side, i % MOEI_Q8_CHUNK, &s);
+        moei_q8_bytes_avx2(f, p, v);
+        if (moei_q8_has_sub(f)) moei_q8_spread_avx2(s.sub, pair);
         for (uint32_t t = 0; t < n; t++) {
             const moei_q8 *q = (const moei_q8 *)x[t] + i;
-            __m256i s[8];
-            MOEI_UNROLL for (int b = 0; b < 8; b++) s[b] = moei_q8_dot4_avx2(wide, u.v[b], moei_q8_ld256(q->q[b]));
-            acc[t] = moei_q8_add(f, offset, &u, s, q, acc[t]);
+            a = moei_q8_dot4_avx2(f, v, pair, q->q), b = moei_q8_dot4_avx2(f, v + 4, pair + 2, q->q + 4);
+            acc[t] = moei_q8_add(f, moei_q8_is_wide(f) ? 0 : moei_q8_offset(f), &s, _mm256_permute2x128_si256(a, b, 0x20),
+                                 _mm256_permute2x128_si256(a, b, 0x31), q, acc[t]);
         }
     }
     for (uint32_t t = 0; t < n; t++) out[t * out_stride] = moei_q8_tree(acc[t]);
@@ -3027,6 +3056,8 @@ MOEI_Q8_FORMATS(MOEI_Q8_DOT, avx2, MOEI_AVX2)
 
 /* ---- activations ---- */
 
+static size_t moei_q8_prepared_bytes(size_t k) { return (k + 255) / 256 * sizeof(moei_q8); }
+
 /* One block of 32. The integer comes out of the fma's low bits: 12582912 + q. */
 MOEI_FORCE MOEI_AVX2 void moei_q8_block(moei_q8 *row, size_t b, const float *x) {
     moei_q8 *to = row + b / 8;
@@ -3050,7 +3081,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_block(moei_q8 *row, size_t b, const float *x) 
     __m256i p = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
     p = _mm256_permutevar8x32_epi32(p, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     _mm256_storeu_si256((__m256i *)to->q[b % 8], p);
-    p = moei_q8_pair_sums(_mm256_maddubs_epi16(_mm256_set1_epi8(1), p)); /* 4 sums of each half */
+    p = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), p), _mm256_set1_epi16(1)); /* 4 sums of each half */
     p = _mm256_add_epi32(p, _mm256_shuffle_epi32(p, 0x4e)), p = _mm256_add_epi32(p, _mm256_shuffle_epi32(p, 0xb1));
     const int lo = _mm256_cvtsi256_si32(p), hi = _mm_cvtsi128_si32(_mm256_extracti128_si256(p, 1));
     const float d = nan ? moei_float(0x7fc00000u) : zero ? 0.0f : amax / 127.0f;
@@ -3065,10 +3096,11 @@ static MOEI_AVX2 void moei_q8_prepare(void *row, const float *x, size_t k0, size
 }
 
 #define MOEI_Q8_DIRECT(isa, f) {moei_q8_dot_##isa##_##f, NULL, UINT32_MAX}
+#define MOEI_Q8_BOTH(isa, f) {moei_q8_dot_##isa##_##f, moei_q8_decode_##isa##_##f, 8}
 #define MOEI_Q8_NONE {NULL, NULL, 0}
 /* clang-format off */
 MOEI_UNUSED static const moei_arith moei_q8_avx2 = {
-    MOE_COMPUTE_Q8, MOE_TIER_AVX2, moei_q8_row_bytes, moei_q8_prepare, NULL, NULL,
+    MOE_COMPUTE_Q8, MOE_TIER_AVX2, moei_q8_prepared_bytes, moei_q8_prepare, NULL, NULL,
     {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */
      MOEI_Q8_DIRECT(avx2, Q8_0), MOEI_Q8_DIRECT(avx2, Q4_0), MOEI_Q8_DIRECT(avx2, Q4_1), MOEI_Q8_DIRECT(avx2, Q5_0),
      MOEI_Q8_DIRECT(avx2, Q5_1), MOEI_Q8_DIRECT(avx2, Q2_K), MOEI_Q8_DIRECT(avx2, Q3_K), MOEI_Q8_DIRECT(avx2, Q4_K),
@@ -3079,28 +3111,128 @@ MOEI_UNUSED static const moei_arith moei_q8_avx2 = {
 /* clang-format on */
 
 #if MOEI_HAVE_VNNI
-/* ---- AVX512-VNNI ---- */
+/* ---- AVX512-VNNI: the weights of one step, 2 blocks per register ---- */
 
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_ld512(const void *p) { return _mm512_loadu_si512(p); }
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_z256(const void *p) { return _mm512_broadcast_i64x4(moei_q8_ld256(p)); }
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_z128(__m128i v) { return _mm512_broadcast_i32x4(v); }
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_zand(__m512i v, int mask) { return _mm512_and_si512(v, _mm512_set1_epi8((char)mask)); }
+/* v | (w & mask), in one instruction */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_zput(__m512i v, __m512i w, int mask) {
+    return _mm512_ternarylogic_epi32(v, w, _mm512_set1_epi8((char)mask), 0xf8);
+}
+/* Dword shifts, a and b right in the first and second block of 32 bytes. Bits that cross bytes are masked away by the callers. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_zshift(__m512i v, int a, int b) {
+    return _mm512_srlv_epi32(v, _mm512_inserti64x4(_mm512_set1_epi32(a), _mm256_set1_epi32(b), 1));
+}
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_zrotate(__m512i v, int a, int b) {
+    return _mm512_rorv_epi32(v, _mm512_inserti64x4(_mm512_set1_epi32(a), _mm256_set1_epi32(b), 1));
+}
+/* Nibbles of two blocks at p and p + size. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_znibbles(const uint8_t *p, size_t size) {
+    const __m512i shift = _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4);
+    __m512i b = _mm512_mask_broadcast_i32x4(moei_q8_z128(moei_q8_ld128(p)), 0xff00, moei_q8_ld128(p + size));
+    return moei_q8_zand(_mm512_srlv_epi32(b, shift), 15);
+}
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_znibbles_hf(const uint8_t *p) {
+    __m512i w = _mm512_cvtepu8_epi16(moei_q8_ld256(p)); /* as on AVX2: (w | w << 4) & 0f0f */
+    return _mm512_ternarylogic_epi32(w, _mm512_slli_epi16(w, 4), _mm512_set1_epi8(15), 0xa8);
+}
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_znibbles_nv(const uint8_t *p) {
+    const __m512i twice = _mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3), shift = _mm512_setr_epi64(0, 4, 0, 4, 0, 4, 0, 4);
+    return moei_q8_zand(_mm512_srlv_epi64(_mm512_permutexvar_epi64(twice, _mm512_castsi256_si512(moei_q8_ld256(p))), shift), 15);
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_bytes_vnni(uint32_t f, const uint8_t *p, __m512i v[4]) {
+    const size_t size = moei_q8_step_bytes(f) / 8, head = size - 16;
+    const int five = f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1;
+    MOEI_UNROLL for (int i = 0; i < 4; i++) {
+        const uint8_t *b = p + 2 * size * (size_t)i;
+        const size_t half = (size_t)i / 2;
+        switch (f) {
+        case MOE_FORMAT_Q8_0: v[i] = _mm512_inserti64x4(_mm512_castsi256_si512(moei_q8_ld256(b + 2)), moei_q8_ld256(b + 36), 1); break;
+        case MOE_FORMAT_INT8_CHANNEL: v[i] = moei_q8_ld512(b); break;
+        case MOE_FORMAT_Q2_K: v[i] = moei_q8_zand(moei_q8_zshift(moei_q8_z256(p + 16 + 32 * half), i % 2 * 4, i % 2 * 4 + 2), 3); break;
+        case MOE_FORMAT_Q3_K:
+            v[i] = moei_q8_zand(moei_q8_zshift(moei_q8_z256(p + 32 + 32 * half), i % 2 * 4, i % 2 * 4 + 2), 3);
+            v[i] = moei_q8_zput(v[i], moei_q8_zrotate(moei_q8_z256(p), 2 * i - 2, 2 * i - 1), 4);
+            break;
+        case MOE_FORMAT_Q4_K:
+        case MOE_FORMAT_Q5_K:
+            v[i] = moei_q8_zand(moei_q8_zshift(moei_q8_z256(p + (f == MOE_FORMAT_Q5_K ? 48 : 16) + 32 * i), 0, 4), 15);
+            if (f == MOE_FORMAT_Q5_K) v[i] = moei_q8_zput(v[i], moei_q8_zrotate(moei_q8_z256(p + 16), 2 * i - 4, 2 * i - 3), 16);
+            break;
+        case MOE_FORMAT_Q6_K: /* two bits at 4: of the second 64 weights they are there, or at 6 */
+            v[i] = moei_q8_zand(_mm512_srli_epi16(moei_q8_ld512(p + 64 * half), i % 2 ? 4 : 0), 15);
+            v[i] = moei_q8_zput(v[i], moei_q8_zrotate(moei_q8_z256(p + 128 + 32 * half), i % 2 ? 0 : -4, i % 2 ? 2 : -2), 0x30);
+            break;
+        case MOE_FORMAT_NVFP4: v[i] = moei_q8_znibbles_nv(p + 36 * i + 4); break;
+        case MOE_FORMAT_IQ4_XS: v[i] = moei_q8_znibbles(p + 8 + 32 * i, 16); break;
+        case MOE_FORMAT_MXFP4_HF:
+        case MOE_FORMAT_NVFP4_HF:
+        case MOE_FORMAT_INT4_GROUP: v[i] = moei_q8_znibbles_hf(b); break;
+        default:
+            v[i] = moei_q8_znibbles(b + head, size);
+            if (five) {
+                __mmask64 high = moei_q8_u32(b + head - 4) | (uint64_t)moei_q8_u32(b + size + head - 4) << 32;
+                v[i] = _mm512_mask_add_epi8(v[i], high, v[i], _mm512_set1_epi8(16));
+            }
+        }
+        if (f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_INT8_CHANNEL) v[i] = _mm512_xor_si512(v[i], _mm512_set1_epi8(-128));
+        if (moei_q8_is_e2m1(f)) v[i] = _mm512_shuffle_epi8(moei_q8_z128(moei_q8_e2m1_table()), v[i]);
+        if (f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS)
+            v[i] = _mm512_shuffle_epi8(moei_q8_z128(_mm_xor_si128(moei_q8_iq4_table(), _mm_set1_epi8(-128))), v[i]);
+    }
+}
+
+/* ---- AVX512-VNNI: straight from the rows ---- */
+
+/* Integer scales [block][half] to the order of packs(blocks 0 1, blocks 2 3): each 4 times, b0 b2 | second halves | b1 b3 | ... */
+MOEI_FORCE MOEI_VNNI void moei_q8_spread_vnni(__m256i sub, __m512i pair[2]) {
+    const __m512i from = _mm512_setr_epi64(0, 0x0004000400040004, 0x0001000100010001, 0x0005000500050005, 0x0002000200020002,
+                                           0x0006000600060006, 0x0003000300030003, 0x0007000700070007);
+    pair[0] = _mm512_permutexvar_epi16(from, _mm512_castsi256_si512(sub));
+    pair[1] = _mm512_permutexvar_epi16(_mm512_add_epi16(from, _mm512_set1_epi16(8)), _mm512_castsi256_si512(sub));
+}
+/* 8 blocks: lanes [b0 b2 b4 b6 over the first 16 | over the second 16 | b1 b3 b5 b7 | ...]. Sums of 4 products fit 16 bits but
+   for wide formats. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_dot8_vnni(uint32_t f, const __m512i v[4], const __m512i *pair, const int8_t (*q)[32]) {
+    const __m512i one = _mm512_set1_epi16(1);
+    __m512i s[4], a, b;
+    MOEI_UNROLL for (int i = 0; i < 4; i++) s[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), v[i], moei_q8_ld512(q[2 * i]));
+    if (moei_q8_is_wide(f)) {
+        a = _mm512_add_epi32(_mm512_unpacklo_epi32(s[0], s[1]), _mm512_unpackhi_epi32(s[0], s[1]));
+        b = _mm512_add_epi32(_mm512_unpacklo_epi32(s[2], s[3]), _mm512_unpackhi_epi32(s[2], s[3]));
+        return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    }
+    a = _mm512_madd_epi16(_mm512_packs_epi32(s[0], s[1]), moei_q8_has_sub(f) ? pair[0] : one);
+    b = _mm512_madd_epi16(_mm512_packs_epi32(s[2], s[3]), moei_q8_has_sub(f) ? pair[1] : one);
+    if (!moei_q8_has_sub(f)) return _mm512_madd_epi16(_mm512_packs_epi32(a, b), one);
+    const __m512 x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
+    return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)), _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd)));
+}
 MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, const moei_rows *w, size_t r, const void *const *x, uint32_t n, float *out,
                                            size_t out_stride) {
-    const int wide = moei_q8_is_wide(f), offset = moei_q8_offset(f);
-    __m256 acc[MOEI_Q8_GROUP];
-    moei_q8walk walk;
+    const __m512i first = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(4));
+    const size_t full = w->k / 256, steps = (w->k + 255) / 256;
+    const uint8_t *p = moei_row(w, r);
+    uint8_t tail[272];
     moei_q8side side;
-    moei_q8_walk(f, w, r, &walk);
+    __m256 acc[MOEI_Q8_GROUP];
     for (uint32_t t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
-    for (size_t i = 0; i < walk.steps; i++) {
-        moei_q8w u;
+    for (size_t i = 0; i < steps; i++, p += moei_q8_step_bytes(f)) {
+        __m512i v[4], pair[2];
+        moei_q8s s;
+        if (i == full) p = moei_q8_tail(f, w, p, tail);
         if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
-        moei_q8_unpack(f, i < walk.full ? walk.row + i * moei_q8_group_bytes(f) : walk.tail, &side, i % MOEI_Q8_CHUNK, &u);
-        if (wide)
-            MOEI_UNROLL for (int b = 0; b < 8; b++) u.v[b] = _mm256_xor_si256(u.v[b], _mm256_set1_epi8(-128));
+        moei_q8_scales(f, p, &side, i % MOEI_Q8_CHUNK, &s);
+        moei_q8_bytes_vnni(f, p, v);
+        if (moei_q8_has_sub(f)) moei_q8_spread_vnni(s.sub, pair);
         for (uint32_t t = 0; t < n; t++) {
             const moei_q8 *q = (const moei_q8 *)x[t] + i;
-            __m256i s[8];
-            MOEI_UNROLL for (int b = 0; b < 8; b++)
-                s[b] = _mm256_dpbusd_epi32(_mm256_setzero_si256(), u.v[b], moei_q8_ld256(q->q[b]));
-            acc[t] = moei_q8_add(f, offset, &u, s, q, acc[t]);
+            const __m512i h = moei_q8_dot8_vnni(f, v, pair, q->q);
+            acc[t] = moei_q8_add(f, moei_q8_offset(f), &s, _mm512_castsi512_si256(_mm512_permutexvar_epi32(first, h)),
+                                 _mm512_castsi512_si256(_mm512_permutexvar_epi32(second, h)), q, acc[t]);
         }
     }
     for (uint32_t t = 0; t < n; t++) out[t * out_stride] = moei_q8_tree(acc[t]);
@@ -3116,17 +3248,248 @@ MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint3
                                  out + t * out_stride + r, out_stride);
     }
 }
+
 MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
+
+/* ---- AVX512-VNNI: many tokens ----
+   LAYOUT      A panel is groups of 32 rows, for every block of 32 weights one entry: vectors of one dword (or float) per row, rows
+               0-15 and 16-31 in two registers: 8 pairs of weights (4 consecutive k each), the scale, and what else the kind has.
+   DEFINITION  as everywhere: a tile of 32 rows x C tokens walks one lane's blocks (b, b + 8, ...) with the accumulators in
+               registers, lane after lane in the order 0 4 2 6 1 5 3 7, which makes the tree a binary counter.
+   REGISTERS   2 x C integer sums, 2 x C accumulators, 2 of weights, 1 broadcast activation that both use: C = 6 fills 27 of 32. The
+               integer scales per 16 need 2 x C more: C = 4.
+   LIMITS      per block, row vector and token 8 dot products, 1 multiplication, 1 fma on two ports: at most 80 % of the peak; a
+               minimum or integer scales make it 73 and 67 %. */
+
+enum { MOEI_Q8_ROWS = 32 };
+
+/* Entry of a block: pairs of vectors. */
+MOEI_FORCE size_t moei_q8_entry(uint32_t f) {
+    size_t pairs = 9; /* weights, d */
+    if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f)) pairs = 10;    /* m */
+    if (moei_q8_has_sub(f)) pairs = f == MOE_FORMAT_Q2_K ? 13 : 11; /* scale 0, scale 1; Q2_K: m, minima as two int16 */
+    return pairs * 128;
+}
+static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) {
+    return (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS * (k / 32) * moei_q8_entry(MOE_FORMAT_Q2_K);
+}
+/* What the tile needs to know of a format: formats of a kind share its code. */
+MOEI_FORCE uint32_t moei_q8_kind(uint32_t f) {
+    return moei_q8_has_min(f) ? MOE_FORMAT_Q4_K : moei_q8_is_nvfp4(f) ? MOE_FORMAT_NVFP4 : f == MOE_FORMAT_Q2_K ? f
+           : moei_q8_has_sub(f) ? MOE_FORMAT_Q6_K : MOE_FORMAT_Q8_0;
+}
+MOEI_FORCE MOEI_VNNI __m512 moei_q8_set1(const float *p) { return _mm512_set1_ps(*p); }
+/* -(sum << shift), the start of an integer sum that takes the weights' offset away. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_start(__m512i sum, __m128i shift) {
+    return _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_sll_epi32(sum, shift));
+}
+/* 4 x n dot products of n / 4 ... of half h of a block into s. */
+MOEI_FORCE MOEI_VNNI void moei_q8_dots(const uint8_t *w, const moei_q8 *const *x, size_t lane, int j0, int j1, int c, __m512i s[][2]) {
+    MOEI_UNROLL for (int j = j0; j < j1; j++) {
+        const __m512i w0 = moei_q8_ld512(w + 128 * j), w1 = moei_q8_ld512(w + 128 * j + 64);
+        MOEI_UNROLL for (int t = 0; t < c; t++) {
+            __m512i q = _mm512_set1_epi32((int)moei_q8_u32(x[t]->q[lane] + 4 * j));
+            s[t][0] = _mm512_dpbusd_epi32(s[t][0], w0, q), s[t][1] = _mm512_dpbusd_epi32(s[t][1], w1, q);
+        }
+    }
+}
+/* One block times c tokens. */
+MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int c, const uint8_t *w, const moei_q8 *const *x, size_t lane, __m128i shift,
+                                             __m512 acc[][2]) {
+    const float *d = (const float *)(const void *)(w + 1024), *m = d + (kind == MOE_FORMAT_Q2_K ? 96 : 32);
+    __m512i s[6][2], h[6][2];
+    MOEI_UNROLL for (int t = 0; t < c; t++) {
+        if (kind == MOE_FORMAT_Q8_0) s[t][0] = moei_q8_start(_mm512_set1_epi32(x[t]->sum[lane]), shift);
+        else if (kind == MOE_FORMAT_Q4_K || kind == MOE_FORMAT_Q2_K) s[t][0] = _mm512_setzero_si512();
+        else s[t][0] = moei_q8_start(_mm512_set1_epi32(x[t]->sum16[lane][0]), shift);
+        s[t][1] = s[t][0];
+    }
+    if (kind == MOE_FORMAT_Q8_0 || kind == MOE_FORMAT_Q4_K) moei_q8_dots(w, x, lane, 0, 8, c, s);
+    else {
+        moei_q8_dots(w, x, lane, 0, 4, c, s);
+        MOEI_UNROLL for (int t = 0; t < c; t++)
+            MOEI_UNROLL for (int r = 0; r < 2; r++) {
+                if (kind == MOE_FORMAT_NVFP4)
+                    acc[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[t][r]), _mm512_mul_ps(_mm512_loadu_ps(d + 16 * r), moei_q8_set1(&x[t]->d[lane])), acc[t][r]);
+                else h[t][r] = _mm512_mullo_epi32(s[t][r], moei_q8_ld512(d + 32 + 16 * r));
+                s[t][r] = kind == MOE_FORMAT_Q2_K ? _mm512_setzero_si512() : r ? s[t][0] : moei_q8_start(_mm512_set1_epi32(x[t]->sum16[lane][1]), shift);
+            }
+        moei_q8_dots(w, x, lane, 4, 8, c, s);
+        if (kind == MOE_FORMAT_NVFP4) d = m;
+        else
+            MOEI_UNROLL for (int t = 0; t < c; t++)
+                MOEI_UNROLL for (int r = 0; r < 2; r++)
+                    s[t][r] = _mm512_add_epi32(h[t][r], _mm512_mullo_epi32(s[t][r], moei_q8_ld512(d + 64 + 16 * r)));
+    }
+    MOEI_UNROLL for (int t = 0; t < c; t++)
+        MOEI_UNROLL for (int r = 0; r < 2; r++) {
+            const __m512 dx = moei_q8_set1(&x[t]->d[lane]), mr = _mm512_loadu_ps(m + 16 * r);
+            acc[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[t][r]), _mm512_mul_ps(_mm512_loadu_ps(d + 16 * r), dx), acc[t][r]);
+            if (kind == MOE_FORMAT_Q4_K) acc[t][r] = _mm512_fmadd_ps(mr, moei_q8_set1(&x[t]->s[lane]), acc[t][r]);
+            if (kind != MOE_FORMAT_Q2_K) continue;
+            __m512i sums = _mm512_set1_epi32((int)moei_q8_u32(x[t]->sum16[lane]));
+            sums = _mm512_madd_epi16(moei_q8_ld512(m + 32 + 16 * r), sums);
+            acc[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_mul_ps(mr, dx), acc[t][r]);
+        }
+}
+/* 32 rows times c tokens, of which n are wanted. */
+MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const uint8_t *panel, size_t n_blocks, const void *const *x, int n,
+                                            __m128i shift, uint32_t mask, float *out, size_t out_stride) {
+    static const uint8_t order[8] = {0, 4, 2, 6, 1, 5, 3, 7};
+    __m512 saved[4][6][2];
+    for (int v = 0; v < 8; v++) {
+        const size_t lane = order[v];
+        const moei_q8 *q[6];
+        __m512 acc[6][2];
+        MOEI_UNROLL for (int t = 0; t < c; t++)
+            q[t] = (const moei_q8 *)x[t < n ? t : n - 1], acc[t][0] = acc[t][1] = _mm512_setzero_ps();
+        for (size_t b = lane; b < n_blocks; b += 8) {
+            moei_q8_entry_vnni(kind, c, panel + b * moei_q8_entry(kind), q, lane, shift, acc);
+            MOEI_UNROLL for (int t = 0; t < c; t++) q[t]++;
+        }
+        int level = 0;
+        for (; v >> level & 1; level++)
+            MOEI_UNROLL for (int t = 0; t < c; t++)
+                MOEI_UNROLL for (int r = 0; r < 2; r++) acc[t][r] = _mm512_add_ps(saved[level][t][r], acc[t][r]);
+        MOEI_UNROLL for (int t = 0; t < c; t++)
+            MOEI_UNROLL for (int r = 0; r < 2; r++) saved[level][t][r] = acc[t][r];
+    }
+    for (int t = 0; t < n; t++)
+        for (int r = 0; r < 2; r++)
+            _mm512_mask_storeu_ps(out + (size_t)t * out_stride + 16 * r, (__mmask16)(mask >> 16 * r),
+                                  _mm512_add_ps(saved[3][t][r], _mm512_setzero_ps()));
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_panel_kind(uint32_t kind, const uint8_t *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
+                                             uint32_t n_tokens, float *out, size_t out_stride) {
+    const size_t n_blocks = w->k / 32, most = kind == MOE_FORMAT_Q6_K || kind == MOE_FORMAT_Q2_K ? 4 : 6;
+    const size_t groups = (n_tokens + most - 1) / most, n_panels = (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS;
+    int offset = w->format == MOE_FORMAT_INT4_GROUP ? 128 : moei_q8_offset(w->format), log2 = 0;
+    while (offset >> log2 > 1) log2++;
+    const __m128i shift = _mm_cvtsi32_si128(log2);
+    for (size_t p = 0; p < n_panels; p++, panel += n_blocks * moei_q8_entry(kind), out += MOEI_Q8_ROWS) {
+        const uint32_t rows = n_rows - (uint32_t)p * MOEI_Q8_ROWS, mask = rows < 32 ? (1u << rows) - 1 : 0xffffffffu;
+        for (size_t g = 0; g < groups; g++) {
+            const size_t t0 = n_tokens * g / groups, n = n_tokens * (g + 1) / groups - t0;
+            moei_q8_prefetch(w, p * groups + g, n_panels * groups);
+            if (n == 6) moei_q8_tile_vnni(kind, 6, panel, n_blocks, x + t0, (int)n, shift, mask, out + t0 * out_stride, out_stride);
+            else if (n == 5) moei_q8_tile_vnni(kind, 5, panel, n_blocks, x + t0, (int)n, shift, mask, out + t0 * out_stride, out_stride);
+            else moei_q8_tile_vnni(kind, 4, panel, n_blocks, x + t0, (int)n, shift, mask, out + t0 * out_stride, out_stride);
+        }
+    }
+}
+#define MOEI_Q8_KIND(f)                                                                                                  \
+    static MOEI_VNNI void moei_q8_panel_##f(const uint8_t *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, \
+        uint32_t n, float *out, size_t stride) { moei_q8_panel_kind(MOE_FORMAT_##f, panel, w, n_rows, x, n, out, stride); }
+MOEI_Q8_KIND(Q8_0) MOEI_Q8_KIND(Q4_K) MOEI_Q8_KIND(Q6_K) MOEI_Q8_KIND(Q2_K) MOEI_Q8_KIND(NVFP4)
+static MOEI_VNNI void moei_q8_panel_vnni(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                         float *out, size_t out_stride) {
+    const uint8_t *p = (const uint8_t *)panel;
+    switch (moei_q8_kind(w->format)) {
+    case MOE_FORMAT_Q4_K: moei_q8_panel_Q4_K(p, w, n_rows, x, n_tokens, out, out_stride); break;
+    case MOE_FORMAT_Q6_K: moei_q8_panel_Q6_K(p, w, n_rows, x, n_tokens, out, out_stride); break;
+    case MOE_FORMAT_Q2_K: moei_q8_panel_Q2_K(p, w, n_rows, x, n_tokens, out, out_stride); break;
+    case MOE_FORMAT_NVFP4: moei_q8_panel_NVFP4(p, w, n_rows, x, n_tokens, out, out_stride); break;
+    default: moei_q8_panel_Q8_0(p, w, n_rows, x, n_tokens, out, out_stride);
+    }
+}
+
+/* ---- AVX512-VNNI: decoding a panel ---- */
+
+/* 16 rows of 16 dwords to v[e] = dword e of every row. */
+MOEI_FORCE MOEI_VNNI void moei_q8_transpose16(const uint8_t *rows, size_t stride, __m512i v[16]) {
+    __m512i a[16], b[16];
+    MOEI_UNROLL for (int i = 0; i < 16; i += 2) {
+        const __m512i x = moei_q8_ld512(rows + (size_t)i * stride), y = moei_q8_ld512(rows + (size_t)(i + 1) * stride);
+        a[i] = _mm512_unpacklo_epi32(x, y), a[i + 1] = _mm512_unpackhi_epi32(x, y);
+    }
+    MOEI_UNROLL for (int i = 0; i < 16; i += 4) /* b[i + j]: lane q has dword 4 q + j of rows i .. i + 3 */
+        b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]), b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]),
+        b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]), b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+    MOEI_UNROLL for (int j = 0; j < 4; j++) {
+        const __m512i e = _mm512_shuffle_i32x4(b[j], b[j + 4], 0x88), o = _mm512_shuffle_i32x4(b[j], b[j + 4], 0xdd);
+        const __m512i g = _mm512_shuffle_i32x4(b[j + 8], b[j + 12], 0x88), h = _mm512_shuffle_i32x4(b[j + 8], b[j + 12], 0xdd);
+        v[j] = _mm512_shuffle_i32x4(e, g, 0x88), v[j + 8] = _mm512_shuffle_i32x4(e, g, 0xdd);
+        v[j + 4] = _mm512_shuffle_i32x4(o, h, 0x88), v[j + 12] = _mm512_shuffle_i32x4(o, h, 0xdd);
+    }
+}
+/* Zero points of INT4_GROUP go into the weights, which so get the offset 128. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_minus_zero(__m512i v, __m256i zero, int i) {
+    const __m512i from = _mm512_inserti64x4(_mm512_set1_epi32(2 * i), _mm256_set1_epi32(2 * i + 1), 1);
+    const __m512i low = moei_q8_z128(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+    __m512i z = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(from, _mm512_castsi256_si512(zero)), low);
+    return _mm512_sub_epi8(_mm512_xor_si512(v, _mm512_set1_epi8(-128)), z);
+}
+typedef struct moei_q8rows { /* one step of 16 rows, decoded; then transposed */
+    __m512i v[16][4], dm[16], sub[16], min[16]; /* dm: d and m; min: in the low half */
+} moei_q8rows;
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_row(uint32_t f, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8rows *to, int r) {
+    __m512i v[4];
+    moei_q8s s;
+    s.d = s.m = _mm256_setzero_ps();
+    moei_q8_scales(f, p, side, j, &s);
+    moei_q8_bytes_vnni(f, p, v);
+    MOEI_UNROLL for (int i = 0; i < 4; i++) to->v[r][i] = f == MOE_FORMAT_INT4_GROUP ? moei_q8_minus_zero(v[i], s.zero, i) : v[i];
+    to->dm[r] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_castps_si256(s.d)), _mm256_castps_si256(s.m), 1);
+    if (moei_q8_has_sub(f)) to->sub[r] = _mm512_cvtepi16_epi32(s.sub);
+    if (f == MOE_FORMAT_Q2_K) to->min[r] = _mm512_castsi256_si512(s.min);
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_store(uint32_t f, const moei_q8rows *from, size_t n_blocks, uint8_t *to) {
+    const size_t entry = moei_q8_entry(f);
+    __m512i v[16];
+    for (size_t i = 0; i < 4; i++) {
+        moei_q8_transpose16((const uint8_t *)&from->v[0][i], sizeof from->v[0], v);
+        MOEI_UNROLL for (size_t e = 0; e < 16; e++)
+            if (2 * i + e / 8 < n_blocks) _mm512_storeu_si512(to + (2 * i + e / 8) * entry + e % 8 * 128, v[e]);
+    }
+    moei_q8_transpose16((const uint8_t *)from->dm, 64, v);
+    for (size_t b = 0; b < n_blocks; b++) {
+        uint8_t *m = to + b * entry + (f == MOE_FORMAT_Q2_K ? 11 : 9) * 128;
+        _mm512_storeu_si512(to + b * entry + 1024, v[b]);
+        if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f) || f == MOE_FORMAT_Q2_K) _mm512_storeu_si512(m, v[b + 8]);
+    }
+    if (moei_q8_has_sub(f)) moei_q8_transpose16((const uint8_t *)from->sub, 64, v);
+    for (size_t b = 0; moei_q8_has_sub(f) && b < n_blocks; b++)
+        _mm512_storeu_si512(to + b * entry + 9 * 128, v[2 * b]), _mm512_storeu_si512(to + b * entry + 10 * 128, v[2 * b + 1]);
+    if (f == MOE_FORMAT_Q2_K) moei_q8_transpose16((const uint8_t *)from->min, 64, v);
+    for (size_t b = 0; f == MOE_FORMAT_Q2_K && b < n_blocks; b++) _mm512_storeu_si512(to + b * entry + 12 * 128, v[b]);
+}
+/* 16 rows from row r; beyond the view's end the last one again. */
+MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, uint8_t *to) {
+    const size_t step = moei_q8_step_bytes(f), n_blocks = w->k / 32;
+    moei_q8side side[16];
+    moei_q8rows rows;
+    for (size_t i = 0; 8 * i < n_blocks; i++, to += 8 * moei_q8_entry(f)) {
+        const size_t n = n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8;
+        for (size_t j = 0; j < 16; j++) {
+            const size_t row = r + j < n_rows ? r + j : n_rows - 1;
+            const uint8_t *p = moei_row(w, row) + i * step;
+            uint8_t tail[272];
+            if (n < 8) p = moei_q8_tail(f, w, p, tail);
+            if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, row, i, &side[j]);
+            moei_q8_decode_row(f, p, &side[j], i % MOEI_Q8_CHUNK, &rows, (int)j);
+        }
+        moei_q8_decode_store(f, &rows, n, to);
+    }
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_decode(uint32_t f, const moei_rows *w, uint32_t n_rows, void *panel) {
+    uint8_t *to = (uint8_t *)panel;
+    for (uint32_t r = 0; r < n_rows; r += MOEI_Q8_ROWS, to += w->k / 32 * moei_q8_entry(f))
+        moei_q8_decode16(f, w, r, n_rows, to), moei_q8_decode16(f, w, r + 16, n_rows, to + 64);
+}
+#define MOEI_Q8_DECODE(isa, target, f)                                                                                   \
+    static target void moei_q8_decode_##isa##_##f(const moei_rows *w, uint32_t n_rows, void *panel) {                    \
+        moei_q8_decode(MOE_FORMAT_##f, w, n_rows, panel); }
+MOEI_Q8_FORMATS(MOEI_Q8_DECODE, vnni, MOEI_VNNI)
 /* clang-format off */
 MOEI_UNUSED static const moei_arith moei_q8_vnni = {
-    MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_row_bytes, moei_q8_prepare, NULL, NULL,
+    MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_prepared_bytes, moei_q8_prepare, moei_q8_panel_bytes, moei_q8_panel_vnni,
     {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */
-     MOEI_Q8_DIRECT(vnni, Q8_0), MOEI_Q8_DIRECT(vnni, Q4_0), MOEI_Q8_DIRECT(vnni, Q4_1), MOEI_Q8_DIRECT(vnni, Q5_0),
-     MOEI_Q8_DIRECT(vnni, Q5_1), MOEI_Q8_DIRECT(vnni, Q2_K), MOEI_Q8_DIRECT(vnni, Q3_K), MOEI_Q8_DIRECT(vnni, Q4_K),
-     MOEI_Q8_DIRECT(vnni, Q5_K), MOEI_Q8_DIRECT(vnni, Q6_K), MOEI_Q8_DIRECT(vnni, IQ4_NL), MOEI_Q8_DIRECT(vnni, IQ4_XS),
-     MOEI_Q8_DIRECT(vnni, MXFP4), MOEI_Q8_DIRECT(vnni, NVFP4), MOEI_Q8_DIRECT(vnni, MXFP4_HF), MOEI_Q8_DIRECT(vnni, NVFP4_HF),
+     MOEI_Q8_BOTH(vnni, Q8_0), MOEI_Q8_BOTH(vnni, Q4_0), MOEI_Q8_BOTH(vnni, Q4_1), MOEI_Q8_BOTH(vnni, Q5_0),
+     MOEI_Q8_BOTH(vnni, Q5_1), MOEI_Q8_BOTH(vnni, Q2_K), MOEI_Q8_BOTH(vnni, Q3_K), MOEI_Q8_BOTH(vnni, Q4_K),
+     MOEI_Q8_BOTH(vnni, Q5_K), MOEI_Q8_BOTH(vnni, Q6_K), MOEI_Q8_BOTH(vnni, IQ4_NL), MOEI_Q8_BOTH(vnni, IQ4_XS),
+     MOEI_Q8_BOTH(vnni, MXFP4), MOEI_Q8_BOTH(vnni, NVFP4), MOEI_Q8_BOTH(vnni, MXFP4_HF), MOEI_Q8_BOTH(vnni, NVFP4_HF),
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */
-     MOEI_Q8_DIRECT(vnni, INT8_CHANNEL), MOEI_Q8_DIRECT(vnni, INT4_GROUP)}};
+     MOEI_Q8_BOTH(vnni, INT8_CHANNEL), MOEI_Q8_BOTH(vnni, INT4_GROUP)}};
 /* clang-format on */
 #endif
 #endif
@@ -3645,7 +4008,9 @@ static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float 
 }
 
 /* The best score of the token last routed, for a capacity queue in order of scores. */
-MOEI_FORCE float moei_best_score(const moei_router *r) { return moei_route_max(r->s, r->n_ids); }
+MOEI_FORCE float moei_best_score(const moei_router *r) {
+    return r->logits_only ? 0.0f : moei_route_max(r->s, r->n_ids);
+}
 
 
 /* ---- Tables, capacity, statistics ---- */
@@ -3741,7 +4106,8 @@ static MOEI_UNUSED void moei_route_stats(const moei_router *r, const float *logi
 
 /* ---- Checks ---- */
 
-static MOEI_UNUSED moe_status moei_fail(moe_error *e, moe_status status, const char *field, uint64_t got, uint64_t want) {
+static MOEI_UNUSED moe_status moei_fail(moe_error *e, moe_status status, const char *field, uint64_t got,
+                                        uint64_t want) {
     if (e) e->status = status, e->part = "", e->field = field, e->got = got, e->want = want;
     return status;
 }
@@ -3848,13 +4214,15 @@ static moe_status moei_check_router(const moe_desc *d, moe_error *error) {
 
 #define MOEI_SELECT_ROWS 2048 /* its scratch is on the stack: 64 KiB */
 
-static void moei_route_exp(float *y, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++) y[i] = moei_exp(x[i]);
+/* Asking the processor takes longer than a few tokens (20 us in a virtual machine). The bits are the same. */
+static const moei_vec *moei_select_vec(const moe_desc *d, size_t n_tokens) {
+#if MOEI_HAVE_AVX2
+    uint32_t avx2 = MOE_TIER_BIT(MOE_TIER_AVX2), allowed = d->tiers ? d->tiers : avx2;
+    if (n_tokens >= 4096 / moei_route_rows(d) + 1 && (allowed & avx2) && (moei_cpu() & avx2)) return &moei_vec_avx2;
+#endif
+    (void)d, (void)n_tokens;
+    return &moei_vec_c;
 }
-static void moei_route_sigmoid(float *y, const float *x, float a, size_t n) {
-    for (size_t i = 0; i < n; i++) y[i] = moei_sigmoid(a * x[i]);
-}
-static const moei_vec moei_route_vec = {moei_route_exp, moei_route_sigmoid, NULL, NULL};
 
 static moe_status moei_check_select(const moe_desc *d, const float *logits, size_t n_tokens, const int32_t *token_ids,
                                     const int32_t *ids, const float *weights, moe_error *error) {
@@ -3883,7 +4251,7 @@ MOE_API moe_status moe_select(const moe_desc *desc, const float *logits, size_t 
     moei_router r;
     moe_status status = moei_check_select(desc, logits, n_tokens, token_ids, ids, weights, error);
     if (status) return status;
-    moei_router_begin(&r, desc, &moei_route_vec, desc->top_k, scratch);
+    moei_router_begin(&r, desc, moei_select_vec(desc, n_tokens), desc->top_k, scratch);
     r.hold = 0;
     for (size_t t = 0; t < n_tokens; t++, logits += r.n_ids + r.n_sink, ids += desc->top_k, weights += desc->top_k) {
         int given = desc->router.pick == MOE_PICK_TABLE;
@@ -4116,30 +4484,19 @@ MOE_API uint32_t moe_compute_by_name(const char *name) {
     return i;
 }
 
-/* ---- counts: every matrix and vector that the desc has, of the whole layer even if this process holds a part
-   ---- */
+/* ---- counts: every matrix and vector of the desc, of the whole layer even if this process holds a part ---- */
 
-static const uint8_t moei_type_size[] = {0,
-#define MOE_X(id, name, bytes) bytes,
-                                         MOE_TYPES(MOE_X)
-#undef MOE_X
-};
-static const uint32_t moei_scale_shape[][2] = {{0, 0},
-#define MOE_X(id, name, n, bytes, rows, cols) {rows, cols},
-                                               MOE_FORMATS(MOE_X)
-#undef MOE_X
-};
-
-static uint64_t moei_count_grid(const moe_grid *g, uint32_t format, uint64_t rows, uint64_t k) {
-    uint64_t r = g->rows ? g->rows : moei_scale_shape[format][0], c = g->cols ? g->cols : moei_scale_shape[format][1];
-    if (!g->type || !r || !c) return 0;
-    r = (rows + r - 1) / r, c = (k + c - 1) / c;
+/* Bytes of one expert's grid; its default shape as moei_side_of has it. */
+static uint64_t moei_count_grid(const moe_grid *g, uint64_t rows, uint64_t k, const uint32_t *like) {
+    uint64_t r = g->rows ? g->rows : like[0], c = g->cols ? g->cols : like[1];
+    if (!g->type) return 0;
+    r = r ? (rows + r - 1) / r : rows, c = c ? (k + c - 1) / c : 1;
     if (g->type == MOE_TYPE_U4X8) r = (r + 7) / 8; /* a word for eight rows */
-    return r * c * moei_type_size[g->type];
+    return r * c * moei_type_bytes[g->type];
 }
 static void moei_count_vector(moe_counts *c, const moe_array *a, uint64_t n, uint64_t used, uint64_t length) {
     if (!a->type) return;
-    uint64_t bytes = length * moei_type_size[a->type];
+    uint64_t bytes = length * moei_type_bytes[a->type];
     c->params_total += n * length, c->params_active += used * length;
     c->bytes_total += n * bytes, c->bytes_active += used * bytes;
 }
@@ -4147,8 +4504,13 @@ static void moei_count_vector(moe_counts *c, const moe_array *a, uint64_t n, uin
 static void moei_count_matrix(moe_counts *c, const moe_matrix *m, uint64_t n, uint64_t used, uint64_t rows,
                               uint64_t k) {
     if (!m->format) return;
-    uint64_t bytes = rows * moe_row_bytes(m->format, (size_t)k) + moei_count_grid(&m->scale, m->format, rows, k) +
-                     moei_count_grid(&m->zero, m->format, rows, k) + moei_type_size[m->scale2.type];
+    uint32_t like[2];
+    like[0] = moei_layouts[m->format].rows, like[1] = moei_layouts[m->format].cols;
+    uint64_t bytes = rows * moe_row_bytes(m->format, (size_t)k) + moei_type_bytes[m->scale2.type];
+    bytes += moei_count_grid(&m->scale, rows, k, like);
+    if (m->scale.rows) like[0] = m->scale.rows;
+    if (m->scale.cols) like[1] = m->scale.cols;
+    bytes += moei_count_grid(&m->zero, rows, k, like);
     c->params_total += n * rows * k, c->params_active += used * rows * k;
     c->bytes_total += n * bytes, c->bytes_active += used * bytes;
     c->flops_token += 2 * used * rows * k, c->flops_dense += 2 * n * rows * k;
@@ -4318,11 +4680,9 @@ static moe_status moei_check_array(const moe_array *a, size_t n_experts, size_t 
 }
 
 /* Checks a matrix and fills in its strides. */
-static moe_status moei_fix_matrix(moe_matrix *m, size_t n_experts, size_t rows, size_t k, const char *part, moe_error *e) {
+static moe_status moei_fix_strides(moe_matrix *m, size_t n_experts, size_t rows, size_t k, moe_error *e) {
     size_t extent, all;
-    moe_status status = moei_check_matrix(m, n_experts, rows, k, e);
-    if (e) e->part = part;
-    if (status) return status;
+    MOEI_TRY(moei_check_matrix(m, n_experts, rows, k, e));
     MOEI_TRY(moei_check_array(&m->scale2, n_experts, 1, 0, "scale2", e));
     MOEI_TRY(moei_check_array(&m->bias, n_experts, rows, 0, "bias", e));
     if (!m->row_stride) m->row_stride = m->k_stride ? moei_layouts[m->format].bytes : moe_row_bytes(m->format, k);
@@ -4330,8 +4690,12 @@ static moe_status moei_fix_matrix(moe_matrix *m, size_t n_experts, size_t rows, 
     if (!m->expert_stride) m->expert_stride = extent;
     if (!moei_mul(n_experts, m->expert_stride, &all) || !moei_add(all, m->offset, &all))
         return moei_fail(e, MOE_ERR_OVERFLOW, "expert_stride", m->expert_stride, 0);
-    if (e) e->part = "";
     return MOE_OK;
+}
+static moe_status moei_fix_matrix(moe_matrix *m, size_t n_experts, size_t rows, size_t k, const char *part, moe_error *e) {
+    moe_status status = moei_fix_strides(m, n_experts, rows, k, e);
+    if (e) e->part = status ? part : "";
+    return status;
 }
 
 static const moei_knob_range moei_layer_knobs[] = {
@@ -4971,13 +5335,23 @@ static void moei_select_block(const moei_plan *p, size_t block, uint32_t ith, ui
 
 /* ---- settle: the only place where data can be wrong; y was not touched yet ---- */
 
+static int moei_gap(const void *const *call, const void *const *own, uint32_t e) {
+    const void *const *list = call ? call : own;
+    return list && !list[e];
+}
 static int moei_absent(const moei_plan *p, uint32_t e) {
+    moe_experts none; /* the desc's own pointers */
     const moei_bank *b = &p->layer->routed;
-    const moe_experts *o = p->io->experts;
-    const moe_matrix *const m[3] = {&b->gate, &b->up, &b->down};
+    memset(&none, 0, sizeof none);
+    const moe_experts *o = p->io->experts ? p->io->experts : &none;
+    const moe_matrix *const all[3] = {&b->gate, &b->up, &b->down};
     for (int i = 0; i < 3; i++) {
-        const void *const *list = o && o->data[i] ? o->data[i] : m[i]->expert;
-        if (m[i]->format && list && !list[e]) return 1;
+        const moe_matrix *m = all[i];
+        if ((m->format && moei_gap(o->data[i], m->expert, e)) || (m->scale.type && moei_gap(o->scale[i], m->scale.expert, e)) ||
+            (m->zero.type && moei_gap(o->zero[i], m->zero.expert, e)) ||
+            (m->scale2.type && moei_gap(o->scale2[i], m->scale2.expert, e)) ||
+            (m->bias.type && moei_gap(o->bias[i], m->bias.expert, e)))
+            return 1;
     }
     return 0;
 }
@@ -5193,6 +5567,13 @@ static void moei_glu(const moei_vec *v, const moe_ffn *f, uint32_t clamp, float 
 
 static const moe_experts *moei_over(const moei_plan *p, const moei_group *g) { return g == &p->groups[0] ? p->io->experts : NULL; }
 
+/* While many tokens pass over these rows, the memory is idle: name what is read next. */
+static void moei_read_next(moei_rows *w, const uint8_t *next, size_t rows, uint32_t tokens) {
+    if (tokens <= 4) return; /* the stream itself is the work, and the hardware prefetches it */
+    w->prefetch = next;
+    w->prefetch_bytes = w->k_stride ? 0 : rows * w->row_stride;
+}
+
 /* Results of one matrix for a chunk of slots: products, then row scale, weight on the input, and bias. */
 static void moei_up_matrix(const moei_plan *p, const moei_scratch *s, const moei_group *g, const moe_matrix *m, int which,
                            uint32_t expert, uint32_t row, uint32_t n_rows, uint32_t slot, uint32_t n, float *out) {
@@ -5203,6 +5584,7 @@ static void moei_up_matrix(const moei_plan *p, const moei_scratch *s, const moei
     float *scale = s->scale[0], *bias = s->bias[0], *weighted = s->scale[1];
     moei_view(m, moei_over(p, g), which, expert, b->d_ff, b->d_in, &w);
     w.row0 = row;
+    if (row + 2 * MOEI_UP_ROWS <= b->d_ff) moei_read_next(&w, w.data + (row + MOEI_UP_ROWS) * w.row_stride, MOEI_UP_ROWS, n);
     moei_multiply(b->in, &w, n_rows, s->x, n, out, MOEI_UP_ROWS, s->panel);
     int affine = moei_row_affine(m, moei_over(p, g), which, expert, b->d_ff, row, n_rows, b->d_in, scale, bias);
     if (!affine && !at_input) return;
@@ -5270,6 +5652,7 @@ static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moe
         if (g->start[e] == g->start[e + 1]) continue;
         moei_view(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, b->d_ff, &w);
         w.row0 = (uint32_t)row;
+        if (e + 1 < b->n_experts && !b->down.expert && !p->io->experts) moei_read_next(&w, moei_row(&w, 0) + b->down.expert_stride, n, g->start[e + 1] - g->start[e]);
         int affine = moei_row_affine(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, row, n, b->d_ff, s->scale[0], s->bias[0]);
         for (uint32_t slot = g->start[e]; slot < g->start[e + 1]; slot += (uint32_t)chunk) {
             uint32_t tokens = (uint32_t)moei_min(chunk, g->start[e + 1] - slot);
@@ -5636,7 +6019,7 @@ static moe_status moei_run(const moe_layer *layer, const moe_io *io, const float
 MOE_API moe_status moe_forward(const moe_layer *layer, const moe_io *io) { return moei_run(layer, io, NULL, 0); }
 MOE_API moe_status moe_route(const moe_layer *layer, const moe_io *io) { return moei_run(layer, io, NULL, 1); }
 MOE_API moe_status moe_finish(const moe_layer *layer, const moe_io *io, const float *sums) {
-    if (!sums) return io ? moei_fail(io->error, MOE_ERR_NULL, "sums", 0, 0) : MOE_ERR_NULL;
+    if (!sums && io && io->n_tokens) return moei_fail(io->error, MOE_ERR_NULL, "sums", 0, 0);
     return moei_run(layer, io, sums, 0);
 }
 

@@ -16,15 +16,15 @@
    How a layer is read:
    * family: model_type of config.json (nested ones too), its architecture, or general.architecture of GGUF, handed to
      moe_preset; then every key of the field table below that the configuration has overrides the preset.
-   * tensors: found by name through the tables of schemes, never by family: a checkpoint of any family may hold one tensor per
-     expert, or stacks, or the fused stacks that newer tools write; what is there decides.
+   * tensors: found by name through the tables of schemes, never by family: a checkpoint of any family may hold one
+     tensor per expert, or stacks, or the fused stacks that newer tools write; what is there decides.
    * formats: from the types and shapes of a weight and of the scale tensors beside it (in any shard).
    * every shape is checked against the configuration and the other tensors before a pointer is used.
 
-   Weights that moe.h cannot read where they lie are repacked (ckpt_repack below): AWQ (packed along outputs), GPTQ (transposed)
-   and 8-bit packed words. A repacked matrix is relocatable: it may be written to a file and mapped again.
-   4-bit weights with ordered groups become int4_group, bit for bit the same numbers; act-order GPTQ (g_idx not ascending)
-   cannot be expressed by one scale per run of inputs and becomes exact f32: eight times the bytes. */
+   Weights that moe.h cannot read where they lie are repacked (ckpt_repack below): AWQ (packed along outputs), GPTQ
+   (transposed) and 8-bit packed words. A repacked matrix is relocatable: it may be written to a file and mapped again.
+   4-bit weights with ordered groups become int4_group, bit for bit the same numbers; act-order GPTQ (g_idx not
+   ascending) cannot be expressed by one scale per run of inputs and becomes exact f32: eight times the bytes. */
 
 #ifndef CKPT_LAYER_H
 #define CKPT_LAYER_H
@@ -36,10 +36,10 @@
 
 #define CKPT_LAYER_TEXT 224 /* bytes of a name or an origin */
 
-typedef struct ckpt_layer { /* a layer that has experts */
-    char name[48];               /* "3", "encoder.1", "mtp.0"                          */
+typedef struct ckpt_layer {       /* a layer that has experts */
+    char name[48];                /* "3", "encoder.1", "mtp.0"                          */
     char prefix[CKPT_LAYER_TEXT]; /* "model.layers.3."                                  */
-    char base[32];               /* "mlp.": where in the layer the block's tensors are */
+    char base[32];                /* "mlp.": where in the layer the block's tensors are */
     uint32_t index;
 } ckpt_layer;
 
@@ -69,16 +69,18 @@ typedef struct ckpt_layer_info {
 CKPT_DEF int ckpt_layer_list(const ckpt *c, ckpt_layers *out, char *err);
 CKPT_DEF void ckpt_layers_free(ckpt_layers *layers);
 CKPT_DEF const ckpt_layer *ckpt_layer_find(const ckpt_layers *layers, const char *name); /* NULL if there is none */
-CKPT_DEF int ckpt_layer_desc(const ckpt *c, const ckpt_layer *layer, moe_desc *desc, ckpt_layer_info *info, char *err);
+CKPT_DEF int ckpt_layer_desc(const ckpt *c, const ckpt_layer *layer, moe_desc *desc, ckpt_layer_info *info,
+                             char *err);
 CKPT_DEF void ckpt_layer_free(ckpt_layer_info *info);
 
-/* Repacking one matrix whose tensors are STEM.qweight, STEM.scales, ...: size (0: an error), pack, use. The bytes are the same on
-   every machine and need an alignment of nothing; `use` checks them and points the matrix into them. */
+/* Repacking one matrix whose tensors are STEM.qweight, STEM.scales, ...: size (0: an error), pack, use. The bytes are
+   the same on every machine and need no alignment; `use` checks them and points the matrix into them. */
 CKPT_DEF size_t ckpt_repack_size(const ckpt *c, const char *stem, char *err);
 CKPT_DEF int ckpt_repack(const ckpt *c, const char *stem, void *to, size_t size, char *err);
-CKPT_DEF int ckpt_repack_use(const void *packed, size_t size, uint64_t rows, uint64_t k, moe_matrix *matrix, char *err);
+CKPT_DEF int ckpt_repack_use(const void *packed, size_t size, uint64_t rows, uint64_t k, moe_matrix *matrix,
+                             char *err);
 
-/* == Implementation ========================================================================================================= */
+/* == Implementation ============================================================================================== */
 
 typedef struct ckptl { /* one layer being read */
     const ckpt *c;
@@ -86,11 +88,13 @@ typedef struct ckptl { /* one layer being read */
     moe_desc *d;
     ckpt_layer_info *info;
     char *err;
-    char arch[48];      /* GGUF: "llama." */
+    char arch[48]; /* GGUF: "llama." */
     char base[CKPT_LAYER_TEXT + 32];
     uint32_t block_rows, block_cols; /* of block-wise scales */
-    int interleaved;    /* fused gate and up rows alternate */
-    char *origin[64];   /* by field */
+    int interleaved;                 /* fused gate and up rows alternate */
+    /* ERNIE-VL has a bank of experts for text, read here, and one for images: lists and vectors are pairs */
+    int first_of_two;
+    char *origin[64]; /* by field */
 } ckptl;
 
 static inline int ckptl_fail(char *err, const char *format, ...) CKPT_PRINTF(2, 3);
@@ -130,12 +134,14 @@ CKPT_DEF void ckpt_layer_free(ckpt_layer_info *info) {
 }
 
 static inline int ckptl_begins(const char *text, const char *with) { return !strncmp(text, with, strlen(with)); }
-static inline int ckptl_same(const char *a, const char *b) { /* without case */
-    for (; *a && *b; a++, b++) {
+/* Names are the same whatever their case and their - _ and . */
+static inline int ckptl_same(const char *a, const char *b) {
+    for (;; a++, b++) {
+        while (*a == '-' || *a == '_' || *a == '.') a++;
+        while (*b == '-' || *b == '_' || *b == '.') b++;
         int p = *a >= 'A' && *a <= 'Z' ? *a + 32 : *a, q = *b >= 'A' && *b <= 'Z' ? *b + 32 : *b;
-        if (p != q) return 0;
+        if (p != q || !p) return p == q;
     }
-    return *a == *b;
 }
 /* Is `word` one of the words in a list "a b c"? */
 static inline int ckptl_listed(const char *list, const char *word) {
@@ -154,10 +160,11 @@ static inline const char *ckptl_dims_text(const uint64_t *dims, uint32_t n, char
 }
 static inline int ckptl_shape_error(const ckptl *x, const ckpt_tensor *t, const char *want) {
     char have[96];
-    return ckptl_fail(x->err, "tensor %s: shape %s, not %s", t->name, ckptl_dims_text(t->dims, t->n_dims, have, sizeof have), want);
+    return ckptl_fail(x->err, "tensor %s: shape %s, not %s", t->name,
+                      ckptl_dims_text(t->dims, t->n_dims, have, sizeof have), want);
 }
 
-/* -- Which layers there are ------------------------------------------------------------------------------------------------- */
+/* -- Which layers there are -------------------------------------------------------------------------------------- */
 
 /* A layer's number follows one of these words. */
 static const char *const ckptl_containers[] = {"layers", "blk", "block", "blocks", "h", "layer", "mtp", "mtp_layers"};
@@ -174,13 +181,15 @@ static const ckptl_place ckptl_places[] = {
     {"moe_block.", "experts."},
     {"moe.", "experts. gate_proj. up_proj. down_proj. gate_up_proj"},
     {"mlp.moe.", "experts."},
+    {"mlp.text_moe.", "experts."},
     {"moe_mlp.", "experts."},
     {"layer.1.mlp.", "experts."},
     {"layer.2.mlp.", "experts."},
     {"transformer_block.mlp.", "experts."},
     {"", "experts."},
 };
-static const char *const ckptl_gguf_words = "ffn_gate_exps. ffn_up_exps. ffn_down_exps. ffn_gate_up_exps. ffn_gate_inp.";
+static const char *const ckptl_gguf_words =
+    "ffn_gate_exps. ffn_up_exps. ffn_down_exps. ffn_gate_up_exps. ffn_gate_inp.";
 
 static inline int ckptl_begins_any(const char *text, const char *words) {
     for (const char *p = words; *p; p += strcspn(p, " "), p += *p == ' ')
@@ -257,7 +266,8 @@ static int ckptl_compare(const void *a, const void *b) {
     return p->index < q->index ? -1 : p->index > q->index ? 1 : strcmp(p->prefix, q->prefix);
 }
 
-/* Linear in the number of tensors: a table of the prefixes met so far, and most tensors follow one of their own layer. */
+/* Linear in the number of tensors: a table of the prefixes met so far, and most tensors follow one of their own
+   layer. */
 CKPT_DEF int ckpt_layer_list(const ckpt *c, ckpt_layers *out, char *err) {
     size_t capacity = 0, slots = 64;
     uint32_t *table;
@@ -315,10 +325,11 @@ CKPT_DEF const ckpt_layer *ckpt_layer_find(const ckpt_layers *layers, const char
     return found == 1 ? only : NULL;
 }
 
-/* -- Configuration ---------------------------------------------------------------------------------------------------------- */
+/* -- Configuration ----------------------------------------------------------------------------------------------- */
 
 /* Configurations nest the language model's keys; the innermost are asked first. */
-static const char *const ckptl_roots[] = {"text_config.", "language_config.", "llm_config.", "thinker_config.text_config.", ""};
+static const char *const ckptl_roots[] = {"text_config.", "language_config.", "llm_config.",
+                                          "thinker_config.text_config.", ""};
 
 /* Element i of an array value, else the value itself. */
 static inline int ckptl_element(const ckpt *c, const char *key, uint64_t i, ckpt_value *v) {
@@ -330,22 +341,24 @@ static inline int ckptl_element(const ckpt *c, const char *key, uint64_t i, ckpt
     return n && ckpt_get_at(c, key, i < n ? i : n - 1, v) && v->type != CKPT_VALUE_NULL;
 }
 
-/* The first of `keys` (a list of words) that the configuration has, under its full name. An array means one value per layer. */
+/* The first of `keys` (a list of words) that the configuration has, under its full name. An array means one value per
+   layer. */
 static inline int ckptl_value(const ckptl *x, const char *keys, ckpt_value *v, char *key, size_t size) {
+    uint32_t index = x->first_of_two ? 0 : x->layer->index;
     for (const char *p = keys; p && *p; p += strcspn(p, " "), p += *p == ' ') {
         int n = (int)strcspn(p, " ");
         if (x->c->is_gguf) {
             snprintf(key, size, "%s%.*s", x->arch, n, p);
-            if (ckptl_element(x->c, key, x->layer->index, v)) return 1;
+            if (ckptl_element(x->c, key, index, v)) return 1;
             continue;
         }
         if (ckptl_begins(x->layer->name, "talker.")) {
             snprintf(key, size, "talker_config.text_config.%.*s", n, p);
-            if (ckptl_element(x->c, key, x->layer->index, v)) return 1;
+            if (ckptl_element(x->c, key, index, v)) return 1;
         }
         for (size_t i = 0; i < sizeof ckptl_roots / sizeof *ckptl_roots; i++) {
             snprintf(key, size, "%s%.*s", ckptl_roots[i], n, p);
-            if (ckptl_element(x->c, key, x->layer->index, v)) return 1;
+            if (ckptl_element(x->c, key, index, v)) return 1;
         }
     }
     return 0;
@@ -366,7 +379,7 @@ static inline const char *ckptl_word(const ckptl *x, const char *keys) {
     return ckptl_value(x, keys, &v, key, sizeof key) && v.type == CKPT_VALUE_STRING ? v.s : none;
 }
 
-/* -- The family ------------------------------------------------------------------------------------------------------------- */
+/* -- The family -------------------------------------------------------------------------------------------------- */
 
 /* Names in released files that are not a preset's own -> the preset. */
 static const char *const ckptl_aliases[][2] = {
@@ -380,7 +393,7 @@ static const char *const ckptl_aliases[][2] = {
     {"MiniMaxText01ForCausalLM", "minimax_text_01"},
     {"MiniMaxM1ForCausalLM", "minimax_m1"},
     {"minimax_m3_vl", "minimax_m3"},
-    {"ernie4_5_moe_vl", "ernie4_5_moe"},
+    {"ernie4_5_moe_vl", "ernie4_5_vl_moe"},
     {"longcat_flash_ngram", "longcat_flash"},
     {"bailing_moe_linear", "bailing_moe_v2"},
     {"bailing_moe_v2_5", "bailing_moe_v2"},
@@ -393,12 +406,9 @@ static const char *const ckptl_aliases[][2] = {
     {"interns1_pro", "intern_s1_pro"},
     {"sarvam_mla", "sarvam"},
     {"nomic_bert", "nomic_bert_moe"},
-    {"nllb-moe", "nllb_moe"},
     {"phi3_5_moe", "phimoe"},
     {"Phi3.5-MoE", "phimoe"},
     {"dotsmoe", "dots1"},
-    {"llada-moe", "llada_moe"},
-    {"hunyuan-moe", "hunyuan_moe"},
 };
 
 static inline int ckptl_try_family(ckptl *x, const char *name, const char *key) {
@@ -416,7 +426,10 @@ static inline int ckptl_try_family(ckptl *x, const char *name, const char *key) 
             memset(&d, 0, sizeof d);
             if (moe_preset(&d, plain) == MOE_OK) {
                 *x->d = d;
-                ckpt_printable(x->info->family, sizeof x->info->family, plain);
+                uint32_t i = 0; /* as the preset spells it */
+                while (moe_preset_name(i) && !ckptl_same(moe_preset_name(i), plain)) i++;
+                snprintf(x->info->family, sizeof x->info->family, "%s",
+                         moe_preset_name(i) ? moe_preset_name(i) : plain);
                 snprintf(x->info->family_origin, CKPT_LAYER_TEXT, "%s %.64s", key, name);
                 return 1;
             }
@@ -435,12 +448,17 @@ static inline int ckptl_unknown_family(const ckptl *x, const char *what) {
     known[0] = 0;
     for (uint32_t i = 0; moe_preset_name(i) && used + 40 < sizeof known; i++)
         used += (size_t)snprintf(known + used, sizeof known - used, " %s", moe_preset_name(i));
-    return ckptl_fail(x->err, "unknown model family \"%.64s\"; known are:%s%s", what, known, used + 40 < sizeof known ? "" : " ...");
+    return ckptl_fail(x->err, "unknown model family \"%.64s\"; known are:%s%s", what, known,
+                      used + 40 < sizeof known ? "" : " ...");
 }
 
 static int ckptl_family(ckptl *x) {
-    static const char *const keys[] = {"model_type", "text_config.model_type", "language_config.model_type", "llm_config.model_type",
-                                       "thinker_config.text_config.model_type", "architectures[0]"};
+    static const char *const keys[] = {"model_type",
+                                       "text_config.model_type",
+                                       "language_config.model_type",
+                                       "llm_config.model_type",
+                                       "thinker_config.text_config.model_type",
+                                       "architectures[0]"};
     if (x->c->is_gguf) {
         const char *arch = ckpt_get_str(x->c, "general.architecture", "");
         if (!*arch) return ckptl_fail(x->err, "general.architecture is missing");
@@ -449,7 +467,8 @@ static int ckptl_family(ckptl *x) {
         return ckptl_try_family(x, arch, "general.architecture") ? 0 : ckptl_unknown_family(x, arch);
     }
     /* Kimi-K3 calls its text model kimi_linear: the activation tells it. */
-    if (ckptl_same(ckptl_word(x, "hidden_act"), "situ") && ckptl_try_family(x, "kimi_k3", "hidden_act situ:")) return 0;
+    if (ckptl_same(ckptl_word(x, "hidden_act"), "situ") && ckptl_try_family(x, "kimi_k3", "hidden_act situ:"))
+        return 0;
     const char *seen = "";
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         const char *name = ckpt_get_str(x->c, keys[i], "");
@@ -460,23 +479,42 @@ static int ckptl_family(ckptl *x) {
     return ckptl_unknown_family(x, seen);
 }
 
-/* -- Fields of the desc, and the keys that set them ------------------------------------------------------------------------- */
+/* -- Fields of the desc, and the keys that set them -------------------------------------------------------------- */
 
 typedef struct ckptl_choice { /* a word (a bool is "true" or "false", a number its digits) and what it means */
     const char *word;
     uint32_t value;
 } ckptl_choice;
-static const ckptl_choice ckptl_scores[] = {{"softmax", MOE_SCORE_SOFTMAX}, {"sigmoid", MOE_SCORE_SIGMOID},
-    {"sqrtsoftplus", MOE_SCORE_SQRT_SOFTPLUS}, {"sqrt_softplus", MOE_SCORE_SQRT_SOFTPLUS}, {"true", MOE_SCORE_SIGMOID},
-    {"false", MOE_SCORE_SOFTMAX}, {"1", MOE_SCORE_SOFTMAX}, {"2", MOE_SCORE_SIGMOID}, {"3", MOE_SCORE_SOFTMAX},
-    {"4", MOE_SCORE_SQRT_SOFTPLUS}, {NULL, 0}};
-static const ckptl_choice ckptl_norms[] = {{"true", MOE_NORM_SUM}, {"false", MOE_NORM_NONE}, {"1", MOE_NORM_SUM},
-    {"0", MOE_NORM_NONE}, {NULL, 0}};
-static const ckptl_choice ckptl_activations[] = {{"silu", MOE_ACT_SILU}, {"swish", MOE_ACT_SILU}, {"swiglu", MOE_ACT_SILU},
-    {"gelu_pytorch_tanh", MOE_ACT_GELU_TANH}, {"gelu_tanh", MOE_ACT_GELU_TANH}, {"gelu_new", MOE_ACT_GELU_TANH},
-    {"gelu_fast", MOE_ACT_GELU_TANH}, {"gelu", MOE_ACT_GELU_ERF}, {"gelu_erf", MOE_ACT_GELU_ERF}, {"relu", MOE_ACT_RELU},
-    {"relu2", MOE_ACT_RELU2}, {"relu_squared", MOE_ACT_RELU2}, {"squared_relu", MOE_ACT_RELU2}, {"situ", MOE_ACT_SITU},
-    {"swigluoai", MOE_ACT_OAI}, {"swiglu_oai", MOE_ACT_OAI}, {NULL, 0}};
+static const ckptl_choice ckptl_scores[] = {{"softmax", MOE_SCORE_SOFTMAX},
+                                            {"sigmoid", MOE_SCORE_SIGMOID},
+                                            {"sqrtsoftplus", MOE_SCORE_SQRT_SOFTPLUS},
+                                            {"sqrt_softplus", MOE_SCORE_SQRT_SOFTPLUS},
+                                            {"true", MOE_SCORE_SIGMOID},
+                                            {"false", MOE_SCORE_SOFTMAX},
+                                            {"1", MOE_SCORE_SOFTMAX},
+                                            {"2", MOE_SCORE_SIGMOID},
+                                            {"3", MOE_SCORE_SOFTMAX},
+                                            {"4", MOE_SCORE_SQRT_SOFTPLUS},
+                                            {NULL, 0}};
+static const ckptl_choice ckptl_norms[] = {
+    {"true", MOE_NORM_SUM}, {"false", MOE_NORM_NONE}, {"1", MOE_NORM_SUM}, {"0", MOE_NORM_NONE}, {NULL, 0}};
+static const ckptl_choice ckptl_activations[] = {{"silu", MOE_ACT_SILU},
+                                                 {"swish", MOE_ACT_SILU},
+                                                 {"swiglu", MOE_ACT_SILU},
+                                                 {"gelu_pytorch_tanh", MOE_ACT_GELU_TANH},
+                                                 {"gelu_tanh", MOE_ACT_GELU_TANH},
+                                                 {"gelu_new", MOE_ACT_GELU_TANH},
+                                                 {"gelu_fast", MOE_ACT_GELU_TANH},
+                                                 {"gelu", MOE_ACT_GELU_ERF},
+                                                 {"gelu_erf", MOE_ACT_GELU_ERF},
+                                                 {"relu", MOE_ACT_RELU},
+                                                 {"relu2", MOE_ACT_RELU2},
+                                                 {"relu_squared", MOE_ACT_RELU2},
+                                                 {"squared_relu", MOE_ACT_RELU2},
+                                                 {"situ", MOE_ACT_SITU},
+                                                 {"swigluoai", MOE_ACT_OAI},
+                                                 {"swiglu_oai", MOE_ACT_OAI},
+                                                 {NULL, 0}};
 static const ckptl_choice ckptl_not[] = {{"true", 0}, {"false", 1}, {NULL, 0}};
 static const ckptl_choice ckptl_flag[] = {{"true", 1}, {"false", 0}, {NULL, 0}};
 static const ckptl_choice ckptl_input[] = {{"true", MOE_WEIGHT_AT_INPUT}, {NULL, 0}};
@@ -500,9 +538,9 @@ typedef struct ckptl_field {
     const char *name;
     size_t at;
     ckptl_kind kind;
-    const char *const *names;     /* of a choice's values */
+    const char *const *names; /* of a choice's values */
     const ckptl_choice *choices;
-    const char *keys, *gguf;      /* in the order of priority; NULL: decided elsewhere */
+    const char *keys, *gguf; /* in the order of priority; NULL: decided elsewhere */
 } ckptl_field;
 #define CKPTL_AT(member) #member, offsetof(moe_desc, member)
 
@@ -510,25 +548,30 @@ static const ckptl_field ckptl_fields[] = {
     {CKPTL_AT(d_model), CKPTL_U32, NULL, NULL, "hidden_size d_model n_embd dim embed_dim", "embedding_length"},
     {CKPTL_AT(d_ff), CKPTL_U32, NULL, NULL, NULL, NULL},
     {CKPTL_AT(n_experts), CKPTL_U32, NULL, NULL,
-     "n_routed_experts num_local_experts num_experts moe_num_experts ffn_config.moe_num_experts num_routed_experts n_experts "
+     "n_routed_experts num_local_experts num_experts moe_num_experts ffn_config.moe_num_experts num_routed_experts "
+     "n_experts "
      "num_moe_experts moe_num_primary_experts moe.num_experts expert_num",
      "expert_count"},
     {CKPTL_AT(top_k), CKPTL_U32, NULL, NULL,
-     "num_experts_per_tok num_experts_per_token experts_per_token moe_topk moe_top_k moe_k num_experts_per_topk top_k_experts "
+     "num_experts_per_tok num_experts_per_token experts_per_token moe_topk moe_top_k moe_k num_experts_per_topk "
+     "top_k_experts "
      "experts_top_k ffn_config.moe_top_k num_selected_experts n_activated_experts num_activated_experts "
      "moe_num_active_primary_experts moe_router_topk router_top_k moe.num_experts_per_tok top_k",
      "expert_used_count"},
-    {CKPTL_AT(n_zero_experts), CKPTL_U32, NULL, NULL, "zero_expert_num num_zero_experts n_zero_experts", "expert_zero_count"},
+    {CKPTL_AT(n_zero_experts), CKPTL_U32, NULL, NULL, "zero_expert_num num_zero_experts n_zero_experts",
+     "expert_zero_count"},
     {CKPTL_AT(zero_kind), CKPTL_CHOICE, ckptl_n_zero, ckptl_zero, "zero_expert_type", NULL},
     {CKPTL_AT(router.score), CKPTL_CHOICE, ckptl_n_score, ckptl_scores,
-     "scoring_func score_func score_function moe_router_activation_func moe_router_activation moe_router_score_function "
+     "scoring_func score_func score_function moe_router_activation_func moe_router_activation "
+     "moe_router_score_function "
      "gate_activation expert_selection_fn moe_router_use_sigmoid",
      "expert_gating_func"},
     {CKPTL_AT(router.select_on), CKPTL_CHOICE, ckptl_n_on, NULL, NULL, NULL},
     {CKPTL_AT(router.pick), CKPTL_CHOICE, ckptl_n_pick, NULL, NULL, NULL},
     {CKPTL_AT(router.group), CKPTL_CHOICE, ckptl_n_group, NULL, NULL, NULL},
     {CKPTL_AT(router.n_group), CKPTL_U32, NULL, NULL,
-     "n_group router_n_groups num_expert_group num_expert_groups n_expert_groups moe.num_expert_groups", "expert_group_count"},
+     "n_group router_n_groups num_expert_group num_expert_groups n_expert_groups moe.num_expert_groups",
+     "expert_group_count"},
     {CKPTL_AT(router.topk_group), CKPTL_U32, NULL, NULL,
      "topk_group num_limited_groups n_limited_groups moe.num_expert_groups_per_tok", "expert_group_used_count"},
     {CKPTL_AT(router.weight_from), CKPTL_CHOICE, ckptl_n_from, NULL, NULL, NULL},
@@ -543,21 +586,26 @@ static const ckptl_field ckptl_fields[] = {
      "routed_scaling_factor moe_routed_scaling_factor router_scaling_factor moe_router_scaling_factor route_scale "
      "moe_router_topk_scaling_factor moe.routed_scale",
      "expert_weights_scale"},
-    {CKPTL_AT(router.softcap), CKPTL_F32, NULL, NULL, "moe_router_logit_softcapping router_logit_softcapping", "router_logit_softcapping"},
+    {CKPTL_AT(router.softcap), CKPTL_F32, NULL, NULL, "moe_router_logit_softcapping router_logit_softcapping",
+     "router_logit_softcapping"},
     {CKPTL_AT(router.jitter), CKPTL_F32, NULL, NULL, NULL, NULL},
     {CKPTL_AT(router.input_norm_eps), CKPTL_F32, NULL, NULL, NULL, NULL},
     {CKPTL_AT(router.capacity), CKPTL_U32, NULL, NULL, "expert_capacity", NULL},
     {CKPTL_AT(router.capacity_factor), CKPTL_F32, NULL, NULL, NULL, NULL},
     {CKPTL_AT(router.capacity_by_score), CKPTL_CHOICE, NULL, ckptl_flag, "batch_prioritized_routing", NULL},
-    {CKPTL_AT(router.capacity_norm_after), CKPTL_CHOICE, NULL, ckptl_not, "normalize_router_prob_before_dropping", NULL},
+    {CKPTL_AT(router.capacity_norm_after), CKPTL_CHOICE, NULL, ckptl_not, "normalize_router_prob_before_dropping",
+     NULL},
     {CKPTL_AT(ffn.activation), CKPTL_CHOICE, ckptl_n_act, ckptl_activations,
-     "mlp_hidden_act moe_hidden_act ffn_config.ffn_act_fn.name dense_act_fn activation_function hidden_activation hidden_act", NULL},
+     "mlp_hidden_act moe_hidden_act ffn_config.ffn_act_fn.name dense_act_fn activation_function hidden_activation "
+     "hidden_act",
+     NULL},
     {CKPTL_AT(ffn.ungated), CKPTL_CHOICE, NULL, ckptl_not, "gated", NULL},
     {CKPTL_AT(ffn.clamp), CKPTL_CHOICE, ckptl_n_clamp, NULL, NULL, NULL},
     {CKPTL_AT(ffn.limit), CKPTL_F32, NULL, NULL, NULL, NULL},
     {CKPTL_AT(ffn.alpha), CKPTL_F32, NULL, NULL, "swiglu_alpha", NULL},
     {CKPTL_AT(ffn.beta), CKPTL_F32, NULL, NULL, "activation_situ_beta situ_beta", "activation.situ_beta"},
-    {CKPTL_AT(ffn.linear_beta), CKPTL_F32, NULL, NULL, "activation_situ_linear_beta situ_linear_beta", "activation.situ_linear_beta"},
+    {CKPTL_AT(ffn.linear_beta), CKPTL_F32, NULL, NULL, "activation_situ_linear_beta situ_linear_beta",
+     "activation.situ_linear_beta"},
     {CKPTL_AT(ffn.weight_at), CKPTL_CHOICE, ckptl_n_at, ckptl_input, "moe_apply_router_weight_on_input", NULL},
     {CKPTL_AT(ffn.expert_out_scale), CKPTL_F32, NULL, NULL, NULL, NULL},
     {CKPTL_AT(ffn.combine_scale), CKPTL_F32, NULL, NULL, NULL, NULL},
@@ -614,7 +662,8 @@ static int ckptl_size(ckptl *x, const char *keys, uint32_t *value, char *key, si
 static int ckptl_overruled(const ckptl *x, const ckptl_field *f, uint32_t value) {
     uint32_t act = x->d->ffn.activation;
     if (f->at == offsetof(moe_desc, router.norm)) /* already a softmax over the selected, or a sum with more in it */
-        return x->d->router.weight_from == MOE_WEIGHT_SOFTMAX_SELECTED || x->d->router.norm == MOE_NORM_SUM_WITH_SHARED;
+        return x->d->router.weight_from == MOE_WEIGHT_SOFTMAX_SELECTED ||
+               x->d->router.norm == MOE_NORM_SUM_WITH_SHARED;
     if (f->at != offsetof(moe_desc, ffn.activation)) return 0;
     return (act == MOE_ACT_OAI && value == MOE_ACT_SILU) || (act == MOE_ACT_GELU_TANH && value == MOE_ACT_GELU_ERF);
 }
@@ -652,7 +701,8 @@ static int ckptl_read_fields(ckptl *x) {
         if (f->kind == CKPTL_U32) *ckptl_u32(x, f->at) = u;
         else *ckptl_f32(x, f->at) = (float)r;
         ckptl_origin(x, f->at, "config key %s", key);
-        int required = f->at == offsetof(moe_desc, d_model) || f->at == offsetof(moe_desc, n_experts) || f->at == offsetof(moe_desc, top_k);
+        int required = f->at == offsetof(moe_desc, d_model) || f->at == offsetof(moe_desc, n_experts) ||
+                       f->at == offsetof(moe_desc, top_k);
         if (required && !u) return ckptl_fail(x->err, "config key %s is 0", key);
     }
     return 0;
@@ -679,25 +729,28 @@ static void ckptl_list_knobs(ckptl *x) {
     }
 }
 
-/* -- The tensors of one matrix ---------------------------------------------------------------------------------------------- */
+/* -- The tensors of one matrix ----------------------------------------------------------------------------------- */
 
 /* What stores a matrix (or a stack of them): found by suffix behind the matrix's stem. */
 typedef struct ckptl_set {
     const ckpt_tensor *weight, *scale, *scale2, *divisor, *zero, *g_idx, *shape, *bias;
-    const char *suffix;                /* of the weight */
-    uint64_t experts, rows, k;         /* experts: of a stack, else 1 */
-    uint32_t format, per_word;         /* weights per stored element */
+    const char *suffix;        /* of the weight */
+    uint64_t experts, rows, k; /* experts: of a stack, else 1 */
+    uint32_t format, per_word; /* weights per stored element */
     uint32_t scale_type, grid_rows, grid_cols;
-    uint64_t lines, columns;           /* of the scales of one expert */
-    int whole;                         /* one scale for the whole matrix */
-    int packed;                        /* must be repacked */
+    uint64_t lines, columns; /* of the scales of one expert */
+    int whole;               /* one scale for the whole matrix */
+    int packed;              /* must be repacked */
 } ckptl_set;
 
-static const char *const ckptl_weight_suffix[] = {".weight", "", ".weight_packed", ".qweight", "_blocks", ".blocks", "_packed", NULL};
-static const char *const ckptl_scale_suffix[] = {".weight_scale_inv", ".weight_scale", ".scales", ".scale", "_scale_inv", "_scales",
-                                                 "_weight_scale", "_scale", ".qscale_weight", NULL};
+static const char *const ckptl_weight_suffix[] = {".weight", "",        ".weight_packed", ".qweight",
+                                                  "_blocks", ".blocks", "_packed",        NULL};
+static const char *const ckptl_scale_suffix[] = {
+    ".weight_scale_inv", ".weight_scale", ".scales", ".scale",         "_scale_inv",
+    "_scales",           "_weight_scale", "_scale",  ".qscale_weight", NULL};
 static const char *const ckptl_scale2_suffix[] = {".weight_scale_2", "_weight_scale_2", ".scale2", "_scale_2", NULL};
-static const char *const ckptl_divisor_suffix[] = {".weight_global_scale", "_weight_global_scale", "_global_scale", NULL};
+static const char *const ckptl_divisor_suffix[] = {".weight_global_scale", "_weight_global_scale", "_global_scale",
+                                                   NULL};
 static const char *const ckptl_zero_suffix[] = {".weight_zero_point", ".qzeros", NULL};
 static const char *const ckptl_g_idx_suffix[] = {".g_idx", ".weight_g_idx", NULL};
 static const char *const ckptl_shape_suffix[] = {".weight_shape", NULL};
@@ -705,7 +758,8 @@ static const char *const ckptl_bias_suffix[] = {".bias", "_bias", NULL};
 static const char *const ckptl_gguf_weight[] = {".weight", NULL}, *const ckptl_gguf_scale2[] = {".scale", NULL},
                          *const ckptl_gguf_bias[] = {".bias", NULL};
 
-static inline const ckpt_tensor *ckptl_beside(const ckpt *c, const char *stem, const char *const *suffixes, const char **which) {
+static inline const ckpt_tensor *ckptl_beside(const ckpt *c, const char *stem, const char *const *suffixes,
+                                              const char **which) {
     for (; *suffixes; suffixes++) {
         const ckpt_tensor *t = ckpt_findf(c, "%s%s", stem, *suffixes);
         if (t && which) *which = *suffixes;
@@ -731,7 +785,8 @@ static void ckptl_collect(const ckpt *c, const char *stem, ckptl_set *s) {
     s->shape = ckptl_beside(c, stem, ckptl_shape_suffix, NULL);
     s->bias = ckptl_beside(c, stem, ckptl_bias_suffix, NULL);
     size_t n = strlen(stem);
-    if (!s->bias && n > 7 && !strcmp(stem + n - 7, "_weight")) /* gpt-oss as first released: mlp1_weight.blocks, mlp1_bias */
+    if (!s->bias && n > 7 &&
+        !strcmp(stem + n - 7, "_weight")) /* gpt-oss as first released: mlp1_weight.blocks, mlp1_bias */
         s->bias = ckpt_findf(c, "%.*s_bias", (int)(n - 7), stem);
 }
 
@@ -766,16 +821,20 @@ static const ckptl_rule ckptl_rules[] = {
 static const ckptl_rule *ckptl_rule_of(const ckptl_set *s) {
     static const ckptl_rule none = {CKPT_F32, CKPT_F32, 1, 0, MOE_FORMAT_NONE, MOE_TYPE_NONE};
     for (size_t i = 0; s->scale && i < sizeof ckptl_rules / sizeof *ckptl_rules; i++)
-        if (ckptl_rules[i].weight == s->weight->type && ckptl_rules[i].scale == s->scale->type) return &ckptl_rules[i];
+        if (ckptl_rules[i].weight == s->weight->type && ckptl_rules[i].scale == s->scale->type)
+            return &ckptl_rules[i];
     return &none;
 }
 
 /* The method and width of packed words, from quantization_config (with 4 bits as the usual). */
 static inline uint64_t ckptl_quant_u64(const ckpt *c, const char *key, uint64_t otherwise) {
-    static const char *const roots[] = {"quantization_config.", "text_config.quantization_config.", "compression_config.",
+    static const char *const roots[] = {"quantization_config.",
+                                        "text_config.quantization_config.",
+                                        "compression_config.",
                                         "quantization_config.config_groups.group_0.weights.",
                                         "text_config.quantization_config.config_groups.group_0.weights.",
-                                        "compression_config.config_groups.group_0.weights.", "quantization_config.weights."};
+                                        "compression_config.config_groups.group_0.weights.",
+                                        "quantization_config.weights."};
     for (size_t i = 0; i < sizeof roots / sizeof *roots; i++) {
         uint64_t u;
         if (ckpt_as_u64(ckpt_getf(c, "%s%s", roots[i], key), &u)) return u;
@@ -804,10 +863,11 @@ static int ckptl_dims(const ckpt *c, ckptl_set *s, int stacked, char *err) {
             return ckptl_fail(err, "tensor %s: packed weights need two dimensions, and .scales with two", w->name);
         uint64_t per = 32 / (ckptl_bits(c) == 8 ? 8u : 4u);
         s->packed = 1, s->rows = s->scale->dims[1], s->per_word = (uint32_t)per;
-        if (w->dims[1] == s->rows) s->k = w->dims[0] * per;                         /* GPTQ: along inputs */
-        else if (per == 8 && w->dims[1] * 8 == s->rows) s->k = w->dims[0];          /* AWQ: along outputs */
-        else return ckptl_fail(err, "tensor %s: shape %s does not fit the %" PRIu64 " outputs of %s", w->name,
-                               ckptl_dims_text(w->dims, n, have, sizeof have), s->rows, s->scale->name);
+        if (w->dims[1] == s->rows) s->k = w->dims[0] * per;                /* GPTQ: along inputs */
+        else if (per == 8 && w->dims[1] * 8 == s->rows) s->k = w->dims[0]; /* AWQ: along outputs */
+        else
+            return ckptl_fail(err, "tensor %s: shape %s does not fit the %" PRIu64 " outputs of %s", w->name,
+                              ckptl_dims_text(w->dims, n, have, sizeof have), s->rows, s->scale->name);
         return 0;
     }
     if (blocks) { /* [rows, k / 32, 16] */
@@ -822,7 +882,8 @@ static int ckptl_dims(const ckpt *c, ckptl_set *s, int stacked, char *err) {
         return 0;
     }
     if (n != 2)
-        return ckptl_fail(err, "tensor %s: shape %s, not %s", w->name, ckptl_dims_text(w->dims, w->n_dims, have, sizeof have),
+        return ckptl_fail(err, "tensor %s: shape %s, not %s", w->name,
+                          ckptl_dims_text(w->dims, w->n_dims, have, sizeof have),
                           stacked ? "[experts,rows,inputs]" : "[rows,inputs]");
     s->per_word = ckptl_rule_of(s)->per_word;
     if (w->type == CKPT_I32 && ckptl_bits(c) == 8) s->per_word = 4, s->packed = 1;
@@ -834,8 +895,8 @@ static int ckptl_dims(const ckpt *c, ckptl_set *s, int stacked, char *err) {
         for (size_t i = 0; i < 2; i++)
             shape[i] = bytes == 8 ? ckpt_load_u64(s->shape->data + 8 * i) : ckpt_load_u32(s->shape->data + 4 * i);
         if (shape[0] != s->rows || shape[1] > s->k || s->k - shape[1] >= s->per_word)
-            return ckptl_fail(err, "tensor %s says %" PRIu64 " x %" PRIu64 ", %s holds %" PRIu64 " x %" PRIu64, s->shape->name, shape[0],
-                              shape[1], w->name, s->rows, s->k);
+            return ckptl_fail(err, "tensor %s says %" PRIu64 " x %" PRIu64 ", %s holds %" PRIu64 " x %" PRIu64,
+                              s->shape->name, shape[0], shape[1], w->name, s->rows, s->k);
         s->k = shape[1];
     }
     return 0;
@@ -844,15 +905,18 @@ static int ckptl_dims(const ckpt *c, ckptl_set *s, int stacked, char *err) {
 /* The scales of one expert must be lines x columns. */
 static int ckptl_scale_error(const ckptl *x, const ckptl_set *s, uint64_t lines, uint64_t columns) {
     char want[96];
-    snprintf(want, sizeof want, "[%" PRIu64 ",%" PRIu64 "] per expert for %" PRIu64 " x %" PRIu64 " weights", lines, columns, s->rows, s->k);
+    snprintf(want, sizeof want, "[%" PRIu64 ",%" PRIu64 "] per expert for %" PRIu64 " x %" PRIu64 " weights", lines,
+             columns, s->rows, s->k);
     return ckptl_shape_error(x, s->scale, want);
 }
 static inline uint64_t ckptl_up(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
 
 /* Scales whose shape tells what they are: one per matrix, row, block of rows and columns, or group of inputs. */
 static int ckptl_grid(const ckptl *x, ckptl_set *s) {
-    int int4 = s->format == MOE_FORMAT_INT4_GROUP, fp8 = s->scale->type == CKPT_F8_E8M0 || s->format == MOE_FORMAT_FP8_CHANNEL;
-    int inverse = strstr(s->scale->name + strlen(s->scale->name) - (strlen(s->scale->name) < 4 ? 0 : 4), "_inv") != NULL;
+    int int4 = s->format == MOE_FORMAT_INT4_GROUP,
+        fp8 = s->scale->type == CKPT_F8_E8M0 || s->format == MOE_FORMAT_FP8_CHANNEL;
+    int inverse =
+        strstr(s->scale->name + strlen(s->scale->name) - (strlen(s->scale->name) < 4 ? 0 : 4), "_inv") != NULL;
     uint64_t br = x->block_rows, bc = x->block_cols;
     if (s->whole && !int4 && (!inverse || (br >= s->rows && bc >= s->k))) return 0;
     s->whole = 0;
@@ -866,7 +930,8 @@ static int ckptl_grid(const ckptl *x, ckptl_set *s) {
     if (s->lines != s->rows || !s->columns) return ckptl_scale_error(x, s, s->rows, s->columns ? s->columns : 1);
     uint64_t group = ckptl_quant_u64(x->c, "group_size", 0);
     if (s->columns == 1) group = UINT32_MAX;
-    else if (!group || group > UINT32_MAX || ckptl_up(s->k, group) != s->columns) group = s->k % s->columns ? 0 : s->k / s->columns;
+    else if (!group || group > UINT32_MAX || ckptl_up(s->k, group) != s->columns)
+        group = s->k % s->columns ? 0 : s->k / s->columns;
     if (!group) return ckptl_scale_error(x, s, s->rows, 1);
     s->grid_cols = (uint32_t)group;
     return 0;
@@ -878,23 +943,27 @@ static int ckptl_identify(const ckptl *x, ckptl_set *s, int stacked) {
     char have[96];
     if (!s->scale && !s->packed) {
         s->format = moe_format_by_name(ckpt_type_name(w->type));
-        if (!s->format) return ckptl_fail(x->err, "tensor %s: %s without scales is no weight format", w->name, ckpt_type_name(w->type));
+        if (!s->format)
+            return ckptl_fail(x->err, "tensor %s: %s without scales is no weight format", w->name,
+                              ckpt_type_name(w->type));
         return 0;
     }
     const ckptl_rule *rule = ckptl_rule_of(s);
     if (s->packed && !strcmp(s->suffix, ".qweight")) {
-        if (w->type != CKPT_I32 || (s->scale->type != CKPT_F16 && s->scale->type != CKPT_BF16 && s->scale->type != CKPT_F32))
-            return ckptl_fail(x->err, "tensor %s: %s with %s scales is no packed format", w->name, ckpt_type_name(w->type),
-                              ckpt_type_name(s->scale->type));
+        if (w->type != CKPT_I32 ||
+            (s->scale->type != CKPT_F16 && s->scale->type != CKPT_BF16 && s->scale->type != CKPT_F32))
+            return ckptl_fail(x->err, "tensor %s: %s with %s scales is no packed format", w->name,
+                              ckpt_type_name(w->type), ckpt_type_name(s->scale->type));
         return 0; /* the rest is ckpt_repack's */
     }
-    if (!rule->format && moe_format_by_name(ckpt_type_name(w->type))) { /* a plain weight; what is beside it is something else */
+    if (!rule->format &&
+        moe_format_by_name(ckpt_type_name(w->type))) { /* a plain weight; what is beside it is something else */
         s->format = moe_format_by_name(ckpt_type_name(w->type)), s->scale = NULL;
         return 0;
     }
     if (!rule->format)
-        return ckptl_fail(x->err, "tensor %s: %s with %s of %s is no known format", w->name, ckpt_type_name(w->type), s->scale->name,
-                          ckpt_type_name(s->scale->type));
+        return ckptl_fail(x->err, "tensor %s: %s with %s of %s is no known format", w->name, ckpt_type_name(w->type),
+                          s->scale->name, ckpt_type_name(s->scale->type));
     s->format = rule->format, s->scale_type = rule->type;
     const uint64_t *dims = s->scale->dims;
     uint32_t n = s->scale->n_dims;
@@ -914,10 +983,12 @@ static int ckptl_identify(const ckptl *x, ckptl_set *s, int stacked) {
     return ckptl_grid(x, s);
 }
 
-/* -- Repacking -------------------------------------------------------------------------------------------------------------- */
+/* -- Repacking --------------------------------------------------------------------------------------------------- */
 
-/* "CKPTPAK1", then u32 format, group, scale type, has zeros, u64 rows, k, groups, offsets of scales and zeros, size; at 96 the
-   weights: int4_group [rows][k / 8] with scales [rows][groups] and u8 zeros [rows][groups]; int8_channel with scales; or f32. */
+/* "CKPTPAK1", then u32 format, group, scale type, has zeros, u64 rows, k, groups, offsets of scales and zeros, size;
+   at 96 the
+   weights: int4_group [rows][k / 8] with scales [rows][groups] and u8 zeros [rows][groups]; int8_channel with scales;
+   or f32. */
 #define CKPTL_PACK_HEADER 96
 typedef struct ckptl_pack {
     uint32_t format, group, scale_type, zeros;
@@ -941,13 +1012,16 @@ static int ckptl_plan(const ckptl_set *s, ckptl_pack *p, char *err) {
     char want[96], have[96];
     int words8 = strcmp(s->suffix, ".qweight") != 0, ordered = 1;
     memset(p, 0, sizeof *p);
-    if (s->scale->n_dims != 2 || !s->rows || !s->k) return ckptl_fail(err, "tensor %s: two dimensions are needed", s->scale->name);
+    if (s->scale->n_dims != 2 || !s->rows || !s->k)
+        return ckptl_fail(err, "tensor %s: two dimensions are needed", s->scale->name);
     p->rows = s->rows, p->k = s->k, p->groups = words8 ? s->scale->dims[1] : s->scale->dims[0];
     p->scale_type = ckptl_scale_kind(s->scale->type);
-    if (!p->groups || p->groups > s->k) return ckptl_fail(err, "tensor %s: %" PRIu64 " groups", s->scale->name, p->groups);
+    if (!p->groups || p->groups > s->k)
+        return ckptl_fail(err, "tensor %s: %" PRIu64 " groups", s->scale->name, p->groups);
     if (words8) { /* q + 128 in bytes, [rows, k / 4] */
         if (s->scale->dims[0] != s->rows || s->k % p->groups || s->zero || s->g_idx)
-            return ckptl_fail(err, "tensor %s: 8-bit words with zero points or g_idx are not supported", s->weight->name);
+            return ckptl_fail(err, "tensor %s: 8-bit words with zero points or g_idx are not supported",
+                              s->weight->name);
         p->format = MOE_FORMAT_INT8_CHANNEL;
         p->group = p->groups == 1 ? UINT32_MAX : (uint32_t)(s->k / p->groups);
     } else {
@@ -958,13 +1032,17 @@ static int ckptl_plan(const ckptl_set *s, ckptl_pack *p, char *err) {
             return ckptl_fail(err, "tensor %s: %s %s, not %s", s->zero->name, ckpt_type_name(s->zero->type),
                               ckptl_dims_text(s->zero->dims, s->zero->n_dims, have, sizeof have), want);
         }
-        if (!s->g_idx && s->k % p->groups) return ckptl_fail(err, "tensor %s: %" PRIu64 " groups for %" PRIu64 " inputs", s->scale->name, p->groups, s->k);
+        if (!s->g_idx && s->k % p->groups)
+            return ckptl_fail(err, "tensor %s: %" PRIu64 " groups for %" PRIu64 " inputs", s->scale->name, p->groups,
+                              s->k);
         if (s->g_idx && (s->g_idx->type != CKPT_I32 || ckpt_elements(s->g_idx) != s->k))
             return ckptl_fail(err, "tensor %s is not %" PRIu64 " integers", s->g_idx->name, s->k);
         uint64_t group = ckptl_up(s->k, p->groups);
         for (uint64_t i = 0; i < s->k; i++) {
             uint64_t g = ckptl_group_of(s, p->groups, i);
-            if (g >= p->groups) return ckptl_fail(err, "tensor %s: input %" PRIu64 " is in group %" PRIu64 " of %" PRIu64, s->g_idx->name, i, g, p->groups);
+            if (g >= p->groups)
+                return ckptl_fail(err, "tensor %s: input %" PRIu64 " is in group %" PRIu64 " of %" PRIu64,
+                                  s->g_idx->name, i, g, p->groups);
             ordered &= g == i / group;
         }
         int fits = per == 8 && ordered && (group % 32 == 0 || p->groups == 1) && group <= UINT32_MAX;
@@ -974,7 +1052,8 @@ static int ckptl_plan(const ckptl_set *s, ckptl_pack *p, char *err) {
     }
     uint64_t weights = 0, scales = 0;
     size_t row = p->k <= SIZE_MAX / 8 ? moe_row_bytes(p->format, (size_t)p->k) : 0;
-    if (!row || ckpti_mul(p->rows, row, &weights) || ckpti_mul(p->rows * p->groups, ckptl_type_bytes(s->scale->type), &scales) ||
+    if (!row || ckpti_mul(p->rows, row, &weights) ||
+        ckpti_mul(p->rows * p->groups, ckptl_type_bytes(s->scale->type), &scales) ||
         weights > (uint64_t)SIZE_MAX / 8 || scales > (uint64_t)SIZE_MAX / 8)
         return ckptl_fail(err, "tensor %s is too large", s->weight->name);
     p->scales_at = CKPTL_PACK_HEADER + weights;
@@ -987,9 +1066,12 @@ static int ckptl_plan(const ckptl_set *s, ckptl_pack *p, char *err) {
 /* q and z of GPTQ and AWQ */
 static inline uint32_t ckptl_q(const ckptl_set *s, int awq, uint64_t row, uint64_t i) {
     static const uint8_t place[8] = {0, 4, 1, 5, 2, 6, 3, 7};
-    if (awq) return ckpt_load_u32(s->weight->data + (i * s->weight->dims[1] + row / 8) * 4) >> 4 * place[row % 8] & 15;
+    if (awq)
+        return ckpt_load_u32(s->weight->data + (i * s->weight->dims[1] + row / 8) * 4) >> 4 * place[row % 8] & 15;
     uint32_t bits = 32 / s->per_word;
-    return ckpt_load_u32(s->weight->data + (i / s->per_word * s->rows + row) * 4) >> bits * (uint32_t)(i % s->per_word) & ((1u << bits) - 1);
+    return ckpt_load_u32(s->weight->data + (i / s->per_word * s->rows + row) * 4) >>
+               bits * (uint32_t)(i % s->per_word) &
+           ((1u << bits) - 1);
 }
 static inline uint32_t ckptl_z(const ckptl_set *s, int awq, uint32_t plus, uint64_t group, uint64_t row) {
     static const uint8_t place[8] = {0, 4, 1, 5, 2, 6, 3, 7};
@@ -1005,7 +1087,9 @@ static int ckptl_pack_f32(const ckptl_set *s, const ckptl_pack *p, int awq, uint
     float *line = (float *)malloc((size_t)p->groups * sizeof *line); /* one output's scales */
     if (!line) return -1;
     memset(&m, 0, sizeof m);
-    m.format = p->scale_type == MOE_TYPE_F32 ? MOE_FORMAT_F32 : p->scale_type == MOE_TYPE_F16 ? MOE_FORMAT_F16 : MOE_FORMAT_BF16;
+    m.format = p->scale_type == MOE_TYPE_F32   ? MOE_FORMAT_F32
+               : p->scale_type == MOE_TYPE_F16 ? MOE_FORMAT_F16
+                                               : MOE_FORMAT_BF16;
     uint32_t bytes = ckptl_type_bytes(s->scale->type);
     for (uint64_t r = 0; r < p->rows; r++) {
         for (uint64_t g = 0; g < p->groups; g++) {
@@ -1024,7 +1108,8 @@ static int ckptl_pack_f32(const ckptl_set *s, const ckptl_pack *p, int awq, uint
 
 static int ckptl_pack_set(const ckpt *c, const ckptl_set *s, const ckptl_pack *p, uint8_t *to, char *err) {
     int words8 = strcmp(s->suffix, ".qweight") != 0, awq = !words8 && ckptl_is_awq(s);
-    uint32_t plus = ckptl_same(ckptl_quant_str(c, "checkpoint_format"), "gptq_v2") ? 0 : 1, bytes = ckptl_type_bytes(s->scale->type);
+    uint32_t plus = ckptl_same(ckptl_quant_str(c, "checkpoint_format"), "gptq_v2") ? 0 : 1,
+             bytes = ckptl_type_bytes(s->scale->type);
     uint8_t *weights = to + CKPTL_PACK_HEADER, *scales = to + p->scales_at, *zeros = to + p->zeros_at;
     memset(to, 0, (size_t)p->size);
     memcpy(to, "CKPTPAK1", 8);
@@ -1032,7 +1117,8 @@ static int ckptl_pack_set(const ckpt *c, const ckptl_set *s, const ckptl_pack *p
     ckpt_store_u32(to + 16, p->scale_type), ckpt_store_u32(to + 20, p->zeros);
     ckpt_store_u64(to + 24, p->rows), ckpt_store_u64(to + 32, p->k), ckpt_store_u64(to + 40, p->groups);
     ckpt_store_u64(to + 48, p->scales_at), ckpt_store_u64(to + 56, p->zeros_at), ckpt_store_u64(to + 64, p->size);
-    if (p->format == MOE_FORMAT_F32) return ckptl_pack_f32(s, p, awq, plus, weights) ? ckptl_fail(err, "out of memory") : 0;
+    if (p->format == MOE_FORMAT_F32)
+        return ckptl_pack_f32(s, p, awq, plus, weights) ? ckptl_fail(err, "out of memory") : 0;
     if (words8) {
         for (uint64_t r = 0; r < p->rows; r++)
             for (uint64_t i = 0; i < p->k; i++)
@@ -1042,7 +1128,8 @@ static int ckptl_pack_set(const ckpt *c, const ckptl_set *s, const ckptl_pack *p
     }
     uint64_t line = ckptl_up(p->k, 8) * 4;
     for (uint64_t r = 0; r < p->rows; r++) {
-        for (uint64_t i = 0; i < p->k; i++) weights[r * line + i / 2] |= (uint8_t)(ckptl_q(s, awq, r, i) << 4 * (i % 2));
+        for (uint64_t i = 0; i < p->k; i++)
+            weights[r * line + i / 2] |= (uint8_t)(ckptl_q(s, awq, r, i) << 4 * (i % 2));
         for (uint64_t g = 0; g < p->groups; g++) {
             memcpy(scales + (r * p->groups + g) * bytes, s->scale->data + (g * p->rows + r) * bytes, bytes);
             zeros[r * p->groups + g] = (uint8_t)ckptl_z(s, awq, plus, g, r);
@@ -1078,17 +1165,22 @@ CKPT_DEF int ckpt_repack(const ckpt *c, const char *stem, void *to, size_t size,
 CKPT_DEF int ckpt_repack_use(const void *packed, size_t size, uint64_t rows, uint64_t k, moe_matrix *m, char *err) {
     const uint8_t *b = (const uint8_t *)packed;
     ckptl_pack p;
-    if (size < CKPTL_PACK_HEADER || memcmp(b, "CKPTPAK1", 8)) return ckptl_fail(err, "these are no repacked weights of this version");
-    p.format = ckpt_load_u32(b + 8), p.group = ckpt_load_u32(b + 12), p.scale_type = ckpt_load_u32(b + 16), p.zeros = ckpt_load_u32(b + 20);
+    if (size < CKPTL_PACK_HEADER || memcmp(b, "CKPTPAK1", 8))
+        return ckptl_fail(err, "these are no repacked weights of this version");
+    p.format = ckpt_load_u32(b + 8), p.group = ckpt_load_u32(b + 12), p.scale_type = ckpt_load_u32(b + 16),
+    p.zeros = ckpt_load_u32(b + 20);
     p.rows = ckpt_load_u64(b + 24), p.k = ckpt_load_u64(b + 32), p.groups = ckpt_load_u64(b + 40);
     p.scales_at = ckpt_load_u64(b + 48), p.zeros_at = ckpt_load_u64(b + 56), p.size = ckpt_load_u64(b + 64);
-    size_t line = p.k <= SIZE_MAX / 8 ? moe_row_bytes(p.format, (size_t)p.k) : 0, item = p.scale_type == MOE_TYPE_F32 ? 4 : 2;
+    size_t line = p.k <= SIZE_MAX / 8 ? moe_row_bytes(p.format, (size_t)p.k) : 0,
+           item = p.scale_type == MOE_TYPE_F32 ? 4 : 2;
     uint64_t weights, values = 0, scales;
     int dense = p.format == MOE_FORMAT_F32;
-    if (p.rows != rows || p.k != k || !line || p.size > size || !p.groups || p.groups > p.k || ckpti_mul(p.rows, line, &weights) ||
-        ckpti_mul(p.rows, p.groups, &values) || ckpti_mul(values, dense ? 0 : item, &scales) || weights > size || scales > size ||
+    if (p.rows != rows || p.k != k || !line || p.size > size || !p.groups || p.groups > p.k ||
+        ckpti_mul(p.rows, line, &weights) || ckpti_mul(p.rows, p.groups, &values) ||
+        ckpti_mul(values, dense ? 0 : item, &scales) || weights > size || scales > size ||
         p.scales_at != CKPTL_PACK_HEADER + weights || p.zeros_at != p.scales_at + scales ||
-        p.size != p.zeros_at + (p.zeros ? values : 0) || p.scale_type < MOE_TYPE_F32 || p.scale_type > MOE_TYPE_BF16 || p.zeros > 1 ||
+        p.size != p.zeros_at + (p.zeros ? values : 0) || p.scale_type < MOE_TYPE_F32 ||
+        p.scale_type > MOE_TYPE_BF16 || p.zeros > 1 ||
         (p.format != MOE_FORMAT_F32 && p.format != MOE_FORMAT_INT4_GROUP && p.format != MOE_FORMAT_INT8_CHANNEL) ||
         (!dense && (!p.group || ckptl_up(p.k, p.group) > p.groups)))
         return ckptl_fail(err, "repacked weights are damaged or of another shape");
@@ -1103,18 +1195,22 @@ CKPT_DEF int ckpt_repack_use(const void *packed, size_t size, uint64_t rows, uin
     return 0;
 }
 
-/* -- From tensors to a moe_matrix ------------------------------------------------------------------------------------------- */
+/* -- From tensors to a moe_matrix -------------------------------------------------------------------------------- */
 
-typedef enum ckptl_part { CKPTL_WHOLE, CKPTL_GATE, CKPTL_UP } ckptl_part; /* of the stored rows; the last two halve them */
+typedef enum ckptl_part {
+    CKPTL_WHOLE,
+    CKPTL_GATE,
+    CKPTL_UP
+} ckptl_part; /* of the stored rows; the last two halve them */
 
-typedef struct ckptl_want { /* one matrix of the layer, for n experts */
+typedef struct ckptl_want {  /* one matrix of the layer, for n experts */
     const char *role, *stem; /* stem: the full name; %u stands for the expert if it is there */
     uint32_t n;
-    uint64_t rows, k;        /* of the view, not of what is stored */
+    uint64_t rows, k; /* of the view, not of what is stored */
     ckptl_part part;
-    int stacked, folded;     /* one tensor for all experts: [E,rows,k], or folded [E*rows,k] */
-    int transposed;          /* stored [k,rows] */
-    int plain;               /* ignore biases and scales beside it */
+    int stacked, folded; /* one tensor for all experts: [E,rows,k], or folded [E*rows,k] */
+    int transposed;      /* stored [k,rows] */
+    int plain;           /* ignore biases and scales beside it */
 } ckptl_want;
 
 static inline void ckptl_stem_of(const char *stem, uint32_t expert, char *to, size_t size) {
@@ -1138,18 +1234,24 @@ static int ckptl_load_set(ckptl *x, const ckptl_want *w, uint32_t expert, uint64
     uint64_t a = w->transposed ? w->k : rows, b = w->transposed ? rows : w->k;
     ckptl_stem_of(w->stem, expert, stem, sizeof stem);
     ckptl_collect(x->c, stem, s);
-    if (!s->weight) return ckptl_fail(x->err, "tensor %s%s is missing (%s)", stem, x->c->is_gguf ? ".weight" : ".weight or the like", w->role);
+    if (!s->weight)
+        return ckptl_fail(x->err, "tensor %s%s is missing (%s)", stem,
+                          x->c->is_gguf ? ".weight" : ".weight or the like", w->role);
     if (w->plain) s->scale2 = s->divisor = s->bias = NULL;
     if (w->plain && ckptl_rule_of(s)->format == MOE_FORMAT_NONE) s->scale = NULL;
     if (ckptl_dims(x->c, s, w->stacked, x->err)) return -1;
     uint64_t experts = w->stacked ? w->n : 1, total = w->folded ? a * w->n : a;
+    if (w->stacked && s->experts == experts + x->d->n_zero_experts)
+        experts = s->experts; /* room for experts without weights */
     if (s->experts != experts || s->rows != total || s->k != b) {
-        if (w->stacked) snprintf(want, sizeof want, "%" PRIu64 " x %" PRIu64 " for %" PRIu64 " experts", a, b, experts);
+        if (w->stacked)
+            snprintf(want, sizeof want, "%" PRIu64 " x %" PRIu64 " for %" PRIu64 " experts", a, b, experts);
         else snprintf(want, sizeof want, "%" PRIu64 " x %" PRIu64 " weights", total, b);
         return ckptl_shape_error(x, s->weight, want);
     }
     if (ckptl_identify(x, s, w->stacked)) return -1;
-    if (s->g_idx && !s->packed) return ckptl_fail(x->err, "tensor %s: act-order of such weights is not supported", s->g_idx->name);
+    if (s->g_idx && !s->packed)
+        return ckptl_fail(x->err, "tensor %s: act-order of such weights is not supported", s->g_idx->name);
     if (s->zero && !s->packed) { /* packed along rows, one word for 8 */
         uint64_t lines = ckptl_up(s->rows, 8);
         if (s->format != MOE_FORMAT_INT4_GROUP || s->zero->type != CKPT_I32 || w->stacked || s->zero->n_dims != 2 ||
@@ -1159,18 +1261,24 @@ static int ckptl_load_set(ckptl *x, const ckptl_want *w, uint32_t expert, uint64
         }
     }
     if ((w->transposed || w->folded) && (s->format > MOE_FORMAT_BF16 || s->packed))
-        return ckptl_fail(x->err, "tensor %s: %s weights cannot be read [in,out]", s->weight->name, moe_format_name(s->format));
+        return ckptl_fail(x->err, "tensor %s: %s weights cannot be read [in,out]", s->weight->name,
+                          moe_format_name(s->format));
     if (!s->packed && !moe_row_bytes(s->format, (size_t)w->k))
-        return ckptl_fail(x->err, "tensor %s: rows of %" PRIu64 " are no whole blocks of %s", s->weight->name, w->k, moe_format_name(s->format));
+        return ckptl_fail(x->err, "tensor %s: rows of %" PRIu64 " are no whole blocks of %s", s->weight->name, w->k,
+                          moe_format_name(s->format));
     return 0;
 }
 
 static inline uint32_t ckptl_array_type(ckpt_dtype t) {
-    return t == CKPT_F32 ? MOE_TYPE_F32 : t == CKPT_BF16 ? MOE_TYPE_BF16 : t == CKPT_F16 ? MOE_TYPE_F16 : MOE_TYPE_NONE;
+    return t == CKPT_F32    ? MOE_TYPE_F32
+           : t == CKPT_BF16 ? MOE_TYPE_BF16
+           : t == CKPT_F16  ? MOE_TYPE_F16
+                            : MOE_TYPE_NONE;
 }
 
 /* Pointers that differ by expert: kept as an array where each expert has tensors of its own. */
-static inline int ckptl_place_at(ckptl *x, const ckptl_want *w, uint32_t e, const void *p, const void **data, const void *const **list) {
+static inline int ckptl_place_at(ckptl *x, const ckptl_want *w, uint32_t e, const void *p, const void **data,
+                                 const void *const **list) {
     const void **all;
     if (w->stacked || w->folded || w->n == 1) {
         *data = p;
@@ -1188,7 +1296,8 @@ static int ckptl_scalar(ckptl *x, const ckptl_want *w, uint32_t e, const ckpt_te
     size_t item = t->type == CKPT_F32 ? 4 : 2;
     uint32_t type = ckptl_array_type(t->type);
     if (!type || (n != experts && n != 1 && !(w->part && n == 2 * experts)))
-        return ckptl_fail(x->err, "tensor %s: %s with %" PRIu64 " values for %" PRIu64 " experts", t->name, ckpt_type_name(t->type), n, experts);
+        return ckptl_fail(x->err, "tensor %s: %s with %" PRIu64 " values for %" PRIu64 " experts", t->name,
+                          ckpt_type_name(t->type), n, experts);
     a->type = type;
     if (w->stacked && n == 1 && w->n > 1) { /* the same for all */
         const void **all = (const void **)ckptl_alloc(x, w->n * (uint64_t)sizeof *all);
@@ -1201,7 +1310,8 @@ static int ckptl_scalar(ckptl *x, const ckptl_want *w, uint32_t e, const ckpt_te
     return ckptl_place_at(x, w, e, t->data, &a->data, &a->expert);
 }
 
-static int ckptl_bias_of(ckptl *x, const ckptl_want *w, uint32_t e, const ckpt_tensor *t, uint64_t rows, moe_array *a) {
+static int ckptl_bias_of(ckptl *x, const ckptl_want *w, uint32_t e, const ckpt_tensor *t, uint64_t rows,
+                         moe_array *a) {
     uint64_t want = rows * (w->stacked || w->folded ? w->n : 1);
     char text[64];
     a->type = ckptl_array_type(t->type);
@@ -1232,10 +1342,13 @@ static int ckptl_view(const ckptl *x, const ckptl_want *w, const ckptl_set *s, u
         m->bias.offset = up ? (split ? item : half * item) : 0;
     }
     if (m->scale.type) {
-        size_t item = m->scale.type == MOE_TYPE_F32 ? 4 : m->scale.type == MOE_TYPE_E8M0 || m->scale.type == MOE_TYPE_E4M3 ? 1 : 2;
+        size_t item = m->scale.type == MOE_TYPE_F32                                      ? 4
+                      : m->scale.type == MOE_TYPE_E8M0 || m->scale.type == MOE_TYPE_E4M3 ? 1
+                                                                                         : 2;
         size_t line = m->scale.row_stride ? m->scale.row_stride : (size_t)s->columns * item;
         if (w->part && (half % m->scale.rows || (split && m->scale.rows != 1)))
-            return ckptl_fail(x->err, "tensor %s: a block of %" PRIu32 " rows spans gate and up", s->scale->name, m->scale.rows);
+            return ckptl_fail(x->err, "tensor %s: a block of %" PRIu32 " rows spans gate and up", s->scale->name,
+                              m->scale.rows);
         m->scale.expert_stride = line * (size_t)ckptl_up(rows, m->scale.rows);
         m->scale.offset += up ? (split ? line : half / m->scale.rows * line) : 0;
         m->scale.row_stride = split ? 2 * line : line;
@@ -1253,19 +1366,25 @@ static int ckptl_view(const ckptl *x, const ckptl_want *w, const ckptl_set *s, u
 
 /* What all experts must have in common. */
 static inline int ckptl_alike(const ckptl_set *a, const ckptl_set *b) {
-    return a->format == b->format && a->packed == b->packed && a->scale_type == b->scale_type && a->grid_rows == b->grid_rows &&
-           a->grid_cols == b->grid_cols && a->whole == b->whole && a->lines == b->lines && a->columns == b->columns && !a->zero == !b->zero &&
-           !a->scale2 == !b->scale2 && !a->divisor == !b->divisor && !a->bias == !b->bias && a->weight->type == b->weight->type &&
-           (!a->bias || a->bias->type == b->bias->type) && (!a->scale || !b->scale || a->scale->type == b->scale->type) &&
-           (!a->scale2 || a->scale2->type == b->scale2->type) && (!a->divisor || a->divisor->type == b->divisor->type);
+    return a->format == b->format && a->packed == b->packed && a->scale_type == b->scale_type &&
+           a->grid_rows == b->grid_rows && a->grid_cols == b->grid_cols && a->whole == b->whole &&
+           a->lines == b->lines && a->columns == b->columns && !a->zero == !b->zero && !a->scale2 == !b->scale2 &&
+           !a->divisor == !b->divisor && !a->bias == !b->bias && a->weight->type == b->weight->type &&
+           (!a->bias || a->bias->type == b->bias->type) &&
+           (!a->scale || !b->scale || a->scale->type == b->scale->type) &&
+           (!a->scale2 || a->scale2->type == b->scale2->type) &&
+           (!a->divisor || a->divisor->type == b->divisor->type);
 }
 
-static int ckptl_repack_expert(ckptl *x, const ckptl_want *w, uint32_t e, const ckptl_set *s, uint64_t rows, moe_matrix *m) {
+static int ckptl_repack_expert(ckptl *x, const ckptl_want *w, uint32_t e, const ckptl_set *s, uint64_t rows,
+                               moe_matrix *m) {
     ckptl_pack p;
     moe_matrix one;
     if (ckptl_plan(s, &p, x->err)) return -1;
     uint8_t *to = (uint8_t *)ckptl_alloc(x, p.size);
-    if (!to || ckptl_pack_set(x->c, s, &p, to, x->err) || ckpt_repack_use(to, (size_t)p.size, rows, w->k, &one, x->err)) return -1;
+    if (!to || ckptl_pack_set(x->c, s, &p, to, x->err) ||
+        ckpt_repack_use(to, (size_t)p.size, rows, w->k, &one, x->err))
+        return -1;
     moe_array bias = m->bias;
     moe_matrix before = *m;
     if (e && (one.format != m->format || one.scale.cols != m->scale.cols || one.scale.type != m->scale.type))
@@ -1281,7 +1400,8 @@ static int ckptl_repack_expert(ckptl *x, const ckptl_want *w, uint32_t e, const 
 }
 
 /* One expert's pointers into m. */
-static int ckptl_place_set(ckptl *x, const ckptl_want *w, uint32_t e, const ckptl_set *s, uint64_t rows, moe_matrix *m) {
+static int ckptl_place_set(ckptl *x, const ckptl_want *w, uint32_t e, const ckptl_set *s, uint64_t rows,
+                           moe_matrix *m) {
     if (s->bias && ckptl_bias_of(x, w, e, s->bias, rows, &m->bias)) return -1;
     if (s->packed) return ckptl_repack_expert(x, w, e, s, rows, m);
     m->format = s->format;
@@ -1304,16 +1424,22 @@ static int ckptl_place_set(ckptl *x, const ckptl_want *w, uint32_t e, const ckpt
 static void ckptl_note_matrix(ckptl *x, const ckptl_want *w, const ckptl_set *s, const moe_matrix *m) {
     char name[CKPT_LAYER_TEXT * 2], shape[64], format[64];
     const char *at = strstr(w->stem, "%u");
-    const char *part = !w->part ? "" : x->interleaved ? " (every other row)" : w->part == CKPTL_GATE ? " (first rows)" : " (last rows)";
+    const char *part = !w->part                ? ""
+                       : x->interleaved        ? " (every other row)"
+                       : w->part == CKPTL_GATE ? " (first rows)"
+                                               : " (last rows)";
     if (at) snprintf(name, sizeof name, "%.*s*%s%s%s", (int)(at - w->stem), w->stem, at + 2, s->suffix, part);
     else snprintf(name, sizeof name, "%s%s%s", w->stem, s->suffix, part);
-    if (w->n > 1 || w->stacked) snprintf(shape, sizeof shape, "[%" PRIu32 ",%" PRIu64 ",%" PRIu64 "]", w->n, w->rows, w->k);
+    if (w->n > 1 || w->stacked)
+        snprintf(shape, sizeof shape, "[%" PRIu32 ",%" PRIu64 ",%" PRIu64 "]", w->n, w->rows, w->k);
     else snprintf(shape, sizeof shape, "[%" PRIu64 ",%" PRIu64 "]", w->rows, w->k);
     int n = snprintf(format, sizeof format, "%s", moe_format_name(m->format));
     if (m->scale.type && n > 0) {
         uint32_t cols = m->scale.cols;
         if (cols == UINT32_MAX) n += snprintf(format + n, sizeof format - (size_t)n, ", a scale per row");
-        else n += snprintf(format + n, sizeof format - (size_t)n, ", a scale per %" PRIu32 "x%" PRIu32, m->scale.rows, cols);
+        else
+            n += snprintf(format + n, sizeof format - (size_t)n, ", a scale per %" PRIu32 "x%" PRIu32, m->scale.rows,
+                          cols);
     }
     if (m->zero.type) n += snprintf(format + n, sizeof format - (size_t)n, ", zero points");
     if (s->packed) n += snprintf(format + n, sizeof format - (size_t)n, ", repacked");
@@ -1331,7 +1457,8 @@ static int ckptl_matrix(ckptl *x, const ckptl_want *w, moe_matrix *m) {
     for (uint32_t e = 0; e < count; e++) {
         if (ckptl_load_set(x, w, e, rows, &s)) return -1;
         if (!e) first = s;
-        if (!ckptl_alike(&first, &s)) return ckptl_fail(x->err, "tensor %s differs in kind from expert 0's", s.weight->name);
+        if (!ckptl_alike(&first, &s))
+            return ckptl_fail(x->err, "tensor %s differs in kind from expert 0's", s.weight->name);
         if (ckptl_place_set(x, w, e, &s, rows, m)) return -1;
     }
     if (ckptl_view(x, w, &first, rows, m)) return -1;
@@ -1339,7 +1466,8 @@ static int ckptl_matrix(ckptl *x, const ckptl_want *w, moe_matrix *m) {
     return 0;
 }
 
-/* A vector of n values named prefix + name, if it exists (or `required`); its shape may have ones: [1,E]. 1: found. */
+/* A vector of n values named prefix + name, if it exists (or `required`); its shape may have ones: [1,E]. 1: found.
+   */
 static int ckptl_vector(ckptl *x, const char *name, uint64_t n, const char *role, moe_array *a) {
     const ckpt_tensor *t = ckpt_find(x->c, name);
     char want[96], have[96];
@@ -1347,18 +1475,19 @@ static int ckptl_vector(ckptl *x, const char *name, uint64_t n, const char *role
     a->type = ckptl_array_type(t->type);
     if (!a->type) return ckptl_fail(x->err, "tensor %s: %s is no type of a vector", t->name, ckpt_type_name(t->type));
     snprintf(want, sizeof want, "%" PRIu64 " values", n);
-    if (ckpt_elements(t) != n) return ckptl_shape_error(x, t, want);
+    if (ckpt_elements(t) != n && !(x->first_of_two && ckpt_elements(t) == 2 * n))
+        return ckptl_shape_error(x, t, want);
     a->data = t->data;
     ckptl_note(x, role, t->name, ckptl_dims_text(t->dims, t->n_dims, have, sizeof have), ckpt_type_name(t->type));
     return 1;
 }
 
-/* -- Schemes: how experts are named and laid out ---------------------------------------------------------------------------- */
+/* -- Schemes: how experts are named and laid out ----------------------------------------------------------------- */
 
-#define CKPTL_FUSED 1u      /* `up` holds gate and up rows                               */
-#define CKPTL_STACKED 2u    /* one tensor for all experts                                */
-#define CKPTL_FOLDED 4u     /* one tensor [E * rows, k]; down is [E * inputs, rows]      */
-#define CKPTL_ALTERNATE 8u  /* fused rows alternate whatever the family                  */
+#define CKPTL_FUSED     1u /* `up` holds gate and up rows                               */
+#define CKPTL_STACKED   2u /* one tensor for all experts                                */
+#define CKPTL_FOLDED    4u /* one tensor [E * rows, k]; down is [E * inputs, rows]      */
+#define CKPTL_ALTERNATE 8u /* fused rows alternate whatever the family                  */
 
 typedef struct ckptl_scheme { /* stems relative to the block; %u is the expert; gate NULL: ungated or fused */
     const char *gate, *up, *down;
@@ -1383,7 +1512,7 @@ static const ckptl_scheme ckptl_experts[] = {
     {NULL, "experts.%u.fc1", "experts.%u.fc2", 0},
     {NULL, "experts.%u.w1", "experts.%u.w2", 0},
     {NULL, "experts.gate_up_proj", "experts.down_proj", CKPTL_FUSED | CKPTL_STACKED},
-    {NULL, "experts.w13_weight", "experts.w2_weight", CKPTL_FUSED | CKPTL_STACKED},
+    {NULL, "experts.w13_weight", "experts.w2_weight", CKPTL_FUSED | CKPTL_STACKED | CKPTL_ALTERNATE}, /* Inkling */
     {NULL, "experts.fc1", "experts.fc2", CKPTL_FUSED | CKPTL_STACKED},
     {NULL, "gate_up_proj", "down_proj", CKPTL_FUSED | CKPTL_STACKED},
     {"experts.gate_proj", "experts.up_proj", "experts.down_proj", CKPTL_STACKED},
@@ -1405,15 +1534,16 @@ static const ckptl_scheme ckptl_gguf_experts[] = {
     {NULL, "ffn_up_exps", "ffn_down_exps", CKPTL_STACKED},
 };
 /* Shared experts: a prefix (after ^: of the layer, not of the block), then one of the shapes. */
-static const char *const ckptl_shared_prefixes[] = {"shared_experts.", "shared_expert.", "shared_mlp.", "^shared_mlp.", "^share_expert.",
-                                                    "share_expert.", "^shared_experts.", "^shared_expert.", "shared_experts.0."};
+static const char *const ckptl_shared_prefixes[] = {
+    "shared_experts.", "shared_expert.",   "shared_mlp.",     "^shared_mlp.",         "^share_expert.",
+    "share_expert.",   "^shared_experts.", "^shared_expert.", "^mlp.shared_experts.", "shared_experts.0."};
 static const ckptl_scheme ckptl_shared_schemes[] = {
     {"gate_proj", "up_proj", "down_proj", 0},
     {"w1", "w3", "w2", 0},
     {NULL, "gate_up_proj", "down_proj", CKPTL_FUSED},
     {NULL, "gate_and_up_proj", "down_proj", CKPTL_FUSED},
     {NULL, "input_linear", "output_linear", CKPTL_FUSED},
-    {NULL, "shared_w13_weight", "shared_w2_weight", CKPTL_FUSED},
+    {NULL, "shared_w13_weight", "shared_w2_weight", CKPTL_FUSED | CKPTL_ALTERNATE},
     {NULL, "w13_weight", "w2_weight", CKPTL_FUSED},
     {"linear", "linear_v", "linear_1", 0},
     {NULL, "up_proj", "down_proj", 0},
@@ -1422,15 +1552,26 @@ static const ckptl_scheme ckptl_shared_schemes[] = {
 static const ckptl_scheme ckptl_gguf_shared = {"ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp", 0};
 static const ckptl_scheme ckptl_gguf_shared_ungated = {NULL, "ffn_up_shexp", "ffn_down_shexp", 0};
 
-static const char *const ckptl_router_stems[] = {"gate", "router", "router.layer", "router.gate", "router.classifier", "gate.wg",
-                                                 "router.proj", "primary_router", "router.linear", "gate.classifier", NULL};
+static const char *const ckptl_router_stems[] = {
+    "gate",    "router",      "router.layer",   "router.gate",   "router.classifier",
+    "gate.wg", "router.proj", "primary_router", "router.linear", "gate.classifier",
+    NULL};
 /* Relative to the block; a bias of the linear map itself. ffn.gate.bias is DeepSeek's selection bias, not this. */
-static const char *const ckptl_router_bias[] = {"router.bias", "gate.bias", "router.classifier.bias", "router.layer.bias", "gate.wg.bias",
-                                                "router.gate.bias", "router.proj.bias", NULL};
-static const char *const ckptl_select_bias[] = {"gate.e_score_correction_bias", "e_score_correction_bias",
-                                                "moe_statics.e_score_correction_bias", "router.e_score_correction_bias",
-                                                "experts.e_score_correction_bias", "gate.expert_bias", "expert_bias", "router.expert_bias",
-                                                "router_bias", "gate.correction_bias", "gate.moe_statics.e_score_correction_bias", NULL};
+static const char *const ckptl_router_bias[] = {
+    "router.bias",  "gate.bias",        "router.classifier.bias", "router.layer.bias",
+    "gate.wg.bias", "router.gate.bias", "router.proj.bias",       NULL};
+static const char *const ckptl_select_bias[] = {"gate.e_score_correction_bias",
+                                                "e_score_correction_bias",
+                                                "moe_statics.e_score_correction_bias",
+                                                "router.e_score_correction_bias",
+                                                "experts.e_score_correction_bias",
+                                                "gate.expert_bias",
+                                                "expert_bias",
+                                                "router.expert_bias",
+                                                "router_bias",
+                                                "gate.correction_bias",
+                                                "gate.moe_statics.e_score_correction_bias",
+                                                NULL};
 
 static inline char *ckptl_name(const ckptl *x, const char *relative, char *to, size_t size) {
     if (*relative == '^') snprintf(to, size, "%s%.180s", x->layer->prefix, relative + 1);
@@ -1448,21 +1589,27 @@ static inline int ckptl_has(const ckptl *x, const char *prefix, const char *rela
 }
 
 /* The scheme of which most is there: a complete one, else the one that lacks the least, to say what is missing. */
-static const ckptl_scheme *ckptl_choose(const ckptl *x, const char *prefix, const ckptl_scheme *list, size_t n, int *complete) {
+static const ckptl_scheme *ckptl_choose(const ckptl *x, const char *prefix, const ckptl_scheme *list, size_t n,
+                                        int *complete) {
     const ckptl_scheme *best = NULL;
     int most = 0;
     for (size_t i = 0; i < n; i++) {
         const ckptl_scheme *s = &list[i];
-        int needs = s->gate ? 3 : 2, has = ckptl_has(x, prefix, s->gate) + ckptl_has(x, prefix, s->up) + ckptl_has(x, prefix, s->down);
-        int odd = !s->gate && !(s->flags & CKPTL_FUSED) && !x->d->ffn.ungated; /* an ungated scheme for a gated family */
-        int points = has * 4 + (has == needs ? 2 : 0) + (odd ? -6 : 0) + (s->flags & CKPTL_FUSED && has == needs ? 1 : 0);
+        int needs = s->gate ? 3 : 2,
+            has = ckptl_has(x, prefix, s->gate) + ckptl_has(x, prefix, s->up) + ckptl_has(x, prefix, s->down);
+        int odd =
+            !s->gate && !(s->flags & CKPTL_FUSED) && !x->d->ffn.ungated; /* an ungated scheme for a gated family */
+        int points =
+            has * 4 + (has == needs ? 2 : 0) + (odd ? -6 : 0) + (s->flags & CKPTL_FUSED && has == needs ? 1 : 0);
         if (has && points > most) most = points, best = s, *complete = has == needs && !odd;
     }
     return best;
 }
 
-/* Which way round a stack is: rows of k inputs, or [in, out] as Llama-4 and gpt-oss have it. d: the experts' input width. */
-static int ckptl_transposed(const ckptl *x, const ckptl_scheme *s, uint64_t d, const char *up_stem, const char *down_stem) {
+/* Which way round a stack is: rows of k inputs, or [in, out] as Llama-4 and gpt-oss have it. d: the experts' input
+   width. */
+static int ckptl_transposed(const ckptl *x, const ckptl_scheme *s, uint64_t d, const char *up_stem,
+                            const char *down_stem) {
     ckptl_set up, down;
     if (s->flags & CKPTL_FOLDED || !(s->flags & CKPTL_STACKED) || x->c->is_gguf) return 0;
     ckptl_collect(x->c, up_stem, &up);
@@ -1475,7 +1622,7 @@ static int ckptl_transposed(const ckptl *x, const ckptl_scheme *s, uint64_t d, c
     return s->flags & CKPTL_FUSED ? down.weight->dims[2] == d && down.weight->dims[1] != d : 0;
 }
 
-/* -- The layer -------------------------------------------------------------------------------------------------------------- */
+/* -- The layer --------------------------------------------------------------------------------------------------- */
 
 typedef struct ckptl_bank { /* routed or shared experts */
     const char *what, *prefix;
@@ -1496,7 +1643,8 @@ static int ckptl_width(ckptl *x, ckptl_bank *b, const char *up, int transposed) 
     uint64_t rows = transposed ? s.k : s.rows, divide = b->scheme->flags & CKPTL_FUSED ? 2 : 1;
     if (b->scheme->flags & CKPTL_FOLDED) divide = b->n;
     if (!rows || rows % divide || rows / divide > UINT32_MAX)
-        return ckptl_fail(x->err, "tensor %s: %" PRIu64 " rows are not %" PRIu64 " times a width", s.weight->name, rows, divide);
+        return ckptl_fail(x->err, "tensor %s: %" PRIu64 " rows are not %" PRIu64 " times a width", s.weight->name,
+                          rows, divide);
     b->ff = rows / divide;
     return 0;
 }
@@ -1516,7 +1664,8 @@ static int ckptl_load_bank(ckptl *x, ckptl_bank *b, moe_matrix *gate, moe_matrix
     b->stacked = flags & CKPTL_STACKED ? 1 : b->stacked;
     int transposed = ckptl_transposed(x, b->scheme, b->d, stems[1], stems[2]);
     if (!b->ff && ckptl_width(x, b, stems[1], transposed)) return -1;
-    ckptl_want w = {roles[0], stems[0], b->n, b->ff, b->d, CKPTL_WHOLE, b->stacked, flags & CKPTL_FOLDED ? 1 : 0, transposed, 0};
+    ckptl_want w = {roles[0],   stems[0], b->n, b->ff, b->d, CKPTL_WHOLE, b->stacked, flags & CKPTL_FOLDED ? 1 : 0,
+                    transposed, 0};
     if (flags & CKPTL_ALTERNATE) x->interleaved = 1;
     if (b->scheme->gate || flags & CKPTL_FUSED) {
         w.part = flags & CKPTL_FUSED ? CKPTL_GATE : CKPTL_WHOLE;
@@ -1540,19 +1689,23 @@ static int ckptl_router(ckptl *x) {
     for (size_t i = 0; !x->c->is_gguf && !s.weight && ckptl_router_stems[i]; i++)
         ckptl_collect(x->c, ckptl_name(x, ckptl_router_stems[i], stem, sizeof stem), &s);
     if (!s.weight || s.weight->n_dims != 2)
-        return ckptl_fail(x->err, "layer %s: no router (such as %s%s)", x->layer->name, x->base, x->c->is_gguf ? "ffn_gate_inp.weight" : "gate.weight");
+        return ckptl_fail(x->err, "layer %s: no router (such as %s%s)", x->layer->name, x->base,
+                          x->c->is_gguf ? "ffn_gate_inp.weight" : "gate.weight");
     if (ckptl_dims(x->c, &s, 0, x->err)) return -1;
     if (!d->d_model && s.k <= UINT32_MAX) d->d_model = (uint32_t)s.k, CKPTL_ORIGIN(x, d_model, "tensor shape");
+    int transposed = x->first_of_two && s.k == d->n_experts && s.rows == d->d_model && s.k != s.rows;
+    if (transposed) s.k = d->d_model, s.rows = d->n_experts; /* ERNIE-VL: [in, out] */
     uint64_t sinks = d->shared.gate_kind == MOE_SHARED_ROUTER_SINK ? d->shared.count : 0;
     uint64_t more = sinks + d->n_zero_experts;
     if (!d->n_experts && s.rows > more && s.rows - more <= UINT32_MAX)
         d->n_experts = (uint32_t)(s.rows - more), CKPTL_ORIGIN(x, n_experts, "tensor shape");
     if (!d->n_experts || s.rows != d->n_experts + more) {
         char want[96];
-        snprintf(want, sizeof want, "%" PRIu64 " rows (experts%s)", d->n_experts + more, more ? ", zero and shared experts" : "");
+        snprintf(want, sizeof want, "%" PRIu64 " rows (experts%s)", d->n_experts + more,
+                 more ? ", zero and shared experts" : "");
         return ckptl_shape_error(x, s.weight, want);
     }
-    ckptl_want w = {"router", stem, 1, s.rows, d->d_model, CKPTL_WHOLE, 0, 0, 0, 1};
+    ckptl_want w = {"router", stem, 1, s.rows, d->d_model, CKPTL_WHOLE, 0, 0, transposed, 1};
     return ckptl_matrix(x, &w, &d->router.weight);
 }
 
@@ -1568,10 +1721,14 @@ static int ckptl_first_vector(ckptl *x, const char *const *names, uint64_t n, co
 
 /* Biases and scales of the router, and the hash table. */
 static int ckptl_router_vectors(ckptl *x) {
-    static const char *const gguf_bias[] = {"ffn_gate_inp.bias", NULL}, *const gguf_select[] = {"exp_probs_b.bias", "exp_probs_b", "exp_probs_b.weight", NULL};
+    static const char *const gguf_bias[] = {"ffn_gate_inp.bias", NULL}, *const gguf_select[] = {
+                                                                            "exp_probs_b.bias", "exp_probs_b",
+                                                                            "exp_probs_b.weight", NULL};
     static const char *const scale[] = {"router.per_expert_scale", "per_expert_scale", NULL}, *const none[] = {NULL};
-    static const char *const input[] = {"router.scale", NULL}, *const gguf_input[] = {"ffn_gate_inp.scale", "ffn_gate_inp_s.weight", NULL};
-    static const char *const own[] = {"gate.bias", NULL}, *const out_bias[] = {"bias", NULL}, *const nomic_bias[] = {"experts.bias", NULL};
+    static const char *const input[] = {"router.scale", NULL}, *const gguf_input[] = {"ffn_gate_inp.scale",
+                                                                                      "ffn_gate_inp_s.weight", NULL};
+    static const char *const own[] = {"gate.bias", NULL}, *const out_bias[] = {"bias", NULL},
+                             *const nomic_bias[] = {"experts.bias", NULL};
     moe_desc *d = x->d;
     int gguf = x->c->is_gguf, sink = d->shared.gate_kind == MOE_SHARED_ROUTER_SINK;
     uint64_t ids = (uint64_t)d->n_experts + d->n_zero_experts, rows = ids + (sink ? d->shared.count : 0);
@@ -1580,17 +1737,23 @@ static int ckptl_router_vectors(ckptl *x) {
     const char *const *bias = gguf ? gguf_bias : selects ? none : ckptl_router_bias;
     if (!strcmp(x->layer->base, "layer.1.mlp.") || strstr(x->base, "coder.")) bias = ckptl_router_bias;
     if (ckptl_first_vector(x, bias, rows, "router bias", &d->router.weight.bias)) return -1;
-    if (ckptl_first_vector(x, gguf ? gguf_select : ckptl_select_bias, ids, "selection bias", &d->router.select_bias)) return -1;
+    if (ckptl_first_vector(x, gguf ? gguf_select : ckptl_select_bias, ids, "selection bias", &d->router.select_bias))
+        return -1;
     if (!gguf && selects && !d->router.select_bias.type && !d->router.weight.bias.type &&
         ckptl_first_vector(x, own, ids, "selection bias", &d->router.select_bias))
         return -1;
     if (!gguf && ckptl_first_vector(x, scale, ids, "expert scale", &d->router.expert_scale)) return -1;
-    if (ckptl_first_vector(x, gguf ? gguf_input : input, d->d_model, "router scale", &d->router.input_scale)) return -1;
-    if (!gguf && ckptl_first_vector(x, strstr(x->info->family, "nomic") ? nomic_bias : ckptl_same(x->info->family, "jetmoe") ? out_bias : none,
+    if (ckptl_first_vector(x, gguf ? gguf_input : input, d->d_model, "router scale", &d->router.input_scale))
+        return -1;
+    if (!gguf && ckptl_first_vector(x,
+                                    strstr(x->info->family, "nomic")        ? nomic_bias
+                                    : ckptl_same(x->info->family, "jetmoe") ? out_bias
+                                                                            : none,
                                     d->d_model, "output bias", &d->ffn.out_bias))
         return -1;
     char name[CKPT_LAYER_TEXT * 2];
-    const ckpt_tensor *t = ckpt_find(x->c, ckptl_name(x, gguf ? "ffn_gate_tid2eid" : "gate.tid2eid", name, sizeof name));
+    const ckpt_tensor *t =
+        ckpt_find(x->c, ckptl_name(x, gguf ? "ffn_gate_tid2eid" : "gate.tid2eid", name, sizeof name));
     if (!t) t = ckpt_findf(x->c, "%s.weight", name);
     if (!t) {
         if (d->router.pick == MOE_PICK_TABLE) d->router.pick = MOE_PICK_TOP_K;
@@ -1598,7 +1761,8 @@ static int ckptl_router_vectors(ckptl *x) {
     }
     char want[96], have[96];
     snprintf(want, sizeof want, "I32 or I64 [tokens,%" PRIu32 "]", d->top_k);
-    if ((t->type != CKPT_I32 && t->type != CKPT_I64) || t->n_dims != 2 || t->dims[1] != d->top_k || !t->dims[0] || t->dims[0] > INT32_MAX)
+    if ((t->type != CKPT_I32 && t->type != CKPT_I64) || t->n_dims != 2 || t->dims[1] != d->top_k || !t->dims[0] ||
+        t->dims[0] > INT32_MAX)
         return ckptl_shape_error(x, t, want);
     d->router.pick = MOE_PICK_TABLE, d->router.table = t->data;
     d->router.table_rows = (uint32_t)t->dims[0], d->router.table_bytes = t->type == CKPT_I64 ? 8 : 4;
@@ -1626,16 +1790,22 @@ static void ckptl_groups(ckptl *x) {
     }
     if (r->group == MOE_GROUP_NONE) r->n_group = r->topk_group = 0;
     if (r->group != before && r->group && *method) CKPTL_ORIGIN(x, router.group, "config key topk_method");
-    else if (r->group != before) CKPTL_ORIGIN(x, router.group, r->group ? "number of groups" : *method ? "config key topk_method" : "one group");
+    else if (r->group != before)
+        CKPTL_ORIGIN(x, router.group,
+                     r->group  ? "number of groups"
+                     : *method ? "config key topk_method"
+                               : "one group");
 }
 
 /* Clamps: a limit per model or per layer; 0 or absence from a list of layers means none. */
 static int ckptl_clamps(ckptl *x) {
-    static const char *const keys[2] = {"swiglu_limit swiglu_limits expert_swiglu_limit_list moe_swiglu_limit",
-                                        "swiglu_limits_shared share_expert_swiglu_limit_list shared_swiglu_limit swiglu_limit_shared"};
+    static const char *const keys[2] = {
+        "swiglu_limit swiglu_limits expert_swiglu_limit_list moe_swiglu_limit",
+        "swiglu_limits_shared share_expert_swiglu_limit_list shared_swiglu_limit swiglu_limit_shared"};
     static const char *const gguf[2] = {"swiglu_clamp_exp", "swiglu_clamp_shexp"};
     moe_desc *d = x->d;
-    int late = strstr(x->info->family, "step3") || strstr(x->info->family, "step35") || strstr(x->info->family, "bailing");
+    int late =
+        strstr(x->info->family, "step3") || strstr(x->info->family, "step35") || strstr(x->info->family, "bailing");
     int both = d->shared.clamp != MOE_CLAMP_NONE; /* the family's shared experts have the same */
     for (int i = 0; i < 2; i++) {
         uint32_t *clamp = i ? &d->shared.clamp : &d->ffn.clamp;
@@ -1654,8 +1824,10 @@ static int ckptl_clamps(ckptl *x) {
         *limit = (float)value;
         if (!(value > 0)) *clamp = MOE_CLAMP_NONE;
         else if (*clamp == MOE_CLAMP_NONE) *clamp = late ? MOE_CLAMP_POST : MOE_CLAMP_PRE;
+        ckptl_origin(x, i ? offsetof(moe_desc, shared.clamp) : offsetof(moe_desc, ffn.clamp), "config key %s", key);
         ckptl_origin(x, i ? offsetof(moe_desc, shared.limit) : offsetof(moe_desc, ffn.limit), "config key %s", key);
-        if (!i && !x->c->is_gguf && both) d->shared.limit = d->ffn.limit, CKPTL_ORIGIN(x, shared.limit, "config key %s", key);
+        if (!i && !x->c->is_gguf && both)
+            d->shared.limit = d->ffn.limit, CKPTL_ORIGIN(x, shared.limit, "config key %s", key);
     }
     if (!d->shared.d_ff) d->shared.clamp = MOE_CLAMP_NONE, d->shared.limit = 0;
     return 0;
@@ -1673,18 +1845,31 @@ static int ckptl_special_keys(ckptl *x) {
             d->router.weight_from = MOE_WEIGHT_SOFTMAX_SELECTED, d->router.norm = MOE_NORM_NONE;
         return 0;
     }
-    if (!strcmp(ckptl_word(x, "shared_expert_combination_strategy"), "average"))
-        d->ffn.combine_scale = 0.5f, CKPTL_ORIGIN(x, ffn.combine_scale, "config key shared_expert_combination_strategy");
+    const char *strategy = ckptl_word(x, "shared_expert_combination_strategy");
+    if (!strcmp(strategy, "average") || (!*strategy && ckptl_same(x->info->family, "cohere2_moe"))) {
+        d->ffn.combine_scale = 0.5f;
+        CKPTL_ORIGIN(x, ffn.combine_scale,
+                     *strategy ? "config key shared_expert_combination_strategy" : "the class's default, average");
+    }
+    if (!strcmp(ckptl_word(x, "expert_selection_fn"), "softmax")) { /* Cohere2: over the selected */
+        d->router.weight_from = MOE_WEIGHT_SOFTMAX_SELECTED, d->router.norm = MOE_NORM_NONE,
+        d->router.select_on = MOE_SELECT_LOGIT;
+        CKPTL_ORIGIN(x, router.weight_from, "config key expert_selection_fn");
+        CKPTL_ORIGIN(x, router.select_on, "config key expert_selection_fn");
+        CKPTL_ORIGIN(x, router.norm, "config key expert_selection_fn");
+    }
     if (ckptl_value(x, "moe_primary_router_apply_softmax", &v, key, sizeof key) && v.type == CKPT_VALUE_BOOL) {
         d->router.score = v.u ? MOE_SCORE_SOFTMAX : MOE_SCORE_SIGMOID;
         CKPTL_ORIGIN(x, router.score, "config key %s", key);
     }
-    if (d->router.pick == MOE_PICK_SPARSEMIXER && (found = ckptl_number(x, "router_jitter_noise", 1e6, &value, key, sizeof key)) != 0) {
+    if (d->router.pick == MOE_PICK_SPARSEMIXER &&
+        (found = ckptl_number(x, "router_jitter_noise", 1e6, &value, key, sizeof key)) != 0) {
         if (found < 0) return -1;
         d->router.jitter = (float)value;
         CKPTL_ORIGIN(x, router.jitter, "config key %s", key);
     }
-    if (d->ffn.expert_out_scale > 0 && (found = ckptl_number(x, "moe_token_dropout", 1, &value, key, sizeof key)) != 0) {
+    if (d->ffn.expert_out_scale > 0 &&
+        (found = ckptl_number(x, "moe_token_dropout", 1, &value, key, sizeof key)) != 0) {
         if (found < 0) return -1;
         d->ffn.expert_out_scale = (float)(1.0 - value);
         CKPTL_ORIGIN(x, ffn.expert_out_scale, "1 - config key %s", key);
@@ -1706,25 +1891,31 @@ static int ckptl_top_k(ckptl *x) {
     } fixed[] = {{"switch_transformers", 1}, {"switch", 1}, {"nllb_moe", 2}, {"gshard", 2}, {"glam", 2}};
     for (size_t i = 0; !x->d->top_k && i < sizeof fixed / sizeof *fixed; i++)
         if (ckptl_same(x->info->family, fixed[i].family)) x->d->top_k = fixed[i].k;
-    if (!x->d->top_k) return ckptl_fail(x->err, "the number of experts per token is not in the configuration (such as num_experts_per_tok)");
+    if (!x->d->top_k)
+        return ckptl_fail(
+            x->err, "the number of experts per token is not in the configuration (such as num_experts_per_tok)");
     uint64_t ids = (uint64_t)x->d->n_experts + x->d->n_zero_experts;
-    if (x->d->top_k > ids) return ckptl_fail(x->err, "%" PRIu32 " experts per token, but there are %" PRIu64, x->d->top_k, ids);
+    if (x->d->top_k > ids)
+        return ckptl_fail(x->err, "%" PRIu32 " experts per token, but there are %" PRIu64, x->d->top_k, ids);
     return 0;
 }
 
 /* d_ff: the tensors say it; a key that means just this must agree. */
 static int ckptl_check_width(ckptl *x, uint64_t ff) {
-    static const char *const own = "moe_intermediate_size expert_ffn_hidden_size moe_ffn_hidden_size moe_inter_dim expert_intermediate_size "
-                                   "expert_hidden_dim ffn_config.ffn_hidden_size moe.expert_hidden_dim";
+    static const char *const own =
+        "moe_intermediate_size expert_ffn_hidden_size moe_ffn_hidden_size moe_inter_dim expert_intermediate_size "
+        "expert_hidden_dim ffn_config.ffn_hidden_size moe.expert_hidden_dim";
     static const char *const plain = "intermediate_size d_ff encoder_ffn_dim ffn_hidden_size n_inner";
     /* families whose intermediate_size is the experts' */
-    static const char *const strict = "mixtral olmoe flex_olmo phimoe jamba granitemoe granitemoeshared granitemoehybrid minimax "
-                                      "minimax_text_01 minimax_m2 gpt_oss llama4 llama4_text jetmoe arctic shazeer2017 jacobs1991 glam gshard";
+    static const char *const strict =
+        "mixtral olmoe flex_olmo phimoe jamba granitemoe granitemoeshared granitemoehybrid minimax "
+        "minimax_text_01 minimax_m2 gpt_oss llama4 llama4_text jetmoe arctic shazeer2017 jacobs1991 glam gshard";
     char key[CKPT_MAX_KEY];
     uint32_t value = 0;
     x->d->d_ff = (uint32_t)ff;
     CKPTL_ORIGIN(x, d_ff, "tensor shape");
-    int found = ckptl_size(x, x->c->is_gguf ? "expert_feed_forward_length" : own, &value, key, sizeof key), must = found > 0;
+    int found = ckptl_size(x, x->c->is_gguf ? "expert_feed_forward_length" : own, &value, key, sizeof key),
+        must = found > 0;
     if (!found && !x->c->is_gguf) {
         found = ckptl_size(x, plain, &value, key, sizeof key);
         must = found > 0 && ckptl_listed(strict, x->info->family);
@@ -1733,7 +1924,9 @@ static int ckptl_check_width(ckptl *x, uint64_t ff) {
     }
     if (found < 0) return -1;
     if (found && value == ff) CKPTL_ORIGIN(x, d_ff, "config key %s", key);
-    else if (must && value) return ckptl_fail(x->err, "layer %s: experts of width %" PRIu64 ", config key %s says %" PRIu32, x->layer->name, ff, key, value);
+    else if (must && value)
+        return ckptl_fail(x->err, "layer %s: experts of width %" PRIu64 ", config key %s says %" PRIu32,
+                          x->layer->name, ff, key, value);
     return 0;
 }
 
@@ -1741,20 +1934,25 @@ static int ckptl_routed(ckptl *x) {
     moe_desc *d = x->d;
     int complete = 0;
     ckptl_bank b = {"", "", NULL, d->n_experts, d->latent.d ? d->latent.d : d->d_model, 0, 0};
-    if (x->c->is_gguf) b.scheme = ckptl_choose(x, "", ckptl_gguf_experts, sizeof ckptl_gguf_experts / sizeof *ckptl_gguf_experts, &complete);
+    if (x->c->is_gguf)
+        b.scheme = ckptl_choose(x, "", ckptl_gguf_experts, sizeof ckptl_gguf_experts / sizeof *ckptl_gguf_experts,
+                                &complete);
     else b.scheme = ckptl_choose(x, "", ckptl_experts, sizeof ckptl_experts / sizeof *ckptl_experts, &complete);
     if (!b.scheme) return ckptl_fail(x->err, "layer %s: no experts under %s", x->layer->name, x->base);
     int gated = b.scheme->gate || b.scheme->flags & CKPTL_FUSED;
     if (gated && d->ffn.ungated) d->ffn.ungated = 0, CKPTL_ORIGIN(x, ffn.ungated, "tensor names");
     if (!gated && !d->ffn.ungated)
-        return ckptl_fail(x->err, "layer %s: no gate matrix beside %s%s, but %s has gated experts", x->layer->name, x->base, b.scheme->up, x->info->family);
+        return ckptl_fail(x->err, "layer %s: no gate matrix beside %s%s, but %s has gated experts", x->layer->name,
+                          x->base, b.scheme->up, x->info->family);
     if (ckptl_load_bank(x, &b, &d->gate, &d->up, &d->down)) return -1;
     char name[CKPT_LAYER_TEXT * 2], one[CKPT_LAYER_TEXT * 2];
-    if (strstr(b.scheme->up, "%u")) { /* an expert too many is a wrong configuration */
+    if (strstr(b.scheme->up, "%u") && !x->first_of_two) { /* an expert too many is a wrong configuration */
         ckptl_set s;
         ckptl_stem_of(ckptl_name(x, b.scheme->up, name, sizeof name), d->n_experts, one, sizeof one);
         ckptl_collect(x->c, one, &s);
-        if (s.weight) return ckptl_fail(x->err, "tensor %s: there are more experts than %" PRIu32, s.weight->name, d->n_experts);
+        if (s.weight)
+            return ckptl_fail(x->err, "tensor %s: there are more experts than %" PRIu32, s.weight->name,
+                              d->n_experts);
     }
     return ckptl_check_width(x, b.ff);
 }
@@ -1763,21 +1961,33 @@ static int ckptl_shared_gate(ckptl *x) {
     static const struct {
         const char *stem;
         uint32_t rows, kind;
-    } gates[] = {{"shared_expert_gate", 1, MOE_SHARED_SIGMOID}, {"shared_experts_gate", 1, MOE_SHARED_SIGMOID},
-                 {"ffn_gate_inp_shexp", 1, MOE_SHARED_SIGMOID}, {"coefficient", 2, MOE_SHARED_SOFTMAX2}};
+    } gates[] = {{"shared_expert_gate", 1, MOE_SHARED_SIGMOID},
+                 {"shared_experts_gate", 1, MOE_SHARED_SIGMOID},
+                 {"ffn_gate_inp_shexp", 1, MOE_SHARED_SIGMOID},
+                 {"coefficient", 2, MOE_SHARED_SOFTMAX2}};
     moe_desc *d = x->d;
     if (d->shared.gate_kind == MOE_SHARED_ROUTER_SINK) return 0;
     for (size_t i = 0; i < sizeof gates / sizeof *gates; i++) {
         char stem[CKPT_LAYER_TEXT * 2];
         if (!ckptl_has(x, "", gates[i].stem)) continue;
-        ckptl_want w = {"shared weight", ckptl_name(x, gates[i].stem, stem, sizeof stem), 1, gates[i].rows, d->d_model, CKPTL_WHOLE, 0, 0, 0, 0};
+        ckptl_want w = {"shared weight",
+                        ckptl_name(x, gates[i].stem, stem, sizeof stem),
+                        1,
+                        gates[i].rows,
+                        d->d_model,
+                        CKPTL_WHOLE,
+                        0,
+                        0,
+                        0,
+                        0};
         if (ckptl_matrix(x, &w, &d->shared.gate_weight)) return -1;
         if (d->shared.gate_kind != gates[i].kind) CKPTL_ORIGIN(x, shared.gate_kind, "tensor %s", stem);
         d->shared.gate_kind = gates[i].kind;
         return 0;
     }
     if (d->shared.gate_kind != MOE_SHARED_PLAIN)
-        return ckptl_fail(x->err, "layer %s: no gate of the shared expert (such as %sshared_expert_gate.weight)", x->layer->name, x->base);
+        return ckptl_fail(x->err, "layer %s: no gate of the shared expert (such as %sshared_expert_gate.weight)",
+                          x->layer->name, x->base);
     return 0;
 }
 
@@ -1788,15 +1998,19 @@ static int ckptl_shared(ckptl *x) {
     if (x->c->is_gguf) {
         if (ckptl_has(x, "", "ffn_up_shexp") || ckptl_has(x, "", "ffn_gate_shexp"))
             b.scheme = d->ffn.ungated ? &ckptl_gguf_shared_ungated : &ckptl_gguf_shared;
-        else if (ckptl_has(x, "", "ffn_down_shexp")) return ckptl_fail(x->err, "layer %s: a shared expert of down alone", x->layer->name);
+        else if (ckptl_has(x, "", "ffn_down_shexp"))
+            return ckptl_fail(x->err, "layer %s: a shared expert of down alone", x->layer->name);
     }
-    for (size_t i = 0; !x->c->is_gguf && !b.scheme && i < sizeof ckptl_shared_prefixes / sizeof *ckptl_shared_prefixes; i++) {
+    for (size_t i = 0;
+         !x->c->is_gguf && !b.scheme && i < sizeof ckptl_shared_prefixes / sizeof *ckptl_shared_prefixes; i++) {
         b.prefix = ckptl_shared_prefixes[i];
-        b.scheme = ckptl_choose(x, b.prefix, ckptl_shared_schemes, sizeof ckptl_shared_schemes / sizeof *ckptl_shared_schemes, &complete);
+        b.scheme = ckptl_choose(x, b.prefix, ckptl_shared_schemes,
+                                sizeof ckptl_shared_schemes / sizeof *ckptl_shared_schemes, &complete);
     }
     if (!b.scheme && grok2) { /* its dense MLP is added like a shared expert */
         b.prefix = "^mlp.";
-        b.scheme = ckptl_choose(x, b.prefix, ckptl_shared_schemes, sizeof ckptl_shared_schemes / sizeof *ckptl_shared_schemes, &complete);
+        b.scheme = ckptl_choose(x, b.prefix, ckptl_shared_schemes,
+                                sizeof ckptl_shared_schemes / sizeof *ckptl_shared_schemes, &complete);
     }
     if (!b.scheme) {
         if (d->shared.gate_kind == MOE_SHARED_ROUTER_SINK)
@@ -1814,7 +2028,8 @@ static int ckptl_shared(ckptl *x) {
     ckptl_scheme separate = *b.scheme; /* one FFN each: stacked */
     if (sink) b.n = d->shared.count, b.stacked = s.weight && s.weight->n_dims == 3;
     if (sink && b.stacked) separate.flags |= CKPTL_STACKED, b.scheme = &separate;
-    if (sink && !b.stacked && b.n != 1) return ckptl_fail(x->err, "layer %s: shared experts are not one stack", x->layer->name);
+    if (sink && !b.stacked && b.n != 1)
+        return ckptl_fail(x->err, "layer %s: shared experts are not one stack", x->layer->name);
     if (!b.scheme->gate && !(b.scheme->flags & CKPTL_FUSED) && !d->ffn.ungated)
         return ckptl_fail(x->err, "tensor %s%s%s.weight is missing (shared gate)", x->base, b.prefix, "gate_proj");
     if (ckptl_load_bank(x, &b, &d->shared.gate, &d->shared.up, &d->shared.down)) return -1;
@@ -1826,10 +2041,11 @@ static int ckptl_shared(ckptl *x) {
 
 /* Experts in a narrower space. */
 static int ckptl_latent(ckptl *x) {
-    static const char *const names[][3] = {{"fc1_latent_proj", "fc2_latent_proj", "latent_norm.weight"},
-                                           {"routed_expert_down_proj", "routed_expert_up_proj", "routed_expert_norm.weight"},
-                                           {"ffn_latent_down", "ffn_latent_up", "ffn_latent_norm.weight"},
-                                           {"ffn_routed_down", "ffn_routed_up", "ffn_routed_norm.weight"}};
+    static const char *const names[][3] = {
+        {"fc1_latent_proj", "fc2_latent_proj", "latent_norm.weight"},
+        {"routed_expert_down_proj", "routed_expert_up_proj", "routed_expert_norm.weight"},
+        {"ffn_latent_down", "ffn_latent_up", "ffn_latent_norm.weight"},
+        {"ffn_routed_down", "ffn_routed_up", "ffn_routed_norm.weight"}};
     moe_desc *d = x->d;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char stem[CKPT_LAYER_TEXT * 2], key[CKPT_MAX_KEY];
@@ -1840,18 +2056,25 @@ static int ckptl_latent(ckptl *x) {
         if (ckptl_dims(x->c, &s, 0, x->err)) return -1;
         d->latent.d = s.rows <= UINT32_MAX ? (uint32_t)s.rows : 0;
         CKPTL_ORIGIN(x, latent.d, "tensor shape");
-        int found = ckptl_size(x, x->c->is_gguf ? "moe_latent_size expert_latent_length" : "moe_latent_size routed_expert_hidden_size", &value, key, sizeof key);
+        int found = ckptl_size(
+            x, x->c->is_gguf ? "moe_latent_size expert_latent_length" : "moe_latent_size routed_expert_hidden_size",
+            &value, key, sizeof key);
         if (found < 0) return -1;
         if (found && value && value != d->latent.d)
-            return ckptl_fail(x->err, "tensor %s: %" PRIu32 " rows, config key %s says %" PRIu32, s.weight->name, d->latent.d, key, value);
+            return ckptl_fail(x->err, "tensor %s: %" PRIu32 " rows, config key %s says %" PRIu32, s.weight->name,
+                              d->latent.d, key, value);
         ckptl_want w = {"latent in", stem, 1, d->latent.d, d->d_model, CKPTL_WHOLE, 0, 0, 0, 0};
         if (ckptl_matrix(x, &w, &d->latent.in)) return -1;
-        w.role = "latent out", w.stem = ckptl_name(x, names[i][1], stem, sizeof stem), w.rows = d->d_model, w.k = d->latent.d;
+        w.role = "latent out", w.stem = ckptl_name(x, names[i][1], stem, sizeof stem), w.rows = d->d_model,
+        w.k = d->latent.d;
         if (ckptl_matrix(x, &w, &d->latent.out)) return -1;
-        found = ckptl_vector(x, ckptl_name(x, names[i][2], stem, sizeof stem), d->latent.d, "latent norm", &d->latent.norm);
+        found = ckptl_vector(x, ckptl_name(x, names[i][2], stem, sizeof stem), d->latent.d, "latent norm",
+                             &d->latent.norm);
         if (found <= 0) return found;
         double eps = 1e-5;
-        found = ckptl_number(x, x->c->is_gguf ? "attention.layer_norm_rms_epsilon" : "rms_norm_eps layer_norm_epsilon norm_eps", 1, &eps, key, sizeof key);
+        found = ckptl_number(
+            x, x->c->is_gguf ? "attention.layer_norm_rms_epsilon" : "rms_norm_eps layer_norm_epsilon norm_eps", 1,
+            &eps, key, sizeof key);
         d->latent.norm_eps = (float)eps;
         CKPTL_ORIGIN(x, latent.norm_eps, found > 0 ? "config key %s" : "usual", key);
         return found < 0 ? -1 : 0;
@@ -1862,33 +2085,40 @@ static int ckptl_latent(ckptl *x) {
 /* Before the tensors: facts that decide how they are read. */
 static int ckptl_prepare(ckptl *x) {
     moe_desc *d = x->d;
-    static const char *const alternate = "gpt_oss inkling inkling_text";
     char key[CKPT_MAX_KEY], name[CKPT_LAYER_TEXT * 2];
     ckpt_value v;
     /* DeepSeek's GGUF name covers V2 and V3: sigmoid scores or a selection bias are V3's. */
     if (x->c->is_gguf && ckptl_same(x->info->family, "deepseek2")) {
-        int sigmoid = ckptl_value(x, "expert_gating_func", &v, key, sizeof key) ? v.u == 2 : ckpt_findf(x->c, "%sexp_probs_b.bias", x->base) != NULL;
-        if (sigmoid && ckptl_try_family(x, "deepseek_v3", "general.architecture deepseek2 with sigmoid:")) d->router.n_group = d->router.topk_group = 0;
+        int sigmoid = ckptl_value(x, "expert_gating_func", &v, key, sizeof key)
+                          ? v.u == 2
+                          : ckpt_findf(x->c, "%sexp_probs_b.bias", x->base) != NULL;
+        if (sigmoid && ckptl_try_family(x, "deepseek_v3", "general.architecture deepseek2 with sigmoid:"))
+            d->router.n_group = d->router.topk_group = 0;
     }
-    x->interleaved = !x->c->is_gguf && ckptl_listed(alternate, x->info->family);
-    if (!strcmp(x->info->family, "gpt-oss")) x->interleaved = !x->c->is_gguf;
-    const ckpt_value *rows = ckpt_get(x->c, "quantization_config.weight_block_size[0]"), *cols = ckpt_get(x->c, "quantization_config.weight_block_size[1]");
+    x->interleaved = !x->c->is_gguf && ckptl_same(x->info->family, "gpt_oss");
+    x->first_of_two = ckptl_same(x->info->family, "ernie4_5_vl_moe");
+    const ckpt_value *rows = ckpt_get(x->c, "quantization_config.weight_block_size[0]"),
+                     *cols = ckpt_get(x->c, "quantization_config.weight_block_size[1]");
     if (!rows || !cols) {
         rows = ckpt_get(x->c, "quantization_config.config_groups.group_0.weights.block_structure[0]");
         cols = ckpt_get(x->c, "quantization_config.config_groups.group_0.weights.block_structure[1]");
     }
     uint64_t r = 128, c = 128;
-    if (rows && cols && (!ckpt_as_u64(rows, &r) || !ckpt_as_u64(cols, &c) || !r || !c || r > UINT32_MAX || c > UINT32_MAX))
+    if (rows && cols &&
+        (!ckpt_as_u64(rows, &r) || !ckpt_as_u64(cols, &c) || !r || !c || r > UINT32_MAX || c > UINT32_MAX))
         return ckptl_fail(x->err, "config key quantization_config.weight_block_size is not two sizes");
     x->block_rows = (uint32_t)r, x->block_cols = (uint32_t)c;
     if (ckptl_read_fields(x)) return -1;
     if (d->shared.gate_kind == MOE_SHARED_ROUTER_SINK) {
-        int found = ckptl_size(x, x->c->is_gguf ? "expert_shared_count" : "n_shared_experts num_shared_experts", &d->shared.count, key, sizeof key);
-        if (found <= 0) return found < 0 ? -1 : ckptl_fail(x->err, "the number of shared experts is not in the configuration");
+        int found = ckptl_size(x, x->c->is_gguf ? "expert_shared_count" : "n_shared_experts num_shared_experts",
+                               &d->shared.count, key, sizeof key);
+        if (found <= 0)
+            return found < 0 ? -1 : ckptl_fail(x->err, "the number of shared experts is not in the configuration");
         CKPTL_ORIGIN(x, shared.count, "config key %s", key);
         const ckpt_tensor *t = ckpt_find(x->c, ckptl_name(x, "gate.global_scale", name, sizeof name));
         if (!t) t = ckpt_find(x->c, ckptl_name(x, "ffn_gscale.weight", name, sizeof name));
-        if (t && (ckpt_elements(t) != 1 || !ckptl_array_type(t->type))) return ckptl_fail(x->err, "tensor %s is not one number", t->name);
+        if (t && (ckpt_elements(t) != 1 || !ckptl_array_type(t->type)))
+            return ckptl_fail(x->err, "tensor %s is not one number", t->name);
         if (t) {
             moe_matrix m;
             float scale = 1;
@@ -1911,9 +2141,11 @@ static int ckptl_settle(ckptl *x) {
     ckptl_groups(x);
     if (ckptl_clamps(x)) return -1;
     if (d->router.input_scale.type) {
-        int found = ckptl_number(x, x->c->is_gguf ? "attention.layer_norm_rms_epsilon" : "rms_norm_eps", 1, &eps, key, sizeof key);
+        int found = ckptl_number(x, x->c->is_gguf ? "attention.layer_norm_rms_epsilon" : "rms_norm_eps", 1, &eps, key,
+                                 sizeof key);
         if (found < 0) return -1;
-        if (found) d->router.input_norm_eps = (float)eps, CKPTL_ORIGIN(x, router.input_norm_eps, "config key %s", key);
+        if (found)
+            d->router.input_norm_eps = (float)eps, CKPTL_ORIGIN(x, router.input_norm_eps, "config key %s", key);
     } else {
         d->router.input_norm_eps = 0;
     }
@@ -1922,15 +2154,17 @@ static int ckptl_settle(ckptl *x) {
     return 0;
 }
 
-CKPT_DEF int ckpt_layer_desc(const ckpt *c, const ckpt_layer *layer, moe_desc *desc, ckpt_layer_info *info, char *err) {
+CKPT_DEF int ckpt_layer_desc(const ckpt *c, const ckpt_layer *layer, moe_desc *desc, ckpt_layer_info *info,
+                             char *err) {
     ckptl x;
     memset(&x, 0, sizeof x);
     memset(desc, 0, sizeof *desc);
     memset(info, 0, sizeof *info);
     x.c = c, x.layer = layer, x.d = desc, x.info = info, x.err = err;
     snprintf(x.base, sizeof x.base, "%s%s", layer->prefix, layer->base);
-    if (!ckptl_family(&x) && !ckptl_prepare(&x) && !ckptl_router(&x) && !ckptl_top_k(&x) && !ckptl_router_vectors(&x) && !ckptl_latent(&x) &&
-        !ckptl_routed(&x) && !ckptl_shared(&x) && !ckptl_settle(&x)) {
+    if (!ckptl_family(&x) && !ckptl_prepare(&x) && !ckptl_router(&x) && !ckptl_top_k(&x) &&
+        !ckptl_router_vectors(&x) && !ckptl_latent(&x) && !ckptl_routed(&x) && !ckptl_shared(&x) &&
+        !ckptl_settle(&x)) {
         ckptl_list_knobs(&x);
         return 0;
     }

@@ -1,25 +1,25 @@
 /* run_layer.c - runs one Mixture-of-Experts layer of a checkpoint on given inputs, or lists what a checkpoint holds
 
-     run_layer CHECKPOINT [--layer N] --input IN.safetensors --output OUT.safetensors [--compute f32|bf16|q8] [--format NAME]
-               [--tier NAME] [--threads N] [--batch N] [--stats]
+     run_layer CHECKPOINT [--layer N] --input IN.safetensors --output OUT.safetensors [--compute f32|bf16|q8]
+               [--format NAME] [--tier NAME] [--threads N] [--batch N] [--stats]
      run_layer CHECKPOINT --list [--layer N]
      run_layer --models
 
-   CHECKPOINT is a Hugging Face directory, an index.json, a .safetensors or a .gguf file. IN holds hidden_states F32 [T,d]; where
-   the router reads something else router_input F32 [T,d]; for hash routing token_ids I32 [T]. OUT gets output F32 [T,d],
-   router_logits F32 [T,rows], topk_ids I32 [T,k], topk_weights F32 [T,k]: nothing about tier, threads or batch, so equal results
-   are equal files. Bad input: one line on stderr, exit status 1, and no output file.
+   CHECKPOINT is a Hugging Face directory, an index.json, a .safetensors or a .gguf file. IN holds hidden_states F32
+   [T,d]; where the router reads something else router_input F32 [T,d]; for hash routing token_ids I32 [T]. OUT gets
+   output F32 [T,d], router_logits F32 [T,rows], topk_ids I32 [T,k], topk_weights F32 [T,k]: nothing about tier,
+   threads or batch, so equal results are equal files. Bad input: one line on stderr, exit status 1, and no output file.
 
-     cc -O2 -I. -o run_layer examples/run_layer.c -lm -lpthread */
+     cc -std=c11 -O2 -I. -o run_layer examples/run_layer.c -lm -lpthread */
+
+#define _POSIX_C_SOURCE 200809L /* for pool.h */
 
 #include "checkpoint.h"
 #define MOE_IMPLEMENTATION
-#include "../moe.h"
+#include "moe.h"
 #include "checkpoint_layer.h"
 #include "quantize.h"
-#include "models_table.h"
-#include <pthread.h>
-#include <time.h>
+#include "pool.h"
 
 typedef struct options {
     const char *checkpoint, *layer, *input, *output;
@@ -39,84 +39,12 @@ static int fail(const char *format, ...) {
 }
 static int fail_status(const char *what, moe_status status, const moe_error *e) {
     char where[96];
-    snprintf(where, sizeof where, "%s%s%s", e->part ? e->part : "", e->part && e->field ? "." : "", e->field ? e->field : "");
+    snprintf(where, sizeof where, "%s%s%s", e->part ? e->part : "", e->part && e->field ? "." : "",
+             e->field ? e->field : "");
     if (e->got || e->want)
-        return fail("%s: %s: %s (%" PRIu64 ", wanted %" PRIu64 ")", what, where, moe_status_text(status), e->got, e->want);
+        return fail("%s: %s: %s (%" PRIu64 ", wanted %" PRIu64 ")", what, where, moe_status_text(status), e->got,
+                    e->want);
     return fail("%s: %s%s%s", what, where, *where ? ": " : "", moe_status_text(status));
-}
-
-/* ---- A pool of threads that sleep between phases; the caller is worker 0 ---- */
-
-typedef struct pool {
-    pthread_mutex_t lock;
-    pthread_cond_t start, done;
-    pthread_t *threads;
-    uint32_t n_threads, n, next, running;
-    uint64_t round;
-    int stop;
-    void (*task)(void *arg, uint32_t i);
-    void *arg;
-} pool;
-
-/* Takes tasks until none is left; called and returns with the lock held. */
-static void pool_drain(pool *p) {
-    while (p->next < p->n) {
-        uint32_t i = p->next++;
-        p->running++;
-        pthread_mutex_unlock(&p->lock);
-        p->task(p->arg, i);
-        pthread_mutex_lock(&p->lock);
-        p->running--;
-    }
-    if (!p->running) pthread_cond_signal(&p->done);
-}
-
-static void *pool_main(void *user) {
-    pool *p = (pool *)user;
-    uint64_t seen = 0;
-    pthread_mutex_lock(&p->lock);
-    for (;;) {
-        while (!p->stop && p->round == seen) pthread_cond_wait(&p->start, &p->lock);
-        if (p->stop) break;
-        seen = p->round;
-        pool_drain(p);
-    }
-    pthread_mutex_unlock(&p->lock);
-    return NULL;
-}
-
-static void pool_run(void *user, uint32_t n, void (*task)(void *arg, uint32_t i), void *arg) {
-    pool *p = (pool *)user;
-    pthread_mutex_lock(&p->lock);
-    p->n = n, p->next = 0, p->task = task, p->arg = arg, p->round++;
-    pthread_cond_broadcast(&p->start);
-    pool_drain(p);
-    while (p->running) pthread_cond_wait(&p->done, &p->lock);
-    pthread_mutex_unlock(&p->lock);
-}
-
-static void pool_close(pool *p) {
-    pthread_mutex_lock(&p->lock);
-    p->stop = 1;
-    pthread_cond_broadcast(&p->start);
-    pthread_mutex_unlock(&p->lock);
-    for (uint32_t i = 0; i < p->n_threads; i++) pthread_join(p->threads[i], NULL);
-    free(p->threads);
-}
-
-static int pool_open(pool *p, uint32_t workers) {
-    memset(p, 0, sizeof *p);
-    pthread_mutex_init(&p->lock, NULL);
-    pthread_cond_init(&p->start, NULL);
-    pthread_cond_init(&p->done, NULL);
-    p->threads = (pthread_t *)calloc(workers, sizeof *p->threads);
-    if (!p->threads) return fail("out of memory");
-    for (; p->n_threads + 1 < workers; p->n_threads++)
-        if (pthread_create(&p->threads[p->n_threads], NULL, pool_main, p)) {
-            pool_close(p);
-            return fail("cannot start %" PRIu32 " threads", workers);
-        }
-    return 0;
 }
 
 /* ---- What a call reads and writes ---- */
@@ -142,8 +70,8 @@ static void run_close(run *r) {
     ckpt_layers_free(&r->layers);
     ckpt_layer_free(&r->info);
     quant_free(&r->converted);
-    void *all[] = {r->token_ids, r->ids, r->copies[0], r->copies[1], r->y, r->logits, r->weights, r->workspace, r->stats.tokens,
-                   r->stats.weight, r->stats.score};
+    void *all[] = {r->token_ids, r->ids,       r->copies[0],    r->copies[1],    r->y,          r->logits,
+                   r->weights,   r->workspace, r->stats.tokens, r->stats.weight, r->stats.score};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
@@ -154,9 +82,10 @@ static int read_floats(run *r, const char *name, int required, uint64_t width, c
     *out = NULL;
     if (!t && required) return fail("%s: tensor %s is missing: this layer needs it", r->in.shards[0].name, name);
     if (!t) return 0;
-    if (t->type != CKPT_F32 || t->n_dims != 2 || t->dims[1] != width || (*copy == r->copies[1] && r->copies[0] && t->dims[0] != r->n_tokens))
-        return fail("%s: tensor %s is %s %s, not F32 [tokens,%" PRIu64 "]", r->in.shards[0].name, name, ckpt_type_name(t->type),
-                    ckptl_dims_text(t->dims, t->n_dims, have, sizeof have), width);
+    if (t->type != CKPT_F32 || t->n_dims != 2 || t->dims[1] != width ||
+        (*copy == r->copies[1] && r->copies[0] && t->dims[0] != r->n_tokens))
+        return fail("%s: tensor %s is %s %s, not F32 [tokens,%" PRIu64 "]", r->in.shards[0].name, name,
+                    ckpt_type_name(t->type), ckptl_dims_text(t->dims, t->n_dims, have, sizeof have), width);
     *copy = (float *)malloc((size_t)t->bytes + 4);
     if (!*copy) return fail("out of memory");
     for (uint64_t i = 0; i < t->bytes / 4; i++) (*copy)[i] = ckpt_load_f32(t->data + 4 * i);
@@ -182,7 +111,8 @@ static int read_input(run *r, const options *o) {
     if (read_floats(r, "hidden_states", 1, r->desc.d_model, &r->x, &r->copies[0])) return 1;
     r->n_tokens = ckpt_find(&r->in, "hidden_states")->dims[0];
     if (r->n_tokens > INT32_MAX) return fail("%s: too many tokens", o->input);
-    if (r->info.needs_router_input && read_floats(r, "router_input", 1, r->desc.d_model, &r->router_x, &r->copies[1])) return 1;
+    if (r->info.needs_router_input && read_floats(r, "router_input", 1, r->desc.d_model, &r->router_x, &r->copies[1]))
+        return 1;
     if (r->router_x && ckpt_find(&r->in, "router_input")->dims[0] != r->n_tokens)
         return fail("%s: router_input and hidden_states differ in tokens", o->input);
     return r->info.needs_token_ids ? read_token_ids(r) : 0;
@@ -203,7 +133,8 @@ static int make_output(run *r) {
     r->stats.tokens = (uint64_t *)room(ids, 1, sizeof *r->stats.tokens);
     r->stats.weight = (double *)room(ids, 1, sizeof *r->stats.weight);
     r->stats.score = (double *)room(ids, 1, sizeof *r->stats.score);
-    if (!r->y || !r->logits || !r->ids || !r->weights || !r->stats.tokens || !r->stats.weight || !r->stats.score) return fail("out of memory");
+    if (!r->y || !r->logits || !r->ids || !r->weights || !r->stats.tokens || !r->stats.weight || !r->stats.score)
+        return fail("out of memory");
     return 0;
 }
 
@@ -217,8 +148,9 @@ static int run_batches(run *r, const options *o, const moe_parallel *parallel) {
     io.n_tasks = o->threads, io.parallel = parallel, io.error = &e, io.stats = o->stats ? &r->stats : NULL;
     io.workspace_size = moe_workspace_size(&r->layer, step, o->threads);
     if (io.workspace_size > (size_t)1 << 31) /* large batches: in blocks */
-        io.workspace_size = moe_workspace_min(&r->layer, step, o->threads) > (size_t)1 << 31 ? moe_workspace_min(&r->layer, step, o->threads)
-                                                                                            : (size_t)1 << 31;
+        io.workspace_size = moe_workspace_min(&r->layer, step, o->threads) > (size_t)1 << 31
+                                ? moe_workspace_min(&r->layer, step, o->threads)
+                                : (size_t)1 << 31;
     if (io.workspace_size == SIZE_MAX || !(r->workspace = malloc(io.workspace_size + 1)))
         return fail("out of memory: %zu tokens at once", step);
     io.workspace = r->workspace, io.x_type = io.y_type = MOE_TYPE_F32;
@@ -270,23 +202,44 @@ static void print_layers(const ckpt_layers *l) {
 
 /* Keys that say which layers have experts; the tensors that exist decide. */
 static void print_pattern(const ckpt *c) {
-    static const char *const keys[] = {
-        "num_hidden_layers", "first_k_dense_replace", "moe_layer_freq", "decoder_sparse_step", "encoder_sparse_step", "mlp_only_layers",
-        "interleave_moe_layer_step", "moe_layers", "expert_layer_period", "expert_layer_offset", "moe_layer_start_index",
-        "moe_layer_end_index", "moe_layer_interval", "moe_layers_enum", "layers_block_type", "hybrid_override_pattern", "mlp_layer_types",
-        "num_dense_layers", "n_dense_first_layers", "dense_mlp_idx", "num_hash_layers", "block_count", "leading_dense_block_count",
-        "moe_every_n_layers"};
+    static const char *const keys[] = {"num_hidden_layers",
+                                       "first_k_dense_replace",
+                                       "moe_layer_freq",
+                                       "decoder_sparse_step",
+                                       "encoder_sparse_step",
+                                       "mlp_only_layers",
+                                       "interleave_moe_layer_step",
+                                       "moe_layers",
+                                       "expert_layer_period",
+                                       "expert_layer_offset",
+                                       "moe_layer_start_index",
+                                       "moe_layer_end_index",
+                                       "moe_layer_interval",
+                                       "moe_layers_enum",
+                                       "layers_block_type",
+                                       "hybrid_override_pattern",
+                                       "mlp_layer_types",
+                                       "num_dense_layers",
+                                       "n_dense_first_layers",
+                                       "dense_mlp_idx",
+                                       "num_hash_layers",
+                                       "block_count",
+                                       "leading_dense_block_count",
+                                       "moe_every_n_layers"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         for (size_t j = 0; j < c->config.n; j++) {
             const ckpt_value *v = &c->config.items[j];
             size_t n = strlen(v->key), m = strlen(keys[i]);
             char text[96], shown[96];
-            if (n < m || strcmp(v->key + n - m, keys[i]) || (n > m && v->key[n - m - 1] != '.') || strstr(v->key, "vision")) continue;
+            if (n < m || strcmp(v->key + n - m, keys[i]) || (n > m && v->key[n - m - 1] != '.') ||
+                strstr(v->key, "vision"))
+                continue;
             if (v->type == CKPT_VALUE_ARRAY) snprintf(text, sizeof text, "a list of %" PRIu64, v->count);
             else if (v->type == CKPT_VALUE_NULL || v->type == CKPT_VALUE_OBJECT) continue;
             else ckptl_value_text(v, text, sizeof text);
             char key[128];
-            printf("  %-40s %s\n", ckpt_printable(key, sizeof key, v->key), ckpt_printable(shown, sizeof shown, text));
+            printf("  %-40s %s\n", ckpt_printable(key, sizeof key, v->key),
+                   ckpt_printable(shown, sizeof shown, text));
         }
 }
 
@@ -310,9 +263,152 @@ static void print_info(const run *r, const ckpt_layer *l) {
     for (uint32_t i = 0; i < r->info.n_knobs; i++)
         printf("    %-28s %-24s %s\n", r->info.knobs[i].field, r->info.knobs[i].value, r->info.knobs[i].origin);
     moe_layer_counts(&r->layer, &c);
-    printf("  a call brings: hidden_states%s%s\n", r->info.needs_router_input ? ", router_input" : "", r->info.needs_token_ids ? ", token_ids" : "");
-    printf("  parameters %" PRIu64 ", active %" PRIu64 "; bytes %" PRIu64 ", active %" PRIu64 "; FLOPs per token %" PRIu64 " of a dense %" PRIu64 "\n",
+    printf("  a call brings: hidden_states%s%s\n", r->info.needs_router_input ? ", router_input" : "",
+           r->info.needs_token_ids ? ", token_ids" : "");
+    printf("  parameters %" PRIu64 ", active %" PRIu64 "; bytes %" PRIu64 ", active %" PRIu64
+           "; FLOPs per token %" PRIu64 " of a dense %" PRIu64 "\n",
            c.params_total, c.params_active, c.bytes_total, c.bytes_active, c.flops_token, c.flops_dense);
+}
+
+/* ---- --models: released models, for people ---- */
+
+/* Numbers that nobody could check in a released file carry a mark. */
+enum { M_SIZES = 1, M_TOTALS = 2, M_LAYERS = 4 };
+typedef struct model {
+    const char *name, *preset, *total, *active;               /* parameters of the whole model, as published */
+    uint32_t layers, d_model, d_ff, n_experts, top_k, shared; /* layers with experts; shared: their width in all */
+    uint32_t latent, ungated, marks;
+} model;
+// clang-format off
+static const model models[] = {
+    {"Mixtral 8x7B", "mixtral", "46.7B", "12.9B", 32, 4096, 14336, 8, 2, 0, 0, 0, M_TOTALS},
+    {"Mixtral 8x22B", "mixtral", "141B", "39B", 56, 6144, 16384, 8, 2, 0, 0, 0, M_TOTALS},
+    {"Qwen1.5-MoE-A2.7B", "qwen2_moe", "14.3B", "2.7B", 24, 2048, 1408, 60, 4, 5632, 0, 0, M_TOTALS},
+    {"Qwen2-57B-A14B", "qwen2_moe", "57B", "14B", 28, 3584, 2560, 64, 8, 20480, 0, 0, 0},
+    {"Qwen3-30B-A3B", "qwen3_moe", "30.5B", "3.3B", 48, 2048, 768, 128, 8, 0, 0, 0, 0},
+    {"Qwen3-235B-A22B", "qwen3_moe", "235B", "22B", 94, 4096, 1536, 128, 8, 0, 0, 0, 0},
+    {"Qwen3-Coder-480B-A35B", "qwen3_moe", "480B", "35B", 62, 6144, 2560, 160, 8, 0, 0, 0, 0},
+    {"Qwen3-Next-80B-A3B", "qwen3_next", "80B", "3B", 48, 2048, 512, 512, 10, 512, 0, 0, 0},
+    {"Qwen3.5/3.6-35B-A3B", "qwen3_5_moe", "35B", "3B", 40, 2048, 512, 256, 8, 512, 0, 0, 0},
+    {"Qwen3.5-397B-A17B", "qwen3_5_moe", "397B", "17B", 60, 4096, 1024, 512, 10, 1024, 0, 0, 0},
+    {"OLMoE-1B-7B", "olmoe", "6.9B", "1.3B", 16, 2048, 1024, 64, 8, 0, 0, 0, M_SIZES | M_TOTALS},
+    {"FlexOlmo 7x7B", "flex_olmo", "33B", "-", 32, 4096, 11008, 7, 5, 0, 0, 0, 0},
+    {"DeepSeekMoE-16B", "deepseek", "16.4B", "2.8B", 27, 2048, 1408, 64, 6, 2816, 0, 0, M_SIZES | M_TOTALS},
+    {"DeepSeek-V2-Lite", "deepseek_v2_lite", "15.7B", "2.4B", 26, 2048, 1408, 64, 6, 2816, 0, 0, 0},
+    {"DeepSeek-V2 236B", "deepseek_v2", "236B", "21B", 59, 5120, 1536, 160, 6, 3072, 0, 0, 0},
+    {"DeepSeek-V3/R1/V3.2", "deepseek_v3", "671B", "37B", 58, 7168, 2048, 256, 8, 2048, 0, 0, 0},
+    {"DeepSeek-V4-Flash", "deepseek_v4", "284B", "13B", 43, 4096, 2048, 256, 6, 2048, 0, 0, 0},
+    {"DeepSeek-V4-Pro", "deepseek_v4", "1.6T", "49B", 61, 7168, 3072, 384, 6, 3072, 0, 0, 0},
+    {"Moonlight-16B-A3B", "moonlight", "16B", "3B", 26, 2048, 1408, 64, 6, 2816, 0, 0, 0},
+    {"Kimi-K2", "kimi_k2", "1.04T", "32B", 60, 7168, 2048, 384, 8, 2048, 0, 0, 0},
+    {"Kimi-K3", "kimi_k3", "2.xT", "-", 92, 7168, 3072, 896, 16, 6144, 3584, 0, M_TOTALS},
+    {"GLM-4.5/4.6/4.7 355B", "glm4_moe", "355B", "32B", 89, 5120, 1536, 160, 8, 1536, 0, 0, 0},
+    {"GLM-4.5-Air", "glm4_moe", "106B", "12B", 45, 4096, 1408, 128, 8, 1408, 0, 0, 0},
+    {"GLM-4.7-Flash", "glm4_moe_lite", "30B", "3B", 46, 2048, 1536, 64, 4, 1536, 0, 0, 0},
+    {"GLM-5/5.1/5.2", "glm_moe_dsa", "744B", "40B", 75, 6144, 2048, 256, 8, 2048, 0, 0, 0},
+    {"Llama-4 Scout", "llama4", "109B", "17B", 48, 5120, 8192, 16, 1, 8192, 0, 0, 0},
+    {"Llama-4 Maverick", "llama4", "400B", "17B", 24, 5120, 8192, 128, 1, 8192, 0, 0, 0},
+    {"gpt-oss-20b", "gpt_oss", "20.9B", "3.6B", 24, 2880, 2880, 32, 4, 0, 0, 0, 0},
+    {"gpt-oss-120b", "gpt_oss", "116.8B", "5.1B", 36, 2880, 2880, 128, 4, 0, 0, 0, 0},
+    {"Phi-3.5-MoE", "phimoe", "41.9B", "6.6B", 32, 4096, 6400, 16, 2, 0, 0, 0, M_SIZES | M_TOTALS},
+    {"DBRX", "dbrx", "132B", "36B", 40, 6144, 10752, 16, 4, 0, 0, 0, 0},
+    {"Grok-1", "grok_1", "314B", "86B", 64, 6144, 32768, 8, 2, 0, 0, 0, 0},
+    {"Grok-2", "grok_2", "270B", "115B", 64, 8192, 16384, 8, 2, 32768, 0, 0, M_SIZES | M_TOTALS},
+    {"Jamba v0.1", "jamba", "52B", "12B", 16, 4096, 14336, 16, 2, 0, 0, 0, M_SIZES | M_TOTALS},
+    {"Jamba-1.5-Large", "jamba", "398B", "94B", 36, 8192, 24576, 16, 2, 0, 0, 0, M_SIZES | M_TOTALS},
+    {"Granite-3.x 1b-a400m", "granitemoe", "1.3B", "0.4B", 24, 1024, 512, 32, 8, 0, 0, 0, M_SIZES | M_TOTALS},
+    {"Granite-3.x 3b-a800m", "granitemoe", "3.3B", "0.8B", 32, 1536, 512, 40, 8, 0, 0, 0, M_SIZES | M_TOTALS},
+    {"Granite-4.0-H-Tiny", "granitemoehybrid", "7B", "1B", 40, 1536, 512, 64, 6, 1024, 0, 0, M_SIZES | M_TOTALS},
+    {"Granite-4.0-H-Small", "granitemoehybrid", "32B", "9B", 40, 4096, 768, 72, 10, 1536, 0, 0, M_SIZES | M_TOTALS},
+    {"Arctic", "arctic", "480B", "17B", 35, 7168, 4864, 128, 2, 0, 0, 0, M_SIZES | M_TOTALS},
+    {"Switch-base-256", "switch_transformers", "14.7B", "-", 12, 768, 3072, 256, 1, 0, 0, 1, M_SIZES | M_TOTALS},
+    {"Switch-C-2048", "switch_transformers", "1.6T", "-", 15, 2080, 6144, 2048, 1, 0, 0, 1, M_SIZES | M_TOTALS},
+    {"NLLB-MoE-54B", "nllb_moe", "54.5B", "-", 12, 2048, 8192, 128, 2, 0, 0, 1, M_SIZES | M_TOTALS},
+    {"MiniMax-Text-01/M1", "minimax", "456B", "46B", 80, 6144, 9216, 32, 2, 0, 0, 0, M_SIZES | M_TOTALS},
+    {"MiniMax-M2", "minimax_m2", "230B", "10B", 62, 3072, 1536, 256, 8, 0, 0, 0, 0},
+    {"MiniMax-M3", "minimax_m3", "-", "-", 57, 6144, 3072, 128, 4, 3072, 0, 0, M_LAYERS},
+    {"ERNIE-4.5-21B-A3B", "ernie4_5_moe", "21B", "3B", 27, 2560, 1536, 64, 6, 3072, 0, 0, M_TOTALS},
+    {"ERNIE-4.5-300B-A47B", "ernie4_5_moe", "300B", "47B", 51, 8192, 3584, 64, 8, 0, 0, 0, M_SIZES | M_TOTALS},
+    {"Hunyuan-A13B", "hunyuan_v1_moe", "80B", "13B", 32, 4096, 3072, 64, 8, 3072, 0, 0, M_SIZES | M_TOTALS},
+    {"HY-V3", "hy_v3", "-", "-", 79, 4096, 1536, 192, 8, 1536, 0, 0, 0},
+    {"dots.llm1", "dots1", "142B", "14B", 61, 4096, 1408, 128, 6, 2816, 0, 0, M_SIZES | M_TOTALS},
+    {"LongCat-Flash", "longcat_flash", "560B", "18-31B", 28, 6144, 2048, 512, 12, 0, 0, 0, M_TOTALS},
+    {"Ling-lite 1.5", "bailing_moe", "16.8B", "2.75B", 28, 2048, 1408, 64, 6, 2816, 0, 0, M_SIZES | M_TOTALS},
+    {"Ling-mini-2.0", "bailing_moe_v2", "16B", "1.4B", 19, 2048, 512, 256, 8, 512, 0, 0, 0},
+    {"Ling-flash-2.0", "bailing_moe_v2", "103B", "6.1B", 31, 4096, 1024, 256, 8, 1024, 0, 0, M_SIZES | M_TOTALS},
+    {"Ling-1T", "bailing_moe_v2", "1T", "50B", 76, 8192, 2048, 256, 8, 2048, 0, 0, M_SIZES | M_TOTALS},
+    {"Trinity-Mini", "afmoe", "26B", "3B", 30, 2048, 1024, 128, 8, 1024, 0, 0, 0},
+    {"Nemotron-3 Nano 30B-A3B", "nemotron_h", "31.6B", "3.2B", 23, 2688, 1856, 128, 6, 3712, 0, 1, M_LAYERS},
+    {"Nemotron-3 Super 120B", "nemotron_h", "120B", "12B", 40, 4096, 2688, 512, 22, 5376, 1024, 1, M_LAYERS},
+    {"Nemotron-3 Ultra 550B", "nemotron_h", "550B", "55B", 48, 8192, 5120, 512, 22, 10240, 2048, 1, M_LAYERS},
+    {"JetMoE-8B", "jetmoe", "8.5B", "2.2B", 24, 2048, 5632, 8, 2, 0, 0, 0, M_SIZES | M_TOTALS},
+    {"Gemma-4-26B-A4B", "gemma4", "26B", "4B", 30, 2816, 704, 128, 8, 0, 0, 0, 0},
+    {"Step-3", "step3", "321B", "38B", 56, 7168, 5120, 48, 3, 5120, 0, 0, M_LAYERS},
+    {"Step-3.5-Flash", "step3p5", "196B", "11B", 42, 4096, 1280, 288, 8, 1280, 0, 0, 0},
+    {"MiMo-V2-Flash", "mimo_v2_flash", "309B", "15B", 47, 4096, 2048, 256, 8, 0, 0, 0, 0},
+    {"LFM2-8B-A1B", "lfm2_moe", "8.3B", "1.5B", 22, 2048, 1792, 32, 4, 0, 0, 0, M_TOTALS},
+    {"Mistral Large 3", "mistral_large_3", "675B", "41B", 58, 7168, 4096, 128, 4, 4096, 0, 0, M_SIZES | M_TOTALS},
+    {"Mistral Small 4", "mistral4", "119B", "6.5B", 36, 4096, 2048, 128, 4, 2048, 0, 0, M_TOTALS},
+    {"A.X-K1", "axk1", "519B", "33B", 60, 7168, 2048, 192, 8, 2048, 0, 0, M_TOTALS},
+    {"JoyAI-LLM-Flash", "joyai_llm_flash", "-", "-", 39, 2048, 768, 256, 8, 768, 0, 0, M_LAYERS},
+    {"Laguna XS.2", "laguna", "30B", "3B", 39, 2048, 512, 256, 8, 512, 0, 0, 0},
+    {"Inkling", "inkling", "-", "-", 64, 6144, 3072, 256, 6, 6144, 0, 0, M_LAYERS},
+};
+// clang-format on
+
+/* Weights of one layer's experts, router and latent projections: all of them, and those that one token reads. */
+static void model_params(const model *m, uint64_t *all, uint64_t *active) {
+    uint64_t matrices = m->ungated ? 2 : 3, in = m->latent ? m->latent : m->d_model;
+    uint64_t one = matrices * in * m->d_ff,
+             once = matrices * m->d_model * m->shared + (uint64_t)m->n_experts * m->d_model;
+    if (m->latent) once += 2 * (uint64_t)m->latent * m->d_model;
+    *all = m->n_experts * one + once, *active = m->top_k * one + once;
+}
+
+/* Bits of a weight, scales included. */
+static double format_bits(uint32_t format) {
+    static const uint32_t scale_bits[][3] = {{MOE_FORMAT_MXFP4_HF, 8, 32},
+                                             {MOE_FORMAT_NVFP4_HF, 8, 16},
+                                             {MOE_FORMAT_MXFP8, 8, 32},
+                                             {MOE_FORMAT_FP8_BLOCK, 32, 128 * 128},
+                                             {MOE_FORMAT_INT4_GROUP, 16, 128}};
+    double bits = (double)moe_row_bytes(format, 256) * 8 / 256;
+    for (size_t i = 0; i < sizeof scale_bits / sizeof *scale_bits; i++)
+        if (scale_bits[i][0] == format) bits += (double)scale_bits[i][1] / scale_bits[i][2];
+    return bits;
+}
+
+static int print_models(void) {
+    static const uint32_t formats[] = {MOE_FORMAT_BF16, MOE_FORMAT_FP8_BLOCK, MOE_FORMAT_Q8_0,
+                                       MOE_FORMAT_Q6_K, MOE_FORMAT_Q4_K,      MOE_FORMAT_MXFP4};
+    printf("Parameters of the experts (routed and shared), routers and latent projections; MB that one token reads "
+           "in all layers with\n"
+           "experts, by format; FLOPs: of the dense layer as wide as all experts. * from memory, not from a released "
+           "file.\n\n"
+           "%-24s %-20s %7s %8s %6s %5s %3s %7s %9s %9s %9s %9s %8s %8s",
+           "model", "preset", "layers", "d_model", "d_ff", "E", "k", "shared", "a layer", "active", "all", "active",
+           "model", "active");
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) printf(" %9s", moe_format_name(formats[i]));
+    printf(" %7s\n", "FLOPs");
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        const model *m = &models[i];
+        uint64_t all, active;
+        moe_desc d;
+        memset(&d, 0, sizeof d);
+        if (moe_preset(&d, m->preset)) return fail("%s: no preset %s", m->name, m->preset);
+        model_params(m, &all, &active);
+        const char *sizes = m->marks & M_SIZES ? "*" : " ", *totals = m->marks & M_TOTALS ? "*" : " ";
+        const char *layers = m->marks & (M_LAYERS | M_SIZES) ? "*" : " ";
+        printf("%-24s %-20s %6" PRIu32 "%s %7" PRIu32 "%s %6" PRIu32 " %5" PRIu32 " %3" PRIu32 " %7" PRIu32, m->name,
+               m->preset, m->layers, layers, m->d_model, sizes, m->d_ff, m->n_experts, m->top_k, m->shared);
+        printf(" %8.3fB %8.3fB %8.1fB %8.2fB %7s%s %7s%s", (double)all * 1e-9, (double)active * 1e-9,
+               (double)all * m->layers * 1e-9, (double)active * m->layers * 1e-9, m->total, totals, m->active,
+               totals);
+        for (size_t f = 0; f < sizeof formats / sizeof *formats; f++)
+            printf(" %9.0f", (double)active * m->layers * format_bits(formats[f]) / 8e6);
+        printf(" %6.1f%%\n", 100.0 * (double)active / (double)all);
+    }
+    return 0;
 }
 
 /* ---- Steps ---- */
@@ -335,7 +431,8 @@ static int load_layer(run *r, const options *o, const ckpt_layer *l) {
     r->desc.compute = o->compute;
     if (o->tier < MOE_TIER_COUNT) {
         r->desc.tiers = moe_tier_mask(o->tier);
-        if (!(moe_tiers() & MOE_TIER_BIT(o->tier))) return fail("tier %s: this machine or build does not have it", moe_tier_name(o->tier));
+        if (!(moe_tiers() & MOE_TIER_BIT(o->tier)))
+            return fail("tier %s: this machine or build does not have it", moe_tier_name(o->tier));
     }
     moe_status s = moe_layer_init(&r->layer, &r->desc, &e);
     return s ? fail_status(o->checkpoint, s, &e) : 0;
@@ -366,13 +463,15 @@ static void print_stats(const run *r, double seconds) {
     moe_stats_balance(&r->stats, n, &b);
     for (uint32_t i = 0; i < n; i++)
         if (r->stats.tokens[i] > r->stats.tokens[most]) most = i;
-    printf("tokens %" PRIu64 ", slots %" PRIu64 ", dropped %" PRIu64 ", saved %" PRIu64 "; tier %s, %.3f ms\n", r->stats.n_tokens, r->stats.slots,
-           r->stats.dropped, r->stats.saved, moe_tier_name(moe_layer_tier(&r->layer)), seconds * 1e3);
-    printf("imbalance %.3f, variation %.3f, entropy %.3f, auxiliary loss %.4f, z loss %.4f\n", b.imbalance, b.variation, b.entropy, b.aux_loss, b.z_loss);
+    printf("tokens %" PRIu64 ", slots %" PRIu64 ", dropped %" PRIu64 ", saved %" PRIu64 "; tier %s, %.3f ms\n",
+           r->stats.n_tokens, r->stats.slots, r->stats.dropped, r->stats.saved,
+           moe_tier_name(moe_layer_tier(&r->layer)), seconds * 1e3);
+    printf("imbalance %.3f, variation %.3f, entropy %.3f, auxiliary loss %.4f, z loss %.4f\n", b.imbalance,
+           b.variation, b.entropy, b.aux_loss, b.z_loss);
     for (uint32_t i = 0; i < n && r->stats.tokens[most]; i++) {
         int bar = (int)(r->stats.tokens[i] * 40 / r->stats.tokens[most]);
-        printf("expert %4" PRIu32 " %8" PRIu64 " slots, weight %10.4f %.*s\n", i, r->stats.tokens[i], r->stats.weight[i], bar,
-               "########################################");
+        printf("expert %4" PRIu32 " %8" PRIu64 " slots, weight %10.4f %.*s\n", i, r->stats.tokens[i],
+               r->stats.weight[i], bar, "########################################");
     }
 }
 
@@ -384,14 +483,14 @@ static double now(void) {
 
 static int execute(run *r, const options *o) {
     pool p;
-    moe_parallel parallel = {pool_run, &p};
     const ckpt_layer *l = pick_layer(r, o);
     if (!l || load_layer(r, o, l) || read_input(r, o) || make_output(r)) return 1;
-    if (o->threads > 1 && pool_open(&p, o->threads)) return 1;
+    pool_start(&p, o->threads, NULL);
+    moe_parallel parallel = pool_parallel(&p);
     double start = now();
     int failed = run_batches(r, o, o->threads > 1 ? &parallel : NULL);
     double seconds = now() - start;
-    if (o->threads > 1) pool_close(&p);
+    pool_stop(&p);
     if (failed) return 1;
     if (o->stats) print_stats(r, seconds);
     return write_output(r, o);
@@ -415,7 +514,8 @@ static int parse_option(options *o, const char *name, const char *value) {
     else if (!strcmp(name, "--batch")) return parse_count(name, value, INT32_MAX, &o->batch);
     else if (!strcmp(name, "--compute")) {
         o->compute = moe_compute_by_name(value);
-        if (o->compute == MOE_COMPUTE_COUNT || o->compute == MOE_COMPUTE_DEFAULT) return fail("--compute %s: not one of f32 bf16 q8", value);
+        if (o->compute == MOE_COMPUTE_COUNT || o->compute == MOE_COMPUTE_DEFAULT)
+            return fail("--compute %s: not one of f32 bf16 q8", value);
     } else if (!strcmp(name, "--tier")) {
         o->tier = moe_tier_by_name(value);
         if (o->tier == MOE_TIER_COUNT) return fail("--tier %s: no such tier", value);
@@ -441,9 +541,12 @@ static int parse(options *o, int argc, char **argv) {
         else o->checkpoint = argv[i];
     }
     if (o->models) return 0;
-    if (!o->checkpoint) return fail("usage: run_layer CHECKPOINT [--layer N] --input IN --output OUT [--compute C] [--format F] [--tier T] "
-                                    "[--threads N] [--batch N] [--stats] | CHECKPOINT --list | --models");
-    if (!o->list && (!o->input || !o->output)) return fail("%s is needed (or --list)", o->input ? "--output" : "--input");
+    if (!o->checkpoint)
+        return fail(
+            "usage: run_layer CHECKPOINT [--layer N] --input IN --output OUT [--compute C] [--format F] [--tier T] "
+            "[--threads N] [--batch N] [--stats] | CHECKPOINT --list | --models");
+    if (!o->list && (!o->input || !o->output))
+        return fail("%s is needed (or --list)", o->input ? "--output" : "--input");
     return 0;
 }
 
@@ -453,7 +556,9 @@ int main(int argc, char **argv) {
     static run r; /* zero */
     if (parse(&o, argc, argv)) return 1;
     if (o.models) return print_models();
-    int status = ckpt_open(&r.model, o.checkpoint, err) ? fail("%s", err) : ckpt_layer_list(&r.model, &r.layers, err) ? fail("%s", err) : 0;
+    int status = ckpt_open(&r.model, o.checkpoint, err)      ? fail("%s", err)
+                 : ckpt_layer_list(&r.model, &r.layers, err) ? fail("%s", err)
+                                                             : 0;
     if (!status) status = o.list ? list(&r, &o) : execute(&r, &o);
     run_close(&r);
     if (fflush(stdout) || ferror(stdout)) status = 1;

@@ -215,6 +215,30 @@ static void test_malformed(void) {
     drop(&b);
 }
 
+/* Which of the checks refused a file, where another one would refuse it too. */
+static void test_reasons(void) {
+    static const char *const reasons[][2] = {
+        {"gguf_header_n_kv_2_59.gguf", "do not fit"},
+        {"gguf_header_n_tensors_max.gguf", "do not fit"},
+        {"gguf_header_version_byteswapped_2.gguf", "big-endian"},
+        {"gguf_kv_array_count_u64_2_61.gguf", "does not fit"},
+        {"st_len_over_100mb.safetensors", "at most 100000000"},
+        {"st_offsets_reversed.safetensors", "are not in"},
+        {"st_offsets_past_end_1.safetensors", "are not in"},
+        {"st_hole_middle.safetensors", "begins at 8"},
+        {"st_dtype_unknown.safetensors", "byte 22: unknown dtype \"F31\""},
+        {"gguf_tensor_offset_gap.gguf", "byte 102: tensor \"b\": offset 64"},
+        {"idx_missing_tensor.json", "is not in its shard"},
+        {"gguf_tensor_nbytes_wrap_q4_0.gguf", "2882303761517117442 bytes"},
+    };
+    for (size_t i = 0; i < sizeof reasons / sizeof *reasons; i++) {
+        char path[256], err[CKPT_ERR];
+        ckpt c;
+        snprintf(path, sizeof path, DATA "malformed/%s", reasons[i][0]);
+        check(ckpt_open(&c, path, err) && strstr(err, reasons[i][1]), "reason", "%s", err);
+    }
+}
+
 /* -- Contents ------------------------------------------------------------------------------------------ */
 
 static void test_gguf_contents(void) {
@@ -386,6 +410,34 @@ static void test_printable(void) {
     check(!strcmp(ckpt_printable(to, sizeof to, "\xC3\xA9\xC2\x9B\xFF"), "\xC3\xA9??"), "printable", "UTF-8");
     check(!strcmp(ckpt_printable(to, 3, "a\xC3\xA9"), "a"), "printable", "cut at a character");
     check(!strcmp(ckpt_printable(to, 4, "a\xC3\xA9"), "a\xC3\xA9"), "printable", "fits");
+}
+
+/* Every code point has one valid form, and nothing else is valid: counted over all sequences of 2 and 3 bytes, and over
+   those of 4 whose last two bytes are at the edges of what is allowed. */
+static void test_utf8(void) {
+    uint8_t p[4];
+    long two = 0, three = 0, four = 0;
+    for (unsigned a = 0x80; a < 256; a++)
+        for (unsigned b = 0; b < 256; b++) {
+            p[0] = (uint8_t)a, p[1] = (uint8_t)b;
+            two += ckpti_utf8(p, 2) == 2;
+            for (unsigned c = 0; c < 256; c++) p[2] = (uint8_t)c, three += ckpti_utf8(p, 3) == 3;
+            for (unsigned c = 0; c < 16; c++) {
+                static const uint8_t edge[] = {0x7F, 0x80, 0xBF, 0xC0};
+                p[2] = edge[c / 4], p[3] = edge[c % 4];
+                four += ckpti_utf8(p, 4) == 4;
+            }
+        }
+    check(two == 0x800 - 0x80, "UTF-8", "%ld of 2 bytes", two);
+    check(three == 0x10000 - 0x800 - 0x800, "UTF-8", "%ld of 3 bytes", three);
+    check(four == 0x100000 / 4096 * 4, "UTF-8", "%ld of 4 bytes", four);
+    for (uint32_t x = 1; x <= 0x10FFFF; x += x < 0x1000 ? 1 : 0x3F) {
+        char text[8];
+        size_t n = ckpti_put_utf8(text, x);
+        int valid = ckpti_utf8((const uint8_t *)text, n) == n;
+        if (valid != (x < 0xD800 || x >= 0xE000)) check(0, "UTF-8", "U+%04X", (unsigned)x);
+        if (n > 1 && ckpti_utf8((const uint8_t *)text, n - 1)) check(0, "UTF-8", "U+%04X cut", (unsigned)x);
+    }
 }
 
 /* -- JSON ---------------------------------------------------------------------------------------------- */
@@ -689,6 +741,31 @@ static void put_u32_value(buffer *b, const char *key, uint32_t type, uint64_t va
     put_number(b, value, bytes);
 }
 
+/* What the malformed set lacks. */
+static void test_gguf_rules(void) {
+    static const uint64_t lengths[] = {UINT64_MAX, UINT64_MAX - 7, UINT64_MAX - 39, 1ull << 63, 1ull << 32, 9};
+    char err[CKPT_ERR];
+    ckpt c;
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) { /* a length that takes the cursor back */
+        buffer b = {0};
+        put(&b, "GGUF", 4), put_number(&b, 3, 4), put_number(&b, 0, 8), put_number(&b, 1, 8);
+        put_string(&b, "k"), put_number(&b, 9, 4), put_number(&b, 8, 4), put_number(&b, 2, 8);
+        put_number(&b, lengths[i], 8), put_number(&b, 0, 8);
+        check(open_bytes(&c, "x.gguf", b.p, b.n, NULL, err) && strstr(err, "ends inside an array"), "GGUF strings",
+              "%s", err);
+        drop(&b);
+    }
+    for (uint32_t alignment = 1; alignment <= 1u << 20; alignment *= 2) {
+        buffer b = {0};
+        put(&b, "GGUF", 4), put_number(&b, 3, 4), put_number(&b, 0, 8), put_number(&b, 1, 8);
+        put_u32_value(&b, "general.alignment", 4, alignment, 4);
+        int status = open_bytes(&c, "x.gguf", b.p, b.n, NULL, err);
+        check((status == 0) == (alignment <= 65536), "GGUF alignment", "%u: %s", alignment, err);
+        ckpt_close(&c);
+        drop(&b);
+    }
+}
+
 /* One shard of a split model with two U8-sized tensors t<first> and t<first+1> of 32 bytes each. */
 static buffer gguf_shard(unsigned first, unsigned no, unsigned count, unsigned total) {
     buffer b = {0};
@@ -776,6 +853,7 @@ static void test_index(void) {
         {"index, unlisted tensor", "{\"a\":\"1.safetensors\",\"c\":\"3.safetensors\"}", 1, 1},
         {"index, other shard", "{\"a\":\"2.safetensors\",\"b\":\"2.safetensors\"}", 0, 0},
         {"index, in two shards", "{\"a\":\"1.safetensors\",\"c\":\"3.safetensors\",\"b\":\"2.safetensors\"}", 0, 0},
+        {"index, swapped", "{\"a\":\"2.safetensors\",\"b\":\"1.safetensors\"}", 0, 0},
         {"index, missing tensor", "{\"a\":\"1.safetensors\",\"z\":\"2.safetensors\"}", 0, 0},
         {"index, missing shard", "{\"a\":\"9.safetensors\"}", 0, 0},
         {"index, empty map", "{}", 0, 0},
@@ -1329,9 +1407,11 @@ static void test_write_refuses(void) {
         check(ckpt_write(temp_path("old.safetensors"), &bad[i], 1, NULL, err) == -1, "write refuses", "tensor %d",
               (int)i);
     check(ckpt_write(temp_path("old.safetensors"), twice, 2, NULL, err) == -1, "write refuses", "a name twice");
-    check(mkfifo(temp_path("fifo.safetensors"), 0600) == 0, "write refuses", "no FIFO to try");
-    check(ckpt_write(temp_path("fifo.safetensors"), twice, 1, NULL, err) == -1, "write refuses", "a FIFO");
-    unlink(temp_path("fifo.safetensors"));
+    check(mkfifo(temp_path("fifo"), 0600) == 0, "write refuses",
+          "mkfifo"); /* never a real device: a failure would replace it */
+    check(ckpt_write(temp_path("fifo"), twice, 1, NULL, err) == -1, "write refuses", "a FIFO");
+    check(strstr(err, "not a regular file") != NULL, "write refuses", "%s", err);
+    unlink(temp_path("fifo"));
     check(ckpt_write(temporary, twice, 1, NULL, err) == -1, "write refuses", "a directory");
     check(ckpt_write(temp_path("no/such/dir"), twice, 1, NULL, err) == -1, "write refuses", "no directory");
     buffer b = load(temp_path("old.safetensors"));
@@ -1373,6 +1453,7 @@ int main(int argc, char **argv) {
     verbose = argc > 1 && strcmp(argv[1], "-v") == 0;
     if (!mkdtemp(temporary)) return 2;
     test_malformed();
+    test_reasons();
     test_gguf_contents();
     test_gguf_values();
     test_gguf_all_types();
@@ -1380,6 +1461,7 @@ int main(int argc, char **argv) {
     test_types();
     test_little_endian();
     test_printable();
+    test_utf8();
     test_numbers();
     test_integers();
     test_config();
@@ -1389,6 +1471,7 @@ int main(int argc, char **argv) {
     test_locale();
     test_safetensors_rules();
     test_safetensors_order();
+    test_gguf_rules();
     test_split();
     test_index();
     test_traversal();

@@ -79,7 +79,7 @@ static double grid(const moei_side *s, size_t r, size_t c) {
     case MOE_TYPE_BF16: u = (uint32_t)(p[2 * i] | p[2 * i + 1] << 8) << 16; memcpy(&f, &u, 4); return (double)f;
     case MOE_TYPE_E8M0: return (double)e8m0(p[i]);
     case MOE_TYPE_E4M3: return (double)e4m3(p[i]);
-    case MOE_TYPE_U8: return p[i];
+    case MOE_TYPE_U8: return p[i] > 127 ? 127 : p[i]; /* zero points: more makes no sense with 4 bits */
     default: p = s->data + r / s->rows / 8 * s->row_stride + 4 * i + r / s->rows % 8 / 2; return r / s->rows % 2 ? *p >> 4 : *p & 15;
     }
 }

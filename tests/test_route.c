@@ -104,7 +104,7 @@ static void test_vectors(void) {
         CHECK(moe_select(&d, l, 1, v->table ? &zero : NULL, ids, w, NULL) == MOE_OK);
         CHECK(ids_are(v->ids, d.top_k));
         if (v->weights) CHECK(weights_are(v->weights, d.top_k, 2e-6));
-        moei_router_begin(&r, &d, &moei_route_vec, d.top_k, arena);
+        moei_router_begin(&r, &d, &moei_vec_c, d.top_k, arena);
         moei_select_token(&r, l, v->table, d.top_k, ids, w, v->shared ? sink : NULL);
         for (uint32_t j = 0; v->shared && j < v->knob[3]; j++) CHECK(close_to((double)sink[j], v->shared[j], 2e-6));
     }
@@ -342,7 +342,7 @@ static void case_sink(void) {
     memcpy(l, L, sizeof l);
     CHECK(!moe_preset(&d, "inkling"));
     d.shared.count = 2, d.router.routed_scale = 8.0f;
-    moei_router_begin(&r, &d, &moei_route_vec, 1, arena);
+    moei_router_begin(&r, &d, &moei_vec_c, 1, arena);
     moei_select_token(&r, l, NULL, 1, ids, w, sink);
     CHECK(ids[0] == 0 && close_to((double)w[0], 8 * s0 / all, 1e-6));
     CHECK(close_to((double)sink[0], 8 * g0 / all, 1e-6) && close_to((double)sink[1], 8 * g1 / all, 1e-6));
@@ -417,7 +417,7 @@ static void test_arrays(void) {
 static uint32_t adaptive(moe_desc *d, float drop_below, float top_p, uint32_t min_keep) {
     moei_router r;
     d->router.drop_below = drop_below, d->router.top_p = top_p, d->router.min_keep = min_keep;
-    moei_router_begin(&r, d, &moei_route_vec, d->top_k, arena);
+    moei_router_begin(&r, d, &moei_vec_c, d->top_k, arena);
     return moei_select_token(&r, L, NULL, d->top_k, ids, w, NULL);
 }
 static uint32_t zeros(uint32_t k) {
@@ -465,7 +465,7 @@ static void test_given(void) {
     current = "the caller's ids: skipped, repeated, more than top_k";
     for (uint32_t from = 0; from < MOE_WEIGHT_COUNT; from++) {
         d.router.norm = MOE_NORM_SUM, d.router.weight_from = from;
-        moei_router_begin(&r, &d, &moei_route_vec, 5, arena);
+        moei_router_begin(&r, &d, &moei_vec_c, 5, arena);
         moei_select_token(&r, l, given, 5, ids, w, NULL);
         CHECK(ids_are(given, 5) && moei_bits(w[1]) == 0 && moei_bits(w[3]) == 0);
         CHECK(moei_bits(w[0]) == moei_bits(w[4]));
@@ -477,13 +477,13 @@ static void test_given(void) {
         d = make(2, 1);
         d.router.drop_below = 0.5f;
         for (int j = 0; j < 24; j++) many[j] = j % 2;
-        moei_router_begin(&r, &d, &moei_route_vec, 24, arena);
+        moei_router_begin(&r, &d, &moei_vec_c, 24, arena);
         CHECK(moei_select_token(&r, l, many, 24, ids, w, NULL) == 12); /* expert 1 has 0.37 of expert 0's weight */
     }
     current = "the sparse mixer's own ids, given";
     d = make(8, 2);
     d.router.pick = MOE_PICK_SPARSEMIXER;
-    moei_router_begin(&r, &d, &moei_route_vec, 2, arena);
+    moei_router_begin(&r, &d, &moei_vec_c, 2, arena);
     {
         float own[2];
         int32_t picked[2];
@@ -764,7 +764,7 @@ static void test_float64(void) {
         CHECK(!moe_select(&m.d, l, 1, &zero, ids, w, NULL) && ids_are(m.id, m.d.top_k));
         for (uint32_t j = 0; j < m.d.top_k; j++) same &= weight_ok(&m, (double)w[j], m.weight[j]);
         CHECK(same);
-        moei_router_begin(&r, &m.d, &moei_route_vec, m.d.top_k, arena);
+        moei_router_begin(&r, &m.d, &moei_vec_c, m.d.top_k, arena);
         moei_select_token(&r, l, m.d.router.pick == MOE_PICK_TABLE ? m.table : NULL, m.d.top_k, ids, w, sink);
         for (uint32_t j = 0; j < m.sinks; j++) same &= weight_ok(&m, (double)sink[j], m.sink[j]);
         CHECK(same && ids_are(m.id, m.d.top_k));
@@ -880,20 +880,21 @@ static void test_same_bits(void) {
 }
 
 static void test_company(void) {
-    static float l[64 * 32], w1[64 * 4];
-    static int32_t id1[64 * 4];
+    enum { T = 256 }; /* enough for moe_select to use the tier's exp, which it does not for one token */
+    static float l[T * 32], w1[T * 4];
+    static int32_t id1[T * 4];
     moe_desc d = make(32, 4);
     moei_router r;
     current = "the same bits alone and in company, on dirty scratch, with zeros resolved";
     CHECK(!moe_preset(&d, "deepseek-v3"));
     d.router.n_group = 4, d.router.topk_group = 2;
-    for (uint32_t i = 0; i < 64 * 32; i++) l[i] = normal();
-    CHECK(!moe_select(&d, l, 64, NULL, id1, w1, NULL));
-    for (uint32_t t = 0; t < 64; t++) {
+    for (uint32_t i = 0; i < T * 32; i++) l[i] = normal();
+    CHECK(!moe_select(&d, l, T, NULL, id1, w1, NULL));
+    for (uint32_t t = 0; t < T; t++) {
         CHECK(!select1(&d, l + 32 * t) && ids_are(id1 + 4 * t, 4) && !memcmp(w, w1 + 4 * t, 16));
         memset(arena, (int)t * 5, sizeof arena);
         d.router.jitter = 0.01f, d.router.min_keep = 1;
-        moei_router_begin(&r, &d, &moei_route_vec, 4, (char *)arena + t);
+        moei_router_begin(&r, &d, &moei_vec_c, 4, (char *)arena + t % 64);
         moei_select_token(&r, l + 32 * t, NULL, 4, ids, w, NULL);
         CHECK(ids_are(id1 + 4 * t, 4) && !memcmp(w, w1 + 4 * t, 16));
     }
@@ -950,7 +951,7 @@ static void one_capacity(uint32_t round) {
     d.router.routed_scale = round & 8 ? 2.5f : 0.0f;
     if (round & 16) d.router.capacity = 1 + round % 9;
     else d.router.capacity_factor = (float)(1 + round % 9) / 24.0f;
-    moei_router_begin(&r, &d, &moei_route_vec, k, arena);
+    moei_router_begin(&r, &d, &moei_vec_c, k, arena);
     for (uint32_t t = 0; t < CT; t++) {
         for (uint32_t i = 0; i < CE; i++) b.l[t * CE + i] = normal();
         CHECK(moei_select_token(&r, b.l + t * CE, NULL, k, b.id + t * k, b.weight + t * k, NULL) == 0);
@@ -1007,7 +1008,7 @@ static void case_switch_overflow(void) {
     d.router.capacity = 2;
     memset(&h, 0, sizeof h);
     h.n_tokens = 4, h.k = 1, h.ids = id, h.weights = weight, h.pass = pass;
-    moei_router_begin(&r, &d, &moei_route_vec, 1, arena);
+    moei_router_begin(&r, &d, &moei_vec_c, 1, arena);
     moei_capacity(&r, &h, scratch);
     CHECK(h.dropped == 1 && moei_bits(weight[3]) == 0 && (double)weight[0] == 0.5 && (double)weight[1] == 0.25);
     CHECK((double)pass[3] == 0.75 && moei_bits(pass[0]) == 0 && moei_bits(pass[2]) == 0);
@@ -1120,6 +1121,12 @@ static void test_counts(void) {
     CHECK(c.bytes_total == 8 * (2 * 64 * 32 * 2 + 64 * 34) + 10 * 64 * 4 + 10 * 4);
     CHECK(c.bytes_active == 2 * (2 * 64 * 32 * 2 + 64 * 34) + 10 * 64 * 4 + 10 * 4);
     CHECK(c.flops_token == 2 * (2 * 3 * 64 * 32 + 10 * 64) && c.flops_dense == 2 * (8 * 3 * 64 * 32 + 10 * 64));
+    current = "scales and zero points that live apart";
+    d->gate.format = d->up.format = MOE_FORMAT_INT4_GROUP, d->down.format = MOE_FORMAT_MXFP4_HF;
+    d->gate.scale.type = d->up.scale.type = MOE_TYPE_BF16, d->gate.scale.cols = d->up.scale.cols = 32;
+    d->gate.zero.type = MOE_TYPE_U4X8, d->down.scale.type = MOE_TYPE_E8M0, d->up.scale2.type = MOE_TYPE_F32;
+    moe_layer_counts(&layer, &c);
+    CHECK(c.bytes_total == 8 * (2 * 32 * 32 + 2 * 32 * 2 * 2 + 4 * 2 * 4 + 64 * 16 + 64 + 4) + 10 * 64 * 4 + 10 * 4);
     current = "shared experts, latent width, biases";
     d->shared.d_ff = 16, d->shared.up.format = d->shared.down.format = MOE_FORMAT_F32;
     d->shared.gate_weight.format = MOE_FORMAT_F32;
@@ -1144,7 +1151,7 @@ static void test_stats(void) {
     current = "statistics";
     memset(&s, 0, sizeof s);
     s.score = score;
-    moei_router_begin(&r, &d, &moei_route_vec, 2, arena);
+    moei_router_begin(&r, &d, &moei_vec_c, 2, arena);
     for (int t = 0; t < 4; t++) moei_route_stats(&r, L, &s);
     for (int i = 0; i < 8; i++) z += exp((double)L[i]);
     CHECK(close_to(s.z, 4 * log(z) * log(z), 1e-6) && close_to(score[0], 4 * exp(2.0) / z, 1e-6));

@@ -1,7 +1,7 @@
 /* test_run_layer.c - checkpoints through build/run_layer and examples/checkpoint_layer.h
  *
- * Golden layers of every family, tiny GGUF models, every Hugging Face weight layout as a layer, malformed layers, bad command
- * lines. Run from the repository's root after building build/run_layer; needs nothing but the C compiler:
+ * Golden layers of every family, tiny GGUF models, every Hugging Face weight layout as a layer, malformed layers, bad
+ * command lines. Run from the repository's root after building build/run_layer; needs nothing but the C compiler:
  *     cc -O2 -I. -o build/test_run_layer tests/test_run_layer.c -lm && build/test_run_layer
  */
 #include "../examples/checkpoint.h"
@@ -116,13 +116,16 @@ static int compare(const char *name, const char *io, const char *out, double wei
     double limits[] = {0, weight_tolerance, tolerance};
     for (size_t i = 0; ok && i < 3; i++) {
         const ckpt_tensor *w = ckpt_find(&want, parts[i]), *g = ckpt_find(&got, parts[i]);
-        int shapes = w && g && w->n_dims == 2 && g->n_dims == 2 && w->dims[0] == g->dims[0] && w->dims[1] == g->dims[1];
+        int shapes =
+            w && g && w->n_dims == 2 && g->n_dims == 2 && w->dims[0] == g->dims[0] && w->dims[1] == g->dims[1];
         if (!check(shapes, name, "%s is missing or of another shape", parts[i])) continue;
         double d = difference(w, g);
         check(d <= limits[i], name, "%s differs by %g, more than %g", parts[i], d, limits[i]);
     }
     const ckpt_tensor *wl = ckpt_find(&want, "router_logits"), *gl = ok ? ckpt_find(&got, "router_logits") : NULL;
-    if (ok) check(wl && gl && ckpt_elements(wl) == ckpt_elements(gl) && difference(wl, gl) <= 1e-5, name, "router_logits differ");
+    if (ok)
+        check(wl && gl && ckpt_elements(wl) == ckpt_elements(gl) && difference(wl, gl) <= 1e-5, name,
+              "router_logits differ");
     ckpt_close(&want);
     if (ok) ckpt_close(&got);
     return ok && failed == before;
@@ -134,11 +137,14 @@ static void test_model(const char *name, const char *checkpoint, const char *lay
     static const char *const ways[] = {"--tier c", "--threads 3", "--batch 1", "--batch 5 --threads 2"};
     char line[512];
     int lines, before = failed;
-    if (!check(!run(line, &lines, "%s %s --input %s --output " TMP "/best", checkpoint, layer, io), name, "%s", line)) return;
+    if (!check(!run(line, &lines, "%s %s --input %s --output " TMP "/best", checkpoint, layer, io), name, "%s", line))
+        return;
     compare(name, io, TMP "/best", 1e-6, 1e-5);
     for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
         if (whole && strstr(ways[i], "--batch")) continue; /* capacity looks at the whole call */
-        if (!check(!run(line, &lines, "%s %s --input %s --output " TMP "/other %s", checkpoint, layer, io, ways[i]), name, "%s: %s", ways[i], line)) continue;
+        if (!check(!run(line, &lines, "%s %s --input %s --output " TMP "/other %s", checkpoint, layer, io, ways[i]),
+                   name, "%s: %s", ways[i], line))
+            continue;
         check(same_files(TMP "/best", TMP "/other"), name, "%s gives another file", ways[i]);
     }
     if (!check(!run(line, &lines, "%s %s --list", checkpoint, layer), name, "--list: %s", line)) return;
@@ -193,17 +199,22 @@ typedef struct layout { /* how the tensors of one file stand in a layer */
     const char *stem, *up, *down, *router, *config;
 } layout;
 static const layout layouts[] = {
-    {"model.layers.3.mlp.experts.0.gate_proj", "model.layers.3.mlp.experts.0.up_proj", "model.layers.3.mlp.experts.0.down_proj.weight",
-     "model.layers.3.mlp.gate.weight",
-     "{\"model_type\":\"qwen3_moe\",\"hidden_size\":%u,\"moe_intermediate_size\":%u,\"num_experts\":1,\"num_experts_per_tok\":1%s%s}"},
+    {"model.layers.3.mlp.experts.0.gate_proj", "model.layers.3.mlp.experts.0.up_proj",
+     "model.layers.3.mlp.experts.0.down_proj.weight", "model.layers.3.mlp.gate.weight",
+     "{\"model_type\":\"qwen3_moe\",\"hidden_size\":%u,\"moe_intermediate_size\":%u,\"num_experts\":1,\"num_experts_"
+     "per_tok\":1%s%s}"},
     {"model.layers.3.block_sparse_moe.experts.0.w1", "model.layers.3.block_sparse_moe.experts.0.w3",
      "model.layers.3.block_sparse_moe.experts.0.w2.weight", "model.layers.3.block_sparse_moe.gate.weight",
-     "{\"model_type\":\"mixtral\",\"hidden_size\":%u,\"intermediate_size\":%u,\"num_local_experts\":1,\"num_experts_per_tok\":1%s%s}"},
+     "{\"model_type\":\"mixtral\",\"hidden_size\":%u,\"intermediate_size\":%u,\"num_local_experts\":1,\"num_experts_"
+     "per_tok\":1%s%s}"},
     {"model.layers.1.block_sparse_moe.experts.0.w1", "model.layers.1.block_sparse_moe.experts.0.w3",
      "model.layers.1.block_sparse_moe.experts.0.w2.weight", "model.layers.1.block_sparse_moe.gate.weight",
-     "{\"model_type\":\"minimax_m2\",\"hidden_size\":%u,\"intermediate_size\":%u,\"num_local_experts\":1,\"num_experts_per_tok\":1%s%s}"},
-    {"layers.3.ffn.experts.0.w1", "layers.3.ffn.experts.0.w3", "layers.3.ffn.experts.0.w2.weight", "layers.3.ffn.gate.weight",
-     "{\"model_type\":\"deepseek_v4\",\"hidden_size\":%u,\"moe_intermediate_size\":%u,\"n_routed_experts\":1,\"num_experts_per_tok\":1%s%s}"},
+     "{\"model_type\":\"minimax_m2\",\"hidden_size\":%u,\"intermediate_size\":%u,\"num_local_experts\":1,\"num_"
+     "experts_per_tok\":1%s%s}"},
+    {"layers.3.ffn.experts.0.w1", "layers.3.ffn.experts.0.w3", "layers.3.ffn.experts.0.w2.weight",
+     "layers.3.ffn.gate.weight",
+     "{\"model_type\":\"deepseek_v4\",\"hidden_size\":%u,\"moe_intermediate_size\":%u,\"n_routed_experts\":1,\"num_"
+     "experts_per_tok\":1%s%s}"},
 };
 
 static int write_text(const char *path, const char *text) {
@@ -224,9 +235,10 @@ static float *noises(size_t n) {
     return p;
 }
 
-/* Every value of matrix m against `values` from row0 with `step`: bits, zeros by value, NaN with NaN; ulp: how far it may be off. */
-static void check_values(const char *name, const moe_matrix *m, uint32_t expert, uint32_t n_experts, size_t rows, size_t k,
-                         const ckpt_tensor *values, size_t row0, size_t step, uint32_t ulp) {
+/* Every value of matrix m against `values` from row0 with `step`: bits, zeros by value, NaN with NaN; ulp: how far it
+   may be off. */
+static void check_values(const char *name, const moe_matrix *m, uint32_t expert, uint32_t n_experts, size_t rows,
+                         size_t k, const ckpt_tensor *values, size_t row0, size_t step, uint32_t ulp) {
     float *line = (float *)malloc(k * sizeof *line);
     size_t wrong = 0;
     for (size_t r = 0; line && r < rows; r++) {
@@ -237,7 +249,8 @@ static void check_values(const char *name, const moe_matrix *m, uint32_t expert,
             memcpy(&a, &want, 4), memcpy(&b, &got, 4);
             int nan = want != want && got != got, zero = want == 0.0f && got == 0.0f;
             uint32_t off = a > b ? a - b : b - a;
-            if (!nan && !zero && off > ulp && !wrong++) check(0, name, "row %zu, %zu: %.9g, not %.9g", r, i, (double)got, (double)want);
+            if (!nan && !zero && off > ulp && !wrong++)
+                check(0, name, "row %zu, %zu: %.9g, not %.9g", r, i, (double)got, (double)want);
         }
     }
     check(!wrong, name, "%zu values differ", wrong);
@@ -252,7 +265,8 @@ static void check_forward(const char *name, const moe_desc *d, const ckpt_tensor
     float *x = noises(t * n), *y = (float *)malloc(t * n * sizeof *y), *logits = (float *)malloc(t * sizeof *logits);
     double *h = (double *)malloc(ff * sizeof *h);
     memset(&e, 0, sizeof e);
-    if (!check(!moe_layer_init(&layer, d, &e), name, "%s: %s", e.field ? e.field : "", moe_status_text(e.status))) goto out;
+    if (!check(!moe_layer_init(&layer, d, &e), name, "%s: %s", e.field ? e.field : "", moe_status_text(e.status)))
+        goto out;
     moe_io io;
     memset(&io, 0, sizeof io);
     io.x = x, io.y = y, io.x_type = io.y_type = MOE_TYPE_F32, io.n_tokens = t, io.logits_out = logits;
@@ -263,7 +277,8 @@ static void check_forward(const char *name, const moe_desc *d, const ckpt_tensor
         double top = 0, off = 0;
         for (size_t r = 0; r < ff; r++) {
             double s = 0, l = d->ffn.clamp ? (double)d->ffn.limit : 1e300;
-            for (size_t i = 0; i < n; i++) s += (double)ckpt_load_f32(values->data + (r * n + i) * 4) * (double)x[j * n + i];
+            for (size_t i = 0; i < n; i++)
+                s += (double)ckpt_load_f32(values->data + (r * n + i) * 4) * (double)x[j * n + i];
             double g = s < l ? s : l, u = s < l ? (s > -l ? s : -l) : l;
             h[r] = g / (1 + exp(-g)) * u;
         }
@@ -282,7 +297,8 @@ out:
 }
 
 /* Writes the layer in two shards, scales and the like in the second. */
-static int write_layer(const char *name, const ckpt *c, const layout *l, uint32_t n, uint32_t ff, const float *down, const float *router) {
+static int write_layer(const char *name, const ckpt *c, const layout *l, uint32_t n, uint32_t ff, const float *down,
+                       const float *router) {
     static char names[64][160], index[16384], config[2048];
     ckpt_out shard[2][32];
     size_t used[2] = {0, 0}, at = 0, n_names = 0;
@@ -301,13 +317,15 @@ static int write_layer(const char *name, const ckpt *c, const layout *l, uint32_
             memset(o, 0, sizeof *o);
             o->name = names[n_names], o->type = t->type, o->n_dims = t->n_dims, o->data = t->data;
             memcpy(o->dims, t->dims, sizeof o->dims);
-            at += (size_t)snprintf(index + at, sizeof index - at, "\"%s\":\"%s.safetensors\",", names[n_names], second ? "b" : "a");
+            at += (size_t)snprintf(index + at, sizeof index - at, "\"%s\":\"%s.safetensors\",", names[n_names],
+                                   second ? "b" : "a");
             n_names++;
         }
     }
     ckpt_out d = {l->down, CKPT_F32, 2, {n, ff}, down}, r = {l->router, CKPT_F32, 2, {1, n}, router};
     shard[0][used[0]++] = d, shard[0][used[0]++] = r;
-    snprintf(index + at, sizeof index - at, "\"%s\":\"a.safetensors\",\"%s\":\"a.safetensors\"}}", l->down, l->router);
+    snprintf(index + at, sizeof index - at, "\"%s\":\"a.safetensors\",\"%s\":\"a.safetensors\"}}", l->down,
+             l->router);
 #if defined(__GNUC__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
@@ -319,7 +337,8 @@ static int write_layer(const char *name, const ckpt *c, const layout *l, uint32_
     remove(TMP "/layer/b.safetensors");
     int ok = !ckpt_write(TMP "/layer/a.safetensors", shard[0], used[0], NULL, err) &&
              (!used[1] || !ckpt_write(TMP "/layer/b.safetensors", shard[1], used[1], NULL, err)) &&
-             write_text(TMP "/layer/config.json", config) && write_text(TMP "/layer/model.safetensors.index.json", index);
+             write_text(TMP "/layer/config.json", config) &&
+             write_text(TMP "/layer/model.safetensors.index.json", index);
     return check(ok, name, "writing the layer: %s", err);
 }
 
@@ -346,7 +365,8 @@ static void test_layout(const char *file) {
     if (!check(l && v && v->n_dims == 2, file, "no layout for it")) return;
     uint32_t n = (uint32_t)v->dims[1], ff = (uint32_t)v->dims[0];
     float *down = noises((size_t)n * ff), *router = noises(n);
-    if (write_layer(file, &c, l, n, ff, down, router) && check(!ckpt_open(&model, TMP "/layer", err), file, "%s", err)) {
+    if (write_layer(file, &c, l, n, ff, down, router) &&
+        check(!ckpt_open(&model, TMP "/layer", err), file, "%s", err)) {
         if (check(!ckpt_layer_list(&model, &layers, err) && layers.n == 1, file, "%s", err)) {
             if (check(!ckpt_layer_desc(&model, layers.items, &d, &info, err), file, "%s", err)) {
                 uint32_t ulp = strstr(file, "nvfp4") ? 2 : 0;
@@ -376,14 +396,16 @@ static void test_gpt_oss(int is_down) {
     snprintf(path, sizeof path, "tests/data/formats/hf/%s.safetensors", name);
     if (!check(!ckpt_open(&c, path, err), name, "%s", err)) return;
     const ckpt_tensor *v = ckpt_find(&c, "values");
-    uint32_t rows = (uint32_t)v->dims[1], k = (uint32_t)v->dims[2], n = is_down ? rows : k, ff = is_down ? k : rows / 2;
+    uint32_t rows = (uint32_t)v->dims[1], k = (uint32_t)v->dims[2], n = is_down ? rows : k,
+             ff = is_down ? k : rows / 2;
     float *zeros = (float *)calloc(4 * (size_t)n * ff, sizeof *zeros);
     ckpt_out out[8];
     size_t used = 0;
     for (size_t i = 0; i < c.n_tensors; i++) {
         if (c.tensors[i].n_dims == 3 && !strcmp(c.tensors[i].name, "values")) continue;
         memset(&out[used], 0, sizeof out[used]);
-        out[used].name = c.tensors[i].name, out[used].type = c.tensors[i].type, out[used].n_dims = c.tensors[i].n_dims;
+        out[used].name = c.tensors[i].name, out[used].type = c.tensors[i].type,
+        out[used].n_dims = c.tensors[i].n_dims;
         memcpy(out[used].dims, c.tensors[i].dims, sizeof out[used].dims);
         out[used++].data = c.tensors[i].data;
     }
@@ -391,16 +413,23 @@ static void test_gpt_oss(int is_down) {
     ckpt_out up = {"model.layers.0.mlp.experts.gate_up_proj", CKPT_BF16, 3, {2, 2 * ff, n}, zeros};
     ckpt_out down = {"model.layers.0.mlp.experts.down_proj", CKPT_BF16, 3, {2, n, ff}, zeros};
     out[used++] = router, out[used++] = is_down ? up : down;
-    snprintf(config, sizeof config, "{\"model_type\":\"gpt_oss\",\"hidden_size\":%" PRIu32 ",\"intermediate_size\":%" PRIu32
-             ",\"num_local_experts\":2,\"num_experts_per_tok\":1}", n, ff);
+    snprintf(config, sizeof config,
+             "{\"model_type\":\"gpt_oss\",\"hidden_size\":%" PRIu32 ",\"intermediate_size\":%" PRIu32
+             ",\"num_local_experts\":2,\"num_experts_per_tok\":1}",
+             n, ff);
     remove(TMP "/layer/model.safetensors.index.json");
-    int ok = !ckpt_write(TMP "/layer/model.safetensors", out, used, NULL, err) && write_text(TMP "/layer/config.json", config);
+    int ok = !ckpt_write(TMP "/layer/model.safetensors", out, used, NULL, err) &&
+             write_text(TMP "/layer/config.json", config);
     if (check(ok && !ckpt_open(&model, TMP "/layer", err), name, "%s", err)) {
         moe_layer layer;
-        if (check(!ckpt_layer_list(&model, &layers, err) && layers.n == 1 && !ckpt_layer_desc(&model, layers.items, &d, &info, err), name, "%s", err)) {
+        if (check(!ckpt_layer_list(&model, &layers, err) && layers.n == 1 &&
+                      !ckpt_layer_desc(&model, layers.items, &d, &info, err),
+                  name, "%s", err)) {
             for (uint32_t e = 0; e < 2; e++) {
                 if (is_down) check_values(name, &d.down, e, 2, n, ff, v, e * rows, 1, 0);
-                else check_values(name, &d.gate, e, 2, ff, n, v, e * rows, 2, 0), check_values(name, &d.up, e, 2, ff, n, v, e * rows + 1, 2, 0);
+                else
+                    check_values(name, &d.gate, e, 2, ff, n, v, e * rows, 2, 0),
+                        check_values(name, &d.up, e, 2, ff, n, v, e * rows + 1, 2, 0);
             }
             check(!moe_layer_init(&layer, &d, NULL), name, "init refuses it");
             ckpt_layer_free(&info);
@@ -426,7 +455,8 @@ static void test_layouts(void) {
 /* A repacked matrix may move, and is not believed. */
 static void test_repack(void) {
     static const char *const files[] = {"awq_int4", "gptq_int4_v1", "gptq_int4_v1_actorder"};
-    static const char *const stems[] = {"model.layers.3.mlp.experts.0.gate_proj", "model.layers.3.block_sparse_moe.experts.0.w1",
+    static const char *const stems[] = {"model.layers.3.mlp.experts.0.gate_proj",
+                                        "model.layers.3.block_sparse_moe.experts.0.w1",
                                         "model.layers.3.block_sparse_moe.experts.0.w1"};
     for (size_t i = 0; i < 3; i++) {
         char path[256], err[CKPT_ERR];
@@ -452,7 +482,8 @@ static void test_repack(void) {
                 check(m.offset + (size_t)v->dims[0] * m.row_stride <= size, files[i], "byte %zu", at);
             b[1 + at] = saved;
         }
-        check(ckpt_repack_use(b + 1, size - 1, v->dims[0], v->dims[1], &m, err) != 0, files[i], "cut bytes were accepted");
+        check(ckpt_repack_use(b + 1, size - 1, v->dims[0], v->dims[1], &m, err) != 0, files[i],
+              "cut bytes were accepted");
         free(a), free(b);
         ckpt_close(&c);
     }
@@ -461,11 +492,15 @@ static void test_repack(void) {
 /* ---- malformed layers ---- */
 
 static const char *const malformed_configs[][2] = {
-    {"fp8", "{\"model_type\":\"deepseek_v3\",\"hidden_size\":16,\"moe_intermediate_size\":24,\"n_routed_experts\":2,\"num_experts_per_tok\":1,"
-            "\"n_group\":1,\"topk_group\":1,\"norm_topk_prob\":true,\"routed_scaling_factor\":1.0,\"scoring_func\":\"sigmoid\","
+    {"fp8", "{\"model_type\":\"deepseek_v3\",\"hidden_size\":16,\"moe_intermediate_size\":24,\"n_routed_experts\":2,"
+            "\"num_experts_per_tok\":1,"
+            "\"n_group\":1,\"topk_group\":1,\"norm_topk_prob\":true,\"routed_scaling_factor\":1.0,\"scoring_func\":"
+            "\"sigmoid\","
             "\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128,128]}}"},
-    {"mxfp4", "{\"model_type\":\"gpt_oss\",\"hidden_size\":32,\"intermediate_size\":32,\"num_local_experts\":2,\"num_experts_per_tok\":1}"},
-    {"", "{\"model_type\":\"qwen3_moe\",\"hidden_size\":32,\"moe_intermediate_size\":8,\"num_experts\":1,\"num_experts_per_tok\":1}"},
+    {"mxfp4", "{\"model_type\":\"gpt_oss\",\"hidden_size\":32,\"intermediate_size\":32,\"num_local_experts\":2,\"num_"
+              "experts_per_tok\":1}"},
+    {"", "{\"model_type\":\"qwen3_moe\",\"hidden_size\":32,\"moe_intermediate_size\":8,\"num_experts\":1,\"num_"
+         "experts_per_tok\":1}"},
 };
 
 /* The word after "expected" of a file in the manifest. */
@@ -495,16 +530,67 @@ static void test_malformed(void) {
         for (size_t j = 0; !gguf && j < 3; j++) {
             if (!strstr(names[i], malformed_configs[j][0])) continue;
             snprintf(command, sizeof command, "cp %s " TMP "/layer/model.safetensors", path);
-            check(!system(command) && write_text(TMP "/layer/config.json", malformed_configs[j][1]), names[i], "cannot copy it");
+            check(!system(command) && write_text(TMP "/layer/config.json", malformed_configs[j][1]), names[i],
+                  "cannot copy it");
             break;
         }
         int status = run(line, &lines, "%s --list", gguf ? path : TMP "/layer");
         cases++;
         int accepted = status == 0 && lines == 0, rejected = status == 1 && lines == 1 && line[0];
-        if (!strcmp(expected, "either")) check(accepted || rejected, names[i], "status %d, %d lines: %s", status, lines, line);
-        else check(!strcmp(expected, "accept") ? accepted : rejected, names[i], "%s expected: status %d, %d lines: %s", expected, status, lines, line);
+        if (!strcmp(expected, "either"))
+            check(accepted || rejected, names[i], "status %d, %d lines: %s", status, lines, line);
+        else
+            check(!strcmp(expected, "accept") ? accepted : rejected, names[i], "%s expected: status %d, %d lines: %s",
+                  expected, status, lines, line);
     }
     check(cases >= 30, "malformed", "only %zu layers found", cases);
+}
+
+/* ---- --format ---- */
+
+/* Root mean square difference relative to the truth's. */
+static double rms(const ckpt_tensor *want, const ckpt_tensor *got) {
+    double off = 0, all = 0;
+    for (uint64_t i = 0; i < ckpt_elements(want); i++) {
+        double w = value(want, i), d = w - value(got, i);
+        off += d * d, all += w * w;
+    }
+    return sqrt(off / all);
+}
+
+static void test_formats(void) {
+    static const struct {
+        const char *name;
+        double most;
+    } formats[] = {{"f32", 1e-5},       {"f16", 0.001},        {"bf16", 0.006},        {"q8_0", 0.02},
+                   {"q4_0", 0.25},      {"q4_1", 0.12},        {"q5_0", 0.12},         {"q5_1", 0.06},
+                   {"q2_k", 0.7},       {"q3_k", 0.4},         {"q4_k", 0.12},         {"q5_k", 0.07},
+                   {"q6_k", 0.05},      {"iq4_nl", 0.2},       {"iq4_xs", 0.2},        {"mxfp4", 0.3},
+                   {"nvfp4", 0.22},     {"mxfp4_hf", 0.3},     {"nvfp4_hf", 0.22},     {"mxfp8", 0.07},
+                   {"fp8_block", 0.07}, {"fp8_channel", 0.07}, {"int8_channel", 0.02}, {"int4_group", 0.25}};
+    static const char *const io = "tests/data/gguf/deepseek2.io.safetensors"; /* 256 wide, with a shared expert */
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
+        char line[512], err[CKPT_ERR];
+        int lines;
+        ckpt want, got;
+        const char *n = formats[i].name;
+        if (!check(
+                !run(line, &lines, "tests/data/gguf/deepseek2.gguf --input %s --output " TMP "/f --format %s", io, n),
+                n, "%s", line))
+            continue;
+        check(!run(line, &lines,
+                   "tests/data/gguf/deepseek2.gguf --input %s --output " TMP "/g --format %s --tier c --threads 2",
+                   io, n),
+              n, "%s", line);
+        check(same_files(TMP "/f", TMP "/g"), n, "tier c gives another file");
+        if (!check(!ckpt_open(&want, io, err), n, "%s", err)) continue;
+        if (check(!ckpt_open(&got, TMP "/f", err), n, "%s", err)) {
+            double d = rms(ckpt_find(&want, "output"), ckpt_find(&got, "output"));
+            check(d <= formats[i].most, n, "relative RMS error %g, more than %g", d, formats[i].most);
+            ckpt_close(&got);
+        }
+        ckpt_close(&want);
+    }
 }
 
 /* ---- command lines ---- */
@@ -522,19 +608,27 @@ static void test_command_lines(void) {
         "tests/data/golden/nothing --list",
         "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP "/none --layer 0",
         "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP "/none --layer x",
-        "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP "/none --threads 0",
-        "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP "/none --threads -1",
+        "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP
+        "/none --threads 0",
+        "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP
+        "/none --threads -1",
         "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP "/none --batch 1x",
-        "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP "/none --compute fp64",
-        "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP "/none --compute q8",
+        "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP
+        "/none --compute fp64",
+        "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP
+        "/none --compute q8",
         "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP "/none --tier sse",
-        "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP "/none --format q9",
-        "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP "/none --format q4_K",
+        "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP
+        "/none --format q9",
+        "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP
+        "/none --format q4_K",
         "tests/data/golden/mixtral --input tests/data/golden/olmoe/io.safetensors --output " TMP "/none",
         "tests/data/golden/mixtral --input tests/data/golden/mixtral/model.safetensors --output " TMP "/none",
         "tests/data/golden/mixtral --input tests/data/golden/mixtral/config.json --output " TMP "/none",
-        "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP "/no/such/directory/out",
-        "tests/data/golden/deepseek_v4_hash --input tests/data/golden/deepseek_v4/io.safetensors --output " TMP "/none",
+        "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP
+        "/no/such/directory/out",
+        "tests/data/golden/deepseek_v4_hash --input tests/data/golden/deepseek_v4/io.safetensors --output " TMP
+        "/none",
         "tests/data/golden/switch_transformers --layer decoder.1 --list",
     };
     static const char *const good[] = {
@@ -542,10 +636,11 @@ static void test_command_lines(void) {
         "tests/data/golden/mixtral --list --layer 1",
         "tests/data/golden/switch_transformers --list --layer encoder.1",
         "tests/data/golden/switch_transformers --list --layer 1",
-        "tests/data/golden/mixtral/io.safetensors --list", /* config.json beside it, no experts: says so */
+        "tests/data/golden/mixtral/io.safetensors --list",          /* config.json beside it, no experts: says so */
         "tests/data/formats/hf/fp8_channel_f32.safetensors --list", /* no config.json: lists tensors */
         "--models",
-        "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP "/stats --stats --tier C --compute F32",
+        "tests/data/golden/mixtral --input tests/data/golden/mixtral/io.safetensors --output " TMP
+        "/stats --stats --tier C --compute F32",
     };
     char line[512];
     int lines;
@@ -572,6 +667,7 @@ int main(int argc, char **argv) {
     test_layouts();
     test_repack();
     test_malformed();
+    test_formats();
     test_command_lines();
     if (system("rm -rf " TMP)) failed++;
     printf("test_run_layer: %d passed, %d failed, %d skipped\n", passed, failed, skipped);

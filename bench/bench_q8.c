@@ -1,0 +1,287 @@
+/* bench_q8.c: how fast the Q8 dot products are. One process measures the denominators too: the read bandwidth of the same memory
+   and the peak of vpdpbusd. Medians of interleaved repetitions.
+   cc -std=c11 -O2 -I. bench/bench_q8.c -o bench_q8 -lm -lpthread && ./bench_q8 [cold|cache|many] [format] [repetitions] */
+#define _GNU_SOURCE
+#define MOE_IMPLEMENTATION
+#include "moe.h"
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <time.h>
+
+enum { K = 2048, SLICE = 128, TOKENS = 128, MAX_REPS = 31 };
+static const size_t POOL = (size_t)1600 << 20;
+static const struct { const char *name; size_t elements, bytes; } formats[] = {
+    {"none", 1, 0},
+#define MOE_X(id, name, n, bytes, rows, cols) {name, n, bytes},
+    MOE_FORMATS(MOE_X)
+#undef MOE_X
+};
+static uint8_t *pool;
+static void *prepared[TOKENS];
+
+static double clock_time(clockid_t clock) {
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+static double now(void) { return clock_time(CLOCK_THREAD_CPUTIME_ID); }
+static int compare(const void *a, const void *b) { return *(const double *)a < *(const double *)b ? -1 : *(const double *)a > *(const double *)b; }
+static double best(const double *v, int n) { /* of short runs: other processes only make them slower */
+    double b = v[0];
+    for (int i = 1; i < n; i++) b = v[i] > b ? v[i] : b;
+    return b;
+}
+static double median(const double *v, int n) {
+    double s[MAX_REPS];
+    memcpy(s, v, (size_t)n * sizeof *v);
+    qsort(s, (size_t)n, sizeof *s, compare);
+    return s[n / 2];
+}
+
+/* ---- threads: job(i) on CPU i, started together ---- */
+
+typedef struct job { void (*run)(void *arg, int i, int n); void *arg; int i, n; double time; } job;
+static int waiting, go;
+static void pin(int cpu) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET((unsigned)cpu, &set);
+    sched_setaffinity(0, sizeof set, &set);
+}
+static void *start(void *arg) {
+    job *j = (job *)arg;
+    pin(j->i);
+    __atomic_add_fetch(&waiting, 1, __ATOMIC_SEQ_CST);
+    while (!__atomic_load_n(&go, __ATOMIC_SEQ_CST)) sched_yield();
+    j->time = clock_time(CLOCK_THREAD_CPUTIME_ID);
+    j->run(j->arg, j->i, j->n);
+    j->time = clock_time(CLOCK_THREAD_CPUTIME_ID) - j->time;
+    return NULL;
+}
+/* CPU time of the slowest: other processes' slices do not count. */
+static double parallel(int n, void (*run)(void *, int, int), void *arg) {
+    pthread_t threads[8];
+    job jobs[8];
+    waiting = go = 0;
+    for (int i = 0; i < n; i++) {
+        job j = {run, arg, i, n, 0};
+        jobs[i] = j, pthread_create(&threads[i], NULL, start, &jobs[i]);
+    }
+    while (__atomic_load_n(&waiting, __ATOMIC_SEQ_CST) < n) sched_yield();
+    __atomic_store_n(&go, 1, __ATOMIC_SEQ_CST);
+    double time = 0;
+    for (int i = 0; i < n; i++) {
+        pthread_join(threads[i], NULL);
+        if (jobs[i].time > time) time = jobs[i].time;
+    }
+    return time;
+}
+
+/* ---- denominators ---- */
+
+static volatile int sink;
+static MOEI_AVX2 void read_pool(void *arg, int i, int n) {
+    const uint8_t *p = pool + POOL / (size_t)n * (size_t)i, *end = p + POOL / (size_t)n / 256 * 256;
+    __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
+    (void)arg;
+    for (; p < end; p += 256) {
+        a = _mm256_xor_si256(a, _mm256_xor_si256(moei_q8_ld256(p), moei_q8_ld256(p + 32)));
+        b = _mm256_xor_si256(b, _mm256_xor_si256(moei_q8_ld256(p + 64), moei_q8_ld256(p + 96)));
+        c = _mm256_xor_si256(c, _mm256_xor_si256(moei_q8_ld256(p + 128), moei_q8_ld256(p + 160)));
+        d = _mm256_xor_si256(d, _mm256_xor_si256(moei_q8_ld256(p + 192), moei_q8_ld256(p + 224)));
+    }
+    a = _mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_xor_si256(c, d));
+    sink = _mm256_extract_epi32(a, 3);
+}
+#define DP(n) "vpdpbusd %%zmm13,%%zmm12,%%zmm" #n "\n\t"
+#define FM(n) "vfmadd231ps %%ymm13,%%ymm12,%%ymm" #n "\n\t"
+#define TWELVE(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11)
+#define CLOBBERS "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13"
+static double peak_vnni(void) { /* GOP/s of one core, multiply-add = 2 */
+    double t = now();
+    for (int i = 0; i < 400000; i++) __asm__ volatile(TWELVE(DP)::: CLOBBERS);
+    return 400000 * 12 * 128 / (now() - t) / 1e9;
+}
+static double peak_fma(void) {
+    double t = now();
+    __asm__ volatile("vpxor %%ymm12,%%ymm12,%%ymm12\n\tvpxor %%ymm13,%%ymm13,%%ymm13" ::: CLOBBERS);
+    for (int i = 0; i < 400000; i++) __asm__ volatile(TWELVE(FM)::: CLOBBERS);
+    return 400000 * 12 * 16 / (now() - t) / 1e9;
+}
+
+/* ---- subjects ---- */
+
+typedef struct subject {
+    const moei_arith *arith;
+    uint32_t format, n_tokens;
+    size_t row_bytes, side_bytes, side_at, n_rows; /* the pool holds n_rows rows, then the scales */
+    int panel;
+} subject;
+static void subject_init(subject *s, const moei_arith *arith, uint32_t format, uint32_t n_tokens, size_t bytes) {
+    s->arith = arith, s->format = format, s->n_tokens = n_tokens, s->panel = 0;
+    s->row_bytes = K / formats[format].elements * formats[format].bytes;
+    s->side_bytes = format == MOE_FORMAT_MXFP4_HF ? K / 32 : format == MOE_FORMAT_NVFP4_HF ? K / 16 : format == MOE_FORMAT_INT4_GROUP ? K / 128 * 2 : 0;
+    s->n_rows = bytes / (s->row_bytes + s->side_bytes) / SLICE * SLICE, s->side_at = s->n_rows * s->row_bytes;
+}
+static void subject_rows(const subject *s, size_t row, moei_rows *w) {
+    memset(w, 0, sizeof *w);
+    w->data = pool, w->row_stride = s->row_bytes, w->k = K, w->format = s->format, w->row0 = (uint32_t)row;
+    w->scale.type = s->format == MOE_FORMAT_MXFP4_HF ? MOE_TYPE_E8M0 : s->format == MOE_FORMAT_NVFP4_HF ? MOE_TYPE_E4M3 : MOE_TYPE_BF16;
+    w->scale.rows = 1, w->scale.cols = s->format == MOE_FORMAT_MXFP4_HF ? 32 : s->format == MOE_FORMAT_NVFP4_HF ? 16 : 128;
+    w->scale.row_stride = s->side_bytes, w->scale.data = s->side_bytes ? pool + s->side_at : NULL;
+}
+static void run_dot(void *arg, int i, int n) { /* this thread's share of all rows, a slice at a time */
+    const subject *s = (const subject *)arg;
+    static float y[8][SLICE * TOKENS];
+    size_t share = s->n_rows / (size_t)n / SLICE * SLICE;
+    for (size_t r = share * (size_t)i; r < share * (size_t)(i + 1); r += SLICE) {
+        moei_rows w;
+        subject_rows(s, r, &w);
+        s->arith->ops[s->format].dot(&w, SLICE, (const void *const *)prepared, s->n_tokens, y[i], SLICE);
+    }
+}
+/* The prefill of one thread: panels of `height` rows, each decoded once and used by all tokens, the next one prefetched. */
+static void run_panel(const subject *s, size_t n_rows, uint32_t height, uint8_t *panel, float *y) {
+    for (size_t r = 0; r < n_rows; r += height) {
+        moei_rows w;
+        subject_rows(s, r, &w);
+        w.prefetch = pool + (r + height) * s->row_bytes, w.prefetch_bytes = height * s->row_bytes;
+        if (s->panel) {
+            s->arith->ops[s->format].decode(&w, height, panel);
+            s->arith->panel(panel, &w, height, (const void *const *)prepared, s->n_tokens, y, height);
+        } else s->arith->ops[s->format].dot(&w, height, (const void *const *)prepared, s->n_tokens, y, height);
+    }
+}
+
+static const struct { const char *name; const moei_arith *arith; } tiers[] = {
+    {"avx2", &moei_q8_avx2},
+#if MOEI_HAVE_VNNI
+    {"vnni", &moei_q8_vnni},
+#endif
+};
+static int reps = 9, only;
+
+static void bench_cold(void) {
+    static double rate[MAX_REPS], read[MAX_REPS], share[MAX_REPS];
+    static const uint32_t counts[] = {1, 2, 4};
+    printf("cold rows, k = %d: %% of read bandwidth measured before each run (GB/s)\n%-14s %-5s", K, "", "");
+    for (int n = 1; n <= 2; n++)
+        for (size_t c = 0; c < MOEI_COUNT(counts); c++) printf("  %d thr %u tok   ", n, counts[c]);
+    for (uint32_t f = MOE_FORMAT_Q8_0; f < MOE_FORMAT_COUNT; f++)
+        for (size_t t = 0; t < MOEI_COUNT(tiers); t++) {
+            if (!tiers[t].arith->ops[f].dot || (only && only != (int)f)) continue;
+            printf("\n%-14s %-5s", formats[f].name, tiers[t].name);
+            for (int n = 1; n <= 2; n++)
+                for (size_t c = 0; c < MOEI_COUNT(counts); c++) {
+                    subject s;
+                    subject_init(&s, tiers[t].arith, f, counts[c], POOL);
+                    for (int i = 0; i < reps; i++) {
+                        read[i] = (double)POOL / parallel(n, read_pool, NULL) / 1e9;
+                        rate[i] = (double)s.n_rows * (double)(s.row_bytes + s.side_bytes) / parallel(n, run_dot, &s) / 1e9;
+                        share[i] = 100 * rate[i] / read[i];
+                    }
+                    printf("  %5.1f%% (%5.1f)", median(share, reps), median(rate, reps)), fflush(stdout);
+                }
+        }
+    printf("\n");
+}
+static void bench_cache(void) {
+    static double rate[MAX_REPS];
+    static const uint32_t counts[] = {1, 2, 4, 8};
+    double peak = peak_vnni(), fma = peak_fma();
+    printf("rows in cache, k = %d, one core: GB/s (%% of the VNNI peak %.0f GOP/s; AVX2 FMA peak %.0f)\n%-14s %-5s", K, peak, fma, "", "");
+    for (size_t c = 0; c < MOEI_COUNT(counts); c++) printf("  %u tok         ", counts[c]);
+    for (uint32_t f = MOE_FORMAT_Q8_0; f < MOE_FORMAT_COUNT; f++)
+        for (size_t t = 0; t < MOEI_COUNT(tiers); t++) {
+            if (!tiers[t].arith->ops[f].dot || (only && only != (int)f)) continue;
+            printf("\n%-14s %-5s", formats[f].name, tiers[t].name);
+            for (size_t c = 0; c < MOEI_COUNT(counts); c++) {
+                subject s;
+                subject_init(&s, tiers[t].arith, f, counts[c], (size_t)1 << 20);
+                s.n_rows = SLICE / 4;
+                moei_rows w;
+                subject_rows(&s, 0, &w);
+                static float y[SLICE * TOKENS];
+                for (int i = 0; i < reps; i++) {
+                    double time = now();
+                    for (int j = 0; j < 100; j++)
+                        s.arith->ops[f].dot(&w, (uint32_t)s.n_rows, (const void *const *)prepared, s.n_tokens, y, SLICE);
+                    rate[i] = 100.0 * (double)s.n_rows * (double)(s.row_bytes + s.side_bytes) / (now() - time) / 1e9;
+                }
+                double g = best(rate, reps), ops = 2.0 * K / (double)(s.row_bytes + s.side_bytes) * g * s.n_tokens;
+                printf("  %5.1f (%5.1f%%)", g, 100 * ops / peak), fflush(stdout);
+            }
+        }
+    printf("\n");
+}
+static void bench_many(void) {
+    static double rate[MAX_REPS], share[MAX_REPS], decode[MAX_REPS];
+    static const uint32_t counts[] = {4, 8, 12, 16, 24, 32, 48, 64, 96, 128};
+    static float y[SLICE * TOKENS];
+    const size_t n_rows = 2048;
+    const uint32_t height = 32;
+    printf("many tokens, k = %d, one core, %zu cold rows in panels of %u: %% of the VNNI peak (for avx2: times the AVX2 FMA peak)\n%-14s %-5s %-6s", K, n_rows, height, "", "", "");
+    for (size_t c = 0; c < MOEI_COUNT(counts); c++) printf("%7u", counts[c]);
+    for (uint32_t f = MOE_FORMAT_Q8_0; f < MOE_FORMAT_COUNT; f++)
+        for (size_t t = 0; t < MOEI_COUNT(tiers); t++)
+            for (int panel = 0; panel < 2; panel++) {
+                const moei_arith *a = tiers[t].arith;
+                if (!a->ops[f].dot || (panel && !a->ops[f].decode) || (only && only != (int)f)) continue;
+                uint8_t *memory = (uint8_t *)aligned_alloc(64, a->panel_bytes ? a->panel_bytes(height, K) : 64);
+                printf("\n%-14s %-5s %-6s", formats[f].name, tiers[t].name, panel ? "panel" : "dot");
+                for (size_t c = 0; c < MOEI_COUNT(counts); c++) {
+                    subject s;
+                    subject_init(&s, a, f, counts[c], POOL);
+                    s.panel = panel;
+                    for (int i = 0; i < reps; i++) {
+                        double peak = strcmp(tiers[t].name, "avx2") ? peak_vnni() / 100 : peak_fma(), time = now();
+                        run_panel(&s, n_rows, height, memory, y);
+                        rate[i] = 2.0 * (double)n_rows * K * s.n_tokens / (now() - time) / 1e9, share[i] = rate[i] / peak;
+                    }
+                    printf("%7.2f", median(share, reps)), fflush(stdout);
+                }
+                for (int i = 0; panel && i < reps; i++) {
+                    subject s;
+                    moei_rows w;
+                    subject_init(&s, a, f, 1, POOL);
+                    subject_rows(&s, 0, &w);
+                    double time = now();
+                    for (int j = 0; j < 50; j++) a->ops[f].decode(&w, height, memory);
+                    decode[i] = 50.0 * height * (double)(s.row_bytes + s.side_bytes) / (now() - time) / 1e9;
+                }
+                if (panel) printf("  decode %.1f GB/s", best(decode, reps));
+                free(memory);
+            }
+    printf("\n");
+}
+
+int main(int argc, char **argv) {
+    const char *what = argc > 1 ? argv[1] : "all";
+    for (uint32_t f = 0; argc > 2 && f < MOE_FORMAT_COUNT; f++)
+        if (!strcmp(argv[2], formats[f].name)) only = (int)f;
+    if (argc > 3) reps = atoi(argv[3]);
+    if (reps < 1 || reps > MAX_REPS) reps = 5;
+    pin(0);
+    pool = (uint8_t *)mmap(NULL, POOL + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pool == MAP_FAILED) return 1;
+    madvise(pool, POOL, MADV_HUGEPAGE);
+    uint32_t x = 1; /* bytes 0x20 .. 0x2f: every scale is a normal number */
+    for (size_t i = 0; i < POOL / 4; i++) {
+        x = x * 1664525u + 1013904223u;
+        uint32_t u = 0x20202020u | (x >> 3 & 0x0f0f0f0fu);
+        memcpy(pool + 4 * i, &u, 4);
+    }
+    for (int t = 0; t < TOKENS; t++) {
+        float v[K];
+        for (int i = 0; i < K; i++) x = x * 1664525u + 1013904223u, v[i] = (float)(x >> 8) / 16777216.0f - 0.5f;
+        prepared[t] = aligned_alloc(64, tiers[0].arith->row_bytes(K));
+        tiers[0].arith->prepare(prepared[t], v, 0, K, K);
+    }
+    if (!strcmp(what, "all") || !strcmp(what, "cache")) bench_cache();
+    if (!strcmp(what, "all") || !strcmp(what, "many")) bench_many();
+    if (!strcmp(what, "all") || !strcmp(what, "cold")) bench_cold();
+    return 0;
+}

@@ -1,1 +1,0 @@
-static int print_models(void) { return 0; }

@@ -1,0 +1,942 @@
+/* test_models.c - families without golden data: small checkpoints under their real names and config keys
+ *
+ * Every row of `families` is a checkpoint in a few words: config.json, the tensors with their shapes, where each of
+ * gate, up and down must come from, and the fields that the desc must have. The tensors hold numbers that say where
+ * they are, so a matrix read from the wrong place, half or way round shows. Each desc must also pass moe_layer_init
+ * and run.
+ *     cc -std=c11 -O2 -I. -o build/test_models tests/test_models.c -lm && build/test_models
+ */
+#include "../examples/checkpoint.h"
+#define MOE_IMPLEMENTATION
+#include "../moe.h"
+#include "../examples/checkpoint_layer.h"
+
+#define TMP "build/tmp_models"
+static int passed, failed, skipped;
+
+static int check(int ok, const char *name, const char *format, ...) CKPT_PRINTF(3, 4);
+static int check(int ok, const char *name, const char *format, ...) {
+    if (ok) {
+        passed++;
+        return 1;
+    }
+    va_list args;
+    failed++;
+    printf("FAIL %s: ", name);
+    va_start(args, format);
+    vprintf(format, args);
+    va_end(args);
+    printf("\n");
+    return 0;
+}
+
+/* ---- The families ---- */
+
+enum { D = 8, FF = 6, E = 4, LATENT = 4 }; /* the sizes of all rows: d_model, d_ff, experts; k is 2 unless said */
+
+/* tensors: "NAME[dims]" or "NAME:TYPE[dims]" separated by blanks; %e stands for each expert; TYPE f32 (usual), bf16,
+   i64, i32.
+   gate, up, down: "LAYOUT NAME": how element (expert e, row r, input k) lies in the tensor NAME.
+     .  [rows,k] or [E,rows,k]      a  the first half of stored rows      b  the second half
+     i  every second row from 0     j  from 1                            t  [k,rows]
+     A  first half of [k, 2 rows]   B  second half                        I, J  every second column of [k, 2 rows]
+   knobs: "field=value" as --list prints them, separated by ";". */
+typedef struct family {
+    const char *name, *layer, *config, *tensors, *gate, *up, *down, *knobs;
+} family;
+
+#define PER(base)                                                                                                    \
+    base "experts.%e.gate_proj.weight[6,8] " base "experts.%e.up_proj.weight[6,8] " base                             \
+         "experts.%e.down_proj.weight[8,6] "
+#define W123(base)                                                                                                   \
+    base "experts.%e.w1.weight[6,8] " base "experts.%e.w3.weight[6,8] " base "experts.%e.w2.weight[8,6] "
+#define PER_AT(base)                                                                                                 \
+    ". " base "experts.%e.gate_proj.weight", ". " base "experts.%e.up_proj.weight",                                  \
+        ". " base "experts.%e.down_proj.weight"
+#define W123_AT(base)                                                                                                \
+    ". " base "experts.%e.w1.weight", ". " base "experts.%e.w3.weight", ". " base "experts.%e.w2.weight"
+#define SHARED(base, n)                                                                                              \
+    base "gate_proj.weight[" n ",8] " base "up_proj.weight[" n ",8] " base "down_proj.weight[8," n "] "
+#define FUSED_AT(base)                                                                                               \
+    "a " base "experts.gate_up_proj", "b " base "experts.gate_up_proj", ". " base "experts.down_proj"
+#define M1 "model.layers.1.mlp."
+#define S1 "model.layers.1.block_sparse_moe."
+#define F1 "model.layers.1.feed_forward."
+
+static const family families[] = {
+    {"Qwen3-VL-MoE", "1",
+     "{'model_type':'qwen3_vl_moe','text_config':{'model_type':'qwen3_vl_moe_text','hidden_size':8,'num_experts':4,'"
+     "num_experts_per_tok':2,'moe_intermediate_size':6,'norm_topk_prob':true,'hidden_act':'silu'}}",
+     "model.language_model.layers.1.mlp.gate.weight[4,8] "
+     "model.language_model.layers.1.mlp.experts.gate_up_proj:bf16[4,8,12] "
+     "model.language_model.layers.1.mlp.experts.down_proj:bf16[4,6,8]",
+     "A model.language_model.layers.1.mlp.experts.gate_up_proj",
+     "B model.language_model.layers.1.mlp.experts.gate_up_proj",
+     "t model.language_model.layers.1.mlp.experts.down_proj", "router.score=softmax;router.norm=sum;top_k=2"},
+    {"Qwen3-Omni", "1",
+     "{'model_type':'qwen3_omni_moe','thinker_config':{'text_config':{'model_type':'qwen3_omni_moe_text','hidden_"
+     "size':8,'num_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':6,'norm_topk_prob':true}}}",
+     "thinker.model.layers.1.mlp.gate.weight[4,8] " PER("thinker.model.layers.1.mlp."),
+     PER_AT("thinker.model.layers.1.mlp."), "router.norm=sum;top_k=2"},
+    {"Qwen2-57B-A14B", "1",
+     "{'model_type':'qwen2_moe','hidden_size':8,'num_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':6,'"
+     "intermediate_size':99,'shared_expert_intermediate_size':10}",
+     M1 "gate.weight[4,8] " PER(M1) SHARED(M1 "shared_expert.", "10") M1 "shared_expert_gate.weight[1,8]", PER_AT(M1),
+     "router.norm=none;shared.d_ff=10;shared.gate_kind=sigmoid"},
+    {"FlexOlmo", "1",
+     "{'model_type':'flex_olmo','hidden_size':8,'num_experts':4,'num_experts_per_tok':2,'intermediate_size':6,'norm_"
+     "topk_prob':false}",
+     M1 "gate.weight[4,8] " PER(M1), PER_AT(M1), "router.norm=none"},
+    {"DeepSeekMoE-16B", "1",
+     "{'model_type':'deepseek','hidden_size':8,'n_routed_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':"
+     "6,'n_shared_experts':2,'norm_topk_prob':false,'scoring_func':'softmax','first_k_dense_replace':1,'moe_layer_"
+     "freq':1}",
+     M1 "gate.weight[4,8] " PER(M1) SHARED(M1 "shared_experts.", "12"), PER_AT(M1),
+     "router.norm=none;router.score=softmax;router.group=none;shared.d_ff=12"},
+    {"DeepSeek-V2-Lite", "1",
+     "{'model_type':'deepseek_v2','hidden_size':8,'n_routed_experts':4,'num_experts_per_tok':2,'moe_intermediate_"
+     "size':6,'n_shared_experts':2,'norm_topk_prob':false,'scoring_func':'softmax','topk_method':'greedy','n_group':"
+     "1,'topk_group':1,'routed_scaling_factor':1.0}",
+     M1 "gate.weight[4,8] " PER(M1) SHARED(M1 "shared_experts.", "12"), PER_AT(M1),
+     "router.group=none;router.routed_scale=1;router.norm=none"},
+    {"DeepSeek-V3.2", "3",
+     "{'model_type':'deepseek_v32','hidden_size':8,'n_routed_experts':4,'num_experts_per_tok':2,'moe_intermediate_"
+     "size':6,'n_shared_experts':1,'n_group':2,'topk_group':1,'topk_method':'noaux_tc','norm_topk_prob':true,'"
+     "scoring_func':'sigmoid','routed_scaling_factor':2.5}",
+     "model.layers.3.mlp.gate.weight[4,8] model.layers.3.mlp.gate.e_score_correction_bias[4] " PER(
+         "model.layers.3.mlp.") SHARED("model.layers.3.mlp.shared_experts.", "6"),
+     PER_AT("model.layers.3.mlp."),
+     "router.score=sigmoid;router.group=sum of 2 "
+     "best;router.n_group=2;router.topk_group=1;router.routed_scale=2.5;router.norm_eps=1e-20"},
+    {"DeepSeek-V4 fused", "1",
+     "{'model_type':'deepseek_v4','hidden_size':8,'n_routed_experts':4,'num_experts_per_tok':2,'moe_intermediate_"
+     "size':6,'n_shared_experts':1,'scoring_func':'sqrtsoftplus','norm_topk_prob':true,'routed_scaling_factor':1.5,'"
+     "swiglu_limit':10.0,'num_hash_layers':2}",
+     M1 "gate.weight[4,8] " M1 "gate.tid2eid:i64[16,2] " M1 "experts.gate_up_proj[4,12,8] " M1
+        "experts.down_proj[4,8,6] " SHARED(M1 "shared_experts.", "6"),
+     FUSED_AT(M1), "router.pick=table;router.score=sqrt(softplus);ffn.clamp=before;ffn.limit=10;shared.limit=10"},
+    {"Kimi-K2", "1",
+     "{'model_type':'kimi_k2','architectures':['DeepseekV3ForCausalLM'],'hidden_size':8,'n_routed_experts':4,'num_"
+     "experts_per_tok':2,'moe_intermediate_size':6,'n_shared_experts':1,'n_group':1,'topk_group':1,'topk_method':'"
+     "noaux_tc','norm_topk_prob':true,'scoring_func':'sigmoid','routed_scaling_factor':2.827}",
+     M1 "gate.weight[4,8] " M1 "gate.e_score_correction_bias[4] " PER(M1) SHARED(M1 "shared_experts.", "6"),
+     PER_AT(M1), "router.score=sigmoid;router.group=none;router.routed_scale=2.827;router.norm_eps=1e-20"},
+    {"Kimi-K2.5", "1",
+     "{'model_type':'kimi_k25','text_config':{'model_type':'kimi_k2','hidden_size':8,'n_routed_experts':4,'num_"
+     "experts_per_tok':2,'moe_intermediate_size':6,'n_shared_experts':1,'n_group':1,'topk_group':1,'norm_topk_prob':"
+     "true,'scoring_func':'sigmoid','routed_scaling_factor':2.827}}",
+     "language_model.model.layers.1.mlp.gate.weight[4,8] "
+     "language_model.model.layers.1.mlp.gate.e_score_correction_bias[4] " PER("language_model.model.layers.1.mlp.")
+         SHARED("language_model.model.layers.1.mlp.shared_experts.", "6"),
+     PER_AT("language_model.model.layers.1.mlp."), "router.score=sigmoid;router.routed_scale=2.827"},
+    {"Kimi-Linear-48B", "1",
+     "{'model_type':'kimi_linear','hidden_size':8,'num_experts':4,'num_experts_per_token':2,'moe_intermediate_size':"
+     "6,'num_shared_experts':1,'moe_renormalize':true,'moe_router_activation_func':'sigmoid','routed_scaling_factor':"
+     "2.446,'num_expert_group':1,'topk_group':1,'hidden_act':'silu'}",
+     S1 "gate.weight[4,8] " S1 "gate.e_score_correction_bias[4] " W123(S1) SHARED(S1 "shared_experts.", "6"),
+     W123_AT(S1), "router.score=sigmoid;router.weight_from=score;router.routed_scale=2.446;router.norm=sum"},
+    {"Kimi-K3", "1",
+     "{'model_type':'kimi_k3','text_config':{'model_type':'kimi_linear','hidden_size':8,'num_experts':4,'num_experts_"
+     "per_token':2,'moe_intermediate_size':6,'num_shared_experts':2,'moe_renormalize':true,'moe_router_activation_"
+     "func':'sigmoid','routed_scaling_factor':1.0,'routed_expert_hidden_size':4,'latent_moe_use_norm':true,'hidden_"
+     "act':'situ','activation_situ_beta':4.0,'activation_situ_linear_beta':25.0,'rms_norm_eps':1e-5}}",
+     "language_model." S1 "gate.weight[4,8] language_model." S1 "gate.e_score_correction_bias[4] language_model." S1
+     "experts.%e.w1.weight[6,4] language_model." S1 "experts.%e.w3.weight[6,4] language_model." S1
+     "experts.%e.w2.weight[4,6] " SHARED(
+         "language_model." S1 "shared_experts.",
+         "12") "language_model." S1 "routed_expert_down_proj.weight[4,8] language_model." S1
+               "routed_expert_up_proj.weight[8,4] language_model." S1 "routed_expert_norm.weight[4]",
+     W123_AT("language_model." S1),
+     "ffn.activation=situ;ffn.beta=4;ffn.linear_beta=25;latent.d=4;latent.norm_eps=1e-05;router.norm_eps=1e-20"},
+    {"GLM-4.7-Flash", "1",
+     "{'model_type':'glm4_moe_lite','hidden_size':8,'n_routed_experts':4,'num_experts_per_tok':2,'moe_intermediate_"
+     "size':6,'n_shared_experts':1,'n_group':1,'topk_group':1,'topk_method':'noaux_tc','norm_topk_prob':true,'routed_"
+     "scaling_factor':1.8}",
+     M1 "gate.weight[4,8] " M1 "gate.e_score_correction_bias[4] " PER(M1) SHARED(M1 "shared_experts.", "6"),
+     PER_AT(M1), "router.score=sigmoid;router.routed_scale=1.8;router.group=none"},
+    {"GLM-5", "1",
+     "{'model_type':'glm_moe_dsa','hidden_size':8,'n_routed_experts':4,'num_experts_per_tok':2,'moe_intermediate_"
+     "size':6,'n_shared_experts':1,'n_group':1,'topk_group':1,'norm_topk_prob':true,'scoring_func':'sigmoid','routed_"
+     "scaling_factor':2.5}",
+     M1 "gate.weight[4,8] " M1 "gate.e_score_correction_bias[4] " PER(M1) SHARED(M1 "shared_experts.", "6"),
+     PER_AT(M1), "router.score=sigmoid;router.norm_eps=1e-20"},
+    {"gpt-oss as first released", "1",
+     "{'model_type':'gpt_oss','hidden_size':8,'intermediate_size':6,'num_local_experts':4,'experts_per_token':2,'"
+     "swiglu_limit':7.0}",
+     "block.1.mlp.gate.weight[4,8] block.1.mlp.gate.bias[4] block.1.mlp.mlp1_weight:bf16[4,12,8] "
+     "block.1.mlp.mlp1_bias:bf16[4,12] block.1.mlp.mlp2_weight:bf16[4,8,6] block.1.mlp.mlp2_bias:bf16[4,8]",
+     "i block.1.mlp.mlp1_weight", "j block.1.mlp.mlp1_weight", ". block.1.mlp.mlp2_weight",
+     "ffn.activation=oai;ffn.limit=7;router.weight_from=softmax of the selected;router.select_on=logit;top_k=2"},
+    {"Phi-3.5-MoE fused", "1",
+     "{'model_type':'phimoe','hidden_size':8,'intermediate_size':6,'num_local_experts':4,'num_experts_per_tok':2,'"
+     "router_jitter_noise':0.01}",
+     M1 "router.weight[4,8] " M1 "experts.gate_up_proj[4,12,8] " M1 "experts.down_proj[4,8,6]", FUSED_AT(M1),
+     "router.pick=sparsemixer;router.jitter=0.01"},
+    {"Grok-2", "1",
+     "{'architectures':['Grok1ForCausalLM'],'model_type':'git','hidden_size':8,'intermediate_size':16,'moe_"
+     "intermediate_size':6,'num_local_experts':4,'num_experts_per_tok':2,'router_logit_softcapping':30.0,'hidden_act'"
+     ":'gelu','residual_moe':true}",
+     S1 "gate.weight[4,8] " W123(S1) SHARED(M1, "16"), W123_AT(S1),
+     "ffn.activation=gelu tanh;router.softcap=30;router.norm=none;ffn.combine_scale=0.7071068;shared.d_ff=16"},
+    {"Granite-4.0-H", "1",
+     "{'model_type':'granitemoehybrid','hidden_size':8,'intermediate_size':6,'shared_intermediate_size':10,'num_"
+     "local_experts':4,'num_experts_per_tok':2,'hidden_act':'silu'}",
+     S1 "router.layer.weight[4,8] " S1 "input_linear.weight[4,12,8] " S1
+        "output_linear.weight[4,8,6] model.layers.1.shared_mlp.input_linear.weight[20,8] "
+        "model.layers.1.shared_mlp.output_linear.weight[8,10]",
+     "a " S1 "input_linear.weight", "b " S1 "input_linear.weight", ". " S1 "output_linear.weight",
+     "router.weight_from=softmax of the selected;shared.d_ff=10"},
+    {"Granite fused by newer tools", "1",
+     "{'model_type':'granitemoe','hidden_size':8,'intermediate_size':6,'num_local_experts':4,'num_experts_per_tok':"
+     "2}",
+     S1 "router.weight[4,8] " S1 "experts.gate_up_proj[4,12,8] " S1 "experts.down_proj[4,8,6]", FUSED_AT(S1),
+     "router.select_on=logit"},
+    {"Jamba fused", "1",
+     "{'model_type':'jamba','hidden_size':8,'intermediate_size':6,'num_experts':4,'num_experts_per_tok':2}",
+     F1 "router.weight[4,8] " F1 "experts.gate_up_proj[4,12,8] " F1 "experts.down_proj[4,8,6]", FUSED_AT(F1),
+     "router.norm=none"},
+    {"Arctic", "1",
+     "{'model_type':'arctic','hidden_size':8,'intermediate_size':6,'num_local_experts':4,'num_experts_per_tok':2}",
+     S1 "gate.weight[4,8] " W123(S1) "model.layers.1.residual_mlp.w1.weight[8,8]", W123_AT(S1), "router.norm=sum"},
+    {"NLLB-MoE-54B", "encoder.3",
+     "{'model_type':'nllb-moe','d_model':8,'encoder_ffn_dim':6,'decoder_ffn_dim':6,'num_experts':4,'expert_capacity':"
+     "64,'moe_eval_capacity_token_fraction':1.0,'moe_token_dropout':0.2,'normalize_router_prob_before_dropping':"
+     "false,'batch_prioritized_routing':false,'router_bias':false,'activation_function':'relu'}",
+     "model.encoder.layers.3.ffn.router.classifier.weight[4,8] "
+     "model.encoder.layers.3.ffn.experts.expert_%e.fc1.weight[6,8] "
+     "model.encoder.layers.3.ffn.experts.expert_%e.fc1.bias[6] "
+     "model.encoder.layers.3.ffn.experts.expert_%e.fc2.weight[8,6] "
+     "model.encoder.layers.3.ffn.experts.expert_%e.fc2.bias[8]",
+     "", ". model.encoder.layers.3.ffn.experts.expert_%e.fc1.weight",
+     ". model.encoder.layers.3.ffn.experts.expert_%e.fc2.weight",
+     "ffn.ungated=1;ffn.activation=relu;ffn.expert_out_scale=0.8;router.norm=sum;router.capacity=0;router.capacity_"
+     "norm_after=1"},
+    {"NLLB-MoE, half capacity", "decoder.3",
+     "{'model_type':'nllb-moe','d_model':8,'decoder_ffn_dim':6,'num_experts':4,'expert_capacity':64,'moe_eval_"
+     "capacity_token_fraction':0.5,'moe_token_dropout':0.0,'normalize_router_prob_before_dropping':true,'batch_"
+     "prioritized_routing':true}",
+     "model.decoder.layers.3.ffn.router.classifier.weight[4,8] "
+     "model.decoder.layers.3.ffn.experts.expert_%e.fc1.weight[6,8] "
+     "model.decoder.layers.3.ffn.experts.expert_%e.fc2.weight[8,6]",
+     "", ". model.decoder.layers.3.ffn.experts.expert_%e.fc1.weight",
+     ". model.decoder.layers.3.ffn.experts.expert_%e.fc2.weight",
+     "router.capacity_factor=0.5;router.capacity_norm_after=0;router.capacity_by_score=1;ffn.expert_out_scale=1"},
+    {"MiniMax-M2", "1",
+     "{'model_type':'minimax_m2','hidden_size':8,'intermediate_size':6,'num_local_experts':4,'num_experts_per_tok':2,"
+     "'scoring_func':'sigmoid','use_routing_bias':true}",
+     S1 "gate.weight[4,8] " S1 "e_score_correction_bias[4] " W123(S1), W123_AT(S1),
+     "router.score=sigmoid;router.norm=sum"},
+    {"MiniMax-M3", "1",
+     "{'model_type':'minimax_m3_vl','text_config':{'model_type':'minimax_m3_vl_text','hidden_size':8,'intermediate_"
+     "size':6,'dense_intermediate_size':32,'shared_intermediate_size':10,'num_local_experts':4,'num_experts_per_tok':"
+     "2,'n_shared_experts':1,'scoring_func':'sigmoid','routed_scaling_factor':2.0,'hidden_act':'swigluoai','swiglu_"
+     "alpha':1.702,'swiglu_limit':7.0}}",
+     "language_model." S1 "gate.weight[4,8] language_model." S1
+     "e_score_correction_bias[4] " W123("language_model." S1) SHARED("language_model." S1 "shared_experts.", "10"),
+     W123_AT("language_model." S1),
+     "ffn.activation=oai;ffn.clamp=before;ffn.limit=7;shared.limit=7;shared.d_ff=10;router.routed_scale=2"},
+    {"MiniMax-M3 fused", "1",
+     "{'model_type':'minimax_m3_vl','text_config':{'model_type':'minimax_m3_vl_text','hidden_size':8,'intermediate_"
+     "size':6,'num_local_experts':4,'num_experts_per_tok':2,'routed_scaling_factor':2.0,'hidden_act':'silu','swiglu_"
+     "limit':7.0}}",
+     "model.language_model.layers.1.mlp.gate.weight[4,8] "
+     "model.language_model.layers.1.mlp.gate.e_score_correction_bias[4] "
+     "model.language_model.layers.1.mlp.experts.gate_up_proj[4,12,8] "
+     "model.language_model.layers.1.mlp.experts.down_proj[4,8,6] "
+     "model.language_model.layers.1.mlp.shared_experts.gate_up_proj.weight[20,8] "
+     "model.language_model.layers.1.mlp.shared_experts.down_proj.weight[8,10]",
+     FUSED_AT("model.language_model.layers.1.mlp."), "ffn.activation=oai;shared.d_ff=10"},
+    {"ERNIE-4.5-VL text experts", "1",
+     "{'model_type':'ernie4_5_vl_moe','text_config':{'model_type':'ernie4_5_vl_moe_text','hidden_size':8,'moe_num_"
+     "experts':[4,4],'moe_intermediate_size':[6,4],'moe_k':2,'moe_num_shared_experts':1,'moe_norm_min':1e-12,'hidden_"
+     "act':'silu'}}",
+     M1 "gate.weight[8,4] " M1 "gate.weight_1[8,4] " M1 "moe_statics.e_score_correction_bias[2,4] " PER(M1) M1
+     "experts.4.gate_proj.weight[4,8] " M1 "experts.4.up_proj.weight[4,8] " M1
+     "experts.4.down_proj.weight[8,4] " SHARED(M1 "shared_experts.", "6"),
+     PER_AT(M1), "router.norm_min=1e-12;router.score=softmax;d_ff=6"},
+    {"Hunyuan-A13B", "1",
+     "{'model_type':'hunyuan_v1_moe','hidden_size':8,'intermediate_size':6,'num_experts':4,'moe_topk':[2,2],'num_"
+     "shared_expert':[1,1],'moe_intermediate_size':[6,6],'hidden_act':'silu'}",
+     M1 "gate.wg.weight[4,8] " PER(M1) SHARED(M1 "shared_mlp.", "6"), PER_AT(M1),
+     "router.norm=sum;top_k=2;router.norm_skip_k1=1;shared.gate_kind=none"},
+    {"HY-V3", "1",
+     "{'model_type':'hy_v3','hidden_size':8,'num_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':6,'"
+     "expert_hidden_dim':6,'num_shared_experts':1,'route_norm':true,'router_scaling_factor':2.826,'moe_router_use_"
+     "sigmoid':true,'moe_router_enable_expert_bias':true}",
+     M1 "router.gate.weight[4,8] " M1 "expert_bias[4] " PER(M1) SHARED(M1 "shared_mlp.", "6"), PER_AT(M1),
+     "router.score=sigmoid;router.norm=sum;router.routed_scale=2.826"},
+    {"LongCat-Flash", "1",
+     "{'model_type':'longcat_flash','hidden_size':8,'ffn_hidden_size':32,'expert_ffn_hidden_size':6,'n_routed_"
+     "experts':4,'zero_expert_num':2,'zero_expert_type':'identity','moe_topk':2,'routed_scaling_factor':6.0,'router_"
+     "bias':false}",
+     M1 "router.classifier.weight[6,8] " M1
+        "router.e_score_correction_bias[6] " PER(M1) "model.layers.1.mlps.0.gate_proj.weight[32,8]",
+     PER_AT(M1),
+     "n_experts=4;n_zero_experts=2;zero_kind=identity;router.routed_scale=6;router.score=softmax;router.norm=none"},
+    {"LongCat-Flash fused", "1",
+     "{'model_type':'longcat_flash','hidden_size':8,'expert_ffn_hidden_size':6,'n_routed_experts':4,'zero_expert_num'"
+     ":2,'moe_topk':2,'routed_scaling_factor':6.0}",
+     M1 "router.classifier.weight[6,8] " M1 "router.e_score_correction_bias[6] " M1 "experts.gate_up_proj[6,12,8] " M1
+        "experts.down_proj[4,8,6]",
+     FUSED_AT(M1), "n_zero_experts=2"},
+    {"Ling-lite", "1",
+     "{'model_type':'bailing_moe','hidden_size':8,'num_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':6,'"
+     "num_shared_experts':2,'norm_topk_prob':true}",
+     M1 "gate.weight[4,8] " PER(M1) SHARED(M1 "shared_experts.", "12"), PER_AT(M1),
+     "router.score=softmax;router.norm=sum"},
+    {"Ling-2.0", "1",
+     "{'model_type':'bailing_moe_v2','hidden_size':8,'num_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':"
+     "6,'num_shared_experts':1,'norm_topk_prob':true,'n_group':2,'topk_group':1,'routed_scaling_factor':2.5,'score_"
+     "function':'sigmoid','moe_router_enable_expert_bias':true}",
+     M1 "gate.weight[4,8] " M1 "gate.expert_bias[4] " PER(M1) SHARED(M1 "shared_experts.", "6"), PER_AT(M1),
+     "router.score=sigmoid;router.group=sum of 2 best;router.n_group=2"},
+    {"Ling-3", "1",
+     "{'model_type':'bailing_hybrid','hidden_size':8,'num_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':"
+     "6,'num_shared_experts':1,'norm_topk_prob':true,'n_group':2,'topk_group':1,'routed_scaling_factor':2.5,'score_"
+     "function':'sigmoid','expert_swiglu_limit_list':[0,4.0],'share_expert_swiglu_limit_list':[0,5.0]}",
+     M1 "gate.weight[4,8] " M1 "gate.expert_bias[4] " PER(M1) SHARED(M1 "shared_experts.", "6"), PER_AT(M1),
+     "ffn.clamp=after;ffn.limit=4;shared.clamp=after;shared.limit=5"},
+    {"Ling-3, a layer without limit", "1",
+     "{'model_type':'bailing_hybrid','hidden_size':8,'num_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':"
+     "6,'num_shared_experts':1,'n_group':2,'topk_group':1,'expert_swiglu_limit_list':[4.0,0],'share_expert_swiglu_"
+     "limit_list':[5.0]}",
+     M1 "gate.weight[4,8] " M1 "gate.expert_bias[4] " PER(M1) SHARED(M1 "shared_experts.", "6"), PER_AT(M1),
+     "ffn.clamp=none;shared.clamp=none"},
+    {"Trinity (AFMoE)", "1",
+     "{'model_type':'afmoe','hidden_size':8,'num_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':6,'num_"
+     "shared_experts':1,'score_func':'sigmoid','route_norm':true,'route_scale':2.826,'n_group':1,'topk_group':1}",
+     M1 "router.gate.weight[4,8] " M1 "expert_bias[4] " PER(M1) SHARED(M1 "shared_experts.", "6"), PER_AT(M1),
+     "router.score=sigmoid;router.routed_scale=2.826;router.norm=sum"},
+    {"Nemotron-3 Nano", "1",
+     "{'model_type':'nemotron_h','hidden_size':8,'intermediate_size':99,'n_routed_experts':4,'num_experts_per_tok':2,"
+     "'moe_intermediate_size':6,'moe_shared_expert_intermediate_size':10,'n_shared_experts':1,'norm_topk_prob':true,'"
+     "routed_scaling_factor':2.5,'n_group':1,'topk_group':1,'n_groups':8,'mlp_hidden_act':'relu2','mamba_hidden_act':"
+     "'silu'}",
+     "backbone.layers.1.mixer.gate.weight[4,8] backbone.layers.1.mixer.gate.e_score_correction_bias[4] "
+     "backbone.layers.1.mixer.experts.%e.up_proj.weight[6,8] "
+     "backbone.layers.1.mixer.experts.%e.down_proj.weight[8,6] "
+     "backbone.layers.1.mixer.shared_experts.up_proj.weight[10,8] "
+     "backbone.layers.1.mixer.shared_experts.down_proj.weight[8,10]",
+     "", ". backbone.layers.1.mixer.experts.%e.up_proj.weight",
+     ". backbone.layers.1.mixer.experts.%e.down_proj.weight",
+     "ffn.ungated=1;ffn.activation=relu^2;shared.d_ff=10;router.routed_scale=2.5;router.group=none"},
+    {"Nemotron-3 Super", "1",
+     "{'model_type':'nemotron_h','hidden_size':8,'n_routed_experts':4,'num_experts_per_tok':2,'moe_intermediate_size'"
+     ":6,'moe_latent_size':4,'moe_shared_expert_intermediate_size':10,'norm_topk_prob':true,'routed_scaling_factor':"
+     "5.0,'mlp_hidden_act':'relu2'}",
+     "model.layers.1.mixer.gate.weight[4,8] model.layers.1.mixer.gate.e_score_correction_bias[4] "
+     "model.layers.1.mixer.experts.up_proj[4,6,4] model.layers.1.mixer.experts.down_proj[4,4,6] "
+     "model.layers.1.mixer.fc1_latent_proj.weight[4,8] model.layers.1.mixer.fc2_latent_proj.weight[8,4] "
+     "model.layers.1.mixer.shared_experts.up_proj.weight[10,8] "
+     "model.layers.1.mixer.shared_experts.down_proj.weight[8,10]",
+     "", ". model.layers.1.mixer.experts.up_proj", ". model.layers.1.mixer.experts.down_proj",
+     "latent.d=4;router.routed_scale=5"},
+    {"JetMoE-8B", "1",
+     "{'model_type':'jetmoe','hidden_size':8,'intermediate_size':6,'num_local_experts':4,'num_experts_per_tok':2,'"
+     "activation_function':'silu'}",
+     M1 "router.layer.weight[4,8] " M1 "input_linear.weight[4,12,8] " M1 "output_linear.weight[4,8,6] " M1
+        "bias[8] model.layers.1.self_attention.experts.input_linear.weight[4,8,8] "
+        "model.layers.1.self_attention.experts.router.layer.weight[4,8]",
+     "a " M1 "input_linear.weight", "b " M1 "input_linear.weight", ". " M1 "output_linear.weight",
+     "router.weight_from=softmax of the selected"},
+    {"Gemma-4-26B-A4B", "1",
+     "{'model_type':'gemma4','text_config':{'model_type':'gemma4_text','hidden_size':8,'intermediate_size':32,'moe_"
+     "intermediate_size':6,'num_experts':4,'top_k_experts':2,'enable_moe_block':true,'hidden_activation':'gelu_"
+     "pytorch_tanh','rms_norm_eps':1e-6}}",
+     "model.language_model.layers.1.router.proj.weight[4,8] model.language_model.layers.1.router.scale[8] "
+     "model.language_model.layers.1.router.per_expert_scale[4] "
+     "model.language_model.layers.1.experts.gate_up_proj[4,12,8] "
+     "model.language_model.layers.1.experts.down_proj[4,8,6] " SHARED("model.language_model.layers.1.mlp.", "32"),
+     FUSED_AT("model.language_model.layers.1."),
+     "ffn.activation=gelu tanh;router.norm=sum;router.input_norm_eps=1e-06;shared.d_ff=0"},
+    {"Step-3", "4",
+     "{'model_type':'step3_vl','text_config':{'model_type':'step3_text','hidden_size':8,'moe_num_experts':4,'moe_top_"
+     "k':2,'moe_intermediate_size':6,'share_expert_dim':10,'norm_expert_weight':false}}",
+     "model.layers.4.moe.gate.weight[4,8] model.layers.4.moe.gate_proj.weight[4,6,8] "
+     "model.layers.4.moe.up_proj.weight[4,6,8] model.layers.4.moe.down_proj.weight[4,8,6] " SHARED(
+         "model.layers.4.share_expert.", "10"),
+     ". model.layers.4.moe.gate_proj.weight", ". model.layers.4.moe.up_proj.weight",
+     ". model.layers.4.moe.down_proj.weight", "router.norm=none;router.score=softmax;shared.d_ff=10"},
+    {"Step-3.5-Flash", "1",
+     "{'model_type':'step3p5','hidden_size':8,'moe_num_experts':4,'moe_top_k':2,'moe_intermediate_size':6,'share_"
+     "expert_dim':10,'norm_expert_weight':true,'moe_router_activation':'sigmoid','moe_router_scaling_factor':3.0,'"
+     "use_moe_router_bias':true,'swiglu_limits':[0,7.0],'swiglu_limits_shared':[0,16.0]}",
+     "model.layers.1.moe.gate.weight[4,8] model.layers.1.moe.router_bias[4] "
+     "model.layers.1.moe.gate_proj.weight[4,6,8] model.layers.1.moe.up_proj.weight[4,6,8] "
+     "model.layers.1.moe.down_proj.weight[4,8,6] " SHARED("model.layers.1.share_expert.", "10"),
+     ". model.layers.1.moe.gate_proj.weight", ". model.layers.1.moe.up_proj.weight",
+     ". model.layers.1.moe.down_proj.weight",
+     "router.score=sigmoid;router.norm=sum;router.routed_scale=3;ffn.clamp=after;ffn.limit=7;shared.limit=16;shared."
+     "clamp=after"},
+    {"MiMo-V2-Flash", "1",
+     "{'model_type':'mimo_v2_flash','hidden_size':8,'n_routed_experts':4,'num_experts_per_tok':2,'moe_intermediate_"
+     "size':6,'n_shared_experts':null,'norm_topk_prob':true,'routed_scaling_factor':null,'scoring_func':'sigmoid','"
+     "topk_method':'noaux_tc','n_group':1,'topk_group':1,'moe_layer_freq':[0,1]}",
+     M1 "gate.weight[4,8] " M1 "gate.e_score_correction_bias[4] " PER(M1), PER_AT(M1),
+     "router.score=sigmoid;router.norm=sum;router.group=none"},
+    {"K-EXAONE", "1",
+     "{'model_type':'exaone_moe','hidden_size':8,'num_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':6,'"
+     "num_shared_experts':1,'norm_topk_prob':true,'routed_scaling_factor':2.5,'n_group':1,'topk_group':1,'scoring_"
+     "func':'sigmoid'}",
+     M1 "gate.weight[4,8] " M1 "e_score_correction_bias[4] " PER(M1) SHARED(M1 "shared_experts.", "6"), PER_AT(M1),
+     "router.score=sigmoid;router.routed_scale=2.5"},
+    {"A.X-K1", "1",
+     "{'model_type':'AXK1','hidden_size':8,'n_routed_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':6,'n_"
+     "shared_experts':1,'norm_topk_prob':true,'routed_scaling_factor':2.5,'n_group':2,'topk_group':1,'scoring_func':'"
+     "sigmoid'}",
+     M1 "gate.weight[4,8] " M1 "gate.e_score_correction_bias[4] " PER(M1) SHARED(M1 "shared_experts.", "6"),
+     PER_AT(M1), "router.group=sum of 2 best"},
+    {"Solar-Open", "1",
+     "{'model_type':'solar_open','hidden_size':8,'n_routed_experts':4,'num_experts_per_tok':2,'moe_intermediate_size'"
+     ":6,'n_shared_experts':1,'norm_topk_prob':true,'routed_scaling_factor':1.0,'n_group':1,'topk_group':1}",
+     M1 "gate.weight[4,8] " M1 "gate.e_score_correction_bias[4] " PER(M1) SHARED(M1 "shared_experts.", "6"),
+     PER_AT(M1), "router.score=sigmoid;router.norm=sum"},
+    {"LFM2-8B-A1B", "2",
+     "{'model_type':'lfm2_moe','hidden_size':8,'intermediate_size':32,'num_experts':4,'num_experts_per_tok':2,'moe_"
+     "intermediate_size':6,'norm_topk_prob':true,'use_expert_bias':true,'routed_scaling_factor':1.0}",
+     "model.layers.2.feed_forward.gate.weight[4,8] model.layers.2.feed_forward.expert_bias[4] " W123(
+         "model.layers.2.feed_forward."),
+     W123_AT("model.layers.2.feed_forward."), "router.score=sigmoid;router.norm_eps=1e-06"},
+    {"Mistral Large 3", "1",
+     "{'model_type':'mistral_large_3','dim':8,'moe':{'num_experts':4,'num_experts_per_tok':2,'expert_hidden_dim':6,'"
+     "routed_scale':1.0,'num_shared_experts':1,'num_expert_groups':1,'num_expert_groups_per_tok':1}}",
+     "layers.1.gate.weight[4,8] " W123(
+         "layers.1.") "layers.1.shared_experts.w1.weight[6,8] layers.1.shared_experts.w3.weight[6,8] "
+                      "layers.1.shared_experts.w2.weight[8,6]",
+     W123_AT("layers.1."), "router.score=softmax;router.norm=sum;router.group=none;top_k=2"},
+    {"Cohere2-MoE, average", "1",
+     "{'model_type':'cohere2_moe','hidden_size':8,'intermediate_size':6,'num_experts':4,'num_experts_per_tok':2,'num_"
+     "shared_experts':2,'expert_selection_fn':'sigmoid','norm_topk_prob':true,'shared_expert_combination_strategy':'"
+     "average'}",
+     M1 "gate.weight[4,8] " PER(M1) SHARED(M1 "shared_experts.", "12"), PER_AT(M1),
+     "router.score=sigmoid;router.norm=sum;ffn.combine_scale=0.5"},
+    {"Cohere2-MoE, softmax, sum", "1",
+     "{'model_type':'cohere2_moe','hidden_size':8,'intermediate_size':6,'num_experts':4,'num_experts_per_tok':2,'num_"
+     "shared_experts':1,'expert_selection_fn':'softmax','norm_topk_prob':true,'shared_expert_combination_strategy':'"
+     "sum'}",
+     M1 "gate.weight[4,8] " PER(M1) SHARED(M1 "shared_experts.", "6"), PER_AT(M1),
+     "router.score=softmax;router.weight_from=softmax of the selected;ffn.combine_scale=0"},
+    {"Laguna", "1",
+     "{'model_type':'laguna','hidden_size':8,'num_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':6,'"
+     "shared_expert_intermediate_size':10,'norm_topk_prob':true,'moe_routed_scaling_factor':2.5,'moe_router_logit_"
+     "softcapping':0.0,'moe_apply_router_weight_on_input':true,'moe_router_use_sigmoid':true}",
+     M1 "gate.weight[4,8] " M1 "experts.e_score_correction_bias[4] " PER(M1) SHARED(M1 "shared_expert.", "10"),
+     PER_AT(M1),
+     "router.score=sigmoid;router.routed_scale=2.5;ffn.weight_at=input;shared.d_ff=10;shared.gate_kind=none"},
+    {"Klear-46B", "1",
+     "{'model_type':'Klear','hidden_size':8,'num_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':6,'n_"
+     "shared_experts':1,'norm_topk_prob':true}",
+     M1 "gate.weight[4,8] " M1 "expert_bias[4] " PER(M1) SHARED(M1 "shared_experts.", "6") M1
+     "coefficient.weight[2,8] " M1 "coefficient.bias[2]",
+     PER_AT(M1), "router.score=sigmoid;shared.gate_kind=softmax of 2"},
+    {"Inkling", "1",
+     "{'model_type':'inkling_mm_model','text_config':{'model_type':'inkling_text','hidden_size':8,'moe_intermediate_"
+     "size':6,'n_routed_experts':4,'num_experts_per_tok':2,'n_shared_experts':2,'route_scale':8.0,'shared_expert_"
+     "sink':true,'gate_activation':'sigmoid','hidden_act':'silu'}}",
+     "model.llm.layers.1.mlp.gate.weight[6,8] model.llm.layers.1.mlp.gate.bias[4] "
+     "model.llm.layers.1.mlp.gate.global_scale[1] model.llm.layers.1.mlp.experts.w13_weight[4,12,8] "
+     "model.llm.layers.1.mlp.experts.w2_weight[4,8,6] "
+     "model.llm.layers.1.mlp.shared_experts.shared_w13_weight[2,12,8] "
+     "model.llm.layers.1.mlp.shared_experts.shared_w2_weight[2,8,6]",
+     "i model.llm.layers.1.mlp.experts.w13_weight", "j model.llm.layers.1.mlp.experts.w13_weight",
+     ". model.llm.layers.1.mlp.experts.w2_weight",
+     "router.norm=sum with shared;shared.gate_kind=router rows;shared.count=2;shared.d_ff=6;n_experts=4"},
+    {"Inkling by newer tools", "1",
+     "{'model_type':'inkling_mm_model','text_config':{'model_type':'inkling_text','hidden_size':8,'moe_intermediate_"
+     "size':6,'n_routed_experts':4,'num_experts_per_tok':2,'n_shared_experts':2,'route_scale':8.0}}",
+     "model.language_model.layers.1.mlp.gate.weight[6,8] "
+     "model.language_model.layers.1.mlp.gate.e_score_correction_bias[4] "
+     "model.language_model.layers.1.mlp.gate.global_scale[1] "
+     "model.language_model.layers.1.mlp.experts.gate_up_proj[4,12,8] "
+     "model.language_model.layers.1.mlp.experts.down_proj[4,8,6] "
+     "model.language_model.layers.1.mlp.shared_experts.gate_proj[2,6,8] "
+     "model.language_model.layers.1.mlp.shared_experts.up_proj[2,6,8] "
+     "model.language_model.layers.1.mlp.shared_experts.down_proj[2,8,6]",
+     FUSED_AT("model.language_model.layers.1.mlp."), "shared.count=2;shared.d_ff=6"},
+    {"InternS1-Pro", "1",
+     "{'model_type':'interns1_pro','text_config':{'model_type':'interns1_pro_text','hidden_size':8,'num_experts':4,'"
+     "num_experts_per_tok':2,'moe_intermediate_size':6,'norm_topk_prob':true,'router_n_groups':2}}",
+     "model.language_model.layers.1.mlp.gate.weight[4,8] " PER("model.language_model.layers.1.mlp."),
+     PER_AT("model.language_model.layers.1.mlp."), "router.group=per group;router.n_group=2"},
+    {"SmallThinker", "1",
+     "{'model_type':'smallthinker','hidden_size':8,'moe_num_primary_experts':4,'moe_num_active_primary_experts':2,'"
+     "moe_ffn_hidden_size':6,'moe_primary_router_apply_softmax':false,'norm_topk_prob':true}",
+     S1 "primary_router.weight[4,8] " S1 "experts.%e.gate.weight[6,8] " S1 "experts.%e.up.weight[6,8] " S1
+        "experts.%e.down.weight[8,6]",
+     ". " S1 "experts.%e.gate.weight", ". " S1 "experts.%e.up.weight", ". " S1 "experts.%e.down.weight",
+     "ffn.activation=relu;router.score=sigmoid;router.norm=sum"},
+    {"Aria", "1",
+     "{'model_type':'aria','text_config':{'model_type':'aria_text','hidden_size':8,'intermediate_size':6,'moe_num_"
+     "experts':4,'moe_topk':2,'moe_num_shared_experts':2}}",
+     "language_model." M1 "router.weight[4,8] language_model." M1 "experts.fc1.weight[4,8,12] language_model." M1
+     "experts.fc2.weight[4,6,8] " SHARED("language_model." M1 "shared_experts.", "12"),
+     "A language_model." M1 "experts.fc1.weight", "B language_model." M1 "experts.fc1.weight",
+     "t language_model." M1 "experts.fc2.weight", "router.norm=sum;shared.d_ff=12"},
+    {"Mellum", "1",
+     "{'model_type':'mellum','hidden_size':8,'num_local_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':6,"
+     "'norm_topk_prob':true}",
+     M1 "gate.weight[4,8] " PER(M1), PER_AT(M1), "router.score=softmax;router.norm=sum"},
+    {"LLaDA-MoE", "1",
+     "{'model_type':'llada_moe','hidden_size':8,'num_experts':4,'num_experts_per_tok':2,'expert_intermediate_size':"
+     "6}",
+     M1 "gate.weight[4,8] " PER(M1), PER_AT(M1), "router.norm=none"},
+    {"nomic-bert-moe", "1",
+     "{'model_type':'nomic_bert','n_embd':8,'n_inner':6,'num_experts':4,'moe_top_k':2,'activation_function':'gelu'}",
+     "encoder.layers.1.mlp.router.layer.weight[4,8] encoder.layers.1.mlp.experts.mlp.w1[24,8] "
+     "encoder.layers.1.mlp.experts.mlp.w2[24,8] encoder.layers.1.mlp.experts.bias[8]",
+     "", "f encoder.layers.1.mlp.experts.mlp.w1", "g encoder.layers.1.mlp.experts.mlp.w2",
+     "ffn.ungated=1;ffn.activation=gelu erf;router.norm=none"},
+};
+
+/* ---- A checkpoint from its description ---- */
+
+typedef struct built {
+    char names[256][160];
+    ckpt_out out[256];
+    float *data[256];
+    size_t n;
+} built;
+
+/* What element i of tensor `name` holds: small numbers that bf16 holds exactly. */
+static float value_of(const char *name, uint64_t i) {
+    uint32_t h = 2166136261u;
+    for (; *name; name++) h = (h ^ (uint8_t)*name) * 16777619u;
+    h = (h ^ (uint32_t)i) * 16777619u;
+    h ^= h >> 15;
+    return ((float)(h >> 8 & 255) - 127.5f) / 128.0f;
+}
+
+static void fill(ckpt_out *o, void *data) {
+    uint64_t n = 1;
+    for (uint32_t i = 0; i < o->n_dims; i++) n *= o->dims[i];
+    uint8_t *to = (uint8_t *)data;
+    for (uint64_t i = 0; i < n; i++) {
+        float v = value_of(o->name, i);
+        uint32_t bits;
+        memcpy(&bits, &v, 4);
+        if (o->type == CKPT_F32) ckpt_store_f32(to + 4 * i, v);
+        else if (o->type == CKPT_BF16) to[2 * i] = (uint8_t)(bits >> 16), to[2 * i + 1] = (uint8_t)(bits >> 24);
+        else ckpt_store_u64(to + 8 * i, i % E); /* a table of experts */
+    }
+    o->data = data;
+}
+
+static void add_tensor(built *b, const char *name, ckpt_dtype type, const char *dims) {
+    if (b->n == 256) return;
+    ckpt_out *o = &b->out[b->n];
+    snprintf(b->names[b->n], sizeof *b->names, "%s", name);
+    memset(o, 0, sizeof *o);
+    o->name = b->names[b->n], o->type = type;
+    uint64_t n = 8;
+    for (char *end; *dims && *dims != ']'; dims = *end == ',' ? end + 1 : end)
+        n *= o->dims[o->n_dims++] = strtoul(dims, &end, 10);
+    b->data[b->n] = (float *)calloc(1, n + 64);
+    fill(o, b->data[b->n++]);
+}
+
+static void build(built *b, const char *text) {
+    b->n = 0;
+    while (*text) {
+        char word[200], name[160], one[160];
+        int n = (int)strcspn(text, " ");
+        snprintf(word, sizeof word, "%.*s", n, text);
+        text += n, text += *text == ' ';
+        if (!*word) continue;
+        char *dims = strchr(word, '['), *type = strchr(word, ':');
+        if (!dims) continue;
+        ckpt_dtype t = !type ? CKPT_F32 : !strncmp(type, ":bf16", 5) ? CKPT_BF16 : CKPT_I64;
+        snprintf(name, sizeof name, "%.*s", (int)((type ? type : dims) - word), word);
+        char *at = strstr(name, "%e");
+        for (int e = 0; e < (at ? E : 1); e++) {
+            if (at) snprintf(one, sizeof one, "%.*s%d%.100s", (int)(at - name), name, e, at + 2);
+            else snprintf(one, sizeof one, "%s", name);
+            add_tensor(b, one, t, dims + 1);
+        }
+    }
+}
+
+static int write_config(const char *text) { /* with ' for " */
+    FILE *f = fopen(TMP "/config.json", "wb");
+    for (; f && *text; text++) putc(*text == '\'' ? '"' : *text, f);
+    return f && !fclose(f);
+}
+
+/* ---- Checks ---- */
+
+/* Where (e, r, k) of a rows x k matrix lies under the layout. */
+static uint64_t place(char layout, int per_expert, uint64_t e, uint64_t r, uint64_t k, uint64_t rows,
+                      uint64_t width) {
+    uint64_t from = per_expert ? 0 : e;
+    switch (layout) {
+    case 'a': return (from * 2 * rows + r) * width + k;
+    case 'b': return (from * 2 * rows + rows + r) * width + k;
+    case 'i': return (from * 2 * rows + 2 * r) * width + k;
+    case 'j': return (from * 2 * rows + 2 * r + 1) * width + k;
+    case 't': return (from * width + k) * rows + r;
+    case 'A': return (from * width + k) * 2 * rows + r;
+    case 'B': return (from * width + k) * 2 * rows + rows + r;
+    case 'I': return (from * width + k) * 2 * rows + 2 * r;
+    case 'J': return (from * width + k) * 2 * rows + 2 * r + 1;
+    case 'g': return (from * width + k) * rows + r; /* [E * k, rows] */
+    default: return (from * rows + r) * width + k;  /* also f: [E * rows, k] */
+    }
+}
+
+static void check_matrix(const char *who, const char *role, const moe_matrix *m, const char *where, uint32_t rows,
+                         uint32_t k) {
+    float line[64];
+    int wrong = 0;
+    if (!*where) {
+        check(!m->format, who, "%s: there is one", role);
+        return;
+    }
+    for (uint32_t e = 0; e < E && !wrong; e++)
+        for (uint32_t r = 0; r < rows && !wrong; r++) {
+            char name[160];
+            const char *at = strstr(where + 2, "%e");
+            if (at)
+                snprintf(name, sizeof name, "%.*s%u%.100s", (int)(at - where - 2), where + 2, (unsigned)e, at + 2);
+            else snprintf(name, sizeof name, "%s", where + 2);
+            wrong = moe_dequantize(m, e, E, rows, k, r, 1, line) != MOE_OK;
+            for (uint32_t i = 0; i < k && !wrong; i++) {
+                float want = value_of(name, place(where[0], at != NULL, e, r, i, rows, k));
+                wrong = !(line[i] >= want && line[i] <= want);
+            }
+        }
+    check(!wrong, who, "%s does not come from %s", role, where);
+}
+
+static void check_knobs(const char *who, const ckpt_layer_info *info, const char *knobs) {
+    while (*knobs) {
+        char text[96], *equal;
+        int n = (int)strcspn(knobs, ";"), found = 0;
+        snprintf(text, sizeof text, "%.*s", n, knobs);
+        knobs += n, knobs += *knobs == ';';
+        if (!(equal = strchr(text, '='))) continue;
+        *equal++ = 0;
+        for (uint32_t i = 0; i < info->n_knobs && !found; i++) {
+            if (strcmp(info->knobs[i].field, text)) continue;
+            found = 1;
+            check(!strcmp(info->knobs[i].value, equal), who, "%s is %s (%s), not %s", text, info->knobs[i].value,
+                  info->knobs[i].origin, equal);
+        }
+        if (!found)
+            check(!strcmp(equal, "0"), who, "%s is not listed; %s expected", text,
+                  equal); /* fields at 0 are left out */
+    }
+}
+
+static void check_runs(const char *who, const moe_desc *d, const ckpt_layer_info *info) {
+    enum { T = 3 };
+    moe_layer layer;
+    moe_error e;
+    float x[T * D], y[T * D], other[T * D];
+    int32_t tokens[T] = {0, 3, 5};
+    memset(&e, 0, sizeof e);
+    if (!check(!moe_layer_init(&layer, d, &e), who, "%s: %s (%u, wanted %u)", e.field ? e.field : "",
+               moe_status_text(e.status), (unsigned)e.got, (unsigned)e.want))
+        return;
+    moe_io io;
+    memset(&io, 0, sizeof io);
+    for (int i = 0; i < T * D; i++) x[i] = value_of("x", (uint64_t)i), other[i] = value_of("router", (uint64_t)i);
+    io.x = x, io.y = y, io.x_type = io.y_type = MOE_TYPE_F32, io.n_tokens = T;
+    if (info->needs_router_input) io.router_x = other;
+    if (info->needs_token_ids) io.token_ids = tokens;
+    io.workspace_size = moe_workspace_size(&layer, T, 1), io.workspace = malloc(io.workspace_size);
+    moe_status s = moe_forward(&layer, &io);
+    free(io.workspace);
+    check(!s, who, "forward: %s", moe_status_text(s));
+    for (int i = 0; i < T * D && !s; i++)
+        if (!(fabsf(y[i]) < 1e4f)) {
+            check(0, who, "output %d is %g", i, (double)y[i]);
+            break;
+        }
+}
+
+static void check_layer(const char *name, const ckpt *c, const family *f) {
+    ckpt_layers layers;
+    ckpt_layer_info info;
+    moe_desc d;
+    char err[CKPT_ERR];
+    if (!check(!ckpt_layer_list(c, &layers, err), name, "%s", err)) return;
+    const ckpt_layer *l = ckpt_layer_find(&layers, f->layer);
+    if (check(layers.n == 1 && l, name, "%zu layers, %s%s", layers.n, l ? "" : "not ", f->layer) &&
+        check(!ckpt_layer_desc(c, l, &d, &info, err), name, "%s", err)) {
+        uint32_t in = d.latent.d ? d.latent.d : d.d_model;
+        if (check(d.d_model == D && d.d_ff == FF && d.n_experts == E, name, "sizes %u %u %u", (unsigned)d.d_model,
+                  (unsigned)d.d_ff, (unsigned)d.n_experts)) {
+            check_matrix(name, "gate", &d.gate, f->gate, FF, in);
+            check_matrix(name, "up", &d.up, f->up, FF, in);
+            check_matrix(name, "down", &d.down, f->down, in, FF);
+            check_knobs(name, &info, f->knobs);
+            check_runs(name, &d, &info);
+        }
+        ckpt_layer_free(&info);
+    }
+    ckpt_layers_free(&layers);
+}
+
+static void test_families(void) {
+    static built b;
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
+        const family *f = &families[i];
+        char err[CKPT_ERR] = "";
+        ckpt c;
+        int before = failed;
+        build(&b, f->tensors);
+        int ok = !ckpt_write(TMP "/model.safetensors", b.out, b.n, NULL, err) && write_config(f->config);
+        if (check(ok, f->name, "writing: %s", err) && check(!ckpt_open(&c, TMP, err), f->name, "%s", err)) {
+            check_layer(f->name, &c, f);
+            ckpt_close(&c);
+        }
+        for (size_t j = 0; j < b.n; j++) free(b.data[j]);
+        if (failed == before) printf("ok   %s\n", f->name);
+    }
+}
+
+/* ---- GGUF: the keys and tensors of single architectures ---- */
+
+typedef struct bytes {
+    uint8_t p[200000];
+    size_t n;
+} bytes;
+static void put(bytes *b, const void *p, size_t n) {
+    if (b->n + n <= sizeof b->p) memcpy(b->p + b->n, p, n), b->n += n;
+}
+static void put_u32(bytes *b, uint32_t v) {
+    uint8_t t[4];
+    ckpt_store_u32(t, v), put(b, t, 4);
+}
+static void put_u64(bytes *b, uint64_t v) {
+    uint8_t t[8];
+    ckpt_store_u64(t, v), put(b, t, 8);
+}
+static void put_string(bytes *b, const char *s) { put_u64(b, strlen(s)), put(b, s, strlen(s)); }
+
+/* keys: "name=value" with a value that begins with a digit and has a dot: f32, without: u32, "true": bool, else a
+   string. */
+static size_t put_keys(bytes *b, const char *arch, const char *keys) {
+    size_t count = 1;
+    put_string(b, "general.architecture"), put_u32(b, 8), put_string(b, arch);
+    for (; *keys; count++) {
+        char text[96], name[128], *v;
+        int n = (int)strcspn(keys, " ");
+        snprintf(text, sizeof text, "%.*s", n, keys);
+        keys += n, keys += *keys == ' ';
+        v = strchr(text, '=');
+        *v++ = 0;
+        snprintf(name, sizeof name, "%s.%s", arch, text);
+        put_string(b, name);
+        if (!strcmp(v, "true")) put_u32(b, 7), put(b, "\1", 1);
+        else if (strchr(v, '.')) {
+            uint8_t t[4];
+            ckpt_store_f32(t, strtof(v, NULL)), put_u32(b, 6), put(b, t, 4);
+        } else put_u32(b, 4), put_u32(b, (uint32_t)strtoul(v, NULL, 10));
+    }
+    return count;
+}
+
+static size_t make_gguf(bytes *out, const built *b, const char *arch, const char *keys) {
+    static bytes kv;
+    uint64_t at = 0;
+    kv.n = out->n = 0;
+    size_t n_keys = put_keys(&kv, arch, keys);
+    put(out, "GGUF", 4), put_u32(out, 3), put_u64(out, b->n), put_u64(out, n_keys), put(out, kv.p, kv.n);
+    for (size_t i = 0; i < b->n; i++) {
+        const ckpt_out *o = &b->out[i];
+        uint64_t n = 1;
+        put_string(out, o->name), put_u32(out, o->n_dims);
+        for (uint32_t j = o->n_dims; j--;) put_u64(out, o->dims[j]), n *= o->dims[j];
+        put_u32(out, o->type == CKPT_F32 ? 0 : o->type == CKPT_BF16 ? 30 : 27), put_u64(out, at);
+        at += (n * (o->type == CKPT_F32 ? 4 : o->type == CKPT_BF16 ? 2 : 8) + 31) / 32 * 32;
+    }
+    while (out->n % 32) put(out, "", 1);
+    for (size_t i = 0; i < b->n; i++) {
+        const ckpt_out *o = &b->out[i];
+        uint64_t n = 1;
+        for (uint32_t j = 0; j < o->n_dims; j++) n *= o->dims[j];
+        put(out, o->data, (size_t)n * (o->type == CKPT_F32 ? 4 : o->type == CKPT_BF16 ? 2 : 8));
+        while (out->n % 32) put(out, "", 1);
+    }
+    return out->n;
+}
+
+#define G1          "blk.1.ffn_"
+#define G_EXPS      G1 "gate_exps.weight[4,6,8] " G1 "up_exps.weight[4,6,8] " G1 "down_exps.weight[4,8,6] "
+#define G_AT        ". " G1 "gate_exps.weight", ". " G1 "up_exps.weight", ". " G1 "down_exps.weight"
+#define G_SHARED(n) G1 "gate_shexp.weight[" n ",8] " G1 "up_shexp.weight[" n ",8] " G1 "down_shexp.weight[8," n "] "
+#define G_SIZES     "embedding_length=8 expert_count=4 expert_used_count=2 expert_feed_forward_length=6 "
+
+static const family ggufs[] = {
+    /* name is the architecture, config the keys */
+    {"llama", "1",
+     /* one tensor per expert, as of old */
+     "embedding_length=8 expert_count=4 expert_used_count=2 feed_forward_length=6",
+     G1 "gate_inp.weight[4,8] " G1 "gate.%e.weight[6,8] " G1 "up.%e.weight[6,8] " G1 "down.%e.weight[8,6]",
+     ". " G1 "gate.%e.weight", ". " G1 "up.%e.weight", ". " G1 "down.%e.weight", "router.norm=sum;d_ff=6"},
+    {"deepseek2", "1", G_SIZES "expert_group_count=2 expert_group_used_count=1 expert_weights_scale=16.0", /* V2 */
+     G1 "gate_inp.weight[4,8] " G_EXPS G_SHARED("12"), G_AT,
+     "router.score=softmax;router.group=max;router.n_group=2;router.routed_scale=16;router.norm=none"},
+    {"deepseek2", "1",
+     G_SIZES "expert_gating_func=2 expert_weights_norm=true expert_weights_scale=2.827", /* Kimi-K2: no groups */
+     G1 "gate_inp.weight[4,8] blk.1.exp_probs_b.bias[4] " G_EXPS G_SHARED("6"), G_AT,
+     "router.score=sigmoid;router.group=none;router.routed_scale=2.827;router.norm=sum;router.norm_eps=1e-20"},
+    {"deepseek2", "1",
+     G_SIZES "expert_weights_norm=true expert_weights_scale=1.8", /* GLM-4.7-Flash without its gating key */
+     G1 "gate_inp.weight[4,8] blk.1.exp_probs_b.bias[4] " G_EXPS G_SHARED("6"), G_AT,
+     "router.score=sigmoid;router.routed_scale=1.8"},
+    {"glm4moe", "1", G_SIZES "expert_gating_func=2 expert_weights_norm=true expert_weights_scale=0.0", /* 0 means 1 */
+     G1 "gate_inp.weight[4,8] blk.1.exp_probs_b.bias[4] " G_EXPS G_SHARED("6"), G_AT,
+     "router.score=sigmoid;router.norm=sum;router.routed_scale=0"},
+    {"granitehybrid", "1", G_SIZES "expert_gating_func=3", G1 "gate_inp.weight[4,8] " G_EXPS G_SHARED("10"), G_AT,
+     "router.weight_from=softmax of the selected;shared.d_ff=10"},
+    {"gemma4", "1", G_SIZES "attention.layer_norm_rms_epsilon=0.000001",
+     G1 "gate_inp.weight[4,8] " G1 "gate_inp.scale[8] " G1 "gate_up_exps.weight[4,12,8] " G1
+        "down_exps.weight[4,8,6] " G1 "down_exps.scale[4] " G1 "gate.weight[32,8] " G1 "up.weight[32,8] " G1
+        "down.weight[8,32]",
+     "a " G1 "gate_up_exps.weight", "b " G1 "gate_up_exps.weight", "", "router.norm=sum;ffn.activation=gelu tanh"},
+    {"nemotron_h_moe", "1",
+     G_SIZES "expert_gating_func=2 expert_weights_norm=true expert_weights_scale=5.0 moe_latent_size=4",
+     G1 "gate_inp.weight[4,8] blk.1.exp_probs_b.bias[4] " G1 "up_exps.weight[4,6,4] " G1 "down_exps.weight[4,4,6] " G1
+        "latent_down.weight[4,8] " G1 "latent_up.weight[8,4] " G1 "up_shexp.weight[10,8] " G1
+        "down_shexp.weight[8,10]",
+     "", ". " G1 "up_exps.weight", ". " G1 "down_exps.weight",
+     "latent.d=4;ffn.activation=relu^2;ffn.ungated=1;shared.d_ff=10"},
+    {"kimi-k3", "1",
+     G_SIZES "expert_gating_func=2 expert_weights_norm=true activation.situ_beta=4.0 "
+             "activation.situ_linear_beta=25.0 attention.layer_norm_rms_epsilon=0.00001",
+     G1 "gate_inp.weight[4,8] blk.1.exp_probs_b.bias[4] " G1 "gate_exps.weight[4,6,4] " G1 "up_exps.weight[4,6,4] " G1
+        "down_exps.weight[4,4,6] " G1 "routed_down.weight[4,8] " G1 "routed_up.weight[8,4] " G1
+        "routed_norm.weight[4] " G_SHARED("12"),
+     G_AT, "ffn.activation=situ;latent.d=4;latent.norm_eps=1e-05"},
+    {"deepseek4", "1", G_SIZES "expert_gating_func=4 expert_weights_norm=true expert_weights_scale=1.5",
+     G1 "gate_inp.weight[4,8] " G1 "gate_tid2eid.weight:i64[16,2] " G_EXPS G_SHARED("6"), G_AT,
+     "router.pick=table;router.score=sqrt(softplus);ffn.limit=10"},
+    {"qwen2moe", "1", G_SIZES "expert_shared_feed_forward_length=10",
+     G1 "gate_inp.weight[4,8] " G_EXPS G_SHARED("10") G1 "gate_inp_shexp.weight[8]", G_AT,
+     "router.norm=none;shared.gate_kind=sigmoid"},
+};
+
+static void test_ggufs(void) {
+    static built b;
+    static bytes file;
+    for (size_t i = 0; i < sizeof ggufs / sizeof *ggufs; i++) {
+        family f = ggufs[i];
+        char err[CKPT_ERR] = "", label[64];
+        ckpt c;
+        int before = failed;
+        snprintf(label, sizeof label, "GGUF %s (%zu)", f.name, i);
+        build(&b, f.tensors);
+        ckpt_file in = {"test.gguf", file.p, make_gguf(&file, &b, f.name, f.config)};
+        if (check(!ckpt_open_memory(&c, &in, 1, NULL, err), label, "%s", err)) {
+            ckpt_layers layers;
+            ckpt_layer_info info;
+            moe_desc d;
+            if (*f.down) check_layer(label, &c, &f);
+            else if (check(!ckpt_layer_list(&c, &layers, err) && layers.n == 1 &&
+                               !ckpt_layer_desc(&c, layers.items, &d, &info, err),
+                           label, "%s", err)) {
+                check_matrix(label, "gate", &d.gate, f.gate, FF,
+                             D); /* down has a scale per expert: checked by hand */
+                check_matrix(label, "up", &d.up, f.up, FF, D);
+                float line[FF];
+                check(!moe_dequantize(&d.down, 2, E, D, FF, 3, 1, line), label, "down");
+                float want =
+                    value_of(G1 "down_exps.weight", (2 * D + 3) * FF + 1) * value_of(G1 "down_exps.scale", 2);
+                check(fabsf(line[1] - want) <= 1e-6f, label, "down is %g, not %g", (double)line[1], (double)want);
+                check(info.needs_router_input, label, "the router reads something else");
+                check_knobs(label, &info, f.knobs);
+                check_runs(label, &d, &info);
+                ckpt_layer_free(&info);
+                ckpt_layers_free(&layers);
+            }
+            ckpt_close(&c);
+        }
+        for (size_t j = 0; j < b.n; j++) free(b.data[j]);
+        if (failed == before) printf("ok   %s\n", label);
+    }
+}
+
+/* ---- What must be refused, and what is said ---- */
+
+static void test_refusals(void) {
+    static const struct {
+        const char *name, *config, *tensors, *says;
+    } bad[] = {
+        {"unknown family", "{'model_type':'frobnitz'}", M1 "gate.weight[4,8] " PER(M1), "frobnitz"},
+        {"no family", "{'hidden_size':8}", M1 "gate.weight[4,8] " PER(M1), "model_type"},
+        {"hidden_size", "{'model_type':'qwen3_moe','hidden_size':16,'num_experts':4,'num_experts_per_tok':2}",
+         M1 "gate.weight[4,8] " PER(M1), "[4,8], not 4 x 16"},
+        {"num_experts", "{'model_type':'qwen3_moe','hidden_size':8,'num_experts':5,'num_experts_per_tok':2}",
+         M1 "gate.weight[4,8] " PER(M1), "gate.weight"},
+        {"an expert too many", "{'model_type':'qwen3_moe','hidden_size':8,'num_experts':3,'num_experts_per_tok':2}",
+         M1 "gate.weight[3,8] " PER(M1), "experts.3"},
+        {"moe_intermediate_size",
+         "{'model_type':'qwen3_moe','hidden_size':8,'num_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':"
+         "7}",
+         M1 "gate.weight[4,8] " PER(M1), "moe_intermediate_size says 7"},
+        {"top_k missing", "{'model_type':'qwen3_moe','hidden_size':8,'num_experts':4}",
+         M1 "gate.weight[4,8] " PER(M1), "num_experts_per_tok"},
+        {"top_k 0", "{'model_type':'qwen3_moe','hidden_size':8,'num_experts':4,'num_experts_per_tok':0}",
+         M1 "gate.weight[4,8] " PER(M1), "num_experts_per_tok is 0"},
+        {"top_k negative", "{'model_type':'qwen3_moe','hidden_size':8,'num_experts':4,'num_experts_per_tok':-1}",
+         M1 "gate.weight[4,8] " PER(M1), "num_experts_per_tok"},
+        {"top_k a fraction", "{'model_type':'qwen3_moe','hidden_size':8,'num_experts':4,'num_experts_per_tok':1.5}",
+         M1 "gate.weight[4,8] " PER(M1), "num_experts_per_tok"},
+        {"top_k a word", "{'model_type':'qwen3_moe','hidden_size':8,'num_experts':4,'num_experts_per_tok':'two'}",
+         M1 "gate.weight[4,8] " PER(M1), "not a number"},
+        {"top_k too large", "{'model_type':'qwen3_moe','hidden_size':8,'num_experts':4,'num_experts_per_tok':5}",
+         M1 "gate.weight[4,8] " PER(M1), "5 experts per token"},
+        {"no gate matrix",
+         "{'model_type':'mixtral','hidden_size':8,'intermediate_size':6,'num_local_experts':4,'num_experts_per_tok':"
+         "2}",
+         S1 "gate.weight[4,8] " S1 "experts.%e.w1.weight[6,8] " S1 "experts.%e.w2.weight[8,6]", "w3"},
+        {"no shared gate", "{'model_type':'qwen2_moe','hidden_size':8,'num_experts':4,'num_experts_per_tok':2}",
+         M1 "gate.weight[4,8] " PER(M1) SHARED(M1 "shared_expert.", "10"), "shared_expert_gate"},
+        {"bias of another length",
+         "{'model_type':'glm4_moe','hidden_size':8,'n_routed_experts':4,'num_experts_per_tok':2}",
+         M1 "gate.weight[4,8] " M1 "gate.e_score_correction_bias[5] " PER(M1), "e_score_correction_bias"},
+        {"table of another width",
+         "{'model_type':'deepseek_v4','hidden_size':8,'n_routed_experts':4,'num_experts_per_tok':2}",
+         "layers.1.ffn.gate.weight[4,8] layers.1.ffn.gate.tid2eid:i64[16,3] " W123("layers.1.ffn."), "tid2eid"},
+        {"limit below 0",
+         "{'model_type':'deepseek_v4','hidden_size':8,'n_routed_experts':4,'num_experts_per_tok':2,'swiglu_limit':-"
+         "1}",
+         "layers.1.ffn.gate.weight[4,8] " W123("layers.1.ffn."), "swiglu_limit"},
+    };
+    static built b;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char err[CKPT_ERR] = "";
+        ckpt c;
+        ckpt_layers layers;
+        ckpt_layer_info info;
+        moe_desc d;
+        build(&b, bad[i].tensors);
+        int ok = !ckpt_write(TMP "/model.safetensors", b.out, b.n, NULL, err) && write_config(bad[i].config) &&
+                 !ckpt_open(&c, TMP, err);
+        if (check(ok, bad[i].name, "%s", err)) {
+            int listed = !ckpt_layer_list(&c, &layers, err) && layers.n == 1;
+            if (check(listed, bad[i].name, "%s", err)) {
+                int refused = ckpt_layer_desc(&c, layers.items, &d, &info, err) != 0;
+                check(refused, bad[i].name, "was accepted");
+                if (refused)
+                    check(strstr(err, bad[i].says) && !strchr(err, '\n') && !info.memory, bad[i].name,
+                          "says \"%s\", nothing of %s", err, bad[i].says);
+                else ckpt_layer_free(&info);
+            }
+            ckpt_layers_free(&layers);
+            ckpt_close(&c);
+        }
+        for (size_t j = 0; j < b.n; j++) free(b.data[j]);
+    }
+}
+
+int main(void) {
+    if (system("mkdir -p " TMP)) return 1;
+    test_families();
+    test_ggufs();
+    test_refusals();
+    if (system("rm -rf " TMP)) failed++;
+    printf("test_models: %d passed, %d failed, %d skipped\n", passed, failed, skipped);
+    return failed != 0;
+}
