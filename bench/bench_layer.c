@@ -22,9 +22,10 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#define COLD_BYTES      1.6e9 /* expert weights in rotation */
-#define MEMORY_BYTES    5.5e9 /* the most that the weights may take: beyond, a layer gets fewer experts */
-#define READ_BYTES      ((size_t)256 << 20)
+#define COLD_BYTES      1.6e9  /* expert weights in rotation */
+#define MEMORY_BYTES    5.65e9 /* the most that the weights may take: beyond, a layer gets fewer experts */
+#define READ_BYTES      ((size_t)768 << 20)
+#define PASS_BYTES      ((size_t)32 << 20)
 #define MAX_OTHERS      0.2 /* cores taken by other processes: beyond, a row is no measurement */
 #define MAX_ROW_SECONDS 30.0
 #define SPIN_US         2000u /* the workers stay awake from one call to the next */
@@ -600,14 +601,22 @@ static double measure_peak(pool *p, limits_peak_id id) {
 
 static uint8_t *read_memory;
 static void read_task(void *arg, uint32_t i) { limits_read_part(arg, (int)i); }
+/* The median of passes about as long as a call of few tokens: where others interrupt, both suffer alike. The passes
+   go round a memory larger than caches are. */
 static double measure_read(pool *p) {
+    enum { PASSES = 8 };
+    static size_t at;
+    double rate[PASSES];
     limits_read_job job;
-    job.data = read_memory, job.part = READ_BYTES / p->n_workers / 4096 * 4096;
-    double t = limits_now();
-    pool_run(p, p->n_workers, read_task, &job);
-    t = limits_now() - t;
-    for (uint32_t i = 0; i < p->n_workers; i++) limits_sink = limits_sink ^ job.sum[i];
-    return (double)(job.part * p->n_workers) / t;
+    job.part = PASS_BYTES / p->n_workers / 4096 * 4096;
+    for (int pass = 0; pass < PASSES; pass++, at = (at + PASS_BYTES) % READ_BYTES) {
+        job.data = read_memory + at;
+        double t = limits_now();
+        pool_run(p, p->n_workers, read_task, &job);
+        rate[pass] = (double)(job.part * p->n_workers) / (limits_now() - t);
+        for (uint32_t i = 0; i < p->n_workers; i++) limits_sink = limits_sink ^ job.sum[i];
+    }
+    return limits_median(rate, PASSES);
 }
 
 /* Processor seconds that all other processes have used; the difference over some time says how busy they were. */
