@@ -8,9 +8,10 @@
    layer's tier and compute resolve to, the bandwidth that of plain reading, both on as many threads, measured in turn
    with the layer (peak, bandwidth, layer, peak, ...): on a machine whose speed wanders, only neighbours compare.
    bytes: of the distinct experts that the call's tokens chose, with their scales, of the shared experts and of the
-   router. The router runs in every timed call. Calls go round layers with more than 1.6 GB of expert weights together,
-   so that few tokens read memory and not a cache. Weights: 64 random rows repeated over all experts (distinct memory,
-   not distinct values); tokens and router are those of the other benchmarks of such layers, by the same formula. */
+   router. The router runs in every timed call. Calls go round layers with more than 1.6 GB of expert weights
+   together, so that few tokens read memory and not a cache. Weights: 64 random rows repeated over all experts
+   (distinct memory, not distinct values); tokens and router are those of the other benchmarks of such layers, by the
+   same formula. */
 #define _GNU_SOURCE
 #define MOE_IMPLEMENTATION
 #include "moe.h"
@@ -21,28 +22,42 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#define COLD_BYTES 1.6e9   /* expert weights in rotation */
-#define MEMORY_BYTES 5.5e9 /* the most that the weights may take: beyond, a layer gets fewer experts */
-#define READ_BYTES ((size_t)256 << 20)
-#define MAX_OTHERS 0.2 /* cores taken by other processes: beyond, a row is no measurement */
+#define COLD_BYTES      1.6e9  /* expert weights in rotation */
+#define MEMORY_BYTES    5.65e9 /* the most that the weights may take: beyond, a layer gets fewer experts */
+#define READ_BYTES      ((size_t)768 << 20)
+#define PASS_BYTES      ((size_t)32 << 20)
+#define MAX_OTHERS      0.2 /* cores taken by other processes: beyond, a row is no measurement */
 #define MAX_ROW_SECONDS 30.0
-enum { MAX_LIST = 32, MAX_CALLS = 4096, MIN_ROUNDS = 5, MAX_ROUNDS = 40, TILE_ROWS = 64, MAX_THREADS = 64 };
+#define SPIN_US         2000u /* the workers stay awake from one call to the next */
+enum {
+    MAX_LIST = 32,
+    MAX_CALLS = 4096,
+    MIN_ROUNDS = 5,
+    MAX_ROUNDS = 40,
+    TILE_ROWS = 64,
+    MAX_THREADS = 64,
+    MAX_LAYERS = 2048
+};
 enum { SEED_ROUTER = 1, SEED_GATE, SEED_UP, SEED_DOWN, SEED_OTHER, SEED_TOKENS = 1000 };
 
 #define DIE(...) (fprintf(stderr, "bench_layer: " __VA_ARGS__), fputc('\n', stderr), exit(1))
 
-/* ---- shapes and formats ---------------------------------------------------------------------------------------- */
+/* ---- shapes and formats ---------------------------------------------------------------------------------- */
 
 typedef struct shape {
     const char *name, *family; /* of moe_preset */
     uint32_t d, ff, n_experts, k, shared_ff, biases;
-    char label[64];            /* name, and the number of experts if memory holds fewer */
+    char label[64]; /* name, and the number of experts if memory holds fewer */
 } shape;
 static const shape shapes[] = {
-    {"mixtral", "mixtral", 4096, 14336, 8, 2, 0, 0, ""},       {"qwen3-30b", "qwen3_moe", 2048, 768, 128, 8, 0, 0, ""},
-    {"gpt-oss-20b", "gpt_oss", 2880, 2880, 32, 4, 0, 1, ""},   {"deepseek-v3", "deepseek_v3", 7168, 2048, 256, 8, 2048, 0, ""},
-    {"llama4-scout", "llama4", 5120, 8192, 16, 1, 8192, 0, ""}, {"olmoe", "olmoe", 2048, 1024, 64, 8, 0, 0, ""},
-    {"qwen3-next", "qwen3_next", 2048, 512, 512, 10, 512, 0, ""}, {"granite-1b", "granitemoe", 1024, 512, 32, 8, 0, 0, ""},
+    {"mixtral", "mixtral", 4096, 14336, 8, 2, 0, 0, ""},
+    {"qwen3-30b", "qwen3_moe", 2048, 768, 128, 8, 0, 0, ""},
+    {"gpt-oss-20b", "gpt_oss", 2880, 2880, 32, 4, 0, 1, ""},
+    {"deepseek-v3", "deepseek_v3", 7168, 2048, 256, 8, 2048, 0, ""},
+    {"llama4-scout", "llama4", 5120, 8192, 16, 1, 8192, 0, ""},
+    {"olmoe", "olmoe", 2048, 1024, 64, 8, 0, 0, ""},
+    {"qwen3-next", "qwen3_next", 2048, 512, 512, 10, 512, 0, ""},
+    {"granite-1b", "granitemoe", 1024, 512, 32, 8, 0, 0, ""},
 };
 static const shape check_shape = {"check", "mixtral", 512, 768, 8, 2, 0, 0, "check"};
 
@@ -52,10 +67,9 @@ typedef struct format_info {
     uint32_t format, elements, bytes, grid_rows, grid_cols;
     const char *name;
 } format_info;
-static const format_info formats[MOE_FORMAT_COUNT] = {
-    {0, 1, 0, 0, 0, "none"},
+static const format_info formats[MOE_FORMAT_COUNT] = {{0, 1, 0, 0, 0, "none"},
 #define MOE_X(id, name, n, bytes, rows, cols) {MOE_FORMAT_##id, n, bytes, rows, cols, name},
-    MOE_FORMATS(MOE_X)
+                                                      MOE_FORMATS(MOE_X)
 #undef MOE_X
 };
 typedef struct scale_info {
@@ -64,13 +78,20 @@ typedef struct scale_info {
     uint32_t apart; /* moe_type of the scales' own tensor */
 } scale_info;
 static const scale_info scales[MOE_FORMAT_COUNT] = {
-    [MOE_FORMAT_Q8_0] = {0, -1, 0, 74, 0},        [MOE_FORMAT_Q4_0] = {0, -1, 0, 4.6, 0},
-    [MOE_FORMAT_Q4_1] = {0, 2, -7.5, 4.6, 0},     [MOE_FORMAT_Q5_0] = {0, -1, 0, 9.2, 0},
-    [MOE_FORMAT_Q5_1] = {0, 2, -15.5, 9.2, 0},    [MOE_FORMAT_Q2_K] = {80, 82, 1.5, 14, 0},
-    [MOE_FORMAT_Q3_K] = {108, -1, 0, 42, 0},      [MOE_FORMAT_Q4_K] = {0, 2, 7.5, 260, 0},
-    [MOE_FORMAT_Q5_K] = {0, 2, 15.5, 530, 0},     [MOE_FORMAT_Q6_K] = {208, -1, 0, 1370, 0},
-    [MOE_FORMAT_IQ4_NL] = {0, -1, 0, 70, 0},      [MOE_FORMAT_IQ4_XS] = {0, -1, 0, 1300, 0},
-    [MOE_FORMAT_MXFP4] = {-1, -1, 0, 2.9, 0},     [MOE_FORMAT_NVFP4] = {-1, -1, 0, 2.9, 0},
+    [MOE_FORMAT_Q8_0] = {0, -1, 0, 74, 0},
+    [MOE_FORMAT_Q4_0] = {0, -1, 0, 4.6, 0},
+    [MOE_FORMAT_Q4_1] = {0, 2, -7.5, 4.6, 0},
+    [MOE_FORMAT_Q5_0] = {0, -1, 0, 9.2, 0},
+    [MOE_FORMAT_Q5_1] = {0, 2, -15.5, 9.2, 0},
+    [MOE_FORMAT_Q2_K] = {80, 82, 1.5, 14, 0},
+    [MOE_FORMAT_Q3_K] = {108, -1, 0, 42, 0},
+    [MOE_FORMAT_Q4_K] = {0, 2, 7.5, 260, 0},
+    [MOE_FORMAT_Q5_K] = {0, 2, 15.5, 530, 0},
+    [MOE_FORMAT_Q6_K] = {208, -1, 0, 1370, 0},
+    [MOE_FORMAT_IQ4_NL] = {0, -1, 0, 70, 0},
+    [MOE_FORMAT_IQ4_XS] = {0, -1, 0, 1300, 0},
+    [MOE_FORMAT_MXFP4] = {-1, -1, 0, 2.9, 0},
+    [MOE_FORMAT_NVFP4] = {-1, -1, 0, 2.9, 0},
     [MOE_FORMAT_MXFP4_HF] = {-1, -1, 0, 2.9, MOE_TYPE_E8M0},
     [MOE_FORMAT_NVFP4_HF] = {-1, -1, 0, 2.9, MOE_TYPE_E4M3},
     [MOE_FORMAT_MXFP8] = {-1, -1, 0, 107, MOE_TYPE_E8M0},
@@ -80,12 +101,13 @@ static const scale_info scales[MOE_FORMAT_COUNT] = {
     [MOE_FORMAT_INT4_GROUP] = {-1, -1, 0, 4.6, MOE_TYPE_BF16},
 };
 
-/* ---- options ---------------------------------------------------------------------------------------------------- */
+/* ---- options --------------------------------------------------------------------------------------------- */
 
 typedef enum output { OUTPUT_TABLE, OUTPUT_CSV, OUTPUT_JSON, OUTPUT_PEER } output;
 typedef struct options {
     shape shapes[MAX_LIST];
-    uint32_t formats[MAX_LIST], computes[MAX_LIST], tiers[MAX_LIST], tokens[MAX_LIST], threads[MAX_LIST], skewed[MAX_LIST];
+    uint32_t formats[MAX_LIST], computes[MAX_LIST], tiers[MAX_LIST], tokens[MAX_LIST], threads[MAX_LIST],
+        skewed[MAX_LIST];
     uint32_t n_shapes, n_formats, n_computes, n_tiers, n_tokens, n_threads, n_routings;
     double secs;
     output output;
@@ -94,7 +116,8 @@ typedef struct options {
 
 static const char *const usage =
     "bench_layer [options]; lists are separated by commas\n"
-    "  --shape NAMES|all|d,ff,E,k  mixtral qwen3-30b gpt-oss-20b deepseek-v3 llama4-scout olmoe qwen3-next granite-1b\n"
+    "  --shape NAMES|all|d,ff,E,k  mixtral qwen3-30b gpt-oss-20b deepseek-v3 llama4-scout olmoe qwen3-next "
+    "granite-1b\n"
     "  --format NAMES|all          bf16, q4_K, mxfp4_hf, ... (default: bf16,q8_0,q4_K)\n"
     "  --compute NAMES             default f32 bf16 q8\n"
     "  --tier NAMES                c avx2 avxvnni avx512 vnni avx512bf16 ... (default: the best)\n"
@@ -104,7 +127,8 @@ static const char *const usage =
     "  --secs S                    seconds of calls per row (default 0.5)\n"
     "  --plain                     softmax, SwiGLU, no biases or shared experts, the same router in all layers\n"
     "  --csv, --json               instead of the table with bars, dense equivalents and parts of the time\n"
-    "  --check                     errors against float64 on a small layer, one line per format and number of tokens\n"
+    "  --check                     errors against float64 on a small layer, one line per format and number of "
+    "tokens\n"
     "  --N LIST                    as --plain --csv --tokens LIST, without the header: one peer among others\n";
 
 static uint32_t add_item(uint32_t *list, uint32_t n, uint32_t value) {
@@ -116,7 +140,8 @@ static uint32_t add_item(uint32_t *list, uint32_t n, uint32_t value) {
 static uint32_t parse_number(const char *text, const char *what, uint32_t max) {
     char *end;
     unsigned long v = strtoul(text, &end, 10);
-    if (*text < '0' || *text > '9' || *end || !v || v > max) DIE("%s: '%s' is no number from 1 to %u", what, text, max);
+    if (*text < '0' || *text > '9' || *end || !v || v > max)
+        DIE("%s: '%s' is no number from 1 to %u", what, text, max);
     return (uint32_t)v;
 }
 
@@ -222,7 +247,7 @@ static void parse_option(options *o, const char *name, char *value) {
 static void parse_defaults(options *o) {
     static const uint32_t tokens[] = {1, 8, 64, 512};
     static const uint32_t usual[] = {MOE_FORMAT_BF16, MOE_FORMAT_Q8_0, MOE_FORMAT_Q4_K};
-    static const uint32_t peer[] = {MOE_FORMAT_BF16,   MOE_FORMAT_Q8_0,  MOE_FORMAT_Q4_0, MOE_FORMAT_Q4_K,
+    static const uint32_t peer[] = {MOE_FORMAT_BF16, MOE_FORMAT_Q8_0,   MOE_FORMAT_Q4_0, MOE_FORMAT_Q4_K,
                                     MOE_FORMAT_Q6_K, MOE_FORMAT_IQ4_NL, MOE_FORMAT_MXFP4};
     int many = o->output == OUTPUT_PEER || o->check;
     if (o->check) o->n_shapes = 0, add_shape(o, &check_shape), o->plain = 1;
@@ -257,7 +282,7 @@ static void parse(options *o, int argc, char **argv) {
     parse_defaults(o);
 }
 
-/* ---- random numbers and memory ------------------------------------------------------------------------------------ */
+/* ---- random numbers and memory --------------------------------------------------------------------------- */
 
 /* The i-th number of a stream, as the other benchmarks of such layers define it. */
 static uint64_t random_bits(uint64_t seed, uint64_t i) {
@@ -297,7 +322,7 @@ static void *arena_take(size_t bytes) {
     return at;
 }
 
-/* ---- weights -------------------------------------------------------------------------------------------------------- */
+/* ---- weights --------------------------------------------------------------------------------------------- */
 
 static size_t grid_values(uint32_t format, size_t rows, size_t k) { /* per expert */
     const format_info *f = &formats[format];
@@ -410,15 +435,15 @@ static moe_array make_bias(size_t n_experts, size_t n) { /* bf16 */
     return a;
 }
 
-/* ---- layers ----------------------------------------------------------------------------------------------------------- */
+/* ---- layers ---------------------------------------------------------------------------------------------- */
 
 typedef struct model {
     shape shape;
     uint32_t format, n_layers;
     int plain, skewed;
-    moe_desc *desc;     /* [n_layers] */
-    moe_layer *layer;   /* [n_layers] */
-    float *router_bias; /* [n_experts] */
+    moe_desc *desc;                    /* [n_layers] */
+    moe_layer *layer;                  /* [n_layers] */
+    float *router_bias;                /* [n_experts] */
     double expert_bytes, always_bytes; /* of one expert; of what every call reads */
 } model;
 
@@ -429,14 +454,17 @@ static double expert_bytes(const shape *s, uint32_t format, size_t ff) {
 /* Halves the experts until the layer fits into memory, and says so in the name. */
 static void limit_experts(shape *s, uint32_t format) {
     uint32_t all = s->n_experts;
-    while (expert_bytes(s, format, s->ff) * s->n_experts > MEMORY_BYTES && s->n_experts / 2 >= s->k) s->n_experts /= 2;
+    while (expert_bytes(s, format, s->ff) * s->n_experts > MEMORY_BYTES && s->n_experts / 2 >= s->k)
+        s->n_experts /= 2;
     if (s->n_experts == all) {
-        if (!strcmp(s->name, "custom")) snprintf(s->label, sizeof s->label, "d%u-ff%u-E%u-k%u", s->d, s->ff, all, s->k);
+        if (!strcmp(s->name, "custom"))
+            snprintf(s->label, sizeof s->label, "d%u-ff%u-E%u-k%u", s->d, s->ff, all, s->k);
         else snprintf(s->label, sizeof s->label, "%s", s->name);
         return;
     }
     snprintf(s->label, sizeof s->label, "%s:E%u", s->name, s->n_experts);
-    fprintf(stderr, "%s %s: %u of the %u experts, for lack of memory\n", s->name, formats[format].name, s->n_experts, all);
+    fprintf(stderr, "%s %s: %u of the %u experts, for lack of memory\n", s->name, formats[format].name, s->n_experts,
+            all);
 }
 
 static void describe_layer(pool *p, model *m, moe_desc *d, const float *common_router) {
@@ -478,6 +506,7 @@ static void model_make(model *m, pool *p, const shape *s, uint32_t format, int p
     s = &m->shape;
     m->expert_bytes = expert_bytes(s, format, s->ff);
     m->n_layers = (uint32_t)ceil(COLD_BYTES / (m->expert_bytes * s->n_experts));
+    if (m->n_layers > MAX_LAYERS) m->n_layers = MAX_LAYERS;
     if (!strcmp(s->name, "check")) m->n_layers = 1;
     if (!plain)
         m->always_bytes = 4.0 * s->n_experts * s->d + (s->shared_ff ? expert_bytes(s, format, s->shared_ff) : 0.0);
@@ -494,14 +523,17 @@ static void model_free(model *m) { free(m->desc), free(m->layer); }
 
 static uint32_t common_divisor(uint32_t a, uint32_t b) { return b ? common_divisor(b, a % b) : a; }
 
-/* Biases of the router that make the r-th busiest expert take a share of 1 / r of the tokens that the busiest takes, as
-   far as no expert can take more than all tokens: found by routing random logits and correcting. */
+/* Biases of the router that make the r-th busiest expert take a share of 1 / r of the tokens that the busiest takes,
+   as far as no expert can take more than all tokens: found by routing random logits and correcting. */
 static void skew(model *m) {
     enum { TOKENS = 1024, STEPS = 40 };
     const uint32_t n = m->shape.n_experts, k = m->shape.k;
-    float *logits = (float *)allocate((size_t)TOKENS * n * sizeof *logits), *w = (float *)allocate((size_t)TOKENS * k * sizeof *w);
+    float *random = (float *)allocate((size_t)TOKENS * n * sizeof *random),
+          *w = (float *)allocate((size_t)TOKENS * k * sizeof *w);
+    float *logits = (float *)allocate((size_t)TOKENS * n * sizeof *logits);
     int32_t *ids = (int32_t *)allocate((size_t)TOKENS * k * sizeof *ids);
-    double *load = (double *)allocate(n * sizeof *load), *want = (double *)allocate(n * sizeof *want), first = 0, sum = 0;
+    double *load = (double *)allocate(n * sizeof *load), *want = (double *)allocate(n * sizeof *want), first = 0,
+           sum = 0;
     uint32_t step = n / 2 + 1; /* the busy ones far apart: a step without a common divisor visits every expert */
     while (common_divisor(step, n) > 1) step++;
     for (double lo = 0, hi = n, i = 0; i < 60; i++) { /* the first's load, so that all sum up to k */
@@ -511,18 +543,19 @@ static void skew(model *m) {
         else hi = first;
     }
     for (uint32_t r = 0; r < n; r++) want[(uint64_t)r * step % n] = fmin(1.0, first / (r + 1));
+    for (size_t i = 0; i < (size_t)TOKENS * n; i++) { /* about normal, as a random router's */
+        double sum4 = 0;
+        for (uint64_t j = 0; j < 4; j++) sum4 += (double)random_value(SEED_OTHER, 4 * i + j);
+        random[i] = (float)(0.5 * sum4);
+    }
     for (int s = 0; s < STEPS; s++) {
-        for (size_t i = 0; i < (size_t)TOKENS * n; i++) {
-            double sum4 = 0;
-            for (uint64_t j = 0; j < 4; j++) sum4 += (double)random_value(SEED_OTHER, 4 * i + j);
-            logits[i] = (float)(0.5 * sum4) + m->router_bias[i % n];
-        }
+        for (size_t i = 0; i < (size_t)TOKENS * n; i++) logits[i] = random[i] + m->router_bias[i % n];
         if (moe_select(&m->desc[0], logits, TOKENS, NULL, ids, w, NULL)) DIE("moe_select failed");
         for (uint32_t e = 0; e < n; e++) load[e] = 0.25 / TOKENS;
         for (size_t i = 0; i < (size_t)TOKENS * k; i++) load[ids[i]] += 1.0 / TOKENS;
         for (uint32_t e = 0; e < n; e++) m->router_bias[e] += (float)(0.5 * log(want[e] / load[e]));
     }
-    free(logits), free(w), free(ids), free(load), free(want);
+    free(random), free(logits), free(w), free(ids), free(load), free(want);
 }
 
 /* 0 if the combination does not exist, with a line that says why. */
@@ -542,7 +575,7 @@ static int model_choose(model *m, uint32_t compute, uint32_t tier, int skewed) {
     return 1;
 }
 
-/* ---- what the machine can do -------------------------------------------------------------------------------------------- */
+/* ---- what the machine can do ----------------------------------------------------------------------------- */
 
 /* The peak loop of what a compute runs on. The c tier has none of its own: it is held against AVX2. */
 static limits_peak_id peak_of(const moe_layer *l, uint32_t compute) {
@@ -568,14 +601,22 @@ static double measure_peak(pool *p, limits_peak_id id) {
 
 static uint8_t *read_memory;
 static void read_task(void *arg, uint32_t i) { limits_read_part(arg, (int)i); }
+/* The median of passes about as long as a call of few tokens: where others interrupt, both suffer alike. The passes
+   go round a memory larger than caches are. */
 static double measure_read(pool *p) {
+    enum { PASSES = 8 };
+    static size_t at;
+    double rate[PASSES];
     limits_read_job job;
-    job.data = read_memory, job.part = READ_BYTES / p->n_workers / 4096 * 4096;
-    double t = limits_now();
-    pool_run(p, p->n_workers, read_task, &job);
-    t = limits_now() - t;
-    for (uint32_t i = 0; i < p->n_workers; i++) limits_sink = limits_sink ^ job.sum[i];
-    return (double)(job.part * p->n_workers) / t;
+    job.part = PASS_BYTES / p->n_workers / 4096 * 4096;
+    for (int pass = 0; pass < PASSES; pass++, at = (at + PASS_BYTES) % READ_BYTES) {
+        job.data = read_memory + at;
+        double t = limits_now();
+        pool_run(p, p->n_workers, read_task, &job);
+        rate[pass] = (double)(job.part * p->n_workers) / (limits_now() - t);
+        for (uint32_t i = 0; i < p->n_workers; i++) limits_sink = limits_sink ^ job.sum[i];
+    }
+    return limits_median(rate, PASSES);
 }
 
 /* Processor seconds that all other processes have used; the difference over some time says how busy they were. */
@@ -588,10 +629,11 @@ static double others_seconds(void) {
     fclose(f);
     getrusage(RUSAGE_SELF, &own);
     return (user + nice + system) / (double)sysconf(_SC_CLK_TCK) -
-           (double)(own.ru_utime.tv_sec + own.ru_stime.tv_sec) - 1e-6 * (double)(own.ru_utime.tv_usec + own.ru_stime.tv_usec);
+           (double)(own.ru_utime.tv_sec + own.ru_stime.tv_sec) -
+           1e-6 * (double)(own.ru_utime.tv_usec + own.ru_stime.tv_usec);
 }
 
-/* ---- one call ------------------------------------------------------------------------------------------------------------ */
+/* ---- one call -------------------------------------------------------------------------------------------- */
 
 typedef struct runner { /* buffers for calls of up to n tokens */
     moe_io io;
@@ -600,7 +642,7 @@ typedef struct runner { /* buffers for calls of up to n tokens */
     uint32_t d, k;
     float *x, *y;
     int32_t *ids;
-    uint8_t *seen;
+    uint32_t *load; /* [n_experts] slots */
 } runner;
 
 static void runner_make(runner *r, pool *p, const moe_layer *l, uint32_t n_tokens) {
@@ -610,7 +652,7 @@ static void runner_make(runner *r, pool *p, const moe_layer *l, uint32_t n_token
     r->x = (float *)allocate((size_t)n_tokens * d->d_model * sizeof *r->x);
     r->y = (float *)allocate((size_t)n_tokens * d->d_model * sizeof *r->y);
     r->ids = (int32_t *)allocate((size_t)n_tokens * d->top_k * sizeof *r->ids);
-    r->seen = (uint8_t *)allocate(d->n_experts);
+    r->load = (uint32_t *)allocate(d->n_experts * sizeof *r->load);
     r->io.x = r->x, r->io.y = r->y, r->io.x_type = r->io.y_type = MOE_TYPE_F32, r->io.n_tokens = n_tokens;
     r->io.ids_out = r->ids;
     r->io.n_tasks = p->n_workers, r->io.parallel = &r->parallel;
@@ -618,7 +660,7 @@ static void runner_make(runner *r, pool *p, const moe_layer *l, uint32_t n_token
     r->io.workspace = allocate(r->io.workspace_size);
     memset(r->io.workspace, 0, r->io.workspace_size);
 }
-static void runner_free(runner *r) { free(r->x), free(r->y), free(r->ids), free(r->seen), free(r->io.workspace); }
+static void runner_free(runner *r) { free(r->x), free(r->y), free(r->ids), free(r->load), free(r->io.workspace); }
 
 static void nothing(void *arg, uint32_t i) { (void)arg, (void)i; }
 
@@ -632,21 +674,28 @@ static double run_once(runner *r, const moe_layer *l, uint64_t it) {
     if (status) DIE("moe_forward: %s", moe_status_text(status));
     return t;
 }
-static uint32_t count_distinct(runner *r, uint32_t n_experts) {
+/* How many experts the call's tokens chose; *busiest: the most tokens that one got. */
+static uint32_t count_distinct(runner *r, uint32_t n_experts, uint32_t *busiest) {
     uint32_t n = 0;
-    memset(r->seen, 0, n_experts);
-    for (size_t i = 0; i < r->io.n_tokens * r->k; i++)
-        if (r->ids[i] >= 0 && (uint32_t)r->ids[i] < n_experts && !r->seen[r->ids[i]]) r->seen[r->ids[i]] = 1, n++;
+    memset(r->load, 0, n_experts * sizeof *r->load);
+    *busiest = 0;
+    for (size_t i = 0; i < r->io.n_tokens * r->k; i++) {
+        if (r->ids[i] < 0 || (uint32_t)r->ids[i] >= n_experts) continue;
+        uint32_t load = ++r->load[r->ids[i]];
+        n += load == 1;
+        if (load > *busiest) *busiest = load;
+    }
     return n;
 }
 
-/* ---- one row --------------------------------------------------------------------------------------------------------------- */
+/* ---- one row --------------------------------------------------------------------------------------------- */
 
 typedef struct row {
     uint32_t n_tokens, threads, reps;
     const char *tier;
     char compute[24];
     double ms, ms_min, gbps, gflops, distinct, others, roofline; /* roofline: % */
+    double busiest;                                              /* tokens of the busiest expert, % */
     double peak, read;                                           /* medians, GFLOP/s and GB/s */
     double parts[4]; /* % of one thread's time: routing and sorting; gate and up; down; of which combining */
     double dense_active, dense_total; /* ms; 0 = not measured */
@@ -666,7 +715,7 @@ static double median_of(double *v, size_t n) {
 typedef struct samples {
     uint32_t n, n_rounds;
     double seconds[MAX_CALLS], bytes[MAX_CALLS], distinct[MAX_CALLS];
-    uint32_t round[MAX_CALLS];
+    uint32_t round[MAX_CALLS], busiest[MAX_CALLS];
     double peak_up[MAX_ROUNDS + 1], peak_down[MAX_ROUNDS + 1], peak_router[MAX_ROUNDS + 1], read[MAX_ROUNDS + 1];
 } samples;
 
@@ -689,7 +738,7 @@ static void take_samples(samples *s, runner *r, const model *m, double secs) {
     while (s->n_rounds < MAX_ROUNDS && (total < secs || s->n_rounds < MIN_ROUNDS) && s->n < MAX_CALLS) {
         for (double spent = 0; (spent == 0 || spent + last / 2 < chunk) && s->n < MAX_CALLS; it++) {
             last = s->seconds[s->n] = run_once(r, &m->layer[it % m->n_layers], it);
-            s->distinct[s->n] = count_distinct(r, m->shape.n_experts);
+            s->distinct[s->n] = count_distinct(r, m->shape.n_experts, &s->busiest[s->n]);
             s->bytes[s->n] = s->distinct[s->n] * m->expert_bytes + m->always_bytes;
             s->round[s->n++] = s->n_rounds;
             spent += last, total += last;
@@ -703,7 +752,8 @@ static void take_samples(samples *s, runner *r, const model *m, double secs) {
 static double roofline_seconds(const samples *s, uint32_t i, const shape *sh, double n_tokens, int plain) {
     uint32_t a = s->round[i], b = a + 1;
     double up = 0.5 * (s->peak_up[a] + s->peak_up[b]), down = 0.5 * (s->peak_down[a] + s->peak_down[b]);
-    double router = 0.5 * (s->peak_router[a] + s->peak_router[b]), width = (double)sh->k * sh->ff + (plain ? 0 : sh->shared_ff);
+    double router = 0.5 * (s->peak_router[a] + s->peak_router[b]),
+           width = (double)sh->k * sh->ff + (plain ? 0 : sh->shared_ff);
     double memory = s->bytes[i] / (0.5 * (s->read[a] + s->read[b])), compute = 0;
     if (up > 0 && down > 0 && router > 0)
         compute = n_tokens * sh->d * (4.0 * width / up + 2.0 * width / down + 2.0 * sh->n_experts / router);
@@ -723,10 +773,12 @@ static void measure_row(row *out, pool *p, const model *m, uint32_t n_tokens, do
     take_samples(&s, &r, m, secs);
     out->others = fmax(0, (others_seconds() - others) / (limits_now() - begin));
     runner_free(&r);
-    out->n_tokens = n_tokens, out->threads = p->n_workers, out->reps = s.n, out->tier = moe_tier_name(moe_layer_tier(l));
+    out->n_tokens = n_tokens, out->threads = p->n_workers, out->reps = s.n,
+    out->tier = moe_tier_name(moe_layer_tier(l));
     snprintf(out->compute, sizeof out->compute, "%s%s%s", moe_compute_name(up), up == down ? "" : "+",
              up == down ? "" : moe_compute_name(down));
-    for (uint32_t i = 0; i < s.n; i++) out->distinct += s.distinct[i] / s.n;
+    for (uint32_t i = 0; i < s.n; i++)
+        out->distinct += s.distinct[i] / s.n, out->busiest += 100.0 * s.busiest[i] / s.n / n_tokens;
     for (uint32_t i = 0; i < s.n; i++) v[i] = s.distinct[i] * m->expert_bytes / s.seconds[i] * 1e-9;
     out->gbps = median_of(v, s.n);
     for (uint32_t i = 0; i < s.n; i++) v[i] = 100 * roofline_seconds(&s, i, sh, n_tokens, m->plain) / s.seconds[i];
@@ -737,19 +789,22 @@ static void measure_row(row *out, pool *p, const model *m, uint32_t n_tokens, do
     out->peak = 1e-9 * median_of(s.peak_up, s.n_rounds + 1), out->read = 1e-9 * median_of(s.read, s.n_rounds + 1);
 }
 
-/* ---- where the time goes ---------------------------------------------------------------------------------------------------- */
+/* ---- where the time goes --------------------------------------------------------------------------------- */
 
-/* Seconds of adding n_tokens * k rows of the experts' results to n_tokens sums, a slice at a time as the layer does. */
+/* Seconds of adding n_tokens * k rows of the experts' results to n_tokens sums, a slice at a time as the layer
+   does. */
 static double combine_seconds(const moe_layer *l, uint32_t n_tokens) {
     const moe_desc *d = &l->desc;
     size_t width = moei_min(moei_slice_rows(n_tokens), d->d_model), slots = (size_t)n_tokens * d->top_k;
-    float *sum = (float *)allocate(n_tokens * width * sizeof *sum), *out = (float *)allocate(64 * width * sizeof *out), best = 0;
+    float *sum = (float *)allocate(n_tokens * width * sizeof *sum),
+          *out = (float *)allocate(64 * width * sizeof *out), best = 0;
     random_fill(out, 64 * width, SEED_OTHER, 1.0f), random_fill(sum, n_tokens * width, SEED_OTHER, 1.0f);
     for (int repeat = 0; repeat < 3; repeat++) {
         double t = limits_now();
         for (size_t at = 0; at < d->d_model; at += width)
             for (size_t i = 0; i < slots; i++)
-                l->vec->axpy(sum + i % n_tokens * width, out + i % 64 * width, 0.1f, moei_min(width, d->d_model - at));
+                l->vec->axpy(sum + i % n_tokens * width, out + i % 64 * width, 0.1f,
+                             moei_min(width, d->d_model - at));
         t = limits_now() - t;
         if (!repeat || t < (double)best) best = (float)t;
     }
@@ -757,8 +812,8 @@ static double combine_seconds(const moe_layer *l, uint32_t n_tokens) {
     return (double)best;
 }
 
-/* Runs the phases one by one on one thread. The last two are gate and up, and down with the weighted sum (one block of
-   tokens, no latent space); what is before routes, sorts and prepares the tokens. */
+/* Runs the phases one by one on one thread. The last two are gate and up, and down with the weighted sum (one block
+   of tokens, no latent space); what is before routes, sorts and prepares the tokens. */
 static void measure_parts(row *out, const model *m) {
     double part[3][5], sum[3] = {0, 0, 0}, all = 0;
     uint32_t repeats = out->ms * out->threads > 1500 ? 1 : out->ms * out->threads > 300 ? 3 : 5;
@@ -782,14 +837,15 @@ static void measure_parts(row *out, const model *m) {
     runner_free(&r), pool_stop(&one);
 }
 
-/* ---- dense equivalents ------------------------------------------------------------------------------------------------------- */
+/* ---- dense equivalents ----------------------------------------------------------------------------------- */
 
-/* `n` neighbouring experts' memory read as one FFN n times as wide: rows of gate and up follow each other, rows of down
-   get longer. Which number is where does not matter, only how much there is. */
+/* `n` neighbouring experts' memory read as one FFN n times as wide: rows of gate and up follow each other, rows of
+   down get longer. Which number is where does not matter, only how much there is. */
 static void dense_matrix(moe_matrix *m, uint32_t first, size_t rows, size_t k) {
     m->data = (const uint8_t *)m->data + first * rows * moe_row_bytes(m->format, k);
     if (m->scale.data)
-        m->scale.data = (const uint8_t *)m->scale.data + first * grid_values(m->format, rows, k) * type_bytes(m->scale.type);
+        m->scale.data =
+            (const uint8_t *)m->scale.data + first * grid_values(m->format, rows, k) * type_bytes(m->scale.type);
     memset(&m->bias, 0, sizeof m->bias);
 }
 static int dense_layer(moe_layer *to, const model *m, uint32_t layer, uint32_t first, uint32_t n) {
@@ -829,15 +885,17 @@ static double dense_ms(pool *p, const model *m, uint32_t n_tokens, uint32_t n, d
 /* Beside a row: a dense FFN of the width that a token uses, and one of all experts' width. */
 static void measure_dense(row *out, pool *p, const model *m, double secs) {
     const shape *s = &m->shape;
-    double shared = m->plain ? 0.0 : (double)s->shared_ff / s->ff, active = s->k + shared, total = s->n_experts + shared;
+    double shared = m->plain ? 0.0 : (double)s->shared_ff / s->ff, active = s->k + shared,
+           total = s->n_experts + shared;
     uint32_t n = (uint32_t)fmin(active, s->n_experts);
     out->dense_active = dense_ms(p, m, out->n_tokens, n, secs / 2) * active / n;
     out->dense_total = out->dense_active * total / active;
     out->total_computed = out->dense_total > 1500 || total <= active;
-    if (!out->total_computed) out->dense_total = dense_ms(p, m, out->n_tokens, s->n_experts, secs / 2) * total / s->n_experts;
+    if (!out->total_computed)
+        out->dense_total = dense_ms(p, m, out->n_tokens, s->n_experts, secs / 2) * total / s->n_experts;
 }
 
-/* ---- what a layer costs where there is nothing to read -------------------------------------------------------------------- */
+/* ---- what a layer costs where there is nothing to read --------------------------------------------------- */
 
 /* Median microseconds of one token through a layer with as many experts, each of a few rows, all in the cache. */
 static double overhead_us(pool *p, const shape *s) {
@@ -861,63 +919,75 @@ static double overhead_us(pool *p, const shape *s) {
     return median_of(v, REPEATS);
 }
 
-/* ---- output ------------------------------------------------------------------------------------------------------------------ */
+/* ---- output ---------------------------------------------------------------------------------------------- */
 
 static int rows_printed;
 
 static void print_csv(const row *r, const model *m, output o) {
     if (!rows_printed++ && o == OUTPUT_CSV)
-        printf("peer,version,isa,shape,weight_format,N,threads,ms,GBps,GFLOPs,distinct,layers,reps,ms_min,others,compute,"
+        printf("peer,version,isa,shape,weight_format,N,threads,ms,GBps,GFLOPs,distinct,layers,reps,ms_min,others,"
+               "compute,"
                "roofline_pct\n");
-    printf("moe.h,%d.%d.%d,%s,%s,%s,%u,%u,%.4f,%.2f,%.1f,%.1f,%u,%u,%.4f,%.2f,%s,%.1f\n", MOE_VERSION_MAJOR, MOE_VERSION_MINOR,
-           MOE_VERSION_PATCH, r->tier, m->shape.label, formats[m->format].name, r->n_tokens, r->threads, r->ms, r->gbps, r->gflops,
-           r->distinct, m->n_layers, r->reps, r->ms_min, r->others, r->compute, r->roofline);
+    printf("moe.h,%d.%d.%d,%s,%s,%s,%u,%u,%.4f,%.2f,%.1f,%.1f,%u,%u,%.4f,%.2f,%s,%.1f\n", MOE_VERSION_MAJOR,
+           MOE_VERSION_MINOR, MOE_VERSION_PATCH, r->tier, m->shape.label, formats[m->format].name, r->n_tokens,
+           r->threads, r->ms, r->gbps, r->gflops, r->distinct, m->n_layers, r->reps, r->ms_min, r->others, r->compute,
+           r->roofline);
 }
 
 static void print_json(const row *r, const model *m) {
-    printf("%s\n {\"peer\": \"moe.h\", \"version\": \"%d.%d.%d\", \"isa\": \"%s\", \"shape\": \"%s\", \"weight_format\": \"%s\", "
-           "\"N\": %u, \"threads\": %u, \"ms\": %.4f, \"GBps\": %.2f, \"GFLOPs\": %.1f, \"distinct\": %.1f, \"layers\": %u, "
+    printf("%s\n {\"peer\": \"moe.h\", \"version\": \"%d.%d.%d\", \"isa\": \"%s\", \"shape\": \"%s\", "
+           "\"weight_format\": \"%s\", "
+           "\"N\": %u, \"threads\": %u, \"ms\": %.4f, \"GBps\": %.2f, \"GFLOPs\": %.1f, \"distinct\": %.1f, "
+           "\"layers\": %u, "
            "\"reps\": %u, \"ms_min\": %.4f, \"others\": %.2f, \"compute\": \"%s\", \"roofline_pct\": %.1f,\n",
-           rows_printed++ ? "," : "[", MOE_VERSION_MAJOR, MOE_VERSION_MINOR, MOE_VERSION_PATCH, r->tier, m->shape.label,
-           formats[m->format].name, r->n_tokens, r->threads, r->ms, r->gbps, r->gflops, r->distinct, m->n_layers, r->reps,
-           r->ms_min, r->others, r->compute, r->roofline);
-    printf("  \"routing\": \"%s\", \"n_experts\": %u, \"peak_GFLOPs\": %.1f, \"read_GBps\": %.2f, \"route_pct\": %.2f, "
-           "\"up_pct\": %.2f, \"down_pct\": %.2f, \"combine_pct\": %.2f, \"dense_active_ms\": %.4f, \"dense_total_ms\": %.4f, "
+           rows_printed++ ? "," : "[", MOE_VERSION_MAJOR, MOE_VERSION_MINOR, MOE_VERSION_PATCH, r->tier,
+           m->shape.label, formats[m->format].name, r->n_tokens, r->threads, r->ms, r->gbps, r->gflops, r->distinct,
+           m->n_layers, r->reps, r->ms_min, r->others, r->compute, r->roofline);
+    printf("  \"routing\": \"%s\", \"n_experts\": %u, \"busiest_pct\": %.1f, \"peak_GFLOPs\": %.1f, \"read_GBps\": "
+           "%.2f, \"route_pct\": %.2f, "
+           "\"up_pct\": %.2f, \"down_pct\": %.2f, \"combine_pct\": %.2f, \"dense_active_ms\": %.4f, "
+           "\"dense_total_ms\": %.4f, "
            "\"dense_total_computed\": %s}",
-           m->skewed ? "skewed" : "uniform", m->shape.n_experts, r->peak, r->read, r->parts[0], r->parts[1],
-           r->parts[2] - r->parts[3], r->parts[3], r->dense_active, r->dense_total, r->total_computed ? "true" : "false");
+           m->skewed ? "skewed" : "uniform", m->shape.n_experts, r->busiest, r->peak, r->read, r->parts[0],
+           r->parts[1], r->parts[2] - r->parts[3], r->parts[3], r->dense_active, r->dense_total,
+           r->total_computed ? "true" : "false");
 }
 
 static void print_heading(const model *m) {
     const shape *s = &m->shape;
-    printf("\n%s: d %u, ff %u, %u experts, %u a token%s; %s weights, %s routing, %u layer%s in turn (%.1f GB)\n", s->label, s->d,
-           s->ff, s->n_experts, s->k, s->shared_ff && !m->plain ? " and a shared one" : "", formats[m->format].name,
-           m->skewed ? "skewed" : "uniform", m->n_layers, m->n_layers > 1 ? "s" : "",
+    printf("\n%s: d %u, ff %u, %u experts, %u a token%s; %s weights, %s routing, %u layer%s in turn (%.1f GB)\n",
+           s->label, s->d, s->ff, s->n_experts, s->k, s->shared_ff && !m->plain ? " and a shared one" : "",
+           formats[m->format].name, m->skewed ? "skewed" : "uniform", m->n_layers, m->n_layers > 1 ? "s" : "",
            m->expert_bytes * s->n_experts * m->n_layers * 1e-9);
-    printf("%-16s %5s %3s %9s %9s %6s %7s %6s  %-21s|%6s %5s %5s %5s |%10s %10s\n", "tier compute", "N", "thr", "ms", "least", "GB/s",
-           "GFLOP/s", "expert", "roofline %", "route", "up", "down", "comb", "dense actv", "dense all");
+    printf("%-16s %5s %3s %9s %9s %6s %7s %6s  %-21s|%6s %5s %5s %5s |%10s %10s\n", "tier compute", "N", "thr", "ms",
+           "least", "GB/s", "GFLOP/s", "expert", "roofline %", "route", "up", "down", "comb", "dense actv",
+           "dense all");
 }
 
 static void print_row(const row *r) {
     char bar[13], name[40];
     int n = (int)(r->roofline * 0.12 + 0.5);
-    for (int i = 0; i < 12; i++) bar[i] = i < n ? '#' : '.';
+    for (int i = 0; i < 12; i++) bar[i] = i < n ? '#' : '-';
     bar[12] = 0;
     snprintf(name, sizeof name, "%s %s", r->tier, r->compute);
-    printf("%-16s %5u %3u %9.3f %9.3f %6.1f %7.1f %6.1f  %5.1f %s%s|%6.2f %5.1f %5.1f %5.2f |%10.3f%s%10.3f%s\n", name, r->n_tokens,
-           r->threads, r->ms, r->ms_min, r->gbps, r->gflops, r->distinct, r->roofline, bar, r->others > MAX_OTHERS ? " ! " : "   ",
-           r->parts[0], r->parts[1], r->parts[2] - r->parts[3], r->parts[3], r->dense_active, r->total_computed ? "~" : " ",
-           r->dense_total, r->others > MAX_OTHERS ? " !" : "");
+    printf("%-16s %5u %3u %9.3f %9.3f %6.1f %7.1f %6.1f  %5.1f %s%s|%6.2f %5.1f %5.1f %5.2f |%10.3f%s%10.3f%s\n",
+           name, r->n_tokens, r->threads, r->ms, r->ms_min, r->gbps, r->gflops, r->distinct, r->roofline, bar,
+           r->others > MAX_OTHERS ? " ! " : "   ", r->parts[0], r->parts[1], r->parts[2] - r->parts[3], r->parts[3],
+           r->dense_active, r->total_computed ? "~" : " ", r->dense_total, r->others > MAX_OTHERS ? " !" : "");
 }
 
 static void print_legend(void) {
-    printf("\nroofline: 100 * max(operations / peak, bytes / read bandwidth) / time. route, up, down, comb: %% of the time of one\n"
-           "thread in routing, sorting and preparing tokens; gate, up and activation; down; adding up the weighted rows (timed\n"
-           "apart, in the cache). dense: ms of an FFN as wide as a token's experts, and as all experts (~: computed from the\n"
-           "first, too long to run). !: other processes took more than %.1f cores: no measurement.\n", MAX_OTHERS);
+    printf("\nroofline: 100 * max(operations / peak, bytes / read bandwidth) / time. route, up, down, comb: %% of "
+           "the time of one\n"
+           "thread in routing, sorting and preparing tokens; gate, up and activation; down; adding up the weighted "
+           "rows (timed\n"
+           "apart, in the cache). dense: ms of an FFN as wide as a token's experts, and as all experts (~: computed "
+           "from the\n"
+           "first, too long to run). !: other processes took more than %.1f cores: no measurement.\n",
+           MAX_OTHERS);
 }
 
-/* ---- errors against float64 --------------------------------------------------------------------------------------------------- */
+/* ---- errors against float64 ------------------------------------------------------------------------------ */
 
 typedef struct reference {
     const model *m;
@@ -952,7 +1022,8 @@ static void reference_token(const reference *r, uint32_t t) {
             double g = dot64(r->w[0] + at, x, s->d);
             h[i] = g / (1 + exp(-g)) * dot64(r->w[1] + at, x, s->d);
         }
-        for (size_t i = 0; i < s->d; i++) y[i] += p[e] / sum * dot64(r->w[2] + ((size_t)e * s->d + i) * s->ff, h, s->ff);
+        for (size_t i = 0; i < s->d; i++)
+            y[i] += p[e] / sum * dot64(r->w[2] + ((size_t)e * s->d + i) * s->ff, h, s->ff);
     }
 }
 static void reference_task(void *arg, uint32_t i) {
@@ -960,8 +1031,8 @@ static void reference_task(void *arg, uint32_t i) {
     for (uint32_t t = i; t < r->n_tokens; t += r->n_tasks) reference_token(r, t);
 }
 
-/* Greatest error over greatest value, and error over value as lengths; tokens that were routed otherwise (30 % off) are
-   counted, not compared. */
+/* Greatest error over greatest value, and error over value as lengths; tokens that were routed otherwise (30 % off)
+   are counted, not compared. */
 static void compare(const reference *r, const float *y, double *max_rel, double *l2_rel, uint32_t *rerouted) {
     double worst = 0, most = 0, e2 = 0, y2 = 0;
     const size_t d = r->m->shape.d;
@@ -984,12 +1055,18 @@ static void check_model(const model *m, pool *p) {
     const moe_matrix *w[3] = {&m->desc[0].gate, &m->desc[0].up, &m->desc[0].down};
     const size_t n = (size_t)s->n_experts * s->ff * s->d;
     float *weights = (float *)allocate(3 * n * sizeof *weights), first[3 * 512];
-    reference ref = {m, {weights, weights + n, weights + 2 * n}, (const float *)m->desc[0].router.weight.data, NULL, NULL, 0,
+    reference ref = {m,
+                     {weights, weights + n, weights + 2 * n},
+                     (const float *)m->desc[0].router.weight.data,
+                     NULL,
+                     NULL,
+                     0,
                      p->n_workers};
     for (uint32_t e = 0; e < s->n_experts; e++)
         for (int i = 0; i < 3; i++) {
             size_t rows = i == 2 ? s->d : s->ff, k = i == 2 ? s->ff : s->d;
-            if (moe_dequantize(w[i], e, s->n_experts, rows, k, 0, rows, weights + (size_t)i * n + e * rows * k)) DIE("moe_dequantize failed");
+            if (moe_dequantize(w[i], e, s->n_experts, rows, k, 0, rows, weights + (size_t)i * n + e * rows * k))
+                DIE("moe_dequantize failed");
         }
     for (int i = 0; i < 3; i++) {
         runner r;
@@ -1000,20 +1077,33 @@ static void check_model(const model *m, pool *p) {
         ref.x = r.x, ref.n_tokens = tokens[i], ref.y = (double *)allocate((size_t)tokens[i] * s->d * sizeof *ref.y);
         pool_run(p, ref.n_tasks, reference_task, &ref);
         compare(&ref, r.y, &max_rel, &l2_rel, &rerouted);
-        printf("check,moe.h,%s,N=%u,max_rel=%.2e,l2_rel=%.2e,rerouted=%u", formats[m->format].name, tokens[i], max_rel, l2_rel, rerouted);
+        printf("check,moe.h,%s,N=%u,max_rel=%.2e,l2_rel=%.2e,rerouted=%u", formats[m->format].name, tokens[i],
+               max_rel, l2_rel, rerouted);
         if (i) printf(",same_bits_as_small_batch=%s", memcmp(first, r.y, sizeof first) ? "no" : "yes");
         else memcpy(first, r.y, sizeof first);
-        printf(",compute=%s,isa=%s\n", moe_compute_name(moe_layer_compute(&m->layer[0], MOE_UP)), moe_tier_name(moe_layer_tier(&m->layer[0])));
+        printf(",compute=%s,isa=%s\n", moe_compute_name(moe_layer_compute(&m->layer[0], MOE_UP)),
+               moe_tier_name(moe_layer_tier(&m->layer[0])));
         runner_free(&r), free(ref.y);
     }
     free(weights);
 }
 
-/* ---- all rows ------------------------------------------------------------------------------------------------------------------ */
+/* ---- all rows -------------------------------------------------------------------------------------------- */
 
-static void open_pool(pool *p, uint32_t n) {
-    pool_options o = {2000, 1}; /* workers stay awake from one call to the next */
+#ifdef CPU_SET
+static cpu_set_t all_processors; /* that this process may use */
+#endif
+
+/* A pool of pinned workers, the caller being the first. Threads inherit the processors of the one that starts them,
+   and the pool chooses among the caller's: so the caller may use all of them until the workers are there. */
+static void open_pool(pool *p, uint32_t n, uint32_t spin_us) {
+    pool_options o = {spin_us, 1};
+#ifdef CPU_SET
+    if (!CPU_COUNT(&all_processors)) sched_getaffinity(0, sizeof all_processors, &all_processors);
+    sched_setaffinity(0, sizeof all_processors, &all_processors);
+#endif
     if (pool_start(p, n, &o) != n) DIE("can't start %u threads", n);
+    pool_pin(pthread_self(), 0);
 }
 
 static void bench_model(const options *o, const model *m) {
@@ -1022,9 +1112,9 @@ static void bench_model(const options *o, const model *m) {
         for (uint32_t j = 0; j < o->n_tokens; j++) {
             row r;
             pool p;
-            fprintf(stderr, "  %s %s: %u token%s, %u thread%s ...\n", m->shape.label, formats[m->format].name, o->tokens[j],
-                    o->tokens[j] > 1 ? "s" : "", o->threads[i], o->threads[i] > 1 ? "s" : "");
-            open_pool(&p, o->threads[i]);
+            fprintf(stderr, "  %s %s: %u token%s, %u thread%s ...\n", m->shape.label, formats[m->format].name,
+                    o->tokens[j], o->tokens[j] > 1 ? "s" : "", o->threads[i], o->threads[i] > 1 ? "s" : "");
+            open_pool(&p, o->threads[i], SPIN_US);
             measure_row(&r, &p, m, o->tokens[j], o->secs);
             if (o->output == OUTPUT_TABLE || o->output == OUTPUT_JSON) {
                 measure_parts(&r, m);
@@ -1039,11 +1129,12 @@ static void bench_model(const options *o, const model *m) {
 }
 
 static void bench_shape(const options *o, pool *all, const shape *s) {
+    int before = rows_printed;
     for (uint32_t f = 0; f < o->n_formats; f++) {
         model m;
         if (!moe_row_bytes(o->formats[f], s->d) || !moe_row_bytes(o->formats[f], s->ff)) {
-            fprintf(stderr, "%s %s: left out: %u or %u is no multiple of %u\n", s->name, formats[o->formats[f]].name, s->d, s->ff,
-                    formats[o->formats[f]].elements);
+            fprintf(stderr, "%s %s: left out: %u or %u is no multiple of %u\n", s->name, formats[o->formats[f]].name,
+                    s->d, s->ff, formats[o->formats[f]].elements);
             continue;
         }
         model_make(&m, all, s, o->formats[f], o->plain);
@@ -1056,12 +1147,13 @@ static void bench_shape(const options *o, pool *all, const shape *s) {
                 }
         model_free(&m);
     }
-    if (o->output != OUTPUT_TABLE || o->check) return;
+    if (o->output != OUTPUT_TABLE || o->check || rows_printed == before) return;
     for (uint32_t i = 0; i < o->n_threads; i++) {
         pool p;
-        open_pool(&p, o->threads[i]);
-        printf("%s: %.1f us for one token where there is next to nothing to read (%u experts of 64 x 32, %u thread%s)\n", s->name,
-               overhead_us(&p, s), s->n_experts, o->threads[i], o->threads[i] > 1 ? "s" : "");
+        open_pool(&p, o->threads[i], SPIN_US);
+        printf(
+            "%s: %.1f us for one token where there is next to nothing to read (%u experts of 64 x 32, %u thread%s)\n",
+            s->name, overhead_us(&p, s), s->n_experts, o->threads[i], o->threads[i] > 1 ? "s" : "");
         pool_stop(&p);
     }
 }
@@ -1073,9 +1165,7 @@ int main(int argc, char **argv) {
     parse(&o, argc, argv);
     for (uint32_t i = 0; i < o.n_threads; i++)
         if (o.threads[i] > most) most = o.threads[i];
-    pool_pin(pthread_self(), 0);
-    pool_options sleepy = {UINT32_MAX, 1}; /* it only fills memory: no spinning beside the measurements */
-    if (pool_start(&all, most, &sleepy) != most) DIE("can't start %u threads", most);
+    open_pool(&all, most, UINT32_MAX); /* it only fills memory: no spinning beside the measurements */
     arena_open();
     read_memory = (uint8_t *)limits_memory(READ_BYTES);
     if (!read_memory) DIE("can't map memory to read");
