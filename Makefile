@@ -1,7 +1,7 @@
 # moe.h: make (examples, benches, tests), make run, make test need a C11 compiler and make; make check needs more and says what.
 CC       ?= cc
 CXX      ?= c++
-CFLAGS   ?= -O2 -g
+CFLAGS   ?= -O2
 WARNINGS = -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wstrict-prototypes -Wundef -Wdouble-promotion
 PREFIX   ?= /usr/local
 BUILD    ?= build
@@ -21,12 +21,20 @@ examples: $(EXAMPLES)
 
 $(BUILD):
 	@mkdir -p $@
-$(BUILD)/%: examples/%.c $(HEADERS) | $(BUILD)
-	$(COMPILE) $< -o $@ $(LIBS)
-$(BUILD)/%: bench/%.c $(HEADERS) | $(BUILD)
-	$(COMPILE) $< -o $@ $(LIBS)
-$(BUILD)/test_%: tests/test_%.c $(HEADERS) $(wildcard examples/*.c) | $(BUILD)
-	$(COMPILE) $< -o $@ $(LIBS)
+
+# The implementation takes a while to compile, so it is compiled once: MOEI_ONCE makes the programs that emit it (as a user's one file
+# would) leave it to moe.o. Tests that look inside compile it themselves, with less optimisation.
+INSIDE   := $(patsubst tests/%.c,$(BUILD)/%,$(shell grep -l 'moei_\|random_layer.h' tests/test_*.c))
+$(BUILD)/moe.o: moe.h | $(BUILD)
+	$(CC) -std=c11 $(CFLAGS) $(WARNINGS) -DMOE_IMPLEMENTATION -x c -c moe.h -o $@
+$(BUILD)/%: examples/%.c $(HEADERS) $(BUILD)/moe.o
+	$(COMPILE) -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
+$(BUILD)/%: bench/%.c $(HEADERS) $(BUILD)/moe.o
+	$(COMPILE) -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
+$(INSIDE): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c)
+	$(COMPILE) -O1 -g0 $< -o $@ $(LIBS)
+$(filter-out $(INSIDE),$(TESTS)): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c) $(BUILD)/moe.o
+	$(COMPILE) -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
 
 run: $(BUILD)/generate
 	$(BUILD)/generate

@@ -1310,7 +1310,7 @@ MOEI_UNUSED static moei_factor moei_row_scale(const moe_matrix *m, const moe_exp
 
 static moe_status moei_weights_error(moe_error *error, moe_status status, const char *field, uint64_t got,
                                      uint64_t want) {
-    if (error) error->status = status, error->field = field, error->got = got, error->want = want;
+    if (error) error->status = status, error->part = "", error->field = field, error->got = got, error->want = want;
     return status;
 }
 
@@ -1433,7 +1433,8 @@ static const char *moei_expert_bad(const moe_matrix *m, uint32_t expert, size_t 
 /* error.field: data, scale, zero or scale2; error.got: the first weight concerned, counted from expert 0's first.
    Absent experts are skipped. Scales of 0 are fine, divisors of 0 are not. */
 MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size_t rows, size_t k, moe_error *error) {
-    moe_status status = moei_check_matrix(matrix, n_experts, rows, k, error);
+    moe_status status = moei_weights_error(error, MOE_OK, "", 0, 0);
+    status = moei_check_matrix(matrix, n_experts, rows, k, error);
     for (uint32_t e = 0; !status && e < n_experts; e++) {
         uint64_t at = 0;
         const char *field = moei_expert_bad(matrix, e, rows, k, &at);
@@ -4486,8 +4487,8 @@ MOE_API uint32_t moe_compute_by_name(const char *name) {
 /* ---- counts: every matrix and vector of the desc, of the whole layer even if this process holds a part ---- */
 
 /* Bytes of one expert's grid; its default shape as moei_side_of has it. */
-static uint64_t moei_count_grid(const moe_grid *g, uint64_t rows, uint64_t k, uint32_t like_rows, uint32_t like_cols) {
-    uint64_t r = g->rows ? g->rows : like_rows, c = g->cols ? g->cols : like_cols;
+static uint64_t moei_count_grid(const moe_grid *g, uint64_t rows, uint64_t k, const uint32_t *like) {
+    uint64_t r = g->rows ? g->rows : like[0], c = g->cols ? g->cols : like[1];
     if (!g->type) return 0;
     r = r ? (rows + r - 1) / r : rows, c = c ? (k + c - 1) / c : 1;
     if (g->type == MOE_TYPE_U4X8) r = (r + 7) / 8; /* a word for eight rows */
@@ -4503,10 +4504,13 @@ static void moei_count_vector(moe_counts *c, const moe_array *a, uint64_t n, uin
 static void moei_count_matrix(moe_counts *c, const moe_matrix *m, uint64_t n, uint64_t used, uint64_t rows,
                               uint64_t k) {
     if (!m->format) return;
-    uint32_t r = moei_layouts[m->format].rows, cols = moei_layouts[m->format].cols;
+    uint32_t like[2];
+    like[0] = moei_layouts[m->format].rows, like[1] = moei_layouts[m->format].cols;
     uint64_t bytes = rows * moe_row_bytes(m->format, (size_t)k) + moei_type_bytes[m->scale2.type];
-    bytes += moei_count_grid(&m->scale, rows, k, r, cols);
-    bytes += moei_count_grid(&m->zero, rows, k, m->scale.rows ? m->scale.rows : r, m->scale.cols ? m->scale.cols : cols);
+    bytes += moei_count_grid(&m->scale, rows, k, like);
+    if (m->scale.rows) like[0] = m->scale.rows;
+    if (m->scale.cols) like[1] = m->scale.cols;
+    bytes += moei_count_grid(&m->zero, rows, k, like);
     c->params_total += n * rows * k, c->params_active += used * rows * k;
     c->bytes_total += n * bytes, c->bytes_active += used * bytes;
     c->flops_token += 2 * used * rows * k, c->flops_dense += 2 * n * rows * k;
@@ -4676,11 +4680,9 @@ static moe_status moei_check_array(const moe_array *a, size_t n_experts, size_t 
 }
 
 /* Checks a matrix and fills in its strides. */
-static moe_status moei_fix_matrix(moe_matrix *m, size_t n_experts, size_t rows, size_t k, const char *part, moe_error *e) {
+static moe_status moei_fix_strides(moe_matrix *m, size_t n_experts, size_t rows, size_t k, moe_error *e) {
     size_t extent, all;
-    moe_status status = moei_check_matrix(m, n_experts, rows, k, e);
-    if (e) e->part = part;
-    if (status) return status;
+    MOEI_TRY(moei_check_matrix(m, n_experts, rows, k, e));
     MOEI_TRY(moei_check_array(&m->scale2, n_experts, 1, 0, "scale2", e));
     MOEI_TRY(moei_check_array(&m->bias, n_experts, rows, 0, "bias", e));
     if (!m->row_stride) m->row_stride = m->k_stride ? moei_layouts[m->format].bytes : moe_row_bytes(m->format, k);
@@ -4688,8 +4690,12 @@ static moe_status moei_fix_matrix(moe_matrix *m, size_t n_experts, size_t rows, 
     if (!m->expert_stride) m->expert_stride = extent;
     if (!moei_mul(n_experts, m->expert_stride, &all) || !moei_add(all, m->offset, &all))
         return moei_fail(e, MOE_ERR_OVERFLOW, "expert_stride", m->expert_stride, 0);
-    if (e) e->part = "";
     return MOE_OK;
+}
+static moe_status moei_fix_matrix(moe_matrix *m, size_t n_experts, size_t rows, size_t k, const char *part, moe_error *e) {
+    moe_status status = moei_fix_strides(m, n_experts, rows, k, e);
+    if (e) e->part = status ? part : "";
+    return status;
 }
 
 static const moei_knob_range moei_layer_knobs[] = {
@@ -5329,13 +5335,23 @@ static void moei_select_block(const moei_plan *p, size_t block, uint32_t ith, ui
 
 /* ---- settle: the only place where data can be wrong; y was not touched yet ---- */
 
+static int moei_gap(const void *const *call, const void *const *own, uint32_t e) {
+    const void *const *list = call ? call : own;
+    return list && !list[e];
+}
 static int moei_absent(const moei_plan *p, uint32_t e) {
+    moe_experts none; /* the desc's own pointers */
     const moei_bank *b = &p->layer->routed;
-    const moe_experts *o = p->io->experts;
-    const moe_matrix *const m[3] = {&b->gate, &b->up, &b->down};
+    memset(&none, 0, sizeof none);
+    const moe_experts *o = p->io->experts ? p->io->experts : &none;
+    const moe_matrix *const all[3] = {&b->gate, &b->up, &b->down};
     for (int i = 0; i < 3; i++) {
-        const void *const *list = o && o->data[i] ? o->data[i] : m[i]->expert;
-        if (m[i]->format && list && !list[e]) return 1;
+        const moe_matrix *m = all[i];
+        if ((m->format && moei_gap(o->data[i], m->expert, e)) || (m->scale.type && moei_gap(o->scale[i], m->scale.expert, e)) ||
+            (m->zero.type && moei_gap(o->zero[i], m->zero.expert, e)) ||
+            (m->scale2.type && moei_gap(o->scale2[i], m->scale2.expert, e)) ||
+            (m->bias.type && moei_gap(o->bias[i], m->bias.expert, e)))
+            return 1;
     }
     return 0;
 }
@@ -6003,7 +6019,7 @@ static moe_status moei_run(const moe_layer *layer, const moe_io *io, const float
 MOE_API moe_status moe_forward(const moe_layer *layer, const moe_io *io) { return moei_run(layer, io, NULL, 0); }
 MOE_API moe_status moe_route(const moe_layer *layer, const moe_io *io) { return moei_run(layer, io, NULL, 1); }
 MOE_API moe_status moe_finish(const moe_layer *layer, const moe_io *io, const float *sums) {
-    if (!sums) return io ? moei_fail(io->error, MOE_ERR_NULL, "sums", 0, 0) : MOE_ERR_NULL;
+    if (!sums && io && io->n_tokens) return moei_fail(io->error, MOE_ERR_NULL, "sums", 0, 0);
     return moei_run(layer, io, sums, 0);
 }
 
