@@ -5056,7 +5056,8 @@ static size_t moei_bytes_for(const moei_plan *p, size_t block) {
     return q.used;
 }
 
-/* The largest block of tokens that fits; blocks are then made equal. 0 if not even one token does. */
+/* A large block of tokens that fits, where they do all blocks equal. Bytes don't quite grow with the block, because its slice of
+   rows shrinks in steps: smaller blocks may need more. 0 if not even one token fits. */
 static size_t moei_fit_block(const moei_plan *p, size_t bytes) {
     size_t lo = 0, hi = p->n_tokens;
     if (moei_bytes_for(p, hi) <= bytes) return hi;
@@ -5066,8 +5067,8 @@ static size_t moei_fit_block(const moei_plan *p, size_t bytes) {
         else hi = mid;
     }
     if (!lo) return 0;
-    size_t blocks = (p->n_tokens + lo - 1) / lo;
-    return (p->n_tokens + blocks - 1) / blocks;
+    size_t blocks = (p->n_tokens + lo - 1) / lo, even = (p->n_tokens + blocks - 1) / blocks;
+    return moei_bytes_for(p, even) <= bytes ? even : lo;
 }
 
 #define MOEI_SPARE 63 /* to align the workspace */
