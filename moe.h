@@ -963,7 +963,7 @@ static void moei_unpack_q3_k(const uint8_t *p, uint32_t j, moei_block *b) {
     const uint8_t *qs = p + 32 + 32 * (j >> 2), *sc = p + 96;
     moei_one_scale(b, moei_load_f16(p + 108));
     for (uint32_t h = 0; h < 2; h++) {
-        uint32_t s = 2 * j + h, low = s < 8 ? sc[s] & 15u : sc[s - 8] >> 4, high = sc[8 + s % 4] >> 2 * (s / 4) & 3u;
+        uint32_t s = 2 * j + h, low = s < 8 ? sc[s] & 15u : (uint32_t)sc[s - 8] >> 4, high = (uint32_t)sc[8 + s % 4] >> 2 * (s / 4) & 3u;
         b->scale[h] = (int16_t)((int)(low | high << 4) - 32);
     }
     for (uint32_t i = 0; i < 32; i++) b->q[i] = (int8_t)((qs[i] >> 2 * (j & 3) & 3) - (p[i] >> j & 1 ? 0 : 4));
@@ -998,7 +998,7 @@ static void moei_unpack_q6_k(const uint8_t *p, uint32_t j, moei_block *b) {
     }
 }
 static void moei_unpack_iq4_xs(const uint8_t *p, uint32_t j, moei_block *b) {
-    uint32_t low = p[4 + (j >> 1)] >> 4 * (j & 1) & 15u, high = (uint32_t)moei_load16(p + 2) >> 2 * j & 3u;
+    uint32_t low = (uint32_t)p[4 + (j >> 1)] >> 4 * (j & 1) & 15u, high = (uint32_t)moei_load16(p + 2) >> 2 * j & 3u;
     moei_one_scale(b, moei_load_f16(p));
     b->scale[0] = b->scale[1] = (int16_t)((int)(low | high << 4) - 32);
     moei_nibbles_table(b, p + 8 + 16 * j, moei_iq4);

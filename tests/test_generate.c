@@ -215,11 +215,11 @@ static void test_same_bits(const model *m, const uint8_t *valid) {
 
 /* ---- How well it predicts ------------------------------------------------------------------------------------ */
 
-static double nll(const model *m, const uint8_t *text, uint32_t n_windows, session *s) {
+static double nll(const model *m, const uint8_t *bytes, uint32_t n_windows, session *s) {
     double nats = HUGE_VAL;
-    size_t n;
+    size_t n = 0;
     must_start(s, m, 2);
-    check(!evaluate(s, text, n_windows * WINDOW + 1, NULL, &nats, &n), "evaluate", "%s", s->err);
+    check(!evaluate(s, bytes, n_windows * WINDOW + 1, NULL, &nats, &n), "evaluate", "%s", s->err);
     check(n == n_windows * WINDOW, "evaluate", "%zu predictions", n);
     return nats;
 }
