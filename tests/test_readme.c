@@ -1,0 +1,141 @@
+/* test_readme.c - what the manual shows is what examples/minimal.c is, and the examples do what they say
+
+   The example in moe.h's manual, and in README.md the C block below a line that names examples/minimal.c, must be
+   that file byte for byte. Then every example that has been built beside this program is run: they check themselves.
+   Runs in the root of the repository. */
+
+#ifndef _POSIX_C_SOURCE
+#define _POSIX_C_SOURCE 200809L
+#endif
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static int n_passed, n_failed, n_skipped;
+
+static void check(int ok, const char *name, const char *why) {
+    if (ok) n_passed++;
+    else n_failed++, printf("FAIL %s: %s\n", name, why);
+}
+
+/* ---- Text ----------------------------------------------------------------------------------------------------- */
+
+static char *read_text(const char *path) {
+    FILE *f = fopen(path, "rb");
+    char *text = NULL;
+    size_t n = 0, got = 1;
+    while (f && got) {
+        char *more = realloc(text, n + 65537);
+        if (!more) break;
+        text = more;
+        n += got = fread(text + n, 1, 65536, f);
+        text[n] = 0;
+    }
+    if (f) fclose(f);
+    return text;
+}
+
+static const char *next_line(const char *line) {
+    const char *end = strchr(line, '\n');
+    return end ? end + 1 : line + strlen(line);
+}
+
+/* Appends the lines from `line` on that begin with `indent` (or are before the line `fence`), without the indent. */
+static char *take_lines(const char *line, const char *indent, const char *fence) {
+    char *out = calloc(strlen(line) + 1, 1), *at = out;
+    for (; out && *line; line = next_line(line)) {
+        size_t n = (size_t)(next_line(line) - line), skip = strlen(indent);
+        if (strncmp(line, indent, skip) || (*fence && !strncmp(line, fence, strlen(fence)))) break;
+        memcpy(at, line + skip, n - skip);
+        at += n - skip;
+    }
+    return out;
+}
+
+/* The indented lines below the manual's heading. */
+static char *manual_example(const char *header) {
+    const char *heading = strstr(header, "A COMPLETE EXAMPLE (examples/minimal.c)");
+    return heading ? take_lines(next_line(heading), "      ", "") : NULL;
+}
+
+/* The first ```c block that begins at most three lines below a mention of examples/minimal.c. */
+static char *readme_example(const char *readme) {
+    for (const char *at = readme; (at = strstr(at, "examples/minimal.c")) != NULL; at++) {
+        const char *line = at;
+        for (int i = 0; i < 3; i++) {
+            line = next_line(line);
+            if (!strncmp(line, "```c\n", 5)) return take_lines(next_line(line), "", "```");
+        }
+    }
+    return NULL;
+}
+
+static void test_texts(void) {
+    char *header = read_text("moe.h"), *readme = read_text("README.md"), *minimal = read_text("examples/minimal.c");
+    char *in_manual = header ? manual_example(header) : NULL, *in_readme = readme ? readme_example(readme) : NULL;
+    check(minimal != NULL, "examples/minimal.c", "cannot be read");
+    check(in_manual && minimal && !strcmp(in_manual, minimal), "manual", "its example is not examples/minimal.c");
+    if (in_readme)
+        check(minimal && !strcmp(in_readme, minimal), "README.md", "its example is not examples/minimal.c");
+    else n_skipped++;
+    free(header), free(readme), free(minimal), free(in_manual), free(in_readme);
+}
+
+/* ---- Programs ------------------------------------------------------------------------------------------------- */
+
+/* Runs DIR/command and expects that exit status, and that text in what it prints. */
+static void run(const char *dir, const char *command, int status, const char *expected) {
+    char line[512], out[65536];
+    size_t n = 0, got = 1, name = strcspn(command, " ");
+    snprintf(line, sizeof line, "%s/%.*s", dir, (int)name, command);
+    if (access(line, X_OK)) {
+        n_skipped++;
+        return;
+    }
+    snprintf(line, sizeof line, "%s/%s 2>&1", dir, command);
+    FILE *pipe = popen(line, "r");
+    while (pipe && got && n + 1 < sizeof out) n += got = fread(out + n, 1, sizeof out - 1 - n, pipe);
+    out[n] = 0;
+    int ended = pipe ? pclose(pipe) : -1;
+    check(ended != -1 && WIFEXITED(ended) && WEXITSTATUS(ended) == status, command, "ends with another status");
+    if (strstr(out, expected)) n_passed++;
+    else n_failed++, printf("FAIL %s: \"%s\" is not in its output:\n%s", command, expected, out);
+}
+
+static void test_programs(const char *dir) {
+    run(dir, "minimal", 0, " tier\n");
+    run(dir, "pool --workers 2", 0, "layer");
+    run(dir, "team 1", 0, "the same bits as moe_forward's");
+    run(dir, "team 3", 0, "the same bits as moe_forward's");
+    run(dir, "openmp", 0, "the same bits as with one");
+    run(dir, "cpp", 0, "the same bits as with one");
+    run(dir, "expert_choice", 0, "imbalance 1.00");
+    run(dir, "offload examples/models/kjv-moe-3m --steps 8", 0, "the same bits");
+    run(dir, "offload examples/models/kjv-moe-3m --steps 4 --tokens 20 --memory 400K", 0, "the same bits");
+    run(dir, "offload tests/data/tinylm/kjv-moe-3m-q8_0.gguf --steps 8 --memory 1M", 0, "the same bits");
+    run(dir, "offload examples/models/kjv-moe-3m --memory 1K", 1, "--memory is too small");
+    run(dir, "offload nowhere", 1, "nowhere");
+    run(dir, "generate --greedy --steps 28 --quiet", 0, "In the beginning of the children of Israel to\n");
+    run(dir, "generate --steps 40 --experts --threads 2", 0, "specialised");
+    run(dir, "generate --eval LICENSE", 0, "nats/byte");
+    run(dir, "generate --eval nowhere", 1, "nowhere: No such file or directory");
+    run(dir, "generate --model tests/data/tinylm", 1, "tests/data/tinylm");
+    run(dir, "generate --steps many", 1, "--steps many");
+    run(dir, "generate --tier abacus", 1, "this program and machine have c");
+    run(dir, "generate --help", 0, "usage: generate");
+}
+
+int main(int argc, char **argv) {
+    char dir[256] = ".";
+    const char *slash = argc ? strrchr(argv[0], '/') : NULL;
+    if (slash && (size_t)(slash - argv[0]) < sizeof dir) {
+        memcpy(dir, argv[0], (size_t)(slash - argv[0]));
+        dir[slash - argv[0]] = 0;
+    }
+    test_texts();
+    test_programs(dir);
+    printf("test_readme: %d passed, %d failed, %d skipped\n", n_passed, n_failed, n_skipped);
+    return n_failed != 0;
+}
