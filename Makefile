@@ -16,7 +16,7 @@ HEADERS  := moe.h $(wildcard examples/*.h tests/*.h bench/*.h tests/data/*.h tes
 
 .PHONY: all examples run test check bench bench-kernels lib install clean
 
-all: examples $(BENCHES) $(TESTS)
+all: examples $(BENCHES) $(TESTS) $(BUILD)/openmp $(BUILD)/cpp
 examples: $(EXAMPLES)
 
 $(BUILD):
@@ -25,12 +25,19 @@ $(BUILD):
 # The implementation takes a while to compile, so it is compiled once: MOEI_ONCE makes the programs that emit it (as a user's one file
 # would) leave it to moe.o. Tests that look inside compile it themselves, with less optimisation.
 INSIDE   := $(patsubst tests/%.c,$(BUILD)/%,$(shell grep -l 'moei_\|random_layer.h' tests/test_*.c))
+INBENCH  := $(patsubst bench/%.c,$(BUILD)/%,$(shell grep -l 'moei_' bench/*.c))
 $(BUILD)/moe.o: moe.h | $(BUILD)
 	$(CC) -std=c11 $(CFLAGS) $(WARNINGS) -DMOE_IMPLEMENTATION -x c -c moe.h -o $@
 $(BUILD)/%: examples/%.c $(HEADERS) $(BUILD)/moe.o
 	$(COMPILE) -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
 $(BUILD)/%: bench/%.c $(HEADERS) $(BUILD)/moe.o
 	$(COMPILE) -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
+$(INBENCH): $(BUILD)/%: bench/%.c $(HEADERS) | $(BUILD)
+	$(COMPILE) $< -o $@ $(LIBS)
+$(BUILD)/openmp: examples/openmp.c $(HEADERS) | $(BUILD)
+	$(COMPILE) -fopenmp $< -o $@ $(LIBS)
+$(BUILD)/cpp: examples/cpp.cc $(HEADERS) $(BUILD)/moe.o
+	$(CXX) -std=c++11 $(CFLAGS) -Wall -I. -Iexamples -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
 $(INSIDE): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c)
 	$(COMPILE) -O1 -g0 $< -o $@ $(LIBS)
 $(filter-out $(INSIDE),$(TESTS)): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c) $(BUILD)/moe.o
