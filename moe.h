@@ -69,6 +69,24 @@
    lowest id, selected ids are always distinct and in range. Suspended under -ffast-math (only the routing guards stay)
    and where FLT_EVAL_METHOD is not 0. The floating-point environment is not changed and assumed to be the default.
 
+   PORTING NOTES (es = bytes of an element, row = moe_row_bytes of d_model, ff = d_ff)
+   layout                                      gate                          up                           down
+   one tensor per expert (most)                expert = list of pointers     the same                     the same
+   stacked [E][ff][d], GGUF *_exps             data                          data                         data
+   concatenated [E][2 ff][d] (v5, Granite)     expert_stride = 2 ff row      and offset = ff row          data
+   interleaved rows g0 u0 g1 u1 (gpt-oss)      row_stride = 2 row            and offset = row             data
+   transposed [E][d][2 ff] (Llama-4, Qwen3-VL) k_stride = 2 ff es            and offset = ff es           k_stride = d es
+   transposed, interleaved (gpt-oss in bf16)   k_stride, row_stride = 2 es   and offset = es              k_stride = d es
+   DBRX w1 v1 w2, each [E ff][d]               data                          data                         k_stride = d es
+   biases of a fused tensor                    bias.stride = 2 es            and bias.offset = es         bias.data
+   fp8 with a scale per 128 x 128              scale.type, scale.data; other block shapes in scale.rows and scale.cols
+   fp8, int8 with a scale per row or tensor    scale (cols = UINT32_MAX), or scale2 for one factor per expert
+   MXFP4, MXFP8, NVFP4 of Hugging Face         scale as E8M0 or E4M3 [rows][k / 32 or 16]; NVFP4's second level: scale2, which
+                                               ModelOpt multiplies by and compressed-tensors divides by (scale2_divides)
+   int4 groups (compressed-tensors)            INT4_GROUP, scale.cols = group, zero (U4X8) if there are zero points
+   GPTQ, AWQ                                   packed along outputs: repack once (examples/checkpoint_layer.h)
+   Scales of fused tensors take the same offsets and strides in their own units. Families are rows of the table in >>presets.
+
    CONFIGURATION (define before including; all optional)
    MOE_IMPLEMENTATION   emit the code here.                MOE_STATIC     everything static: several copies may coexist.
    MOE_API              linkage of public functions.       MOE_ASSERT(x)  checks of moe.h's own logic; default: none.
@@ -399,7 +417,7 @@ typedef struct moe_stats {
     double z;                 /* sum over tokens of logsumexp(logits)^2                                */
 } moe_stats;
 
-/* Per-call pointers for streamed experts; arrays [n_experts]; a NULL array means the desc's own. A NULL entry is an absent
+/* Per-call pointers for streamed experts, indexed like the desc's (0 is expert_first); a NULL array means the desc's own. A NULL entry is an absent
    expert: MOE_ERR_EXPERT_ABSENT if a token needs it. Index: MOE_GATE, MOE_UP, MOE_DOWN. */
 enum { MOE_GATE, MOE_UP, MOE_DOWN };
 typedef struct moe_experts {
@@ -464,7 +482,8 @@ MOE_API const char *moe_preset_name(uint32_t index); /* NULL after the last */
 MOE_API moe_status moe_layer_init(moe_layer *layer, const moe_desc *desc, moe_error *error);
 
 /* Bytes of workspace: moe_workspace_size reads each weight once per call; moe_workspace_min is the least that works
-   (tokens are then processed in blocks). Anything between is used. SIZE_MAX on overflow. */
+   (tokens are then processed in blocks). Anything between is used; any alignment will do. SIZE_MAX on overflow. A call with
+   io->k > top_k slots per token needs as much as n_tokens * k / top_k (rounded up) tokens of top_k slots. */
 MOE_API size_t moe_workspace_size(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks);
 MOE_API size_t moe_workspace_min(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks);
 
@@ -474,7 +493,8 @@ MOE_API moe_status moe_forward(const moe_layer *layer, const moe_io *io); /* the
 MOE_API moe_status moe_route(const moe_layer *layer, const moe_io *io);   /* ids_out, weights_out, logits_out only   */
 
 /* Routing of given logits [n_tokens][rows], without a layer. Only the knobs, biases and table of desc are used (d_model, d_ff
-   and matrices may be 0). ids, weights [n_tokens][top_k]; token_ids for PICK_TABLE, else NULL; capacity is not applied. */
+   and matrices may be 0). ids, weights [n_tokens][top_k]; token_ids for PICK_TABLE, else NULL; capacity is not applied. At most
+   2048 rows (MOE_ERR_SIZE beyond: the scratch is on the stack). */
 MOE_API moe_status moe_select(const moe_desc *desc, const float *logits, size_t n_tokens, const int32_t *token_ids, int32_t *ids,
                               float *weights, moe_error *error);
 
@@ -521,7 +541,7 @@ MOE_API void moe_stats_balance(const moe_stats *stats, uint32_t n_experts, moe_b
 
 /* ---- API 4: weights -------------------------------------------------------------------------------------------------- */
 
-/* Bytes of one tight row of k weights (without scales that live apart); 0 if k is no multiple of the block. */
+/* Bytes of one tight row of k weights (without scales that live apart); 0 if k is no multiple of the block (INT4_GROUP takes any k). */
 MOE_API size_t moe_row_bytes(uint32_t format, size_t k);
 /* Rows [row, row + n_rows) of one expert as exact f32 [n_rows][k], every scale applied. */
 MOE_API moe_status moe_dequantize(const moe_matrix *matrix, uint32_t expert, size_t n_experts, size_t rows, size_t k, size_t row,
@@ -529,7 +549,8 @@ MOE_API moe_status moe_dequantize(const moe_matrix *matrix, uint32_t expert, siz
 /* f32 [n_rows][k] to F32, F16, BF16, Q8_0, Q4_0, MXFP4 or (scale 1) FP8_CHANNEL rows, rounded as the formats' reference
    quantisers do; other formats: MOE_ERR_UNSUPPORTED. */
 MOE_API moe_status moe_quantize(uint32_t format, const float *src, size_t n_rows, size_t k, void *dst);
-/* Checks every scale of untrusted weights (all experts) for NaN and Inf: MOE_ERR_VALUE with the place in error. */
+/* Checks untrusted weights (all experts): every scale, and every weight of dense formats, must be finite. MOE_ERR_VALUE with the
+   flat index [expert][row][k] of the first weight concerned in error->got. */
 MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size_t rows, size_t k, moe_error *error);
 
 #ifdef __cplusplus
