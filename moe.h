@@ -2714,13 +2714,12 @@ MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half1(const uint8_t *p) { return _mm256_broa
 
 /* Q4_K and Q5_K: d, dmin and 12 bytes with eight 6-bit scales and minima. The minimum is negated. */
 MOEI_FORCE MOEI_AVX2 void moei_q8_scales_k(const uint8_t *p, __m256 *d, __m256 *m) {
-    uint32_t a = moei_q8_u32(p + 4), b = moei_q8_u32(p + 8), c = moei_q8_u32(p + 12);
-    uint64_t s = (a & 0x3f3f3f3fu) | (uint64_t)((c & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u)) << 32;
-    uint64_t n = (b & 0x3f3f3f3fu) | (uint64_t)((c >> 4 & 0x0f0f0f0fu) | (b >> 2 & 0x30303030u)) << 32;
-    __m128 h = _mm_cvtph_ps(moei_q8_ld32(p));
-    *d = _mm256_mul_ps(_mm256_broadcastss_ps(h), moei_q8_i8f(_mm_cvtsi64_si128((long long)s)));
-    h = _mm_xor_ps(_mm_movehdup_ps(h), _mm_set1_ps(-0.0f));
-    *m = _mm256_mul_ps(_mm256_broadcastss_ps(h), moei_q8_i8f(_mm_cvtsi64_si128((long long)n)));
+    const __m128i h = moei_q8_ld128(p), low = _mm_srlv_epi32(_mm_shuffle_epi32(h, 0xed), _mm_setr_epi32(0, 0, 0, 4)); /* dwords 1 3 2 3 */
+    const __m128i high = _mm_and_si128(_mm_srli_epi32(_mm_shuffle_epi32(h, 0xa5), 2), _mm_setr_epi32(0, 0x30303030, 0, 0x30303030)); /* 1 1 2 2 */
+    const __m128i b = _mm_or_si128(high, _mm_and_si128(low, _mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f)));
+    const __m128 f = _mm_xor_ps(_mm_cvtph_ps(h), _mm_setr_ps(0.0f, -0.0f, 0.0f, 0.0f));
+    *d = _mm256_mul_ps(_mm256_broadcastss_ps(f), moei_q8_i8f(b));
+    *m = _mm256_mul_ps(_mm256_broadcastss_ps(_mm_movehdup_ps(f)), moei_q8_i8f(_mm_unpackhi_epi64(b, b)));
 }
 /* Q3_K: 16 6-bit scales, - 32, as int16. */
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_scales_q3(const uint8_t *p) {
@@ -2762,7 +2761,7 @@ MOEI_FORCE MOEI_AVX2 __m256i moei_q8_side8(uint32_t type, const uint8_t *p, floa
     __m256i v = _mm256_setzero_si256(), nan = v;
     switch (type) {
     case MOE_TYPE_U8: return _mm256_cvtepu8_epi32(_mm_min_epu8(moei_q8_ld64(p), _mm_set1_epi8(127))); /* as the reference */
-    case MOE_TYPE_U4X8: return _mm256_and_si256(_mm256_srl_epi32(moei_q8_ld256(p), _mm_cvtsi32_si128(shift)), _mm256_set1_epi32(15));
+    case MOE_TYPE_U4X8: return _mm256_and_si256(_mm256_srlv_epi32(moei_q8_ld256(p), _mm256_set1_epi32(shift)), _mm256_set1_epi32(15));
     case MOE_TYPE_F32: v = moei_q8_ld256(p); break;
     case MOE_TYPE_F16: v = _mm256_castps_si256(_mm256_cvtph_ps(moei_q8_ld128(p))); break;
     case MOE_TYPE_BF16: v = _mm256_slli_epi32(_mm256_cvtepu16_epi32(moei_q8_ld128(p)), 16); break;
@@ -3205,6 +3204,24 @@ MOEI_FORCE MOEI_VNNI void moei_q8_bytes_vnni(uint32_t f, const uint8_t *p, __m51
     }
 }
 
+/* Scales as moei_q8_scales; where a few registers hold all of a step, one permutation replaces 8 scalar loads. */
+MOEI_FORCE MOEI_VNNI __m128i moei_q8_pick(const uint8_t *p, const uint8_t *q, __m128i from) { /* 8 words of 64 bytes at p and q */
+    return _mm512_castsi512_si128(_mm512_permutex2var_epi16(moei_q8_ld512(p), _mm512_castsi128_si512(from), moei_q8_ld512(q)));
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_scales_vnni(uint32_t f, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8s *s) {
+    if (f == MOE_FORMAT_Q4_0 || f == MOE_FORMAT_IQ4_NL)
+        s->d = _mm256_cvtph_ps(moei_q8_pick(p, p + 72, _mm_setr_epi16(0, 9, 18, 27, 32, 41, 50, 59)));
+    else if (f == MOE_FORMAT_Q8_0) {
+        const __m128i a = moei_q8_pick(p, p + 68, _mm_setr_epi16(0, 17, 32, 49, 0, 0, 0, 0));
+        const __m128i b = moei_q8_pick(p + 136, p + 204, _mm_setr_epi16(0, 17, 32, 49, 0, 0, 0, 0));
+        s->d = _mm256_cvtph_ps(_mm_unpacklo_epi64(a, b));
+    } else if (f == MOE_FORMAT_MXFP4) { /* every other one is in the high byte of its word */
+        __m128i e = moei_q8_pick(p, p + 68, _mm_setr_epi16(0, 8, 17, 25, 32, 40, 49, 57));
+        e = _mm_srlv_epi16(e, _mm_setr_epi16(0, 8, 0, 8, 0, 8, 0, 8));
+        s->d = moei_q8_half_e8m0(_mm256_and_si256(_mm256_cvtepu16_epi32(e), _mm256_set1_epi32(255)));
+    } else moei_q8_scales(f, p, side, j, s);
+}
+
 /* ---- AVX512-VNNI: straight from the rows ---- */
 
 /* Integer scales [block][half] to the order of packs(blocks 0 1, blocks 2 3): each 4 times, b0 b2 | second halves | b1 b3 | ... */
@@ -3246,7 +3263,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, const moei_rows *w, size_
         moei_q8s s;
         if (i == full) p = moei_q8_tail(f, w, p, tail);
         if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
-        moei_q8_scales(f, p, &side, i % MOEI_Q8_CHUNK, &s);
+        moei_q8_scales_vnni(f, p, &side, i % MOEI_Q8_CHUNK, &s);
         moei_q8_bytes_vnni(f, p, v);
         if (moei_q8_has_sub(f)) moei_q8_spread_vnni(s.sub, pair);
         for (uint32_t t = 0; t < n; t++) {
@@ -3275,14 +3292,15 @@ MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
 /* ---- AVX512-VNNI: many tokens ----
    LAYOUT      A panel is groups of 32 rows, for every block of 32 weights one entry: vectors of one dword (or float) per row, rows
                0-15 and 16-31 in two registers: 8 pairs of weights (4 consecutive k each), the scale, and what else the kind has.
-   DEFINITION  as everywhere: a tile of 32 rows x C tokens walks one lane's blocks (b, b + 8, ...) with the accumulators in
-               registers, lane after lane in the order 0 4 2 6 1 5 3 7, which makes the tree a binary counter.
-   REGISTERS   2 x C integer sums, 2 x C accumulators, 2 of weights, 1 broadcast activation that both use: C = 6 fills 27 of 32. The
-               integer scales per 16 need 2 x C more: C = 4.
-   LIMITS      per block, row vector and token 8 dot products, 1 multiplication, 1 fma on two ports: at most 80 % of the peak; a
-               minimum or integer scales make it 73 and 67 %. */
+   DEFINITION  as everywhere. A tile of 32 rows x C tokens walks the panel once from front to back; the accumulators of the 8 lanes
+               lie in L1 (per block, vector and token a load in the fma and a store, 8 blocks apart).
+   REGISTERS   2 x C integer sums, 2 of weights, 1 broadcast activation that both use; another 2 x C with integer scales per 16.
+   LIMITS      per block, vector and token 8 dot products, a multiplication and an fma share two ports: at most 80 % of the peak; a
+               minimum makes it 73 %, scales per 16 67 %. Measured (Zen 5, k = 2048, panel in L2), tiles alone: C = 4 72 %, 5 73 %,
+               6 70 %, 8 69 %, 10 67 %; 16 rows x 12 tokens 55 %, 48 x 6 68 %, 64 x 4 61 %; one pass per lane with the
+               accumulators in registers, C = 6: 65 % (short loops). */
 
-enum { MOEI_Q8_ROWS = 32 };
+enum { MOEI_Q8_ROWS = 32, MOEI_Q8_TOKENS = 5 }; /* of a tile */
 
 /* Entry of a block: pairs of vectors. */
 MOEI_FORCE size_t moei_q8_entry(uint32_t f) {
@@ -3299,102 +3317,116 @@ MOEI_FORCE uint32_t moei_q8_kind(uint32_t f) {
     return moei_q8_has_min(f) ? MOE_FORMAT_Q4_K : moei_q8_is_nvfp4(f) ? MOE_FORMAT_NVFP4 : f == MOE_FORMAT_Q2_K ? f
            : moei_q8_has_sub(f) ? MOE_FORMAT_Q6_K : MOE_FORMAT_Q8_0;
 }
-MOEI_FORCE MOEI_VNNI __m512 moei_q8_set1(const float *p) { return _mm512_set1_ps(*p); }
-/* -(sum << shift), the start of an integer sum that takes the weights' offset away. */
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_start(__m512i sum, __m128i shift) {
-    return _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_sll_epi32(sum, shift));
+/* One block of c prepared rows: x are the rows, `q` the place of its 32 int8 in them, `s` that of its scale; the sums have the same
+   order in moei_q8, so that they are at fixed distances. */
+typedef struct moei_q8block {
+    const uint8_t *x[MOEI_Q8_TOKENS];
+    size_t q, s;
+} moei_q8block;
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_get(const moei_q8block *x, int t, size_t member) { /* offsetof */
+    return _mm512_set1_epi32((int)moei_q8_u32(x->x[t] + x->s + (member - offsetof(moei_q8, d))));
 }
-/* 4 x n dot products of n / 4 ... of half h of a block into s. */
-MOEI_FORCE MOEI_VNNI void moei_q8_dots(const uint8_t *w, const moei_q8 *const *x, size_t lane, int j0, int j1, int c, __m512i s[][2]) {
-    MOEI_UNROLL for (int j = j0; j < j1; j++) {
-        const __m512i w0 = moei_q8_ld512(w + 128 * j), w1 = moei_q8_ld512(w + 128 * j + 64);
-        MOEI_UNROLL for (int t = 0; t < c; t++) {
-            __m512i q = _mm512_set1_epi32((int)moei_q8_u32(x[t]->q[lane] + 4 * j));
-            s[t][0] = _mm512_dpbusd_epi32(s[t][0], w0, q), s[t][1] = _mm512_dpbusd_epi32(s[t][1], w1, q);
+MOEI_FORCE MOEI_VNNI __m512 moei_q8_getf(const moei_q8block *x, int t, size_t member) {
+    return _mm512_castsi512_ps(moei_q8_get(x, t, member));
+}
+/* 16 weights of 32 rows, held in 8 registers, times c tokens. */
+MOEI_FORCE MOEI_VNNI void moei_q8_dots(const uint8_t *w, int half, int c, const moei_q8block *x, __m512i s[][2]) {
+    __m512i v[4][2];
+    MOEI_UNROLL for (int j = 0; j < 4; j++)
+        MOEI_UNROLL for (int r = 0; r < 2; r++) v[j][r] = moei_q8_ld512(w + 512 * half + 128 * j + 64 * r);
+    MOEI_UNROLL for (int t = 0; t < c; t++)
+        MOEI_UNROLL for (int j = 0; j < 4; j++) {
+            const __m512i q = _mm512_set1_epi32((int)moei_q8_u32(x->x[t] + x->q + 16 * half + 4 * j));
+            MOEI_UNROLL for (int r = 0; r < 2; r++) s[t][r] = _mm512_dpbusd_epi32(s[t][r], v[j][r], q);
         }
+}
+/* What the sum over a half (2: the whole) starts from: minus offset * sum(q), or 0 where weights have no offset. */
+MOEI_FORCE MOEI_VNNI void moei_q8_start(uint32_t kind, int half, int c, const moei_q8block *x, __m512i shift, __m512i s[][2]) {
+    MOEI_UNROLL for (int t = 0; t < c; t++) {
+        __m512i sum = _mm512_setzero_si512();
+        if (half == 2) sum = _mm512_sllv_epi32(moei_q8_get(x, t, offsetof(moei_q8, sum)), shift);
+        else if (kind != MOE_FORMAT_Q2_K) {
+            sum = moei_q8_get(x, t, offsetof(moei_q8, sum16));
+            sum = _mm512_sllv_epi32(_mm512_srai_epi32(half ? sum : _mm512_slli_epi32(sum, 16), 16), shift);
+        }
+        s[t][0] = s[t][1] = kind == MOE_FORMAT_Q2_K || kind == MOE_FORMAT_Q4_K ? _mm512_setzero_si512() : _mm512_sub_epi32(_mm512_setzero_si512(), sum);
     }
 }
-/* One block times c tokens. */
-MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int c, const uint8_t *w, const moei_q8 *const *x, size_t lane, __m128i shift,
-                                             __m512 acc[][2]) {
-    const float *d = (const float *)(const void *)(w + 1024), *m = d + (kind == MOE_FORMAT_Q2_K ? 96 : 32);
-    __m512i s[6][2], h[6][2];
+/* acc += s * (d * d_x) */
+MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int c, const float *d, const moei_q8block *x, __m512i s[][2], __m512 acc[][2]) {
+    const __m512 d0 = _mm512_loadu_ps(d), d1 = _mm512_loadu_ps(d + 16);
     MOEI_UNROLL for (int t = 0; t < c; t++) {
-        if (kind == MOE_FORMAT_Q8_0) s[t][0] = moei_q8_start(_mm512_set1_epi32(x[t]->sum[lane]), shift);
-        else if (kind == MOE_FORMAT_Q4_K || kind == MOE_FORMAT_Q2_K) s[t][0] = _mm512_setzero_si512();
-        else s[t][0] = moei_q8_start(_mm512_set1_epi32(x[t]->sum16[lane][0]), shift);
-        s[t][1] = s[t][0];
+        const __m512 dx = moei_q8_getf(x, t, offsetof(moei_q8, d));
+        acc[t][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[t][0]), _mm512_mul_ps(d0, dx), acc[t][0]);
+        acc[t][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[t][1]), _mm512_mul_ps(d1, dx), acc[t][1]);
     }
-    if (kind == MOE_FORMAT_Q8_0 || kind == MOE_FORMAT_Q4_K) moei_q8_dots(w, x, lane, 0, 8, c, s);
-    else {
-        moei_q8_dots(w, x, lane, 0, 4, c, s);
+}
+/* One entry times c tokens. */
+MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int c, const uint8_t *w, const moei_q8block *x, __m512i shift, __m512 acc[][2]) {
+    const float *d = (const float *)(const void *)(w + 1024), *m = d + (kind == MOE_FORMAT_Q2_K ? 96 : 32);
+    __m512i s[MOEI_Q8_TOKENS][2], h[MOEI_Q8_TOKENS][2];
+    if (kind == MOE_FORMAT_Q8_0 || kind == MOE_FORMAT_Q4_K) {
+        moei_q8_start(kind, 2, c, x, shift, s);
+        moei_q8_dots(w, 0, c, x, s), moei_q8_dots(w, 1, c, x, s);
+    } else if (kind == MOE_FORMAT_NVFP4) {
+        moei_q8_start(kind, 0, c, x, shift, s), moei_q8_dots(w, 0, c, x, s);
+        moei_q8_scaled(c, d, x, s, acc);
+        moei_q8_start(kind, 1, c, x, shift, s), moei_q8_dots(w, 1, c, x, s);
+        d = m;
+    } else {
+        moei_q8_start(kind, 0, c, x, shift, h), moei_q8_dots(w, 0, c, x, h);
         MOEI_UNROLL for (int t = 0; t < c; t++)
-            MOEI_UNROLL for (int r = 0; r < 2; r++) {
-                if (kind == MOE_FORMAT_NVFP4)
-                    acc[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[t][r]), _mm512_mul_ps(_mm512_loadu_ps(d + 16 * r), moei_q8_set1(&x[t]->d[lane])), acc[t][r]);
-                else h[t][r] = _mm512_mullo_epi32(s[t][r], moei_q8_ld512(d + 32 + 16 * r));
-                s[t][r] = kind == MOE_FORMAT_Q2_K ? _mm512_setzero_si512() : r ? s[t][0] : moei_q8_start(_mm512_set1_epi32(x[t]->sum16[lane][1]), shift);
-            }
-        moei_q8_dots(w, x, lane, 4, 8, c, s);
-        if (kind == MOE_FORMAT_NVFP4) d = m;
-        else
-            MOEI_UNROLL for (int t = 0; t < c; t++)
-                MOEI_UNROLL for (int r = 0; r < 2; r++)
-                    s[t][r] = _mm512_add_epi32(h[t][r], _mm512_mullo_epi32(s[t][r], moei_q8_ld512(d + 64 + 16 * r)));
+            MOEI_UNROLL for (int r = 0; r < 2; r++) h[t][r] = _mm512_mullo_epi32(h[t][r], moei_q8_ld512(w + 1152 + 64 * r));
+        moei_q8_start(kind, 1, c, x, shift, s), moei_q8_dots(w, 1, c, x, s);
+        MOEI_UNROLL for (int t = 0; t < c; t++)
+            MOEI_UNROLL for (int r = 0; r < 2; r++)
+                s[t][r] = _mm512_add_epi32(h[t][r], _mm512_mullo_epi32(s[t][r], moei_q8_ld512(w + 1280 + 64 * r)));
     }
+    moei_q8_scaled(c, d, x, s, acc);
     MOEI_UNROLL for (int t = 0; t < c; t++)
         MOEI_UNROLL for (int r = 0; r < 2; r++) {
-            const __m512 dx = moei_q8_set1(&x[t]->d[lane]), mr = _mm512_loadu_ps(m + 16 * r);
-            acc[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[t][r]), _mm512_mul_ps(_mm512_loadu_ps(d + 16 * r), dx), acc[t][r]);
-            if (kind == MOE_FORMAT_Q4_K) acc[t][r] = _mm512_fmadd_ps(mr, moei_q8_set1(&x[t]->s[lane]), acc[t][r]);
-            if (kind != MOE_FORMAT_Q2_K) continue;
-            __m512i sums = _mm512_set1_epi32((int)moei_q8_u32(x[t]->sum16[lane]));
-            sums = _mm512_madd_epi16(moei_q8_ld512(m + 32 + 16 * r), sums);
-            acc[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_mul_ps(mr, dx), acc[t][r]);
+            if (kind == MOE_FORMAT_Q4_K) acc[t][r] = _mm512_fmadd_ps(_mm512_loadu_ps(m + 16 * r), moei_q8_getf(x, t, offsetof(moei_q8, s)), acc[t][r]);
+            if (kind == MOE_FORMAT_Q2_K)
+                s[t][r] = _mm512_madd_epi16(moei_q8_ld512(m + 32 + 16 * r), moei_q8_get(x, t, offsetof(moei_q8, sum16)));
         }
+    if (kind == MOE_FORMAT_Q2_K) moei_q8_scaled(c, m, x, s, acc);
 }
 /* 32 rows times c tokens, of which n are wanted. */
 MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const uint8_t *panel, size_t n_blocks, const void *const *x, int n,
-                                            __m128i shift, uint32_t mask, float *out, size_t out_stride) {
-    static const uint8_t order[8] = {0, 4, 2, 6, 1, 5, 3, 7};
-    __m512 saved[4][6][2];
-    for (int v = 0; v < 8; v++) {
-        const size_t lane = order[v];
-        const moei_q8 *q[6];
-        __m512 acc[6][2];
-        MOEI_UNROLL for (int t = 0; t < c; t++)
-            q[t] = (const moei_q8 *)x[t < n ? t : n - 1], acc[t][0] = acc[t][1] = _mm512_setzero_ps();
-        for (size_t b = lane; b < n_blocks; b += 8) {
-            moei_q8_entry_vnni(kind, c, panel + b * moei_q8_entry(kind), q, lane, shift, acc);
-            MOEI_UNROLL for (int t = 0; t < c; t++) q[t]++;
-        }
-        int level = 0;
-        for (; v >> level & 1; level++)
-            MOEI_UNROLL for (int t = 0; t < c; t++)
-                MOEI_UNROLL for (int r = 0; r < 2; r++) acc[t][r] = _mm512_add_ps(saved[level][t][r], acc[t][r]);
-        MOEI_UNROLL for (int t = 0; t < c; t++)
-            MOEI_UNROLL for (int r = 0; r < 2; r++) saved[level][t][r] = acc[t][r];
+                                            __m512i shift, uint32_t mask, float *out, size_t out_stride) {
+    moei_q8block at;
+    __m512 acc[8][MOEI_Q8_TOKENS][2];
+    MOEI_UNROLL for (int t = 0; t < c; t++) at.x[t] = (const uint8_t *)x[t < n ? t : n - 1];
+    for (int lane = 0; lane < 8; lane++)
+        MOEI_UNROLL for (int t = 0; t < c; t++) acc[lane][t][0] = acc[lane][t][1] = _mm512_setzero_ps();
+    for (size_t b = 0; b < n_blocks; b++, panel += moei_q8_entry(kind)) {
+        at.q = b / 8 * sizeof(moei_q8) + b % 8 * 32, at.s = b / 8 * sizeof(moei_q8) + offsetof(moei_q8, d) + b % 8 * 4;
+        moei_q8_entry_vnni(kind, c, panel, &at, shift, acc[b % 8]);
     }
     for (int t = 0; t < n; t++)
-        for (int r = 0; r < 2; r++)
-            _mm512_mask_storeu_ps(out + (size_t)t * out_stride + 16 * r, (__mmask16)(mask >> 16 * r),
-                                  _mm512_add_ps(saved[3][t][r], _mm512_setzero_ps()));
+        for (int r = 0; r < 2; r++) {
+            __m512 a[8];
+            MOEI_UNROLL for (int l = 0; l < 8; l++) a[l] = acc[l][t][r];
+            MOEI_UNROLL for (int half = 4; half; half /= 2)
+                MOEI_UNROLL for (int l = 0; l < half; l++) a[l] = _mm512_add_ps(a[l], a[l + half]);
+            a[0] = _mm512_add_ps(a[0], _mm512_setzero_ps());
+            _mm512_mask_storeu_ps(out + (size_t)t * out_stride + 16 * r, (__mmask16)(mask >> 16 * r), a[0]);
+        }
 }
 MOEI_FORCE MOEI_VNNI void moei_q8_panel_kind(uint32_t kind, const uint8_t *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                              uint32_t n_tokens, float *out, size_t out_stride) {
-    const size_t n_blocks = w->k / 32, most = kind == MOE_FORMAT_Q6_K || kind == MOE_FORMAT_Q2_K ? 4 : 6;
-    const size_t groups = (n_tokens + most - 1) / most, n_panels = (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS;
+    const size_t n_blocks = w->k / 32, groups = (n_tokens + MOEI_Q8_TOKENS - 1) / MOEI_Q8_TOKENS;
+    const size_t n_panels = (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS;
     int offset = w->format == MOE_FORMAT_INT4_GROUP ? 128 : moei_q8_offset(w->format), log2 = 0;
     while (offset >> log2 > 1) log2++;
-    const __m128i shift = _mm_cvtsi32_si128(log2);
+    const __m512i shift = _mm512_set1_epi32(log2);
     for (size_t p = 0; p < n_panels; p++, panel += n_blocks * moei_q8_entry(kind), out += MOEI_Q8_ROWS) {
         const uint32_t rows = n_rows - (uint32_t)p * MOEI_Q8_ROWS, mask = rows < 32 ? (1u << rows) - 1 : 0xffffffffu;
         for (size_t g = 0; g < groups; g++) {
-            const size_t t0 = n_tokens * g / groups, n = n_tokens * (g + 1) / groups - t0;
+            const size_t t = n_tokens * g / groups, n = n_tokens * (g + 1) / groups - t;
             moei_q8_prefetch(w, p * groups + g, n_panels * groups);
-            if (n == 6) moei_q8_tile_vnni(kind, 6, panel, n_blocks, x + t0, (int)n, shift, mask, out + t0 * out_stride, out_stride);
-            else if (n == 5) moei_q8_tile_vnni(kind, 5, panel, n_blocks, x + t0, (int)n, shift, mask, out + t0 * out_stride, out_stride);
-            else moei_q8_tile_vnni(kind, 4, panel, n_blocks, x + t0, (int)n, shift, mask, out + t0 * out_stride, out_stride);
+            if (n == 5) moei_q8_tile_vnni(kind, 5, panel, n_blocks, x + t, 5, shift, mask, out + t * out_stride, out_stride);
+            else moei_q8_tile_vnni(kind, 4, panel, n_blocks, x + t, (int)n, shift, mask, out + t * out_stride, out_stride);
         }
     }
 }
@@ -3414,82 +3446,273 @@ static MOEI_VNNI void moei_q8_panel_vnni(const void *panel, const moei_rows *w, 
     }
 }
 
-/* ---- AVX512-VNNI: decoding a panel ---- */
+/* ---- AVX512-VNNI: decoding a panel ----
+   16 rows at a time, a step after the other: pieces of 16 bytes are transposed while still packed, then unpacked with a row per
+   dword, so that 4-bit weights need half the shuffles. Steps that are cut (by k or by the end of the rows) are read from a copy. */
 
-/* 16 rows of 16 dwords to v[e] = dword e of every row. */
-MOEI_FORCE MOEI_VNNI void moei_q8_transpose16(const uint8_t *rows, size_t stride, __m512i v[16]) {
-    __m512i a[16], b[16];
-    MOEI_UNROLL for (int i = 0; i < 16; i += 2) {
-        const __m512i x = moei_q8_ld512(rows + (size_t)i * stride), y = moei_q8_ld512(rows + (size_t)(i + 1) * stride);
-        a[i] = _mm512_unpacklo_epi32(x, y), a[i + 1] = _mm512_unpackhi_epi32(x, y);
+/* t[j] = dword j of 16 bytes in 16 rows `stride` apart. */
+MOEI_FORCE MOEI_VNNI void moei_q8_columns(const uint8_t *p, size_t stride, __m512i t[4]) {
+    __m512i a[4], b[4];
+    MOEI_UNROLL for (int i = 0; i < 4; i++, p += stride) { /* rows i, i + 4, i + 8, i + 12 */
+        a[i] = _mm512_castsi128_si512(moei_q8_ld128(p));
+        a[i] = _mm512_inserti32x4(a[i], moei_q8_ld128(p + 4 * stride), 1);
+        a[i] = _mm512_inserti32x4(a[i], moei_q8_ld128(p + 8 * stride), 2);
+        a[i] = _mm512_inserti32x4(a[i], moei_q8_ld128(p + 12 * stride), 3);
     }
-    MOEI_UNROLL for (int i = 0; i < 16; i += 4) /* b[i + j]: lane q has dword 4 q + j of rows i .. i + 3 */
-        b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]), b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]),
-        b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]), b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
-    MOEI_UNROLL for (int j = 0; j < 4; j++) {
-        const __m512i e = _mm512_shuffle_i32x4(b[j], b[j + 4], 0x88), o = _mm512_shuffle_i32x4(b[j], b[j + 4], 0xdd);
-        const __m512i g = _mm512_shuffle_i32x4(b[j + 8], b[j + 12], 0x88), h = _mm512_shuffle_i32x4(b[j + 8], b[j + 12], 0xdd);
-        v[j] = _mm512_shuffle_i32x4(e, g, 0x88), v[j + 8] = _mm512_shuffle_i32x4(e, g, 0xdd);
-        v[j + 4] = _mm512_shuffle_i32x4(o, h, 0x88), v[j + 12] = _mm512_shuffle_i32x4(o, h, 0xdd);
+    b[0] = _mm512_unpacklo_epi32(a[0], a[1]), b[1] = _mm512_unpackhi_epi32(a[0], a[1]);
+    b[2] = _mm512_unpacklo_epi32(a[2], a[3]), b[3] = _mm512_unpackhi_epi32(a[2], a[3]);
+    t[0] = _mm512_unpacklo_epi64(b[0], b[2]), t[1] = _mm512_unpackhi_epi64(b[0], b[2]);
+    t[2] = _mm512_unpacklo_epi64(b[1], b[3]), t[3] = _mm512_unpackhi_epi64(b[1], b[3]);
+}
+/* The same for 32 bytes: half as many loads. */
+MOEI_FORCE MOEI_VNNI void moei_q8_columns8(const uint8_t *p, size_t stride, __m512i v[8]) {
+    __m512i a[8], b[8];
+    MOEI_UNROLL for (size_t i = 0; i < 8; i++) { /* rows 0-3 with 4-7, 8-11 with 12-15 */
+        const uint8_t *q = p + (i % 4 + i / 4 * 8) * stride;
+        a[i] = _mm512_inserti64x4(_mm512_castsi256_si512(moei_q8_ld256(q)), moei_q8_ld256(q + 4 * stride), 1);
+    }
+    MOEI_UNROLL for (int i = 0; i < 8; i += 2)
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    MOEI_UNROLL for (int i = 0; i < 8; i += 4)
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]), a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]),
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]), a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    MOEI_UNROLL for (int i = 0; i < 4; i++)
+        v[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88), v[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+}
+/* Where a step of 16 rows goes. */
+typedef struct moei_q8to {
+    uint8_t *p;
+    size_t entry, n; /* bytes per block; blocks */
+} moei_q8to;
+MOEI_FORCE MOEI_VNNI void moei_q8_put(const moei_q8to *to, size_t b, size_t vector, __m512i v) {
+    _mm512_storeu_si512(to->p + b * to->entry + 128 * vector, v);
+}
+/* Bits 4 j .. 4 j + 3 of every dword to bit 4 of its bytes: copies of them at 4, 11, 18 and 25 do not overlap. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_fifth(__m512i bits, size_t j) {
+    const __m512i four = _mm512_and_si512(_mm512_srlv_epi32(bits, _mm512_set1_epi32((int)(4 * j))), _mm512_set1_epi32(15));
+    return moei_q8_zand(_mm512_mullo_epi32(four, _mm512_set1_epi32(1 << 4 | 1 << 11 | 1 << 18 | 1 << 25)), 16);
+}
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_dword(const uint8_t *p, size_t stride) { /* one of each of 16 rows */
+    __m512i v = _mm512_setzero_si512();
+    int32_t x[16];
+    for (size_t r = 0; r < 16; r++) x[r] = (int32_t)moei_q8_u32(p + r * stride);
+    memcpy(&v, x, 64);
+    return v;
+}
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_table(uint32_t f, __m512i v) {
+    if (moei_q8_is_e2m1(f)) return _mm512_shuffle_epi8(moei_q8_z128(moei_q8_e2m1_table()), v);
+    if (f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS)
+        return _mm512_shuffle_epi8(moei_q8_z128(_mm_xor_si128(moei_q8_iq4_table(), _mm_set1_epi8(-128))), v);
+    return v;
+}
+/* Nibbles of blocks of 32 with scales between them, low ones first. */
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_32(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
+    const int five = f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1;
+    const size_t size = moei_q8_step_bytes(f) / 8, head = size - 16;
+    for (size_t b = 0; b < to->n; b++, p += size) {
+        __m512i t[4], high = _mm512_setzero_si512();
+        moei_q8_columns(p + head, stride, t);
+        if (five) high = moei_q8_dword(p + head - 4, stride);
+        MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
+            __m512i v = moei_q8_zand(j < 4 ? t[j] : _mm512_srli_epi16(t[j % 4], 4), 15);
+            if (five) v = _mm512_or_si512(v, moei_q8_fifth(high, j));
+            moei_q8_put(to, b, j, moei_q8_table(f, v));
+        }
     }
 }
-/* Zero points of INT4_GROUP go into the weights, which so get the offset 128. */
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_minus_zero(__m512i v, __m256i zero, int i) {
-    const __m512i from = _mm512_inserti64x4(_mm512_set1_epi32(2 * i), _mm256_set1_epi32(2 * i + 1), 1);
-    const __m512i low = moei_q8_z128(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
-    __m512i z = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(from, _mm512_castsi256_si512(zero)), low);
-    return _mm512_sub_epi8(_mm512_xor_si512(v, _mm512_set1_epi8(-128)), z);
+/* Nibbles without gaps: two blocks in 32 bytes. zero: of 16 rows and 8 blocks, in every byte; it goes into the weights, which so
+   get the offset 128. */
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_tight(uint32_t f, const uint8_t *p, size_t stride, const __m512i *zero, const moei_q8to *to) {
+    const __m512i even = moei_q8_z128(_mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));
+    for (size_t b = 0; b < to->n; b += 2) {
+        __m512i t[8];
+        moei_q8_columns8(f == MOE_FORMAT_IQ4_XS ? p + 8 + 16 * b : f == MOE_FORMAT_NVFP4 ? p + 18 * b + 4 : p + 16 * b, stride, t);
+        MOEI_UNROLL for (size_t e = 0; e < 16; e++) {
+            size_t from = e / 8 * 4 + e % 4; /* dword, and nibble: IQ4_XS by 16, NVFP4 by 8, HF in order */
+            int high = e / 4 % 2;
+            if (f == MOE_FORMAT_NVFP4) from = e / 4 * 2 + e % 2, high = e / 2 % 2;
+            __m512i v = t[from];
+            if (f != MOE_FORMAT_NVFP4 && f != MOE_FORMAT_IQ4_XS) { /* dword e / 2 has the weights of e and e + 1 */
+                v = _mm512_shuffle_epi8(e % 2 ? _mm512_srli_epi32(t[e / 2], 16) : t[e / 2], even);
+                v = _mm512_ternarylogic_epi32(v, _mm512_slli_epi16(v, 4), _mm512_set1_epi8(15), 0xa8);
+            } else v = moei_q8_zand(high ? _mm512_srli_epi16(v, 4) : v, 15);
+            v = moei_q8_table(f, v);
+            if (f == MOE_FORMAT_INT4_GROUP) v = _mm512_sub_epi8(_mm512_xor_si512(v, _mm512_set1_epi8(-128)), zero[b + e / 8]);
+            if (b + e / 8 < to->n) moei_q8_put(to, b + e / 8, e % 8, v);
+        }
+    }
 }
-typedef struct moei_q8rows { /* one step of 16 rows, decoded; then transposed */
-    __m512i v[16][4], dm[16], sub[16], min[16]; /* dm: d and m; min: in the low half */
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_8bit(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
+    const size_t size = moei_q8_step_bytes(f) / 8;
+    for (size_t b = 0; b < to->n; b++) {
+        __m512i t[8];
+        moei_q8_columns8(p + size * b + size - 32, stride, t);
+        MOEI_UNROLL for (size_t j = 0; j < 8; j++) moei_q8_put(to, b, j, _mm512_xor_si512(t[j], _mm512_set1_epi8(-128)));
+    }
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_q45k(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
+    __m512i t[8], high[8];
+    if (f == MOE_FORMAT_Q5_K) moei_q8_columns8(p + 16, stride, high);
+    for (size_t b = 0; b < 8; b += 2) {
+        moei_q8_columns8(p + (f == MOE_FORMAT_Q5_K ? 48 : 16) + 16 * b, stride, t);
+        MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
+            __m512i lo = moei_q8_zand(t[j], 15), hi = moei_q8_zand(_mm512_srli_epi16(t[j], 4), 15);
+            if (f == MOE_FORMAT_Q5_K) { /* bit b comes to 4 */
+                high[j] = b ? _mm512_ror_epi32(high[j], 2) : _mm512_rol_epi32(high[j], 4);
+                lo = moei_q8_zput(lo, high[j], 16), hi = moei_q8_zput(hi, _mm512_srli_epi16(high[j], 1), 16);
+            }
+            moei_q8_put(to, b, j, lo), moei_q8_put(to, b + 1, j, hi);
+        }
+    }
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_q6k(const uint8_t *p, size_t stride, const moei_q8to *to) {
+    __m512i high[8] = {_mm512_setzero_si512()};
+    for (size_t b = 0; b < 8; b += 2) { /* blocks b / 4 * 4 + b % 4 / 2, and the second after it */
+        const size_t first = b / 4 * 4 + b % 4 / 2;
+        const __m512i left = _mm512_set1_epi32(b % 4 ? 2 : 4), right = _mm512_set1_epi32(b % 4 ? 2 : 0);
+        __m512i t[8];
+        if (b % 4 == 0) moei_q8_columns8(p + 128 + b / 4 * 32, stride, high);
+        moei_q8_columns8(p + 16 * b, stride, t);
+        MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
+            moei_q8_put(to, first, j, moei_q8_zput(moei_q8_zand(t[j], 15), _mm512_sllv_epi32(high[j], left), 0x30));
+            moei_q8_put(to, first + 2, j, moei_q8_zput(moei_q8_zand(_mm512_srli_epi16(t[j], 4), 15), _mm512_srlv_epi32(high[j], right), 0x30));
+        }
+    }
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_q23k(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
+    __m512i t[8] = {_mm512_setzero_si512()}, high[8];
+    if (f == MOE_FORMAT_Q3_K) moei_q8_columns8(p, stride, high);
+    for (size_t b = 0; b < 8; b++) {
+        const __m512i right = _mm512_set1_epi32((int)(b % 4 * 2));
+        if (b % 4 == 0) moei_q8_columns8(p + (f == MOE_FORMAT_Q3_K ? 32 : 16) + b / 4 * 32, stride, t);
+        MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
+            __m512i v = moei_q8_zand(_mm512_srlv_epi32(t[j], right), 3);
+            if (f == MOE_FORMAT_Q3_K) { /* bit b comes to 2 */
+                high[j] = b ? _mm512_ror_epi32(high[j], 1) : _mm512_rol_epi32(high[j], 2);
+                v = moei_q8_zput(v, high[j], 4);
+            }
+            moei_q8_put(to, b, j, v);
+        }
+    }
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_weights(uint32_t f, const uint8_t *p, size_t stride, const __m512i *zero, const moei_q8to *to) {
+    switch (f) {
+    case MOE_FORMAT_Q8_0:
+    case MOE_FORMAT_INT8_CHANNEL: moei_q8_decode_8bit(f, p, stride, to); break;
+    case MOE_FORMAT_Q4_K:
+    case MOE_FORMAT_Q5_K: moei_q8_decode_q45k(f, p, stride, to); break;
+    case MOE_FORMAT_Q2_K:
+    case MOE_FORMAT_Q3_K: moei_q8_decode_q23k(f, p, stride, to); break;
+    case MOE_FORMAT_Q6_K: moei_q8_decode_q6k(p, stride, to); break;
+    case MOE_FORMAT_IQ4_XS:
+    case MOE_FORMAT_NVFP4:
+    case MOE_FORMAT_MXFP4_HF:
+    case MOE_FORMAT_NVFP4_HF:
+    case MOE_FORMAT_INT4_GROUP: moei_q8_decode_tight(f, p, stride, zero, to); break;
+    default: moei_q8_decode_32(f, p, stride, to);
+    }
+}
+/* Q4_K and Q5_K: as moei_q8_scales_k, 16 rows at once. */
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales_k(const uint8_t *p, size_t stride, const moei_q8to *to) {
+    const __m512i byte = _mm512_set1_epi32(255), minus = _mm512_set1_epi32((int)0x80000000u);
+    __m512i h[4], s[2], n[2];
+    moei_q8_columns(p, stride, h);
+    const __m512 d = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(h[0]));
+    const __m512 m = _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(h[0], 16)))), minus));
+    s[0] = moei_q8_zand(h[1], 63), s[1] = moei_q8_zput(moei_q8_zand(h[3], 15), _mm512_srli_epi16(h[1], 2), 0x30);
+    n[0] = moei_q8_zand(h[2], 63), n[1] = moei_q8_zput(moei_q8_zand(_mm512_srli_epi16(h[3], 4), 15), _mm512_srli_epi16(h[2], 2), 0x30);
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
+        const __m512i x = _mm512_and_si512(_mm512_srli_epi32(s[b / 4], (unsigned)(8 * (b % 4))), byte);
+        const __m512i y = _mm512_and_si512(_mm512_srli_epi32(n[b / 4], (unsigned)(8 * (b % 4))), byte);
+        moei_q8_put(to, b, 8, _mm512_castps_si512(_mm512_mul_ps(d, _mm512_cvtepi32_ps(x))));
+        moei_q8_put(to, b, 9, _mm512_castps_si512(_mm512_mul_ps(m, _mm512_cvtepi32_ps(y))));
+    }
+}
+/* Scales (and minima) of formats with integer scales per 16: t[b / 2] has the bytes of blocks b and b + 1. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_byte(__m512i v, size_t i, int is_signed) { /* byte i of every dword */
+    v = _mm512_slli_epi32(v, (unsigned)(24 - 8 * i));
+    return is_signed ? _mm512_srai_epi32(v, 24) : _mm512_srli_epi32(v, 24);
+}
+MOEI_FORCE MOEI_VNNI __m512 moei_q8_halves(const uint8_t *p, size_t stride) { /* one of each of 16 rows */
+    uint16_t h[16];
+    MOEI_UNROLL for (size_t r = 0; r < 16; r++) h[r] = (uint16_t)moei_q8_u16(p + r * stride);
+    return _mm512_cvtph_ps(moei_q8_ld256(h));
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_sub(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
+    const __m512 d = moei_q8_halves(p + (f == MOE_FORMAT_Q2_K ? 80 : f == MOE_FORMAT_Q3_K ? 108 : 208), stride);
+    __m512 m = d;
+    __m512i t[4], u[4];
+    moei_q8_columns(p + (f == MOE_FORMAT_Q2_K ? 0 : f == MOE_FORMAT_Q3_K ? 94 : 192), stride, u);
+    if (f == MOE_FORMAT_Q2_K) m = _mm512_xor_ps(moei_q8_halves(p + 82, stride), _mm512_set1_ps(-0.0f));
+    if (f == MOE_FORMAT_Q3_K) /* its 12 bytes begin in the middle of a dword */
+        MOEI_UNROLL for (int i = 0; i < 3; i++) u[i] = _mm512_or_si512(_mm512_srli_epi32(u[i], 16), _mm512_slli_epi32(u[i + 1], 16));
+    MOEI_UNROLL for (unsigned i = 0; i < 4; i++) {
+        if (f == MOE_FORMAT_Q6_K) t[i] = u[i];
+        if (f == MOE_FORMAT_Q2_K) t[i] = moei_q8_zand(u[i], 15), u[i] = moei_q8_zand(_mm512_srli_epi16(u[i], 4), 15);
+        if (f != MOE_FORMAT_Q3_K) continue;
+        t[i] = moei_q8_zand(_mm512_srli_epi16(u[i % 2], (unsigned)(i / 2 * 4)), 15);
+        t[i] = moei_q8_zput(t[i], _mm512_rorv_epi32(u[2], _mm512_set1_epi32((int)(2 * i) - 4)), 0x30);
+        t[i] = _mm512_sub_epi8(t[i], _mm512_set1_epi8(32));
+    }
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
+        const size_t i = b % 2 * 2;
+        moei_q8_put(to, b, 8, _mm512_castps_si512(d));
+        moei_q8_put(to, b, 9, moei_q8_byte(t[b / 2], i, 1)), moei_q8_put(to, b, 10, moei_q8_byte(t[b / 2], i + 1, 1));
+        if (f != MOE_FORMAT_Q2_K) continue;
+        moei_q8_put(to, b, 11, _mm512_castps_si512(m));
+        moei_q8_put(to, b, 12, _mm512_or_si512(moei_q8_byte(u[b / 2], i, 0), _mm512_slli_epi32(moei_q8_byte(u[b / 2], i + 1, 0), 16)));
+    }
+}
+/* Others: row by row, then transposed. */
+typedef struct moei_q8rows {
+    __m256 d[16], m[16];
+    __m256i zero[16];
 } moei_q8rows;
-MOEI_FORCE MOEI_VNNI void moei_q8_decode_row(uint32_t f, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8rows *to, int r) {
-    __m512i v[4];
-    moei_q8s s;
-    s.d = s.m = _mm256_setzero_ps();
-    moei_q8_scales(f, p, side, j, &s);
-    moei_q8_bytes_vnni(f, p, v);
-    MOEI_UNROLL for (int i = 0; i < 4; i++) to->v[r][i] = f == MOE_FORMAT_INT4_GROUP ? moei_q8_minus_zero(v[i], s.zero, i) : v[i];
-    to->dm[r] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_castps_si256(s.d)), _mm256_castps_si256(s.m), 1);
-    if (moei_q8_has_sub(f)) to->sub[r] = _mm512_cvtepi16_epi32(s.sub);
-    if (f == MOE_FORMAT_Q2_K) to->min[r] = _mm512_castsi256_si512(s.min);
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_column(const void *rows, size_t vector, const moei_q8to *to) {
+    __m512i v[8];
+    moei_q8_columns8((const uint8_t *)rows, 32, v);
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++)
+        if (b < to->n) moei_q8_put(to, b, vector, v[b]);
 }
-MOEI_FORCE MOEI_VNNI void moei_q8_decode_store(uint32_t f, const moei_q8rows *from, size_t n_blocks, uint8_t *to) {
-    const size_t entry = moei_q8_entry(f);
-    __m512i v[16];
-    for (size_t i = 0; i < 4; i++) {
-        moei_q8_transpose16((const uint8_t *)&from->v[0][i], sizeof from->v[0], v);
-        MOEI_UNROLL for (size_t e = 0; e < 16; e++)
-            if (2 * i + e / 8 < n_blocks) _mm512_storeu_si512(to + (2 * i + e / 8) * entry + e % 8 * 128, v[e]);
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales(uint32_t f, const uint8_t *p, size_t stride, const moei_q8side *side, size_t chunk,
+                                                __m512i zero[8], const moei_q8to *to) {
+    moei_q8rows rows;
+    if (f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K) moei_q8_decode_scales_k(p, stride, to);
+    else if (moei_q8_has_sub(f)) moei_q8_decode_sub(f, p, stride, to);
+    else {
+        for (size_t r = 0; r < 16; r++) {
+            moei_q8s s;
+            moei_q8_scales_vnni(f, p + r * stride, &side[r], chunk, &s);
+            rows.d[r] = s.d;
+            if (moei_q8_is_nvfp4(f) || moei_q8_has_min(f)) rows.m[r] = s.m;
+            if (f == MOE_FORMAT_INT4_GROUP) rows.zero[r] = s.zero;
+        }
+        moei_q8_decode_column(rows.d, 8, to);
+        if (moei_q8_is_nvfp4(f) || moei_q8_has_min(f)) moei_q8_decode_column(rows.m, 9, to);
+        if (f != MOE_FORMAT_INT4_GROUP) return;
+        moei_q8_columns8((const uint8_t *)rows.zero, 32, zero);
+        MOEI_UNROLL for (int b = 0; b < 8; b++) zero[b] = _mm512_mullo_epi32(zero[b], _mm512_set1_epi32(0x01010101)); /* to all bytes */
     }
-    moei_q8_transpose16((const uint8_t *)from->dm, 64, v);
-    for (size_t b = 0; b < n_blocks; b++) {
-        uint8_t *m = to + b * entry + (f == MOE_FORMAT_Q2_K ? 11 : 9) * 128;
-        _mm512_storeu_si512(to + b * entry + 1024, v[b]);
-        if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f) || f == MOE_FORMAT_Q2_K) _mm512_storeu_si512(m, v[b + 8]);
-    }
-    if (moei_q8_has_sub(f)) moei_q8_transpose16((const uint8_t *)from->sub, 64, v);
-    for (size_t b = 0; moei_q8_has_sub(f) && b < n_blocks; b++)
-        _mm512_storeu_si512(to + b * entry + 9 * 128, v[2 * b]), _mm512_storeu_si512(to + b * entry + 10 * 128, v[2 * b + 1]);
-    if (f == MOE_FORMAT_Q2_K) moei_q8_transpose16((const uint8_t *)from->min, 64, v);
-    for (size_t b = 0; f == MOE_FORMAT_Q2_K && b < n_blocks; b++) _mm512_storeu_si512(to + b * entry + 12 * 128, v[b]);
 }
 /* 16 rows from row r; beyond the view's end the last one again. */
-MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, uint8_t *to) {
-    const size_t step = moei_q8_step_bytes(f), n_blocks = w->k / 32;
+MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, uint8_t *panel) {
+    const size_t step = moei_q8_step_bytes(f), n_blocks = w->k / 32, last = n_rows - 1;
+    uint8_t copy[16 * 272];
     moei_q8side side[16];
-    moei_q8rows rows;
-    for (size_t i = 0; 8 * i < n_blocks; i++, to += 8 * moei_q8_entry(f)) {
-        const size_t n = n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8;
-        for (size_t j = 0; j < 16; j++) {
-            const size_t row = r + j < n_rows ? r + j : n_rows - 1;
-            const uint8_t *p = moei_row(w, row) + i * step;
-            uint8_t tail[272];
-            if (n < 8) p = moei_q8_tail(f, w, p, tail);
-            if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, row, i, &side[j]);
-            moei_q8_decode_row(f, p, &side[j], i % MOEI_Q8_CHUNK, &rows, (int)j);
+    __m512i zero[8];
+    for (size_t i = 0; 8 * i < n_blocks; i++, panel += 8 * moei_q8_entry(f)) {
+        const moei_q8to to = {panel, moei_q8_entry(f), n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8};
+        const uint8_t *p = moei_row(w, r <= last ? r : last) + i * step;
+        size_t stride = w->row_stride;
+        if (to.n < 8 || r + 15 > last) {
+            memset(copy, 0, sizeof copy);
+            for (size_t j = 0; j < 16; j++) memcpy(copy + j * step, moei_row(w, r + j < last ? r + j : last) + i * step, to.n * step / 8);
+            p = copy, stride = step;
         }
-        moei_q8_decode_store(f, &rows, n, to);
+        for (size_t j = 0; moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0 && j < 16; j++)
+            moei_q8_sides(f, w, r + j < last ? r + j : last, i, &side[j]);
+        moei_q8_decode_scales(f, p, stride, side, i % MOEI_Q8_CHUNK, zero, &to);
+        moei_q8_decode_weights(f, p, stride, zero, &to);
     }
 }
 MOEI_FORCE MOEI_VNNI void moei_q8_decode(uint32_t f, const moei_rows *w, uint32_t n_rows, void *panel) {
