@@ -3738,7 +3738,234 @@ MOEI_UNUSED static const moei_arith moei_q8_vnni = {
 #endif
 #endif
 
-/* ==== >>neon: F32 on aarch64 =========================================================================================== */
+/* ==== >>neon: F32 on aarch64 ===========================================================================================
+   16 lanes are 4 vectors: vector v holds the sums of k mod 16 = 4 v .. 4 v + 3, so the tree adds 0 to 2, 1 to 3,
+   those two, and then inside a vector. Compilers' headers write vaddq and vmulq as + and *, which may be contracted: as in
+   scalar code, no product that may round feeds an add but through vfmaq. */
+
+#if MOEI_HAVE_NEON
+#define MOEI_NEON_ROWS 2 /* 2 rows x 3 tokens x 4 vectors: 24 sums + 2 weights + 1 token of 32 registers */
+#define MOEI_NEON_TOKENS 3
+
+/* 4 weights as f32. Loads of bytes: rows have any alignment. */
+MOEI_FORCE float32x4_t moei_load_neon(const uint32_t format, const uint8_t *p) {
+    if (format == MOE_FORMAT_F32) return vreinterpretq_f32_u8(vld1q_u8(p));
+    uint8x8_t h = vld1_u8(p);
+    if (format == MOE_FORMAT_F16) return vcvt_f32_f16(vreinterpret_f16_u8(h));
+    return vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(vreinterpret_u16_u8(h)), 16));
+}
+/* The weights behind the last whole 16, padded with zeros in `to`. */
+MOEI_FORCE const uint8_t *moei_tail_neon(uint8_t *to, const uint8_t *p, size_t bytes) {
+    memset(to, 0, 64);
+    memcpy(to, p, bytes);
+    return to;
+}
+
+/* The tree 8, 4, 2, 1 of two sums, then + 0.0f. */
+MOEI_FORCE float32x2_t moei_half_neon(const float32x4_t *a) {
+    float32x4_t s = vaddq_f32(vaddq_f32(a[0], a[2]), vaddq_f32(a[1], a[3]));
+    return vadd_f32(vget_low_f32(s), vget_high_f32(s));
+}
+MOEI_FORCE float32x2_t moei_sum2_neon(const float32x4_t *a, const float32x4_t *b) {
+    return vadd_f32(vpadd_f32(moei_half_neon(a), moei_half_neon(b)), vdup_n_f32(0.0f));
+}
+
+/* 16 weights of R rows (at w[r] + at bytes) times 16 values of C tokens (at x[c] + k). */
+MOEI_FORCE void moei_step_neon(const uint32_t format, const int R, const int C, const uint8_t *const *w, size_t at,
+                               const float *const *x, size_t k, float32x4_t (*a)[MOEI_NEON_ROWS][4]) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2;
+    MOEI_UNROLL for (size_t v = 0; v < 4; v++) {
+        float32x4_t wv[MOEI_NEON_ROWS];
+        MOEI_UNROLL for (int r = 0; r < R; r++) wv[r] = moei_load_neon(format, w[r] + at + 4 * v * size);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            float32x4_t xv = vld1q_f32(x[c] + k + 4 * v);
+            MOEI_UNROLL for (int r = 0; r < R; r++) a[c][r][v] = vfmaq_f32(a[c][r][v], wv[r], xv);
+        }
+    }
+}
+
+/* SHAPES      2 rows (any dense format, k contiguous) x C tokens (prepared: natural order, padded to 16)
+   DEFINITION  lane l of a[c][r] is the FMA chain over k mod 16 == l */
+MOEI_FORCE void moei_tile_neon(const uint32_t format, const int C, const moei_tile *t) {
+    const int R = MOEI_NEON_ROWS;
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k1 < t->k ? t->k1 : t->k & ~(size_t)15;
+    const uint8_t *w[MOEI_NEON_ROWS] = {t->w[0], t->w[1]}, *ahead = t->ahead, *ahead_end = t->ahead_end;
+    const float *x[MOEI_NEON_TOKENS];
+    float32x4_t a[MOEI_NEON_TOKENS][MOEI_NEON_ROWS][4];
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        x[c] = (const float *)t->x[c];
+        MOEI_UNROLL for (int i = 0; i < R * 4; i++)
+            a[c][i / 4][i % 4] = t->k0 ? vld1q_f32(t->sums + (c * R * 4 + i) * 4) : vdupq_n_f32(0.0f);
+    }
+    for (size_t k = t->k0; k < k_end; k += 16) {
+        if (ahead < ahead_end) MOEI_PREFETCH_L2(ahead), ahead += 64;
+        moei_step_neon(format, R, C, w, k * size, x, k, a);
+    }
+    if (t->k1 < t->k) {
+        MOEI_UNROLL for (int c = 0; c < C; c++)
+            MOEI_UNROLL for (int i = 0; i < R * 4; i++) vst1q_f32(t->sums + (c * R * 4 + i) * 4, a[c][i / 4][i % 4]);
+        return;
+    }
+    if (k_end < t->k) {
+        uint8_t tail[MOEI_NEON_ROWS][64];
+        MOEI_UNROLL for (int r = 0; r < R; r++)
+            w[r] = moei_tail_neon(tail[r], w[r] + k_end * size, (t->k - k_end) * size);
+        moei_step_neon(format, R, C, w, 0, x, k_end, a);
+    }
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        float32x2_t s = moei_sum2_neon(a[c][0], a[c][1]);
+        if (t->n_rows == 2) vst1_f32(t->out + (size_t)c * t->out_stride, s);
+        else vst1_lane_f32(t->out + (size_t)c * t->out_stride, s, 0);
+    }
+}
+
+/* SHAPES      1 row x C tokens, row after row: one linear stream, which the hardware prefetches best */
+MOEI_FORCE void moei_rows_neon(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows,
+                               const void *const *xs, float *out, size_t out_stride) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15;
+    const float *x[4];
+    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const float *)xs[c];
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const uint8_t *p = moei_row(w, r);
+        float32x4_t a[4][MOEI_NEON_ROWS][4];
+        MOEI_UNROLL for (int c = 0; c < C; c++)
+            MOEI_UNROLL for (int v = 0; v < 4; v++) a[c][0][v] = vdupq_n_f32(0.0f);
+        for (size_t k = 0; k < k_end; k += 16) moei_step_neon(format, 1, C, &p, k * size, x, k, a);
+        if (k_end < w->k) {
+            uint8_t tail[64];
+            p = moei_tail_neon(tail, p + k_end * size, (w->k - k_end) * size);
+            moei_step_neon(format, 1, C, &p, 0, x, k_end, a);
+        }
+        MOEI_UNROLL for (int c = 0; c < C; c++)
+            vst1_lane_f32(out + (size_t)c * out_stride + r, moei_sum2_neon(a[c][0], a[c][0]), 0);
+    }
+}
+
+/* Up to 4 tokens the weights' stream is what counts, beyond the multiply-adds. */
+MOEI_FORCE void moei_dot_neon(const uint32_t format, const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows,
+                              const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
+    if (n_tokens == 1) moei_rows_neon(format, 1, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 2) moei_rows_neon(format, 2, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 3) moei_rows_neon(format, 3, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 4) moei_rows_neon(format, 4, w, n_rows, x, out, out_stride);
+    else moei_sweep(tiles, w, n_rows, x, n_tokens, out, out_stride);
+}
+#define MOEI_TILE_NEON(F, C)                                                                                         \
+    static void moei_tile_neon_##F##_##C(const moei_tile *t) { moei_tile_neon(MOE_FORMAT_##F, C, t); }
+#define MOEI_DOT_NEON(F)                                                                                             \
+    MOEI_TILE_NEON(F, 1) MOEI_TILE_NEON(F, 2) MOEI_TILE_NEON(F, 3)                                                   \
+    static const moei_tiles moei_tiles_neon_##F = {                                                                  \
+        MOEI_NEON_ROWS, MOEI_NEON_TOKENS, 1024,                                                                      \
+        {moei_tile_neon_##F##_1, moei_tile_neon_##F##_2, moei_tile_neon_##F##_3, NULL, NULL, NULL}};                 \
+    static void moei_dot_neon_##F(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,      \
+                                  float *out, size_t out_stride) {                                                   \
+        moei_dot_neon(MOE_FORMAT_##F, &moei_tiles_neon_##F, w, n_rows, x, n_tokens, out, out_stride);                \
+    }
+MOEI_DOT_NEON(F32)
+MOEI_DOT_NEON(F16)
+MOEI_DOT_NEON(BF16)
+
+static void moei_panel_neon(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
+                            uint32_t n_tokens, float *out, size_t out_stride) {
+    moei_rows rows = *w;
+    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_f32_row_bytes(w->k);
+    moei_dot_neon_F32(&rows, n_rows, x, n_tokens, out, out_stride);
+}
+
+/* 8 E4M3 values times 2^-8, as f16: their fields moved into its own, which has the same kind of subnormals. */
+MOEI_FORCE float16x8_t moei_e4m3_neon(int8x8_t b) {
+    const uint16x8_t top = vdupq_n_u16(0x7f << 7);
+    uint16x8_t h = vandq_u16(vreinterpretq_u16_s16(vshll_n_s8(b, 7)), vdupq_n_u16(0xbf80));
+    uint16x8_t nan = vceqq_u16(vandq_u16(h, top), top);
+    return vreinterpretq_f16_u16(vbslq_u16(nan, vdupq_n_u16(0x7e00), h));
+}
+/* 16 weights at p times their scales. */
+MOEI_FORCE void moei_fp8_neon(float *o, const uint8_t *p, const float *scale) {
+    MOEI_UNROLL for (int i = 0; i < 16; i += 8) {
+        float16x8_t h = moei_e4m3_neon(vreinterpret_s8_u8(vld1_u8(p + i)));
+        float32x4_t low = vmulq_n_f32(vcvt_f32_f16(vget_low_f16(h)), 256.0f);
+        float32x4_t high = vmulq_n_f32(vcvt_f32_f16(vget_high_f16(h)), 256.0f);
+        vst1q_f32(o + i, vmulq_f32(low, vld1q_f32(scale + i)));
+        vst1q_f32(o + i + 4, vmulq_f32(high, vld1q_f32(scale + i + 4)));
+    }
+}
+static void moei_decode_fp8_neon(const moei_rows *w, uint32_t n_rows, void *panel) {
+    float *o = (float *)panel, s[16];
+    for (uint32_t r = 0; r < n_rows; r++, o += moei_f32_row_bytes(w->k) / 4) {
+        const uint8_t *p = moei_row(w, r);
+        for (size_t k = 0, next = 0; k < w->k; k += 16) {
+            uint8_t tail[64];
+            size_t n = w->k - k;
+            if (k >= next) next = k + moei_scales16(w, r, k, s);
+            moei_fp8_neon(o + k, n < 16 ? moei_tail_neon(tail, p + k, n) : p + k, s);
+            if (n < 16) memset(o + w->k, 0, (16 - n) * sizeof *o); /* 0 times an infinite scale is no 0 */
+        }
+    }
+}
+
+// clang-format off
+MOEI_UNUSED static const moei_arith moei_f32_neon = {
+    MOE_COMPUTE_F32, MOE_TIER_NEON, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_neon, {
+        /* NONE         */ MOEI_NO_OPS,
+        /* F32          */ {moei_dot_neon_F32, NULL, UINT32_MAX},
+        /* F16          */ {moei_dot_neon_F16, NULL, UINT32_MAX},
+        /* BF16         */ {moei_dot_neon_BF16, NULL, UINT32_MAX},
+        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP8        */ {NULL, moei_decode_fp8_neon, 0},
+        /* FP8_BLOCK    */ {NULL, moei_decode_fp8_neon, 0},
+        /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_neon, 0},
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+// clang-format on
+
+/* exp: see moei_exp, whose two last products these are too. NaN is found by its bits: its k means nothing. */
+MOEI_FORCE float32x4_t moei_exp_neon(float32x4_t x) {
+    uint32x4_t size = vandq_u32(vreinterpretq_u32_f32(x), vdupq_n_u32(0x7fffffffu));
+    uint32x4_t nan = vcgtq_u32(size, vdupq_n_u32(0x7f800000u));
+    float32x4_t z = vmaxq_f32(vminq_f32(x, vdupq_n_f32(MOEI_EXP_MAX)), vdupq_n_f32(MOEI_EXP_MIN));
+    float32x4_t t = vfmaq_f32(vdupq_n_f32(MOEI_MAGIC), z, vdupq_n_f32(MOEI_LOG2E));
+    int32x4_t k = vsubq_s32(vreinterpretq_s32_f32(t), vdupq_n_s32(MOEI_MAGIC_BITS));
+    int32x4_t k1 = vshrq_n_s32(k, 1), k2 = vsubq_s32(k, k1), bias = vdupq_n_s32(127);
+    float32x4_t n = vcvtq_f32_s32(k), p = vdupq_n_f32(MOEI_EXP_C6), r = vfmaq_f32(z, n, vdupq_n_f32(-MOEI_LN2_HI));
+    r = vfmaq_f32(r, n, vdupq_n_f32(-MOEI_LN2_LO));
+    p = vfmaq_f32(vdupq_n_f32(MOEI_EXP_C5), p, r);
+    p = vfmaq_f32(vdupq_n_f32(MOEI_EXP_C4), p, r);
+    p = vfmaq_f32(vdupq_n_f32(MOEI_EXP_C3), p, r);
+    p = vfmaq_f32(vdupq_n_f32(MOEI_EXP_C2), p, r);
+    p = vaddq_f32(vfmaq_f32(r, p, vmulq_f32(r, r)), vdupq_n_f32(1.0f));
+    p = vmulq_f32(p, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(k1, bias), 23)));
+    p = vmulq_f32(p, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(k2, bias), 23)));
+    return vbslq_f32(nan, x, p);
+}
+MOEI_FORCE float32x4_t moei_sigmoid_neon(float32x4_t x) {
+    const float32x4_t one = vdupq_n_f32(1.0f);
+    return vdivq_f32(one, vaddq_f32(one, moei_exp_neon(vnegq_f32(x))));
+}
+static void moei_vexp_neon(float *y, const float *x, size_t n) {
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) vst1q_f32(y + i, moei_exp_neon(vld1q_f32(x + i)));
+    moei_exp_c(y + i, x + i, n - i);
+}
+static void moei_vsigmoid_neon(float *y, const float *x, float a, size_t n) {
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) vst1q_f32(y + i, moei_sigmoid_neon(vmulq_n_f32(vld1q_f32(x + i), a)));
+    moei_sigmoid_c(y + i, x + i, a, n - i);
+}
+static void moei_vaxpy_neon(float *y, const float *v, float w, size_t n) {
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) vst1q_f32(y + i, vfmaq_n_f32(vld1q_f32(y + i), vld1q_f32(v + i), w));
+    moei_axpy_c(y + i, v + i, w, n - i);
+}
+static void moei_vaffine_neon(float *v, const float *s, const float *b, size_t n) {
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) vst1q_f32(v + i, vfmaq_f32(vld1q_f32(b + i), vld1q_f32(v + i), vld1q_f32(s + i)));
+    moei_affine_c(v + i, s + i, b + i, n - i);
+}
+MOEI_UNUSED static const moei_vec moei_vec_neon = {moei_vexp_neon, moei_vsigmoid_neon, moei_vaxpy_neon,
+                                                   moei_vaffine_neon};
+#endif
 
 /* ==== >>cpu: what this machine can do ==================================================================================
    Detection is a pure function of the raw words, so that it can be tested with other machines' words. Nothing is cached: cpuid

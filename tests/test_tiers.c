@@ -460,6 +460,10 @@ int main(void) {
 #if MOEI_HAVE_AVX512BF16
     check_arith(&moei_bf16_avx512bf16, "bf16 avx512bf16", 0);
 #endif
+#if MOEI_HAVE_NEON
+    check_vec(&moei_vec_neon, "elementwise neon", MOE_TIER_NEON);
+    check_arith(&moei_f32_neon, "f32 neon", 0);
+#endif
     printf("test_tiers: %d passed, %d failed, %d skipped\n", n_passed, n_failed, n_skipped);
     return n_failed != 0;
 }
