@@ -3650,7 +3650,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_sub(uint32_t f, const uint8_t *p, size_
         if (f == MOE_FORMAT_Q6_K) t[i] = u[i];
         if (f == MOE_FORMAT_Q2_K) t[i] = moei_q8_zand(u[i], 15), u[i] = moei_q8_zand(_mm512_srli_epi16(u[i], 4), 15);
         if (f != MOE_FORMAT_Q3_K) continue;
-        t[i] = moei_q8_zand(_mm512_srli_epi16(u[i % 2], (int)(i / 2 * 4)), 15);
+        t[i] = moei_q8_zand(i / 2 ? _mm512_srli_epi16(u[i % 2], 4) : u[i % 2], 15);
         t[i] = moei_q8_zput(t[i], _mm512_rorv_epi32(u[2], _mm512_set1_epi32((int)(2 * i) - 4)), 0x30);
         t[i] = _mm512_sub_epi8(t[i], _mm512_set1_epi8(32));
     }
