@@ -1798,8 +1798,9 @@ static void moei_affine_c(float *v, const float *s, const float *b, size_t n) {
 MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei_axpy_c, moei_affine_c};
 
 /* ==== >>dense: loops around the register tiles of f32 and bf16 arithmetic ==============================================
-   A tile is 4 rows (3 on AVX2) times up to 6 tokens over a piece of k, its sums in registers. Rows are read where they lie,
-   tokens through pointers. A tile that is short of rows repeats its last row and stores less, so there is one code path. */
+   A tile is 4 rows times up to 6 tokens (AVX2: 3 rows, NEON: 2 rows times up to 3) over a piece of k, its sums in
+   registers. Rows are read where they lie, tokens through pointers. A tile that is short of rows repeats its last row
+   and stores less, so there is one code path. */
 
 typedef struct moei_tile {
     const uint8_t *w[4];             /* rows */
