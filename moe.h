@@ -1819,8 +1819,9 @@ static void moei_affine_c(float *v, const float *s, const float *b, size_t n) {
 MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei_axpy_c, moei_affine_c};
 
 /* ==== >>dense: loops around the register tiles of f32 and bf16 arithmetic ==============================================
-   A tile is 4 rows (3 on AVX2) times up to 6 tokens over a piece of k, its sums in registers. Rows are read where they lie,
-   tokens through pointers. A tile that is short of rows repeats its last row and stores less, so there is one code path. */
+   A tile is 4 rows times up to 6 tokens (AVX2: 3 rows, NEON: 2 rows times up to 3) over a piece of k, its sums in
+   registers. Rows are read where they lie, tokens through pointers. A tile that is short of rows repeats its last row
+   and stores less, so there is one code path. */
 
 typedef struct moei_tile {
     const uint8_t *w[4];             /* rows */
@@ -3738,10 +3739,10 @@ MOEI_UNUSED static const moei_arith moei_q8_vnni = {
 #endif
 #endif
 
-/* ==== >>neon: F32 on aarch64 ===========================================================================================
+/* ==== >>neon: F32 and Q8 on aarch64 ================================================================================
    16 lanes are 4 vectors: vector v holds the sums of k mod 16 = 4 v .. 4 v + 3, so the tree adds 0 to 2, 1 to 3,
-   those two, and then inside a vector. Compilers' headers write vaddq and vmulq as + and *, which may be contracted: as in
-   scalar code, no product that may round feeds an add but through vfmaq. */
+   those two, and then inside a vector. Compilers' headers write vaddq and vmulq as + and *, which may be contracted:
+   as in scalar code, no product that may round feeds an add but through vfmaq. */
 
 #if MOEI_HAVE_NEON
 #define MOEI_NEON_ROWS 2 /* 2 rows x 3 tokens x 4 vectors: 24 sums + 2 weights + 1 token of 32 registers */
@@ -3965,6 +3966,124 @@ static void moei_vaffine_neon(float *v, const float *s, const float *b, size_t n
 }
 MOEI_UNUSED static const moei_vec moei_vec_neon = {moei_vexp_neon, moei_vsigmoid_neon, moei_vaxpy_neon,
                                                    moei_vaffine_neon};
+
+/* ---- Q8: 8 blocks of 32 at a time, unpacked by the reference. Block b of the 8 is lane b % 4 of vector b / 4: the
+   8 accumulators */
+
+#define MOEI_NEON_Q8_TOKENS 32 /* tokens that share the unpacked weights */
+
+typedef struct moei_group_neon { /* 256 weights; a row's last may have fewer, and then blocks of zeros */
+    int8_t q[8][32];
+    int32_t scale[2][8], min[2][8];
+    float d[2][8], dmin[8];     /* unless MOEI_SUB16: d times scale, dmin times min; dmin is negated */
+} moei_group_neon;
+
+MOEI_FORCE void moei_group_block_neon(const uint32_t flags, moei_group_neon *g, size_t i, const moei_block *b) {
+    memcpy(g->q[i], b->q, 32);
+    for (int h = 0; h < 2; h++) {
+        g->scale[h][i] = b->scale[h], g->min[h][i] = b->min[h];
+        g->d[h][i] = flags & (MOEI_SUB16 | MOEI_TWO) ? b->d[h] : b->d[h] * (float)b->scale[h];
+    }
+    g->dmin[i] = flags & MOEI_SUB16 ? -b->dmin : -(b->dmin * (float)b->min[0]);
+}
+MOEI_FORCE void moei_group_load_neon(const uint32_t flags, moei_group_neon *g, const moei_rows *w, uint32_t r,
+                                     size_t k) {
+    size_t n = (w->k - k) / 32;
+    if (n < 8) memset(g, 0, sizeof *g);
+    for (size_t i = 0; i < 8 && i < n; i++) {
+        moei_block b;
+        moei_unpack(w, r, k + i * 32, 32, &b);
+        moei_group_block_neon(flags, g, i, &b);
+    }
+}
+
+/* The integer sum of 16 products, in 4 parts. Two products fit in 16 bits: activations are not -128. */
+MOEI_FORCE int32x4_t moei_dot16_neon(const int8_t *w, const int8_t *x) {
+    int8x16_t a = vld1q_s8(w), b = vld1q_s8(x);
+    int16x8_t p = vmull_s8(vget_low_s8(a), vget_low_s8(b));
+    return vpaddlq_s16(vmlal_s8(p, vget_high_s8(a), vget_high_s8(b)));
+}
+/* The sums of one half of each of 4 blocks. */
+MOEI_FORCE int32x4_t moei_dots_neon(const int8_t *w, const int8_t *x) {
+    int32x4_t ab = vpaddq_s32(moei_dot16_neon(w, x), moei_dot16_neon(w + 32, x + 32));
+    int32x4_t cd = vpaddq_s32(moei_dot16_neon(w + 64, x + 64), moei_dot16_neon(w + 96, x + 96));
+    return vpaddq_s32(ab, cd);
+}
+
+/* What blocks i .. i + 3 add: the table of the section `reference`. */
+MOEI_FORCE float32x4_t moei_q8_step_neon(const uint32_t flags, const moei_group_neon *g, const moei_q8 *x, int i,
+                                         float32x4_t acc) {
+    int32x4_t i0 = moei_dots_neon(g->q[i], x->q[i]), i1 = moei_dots_neon(g->q[i] + 16, x->q[i] + 16);
+    float32x4_t xd = vld1q_f32(x->d + i), d = vmulq_f32(vld1q_f32(g->d[0] + i), xd);
+    if (flags & MOEI_TWO) {
+        acc = vfmaq_f32(acc, vcvtq_f32_s32(i0), d);
+        return vfmaq_f32(acc, vcvtq_f32_s32(i1), vmulq_f32(vld1q_f32(g->d[1] + i), xd));
+    }
+    if (flags & MOEI_SUB16) i0 = vmulq_s32(i0, vld1q_s32(g->scale[0] + i));
+    if (flags & MOEI_SUB16) i1 = vmulq_s32(i1, vld1q_s32(g->scale[1] + i));
+    acc = vfmaq_f32(acc, vcvtq_f32_s32(vaddq_s32(i0, i1)), d);
+    if (!(flags & MOEI_MIN)) return acc;
+    float32x4_t dmin = vld1q_f32(g->dmin + i);
+    if (!(flags & MOEI_SUB16)) return vfmaq_f32(acc, dmin, vld1q_f32(x->s + i));
+    int16x4x2_t sum = vld2_s16(x->sum16[i]);
+    int32x4_t m = vmulq_s32(vld1q_s32(g->min[0] + i), vmovl_s16(sum.val[0]));
+    m = vmlaq_s32(m, vld1q_s32(g->min[1] + i), vmovl_s16(sum.val[1]));
+    return vfmaq_f32(acc, vcvtq_f32_s32(m), vmulq_f32(dmin, xd));
+}
+/* The tree 4, 2, 1, then + 0.0f. */
+MOEI_FORCE float moei_sum8_neon(float32x4_t a, float32x4_t b) {
+    float32x4_t s = vaddq_f32(a, b);
+    float32x2_t h = vadd_f32(vget_low_f32(s), vget_high_f32(s));
+    return vget_lane_f32(vpadd_f32(h, h), 0) + 0.0f;
+}
+
+/* SHAPES      1 row x up to MOEI_NEON_Q8_TOKENS tokens */
+MOEI_FORCE void moei_q8_row_neon(const uint32_t flags, const moei_rows *w, uint32_t r, const void *const *x,
+                                 uint32_t n_tokens, float *out, size_t out_stride) {
+    float32x4_t acc[MOEI_NEON_Q8_TOKENS][2];
+    moei_group_neon g;
+    for (uint32_t t = 0; t < n_tokens; t++) acc[t][0] = acc[t][1] = vdupq_n_f32(0.0f);
+    for (size_t k = 0; k < w->k; k += 256) {
+        moei_group_load_neon(flags, &g, w, r, k);
+        for (uint32_t t = 0; t < n_tokens; t++) {
+            const moei_q8 *b = (const moei_q8 *)x[t] + k / 256;
+            acc[t][0] = moei_q8_step_neon(flags, &g, b, 0, acc[t][0]);
+            acc[t][1] = moei_q8_step_neon(flags, &g, b, 4, acc[t][1]);
+        }
+    }
+    for (uint32_t t = 0; t < n_tokens; t++) out[t * out_stride + r] = moei_sum8_neon(acc[t][0], acc[t][1]);
+}
+#define MOEI_Q8_KIND_NEON(kind, flags)                                                                               \
+    static void moei_dot_q8_neon_##kind(const moei_rows *w, uint32_t n_rows, const void *const *x,                   \
+                                        uint32_t n_tokens, float *out, size_t out_stride) {                          \
+        const uint32_t most = MOEI_NEON_Q8_TOKENS;                                                                   \
+        for (uint32_t t = 0; t < n_tokens; t += most)                                                                \
+            for (uint32_t r = 0; r < n_rows; r++)                                                                    \
+                moei_q8_row_neon(flags, w, r, x + t, n_tokens - t < most ? n_tokens - t : most,                      \
+                                 out + t * out_stride, out_stride);                                                  \
+    }
+MOEI_Q8_KIND_NEON(plain, 0)
+MOEI_Q8_KIND_NEON(min, MOEI_MIN)
+MOEI_Q8_KIND_NEON(sub, MOEI_SUB16)
+MOEI_Q8_KIND_NEON(sub_min, MOEI_SUB16 | MOEI_MIN)
+MOEI_Q8_KIND_NEON(two, MOEI_TWO)
+
+// clang-format off
+#define MOEI_Q8_NEON(kind) {moei_dot_q8_neon_##kind, NULL, UINT32_MAX}
+MOEI_UNUSED static const moei_arith moei_q8_neon = {
+    MOE_COMPUTE_Q8, MOE_TIER_NEON, moei_q8_row_bytes, moei_prepare_q8, NULL, NULL, {
+        /* NONE - BF16  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* Q8_0         */ MOEI_Q8_NEON(plain),
+        /* Q4_0, Q4_1   */ MOEI_Q8_NEON(plain), MOEI_Q8_NEON(min),
+        /* Q5_0, Q5_1   */ MOEI_Q8_NEON(plain), MOEI_Q8_NEON(min),
+        /* Q2_K, Q3_K   */ MOEI_Q8_NEON(sub_min), MOEI_Q8_NEON(sub),
+        /* Q4_K, Q5_K   */ MOEI_Q8_NEON(min), MOEI_Q8_NEON(min),
+        /* Q6_K         */ MOEI_Q8_NEON(sub),
+        /* IQ4_NL, _XS  */ MOEI_Q8_NEON(plain), MOEI_Q8_NEON(plain),
+        /* MXFP4, NVFP4 */ MOEI_Q8_NEON(plain), MOEI_Q8_NEON(two), MOEI_Q8_NEON(plain), MOEI_Q8_NEON(two),
+        /* MXFP8, FP8   */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* INT8, INT4   */ MOEI_Q8_NEON(plain), MOEI_Q8_NEON(plain)}};
+// clang-format on
 #endif
 
 /* ==== >>cpu: what this machine can do ==================================================================================
@@ -5067,7 +5186,7 @@ static const moei_tier_row moei_tier_rows[] = {
     {MOE_TIER_AVX512BF16, NULL,             {NULL, NULL,             &moei_bf16_avx512bf16,   NULL}},
 #endif
 #if MOEI_HAVE_NEON
-    {MOE_TIER_NEON,       &moei_vec_neon,   {NULL, &moei_f32_neon,   NULL,                    NULL}},
+    {MOE_TIER_NEON,       &moei_vec_neon,   {NULL, &moei_f32_neon,   NULL,                    &moei_q8_neon}},
 #endif
 };
 // clang-format on

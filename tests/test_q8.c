@@ -445,6 +445,10 @@ int main(void) {
     tier vnni = {"vnni", &moei_q8_vnni, __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl")};
     tiers[n_tiers++] = vnni;
 #endif
+#if MOEI_HAVE_NEON
+    tier neon = {"neon", &moei_q8_neon, 1};
+    tiers[n_tiers++] = neon;
+#endif
     for (size_t i = 0; i < n_tiers; i++)
         if (tiers[i].runs) test_prepare(tiers[i].arith, tiers[i].name);
         else n_skipped++;
