@@ -6025,12 +6025,14 @@ static void moei_settle(const moei_plan *p) {
 
 /* ---- sort ---- */
 
-/* Bucket of a slot: an expert held here; n_experts = passes x through (identity experts, capacity); -1 = nothing. */
+/* Bucket of a slot: an expert held here; n_experts = passes x through (identity experts, capacity); -1 = nothing. Of several
+   processes only the one with the first experts passes x through. */
 static int64_t moei_bucket(const moei_plan *p, size_t slot) {
     const moe_desc *d = &p->layer->desc;
     int32_t id = p->ids[slot];
-    if (id < -1 && p->passed && d->router.capacity_drop == MOE_DROP_PASS_THROUGH) return p->layer->routed.n_experts;
-    if (id >= 0 && (uint32_t)id >= d->n_experts && d->zero_kind == MOE_ZERO_IDENTITY) return p->layer->routed.n_experts;
+    int dropped = id < -1 && p->passed && d->router.capacity_drop == MOE_DROP_PASS_THROUGH;
+    int identity = id >= 0 && (uint32_t)id >= d->n_experts && d->zero_kind == MOE_ZERO_IDENTITY;
+    if (dropped || identity) return d->expert_first ? -1 : (int64_t)p->layer->routed.n_experts;
     return moei_local(d, id);
 }
 
