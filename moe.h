@@ -2203,7 +2203,7 @@ MOEI_UNUSED static const moei_vec moei_vec_avx2 = {moei_vexp_avx2, moei_vsigmoid
 /* ==== >>avx512: F32 on AVX-512 F/BW/DQ/VL ============================================================================== */
 
 #if MOEI_HAVE_AVX512
-/* g++ before 13 takes its own "undefined" vectors for uninitialised variables. */
+/* g++ before 13 takes its own "undefined" vectors for uninitialised variables. Until the end of >>q8. */
 #if defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -2591,10 +2591,6 @@ MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = {
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
 // clang-format on
 #endif
-#if MOEI_HAVE_AVX512 && defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
-#pragma GCC diagnostic pop
-#endif
-
 /* ==== >>q8: Q8 on AVX2 and AVX512-VNNI =================================================================================
    LAYOUT      A step is 8 blocks of 32 weights of one row, and lane b of every vector of 8 belongs to block b. Its weights come as
                bytes, unsigned with a constant offset (on AVX2 wide formats signed), 1 block per register on AVX2, 2 on AVX-512; its
@@ -3039,7 +3035,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_dot_avx2(uint32_t f, const moei_rows *w, uint3
         if (n_tokens == 1) moei_q8_row_avx2(f, w, r, x, 1, out + r, out_stride);
         else
             for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
-                moei_q8_row_avx2(f, w, r, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : MOEI_Q8_GROUP,
+                moei_q8_row_avx2(f, w, r, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : (uint32_t)MOEI_Q8_GROUP,
                                  out + t * out_stride + r, out_stride);
     }
 }
@@ -3244,7 +3240,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint3
         if (n_tokens == 1) moei_q8_row_vnni(f, w, r, x, 1, out + r, out_stride);
         else
             for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
-                moei_q8_row_vnni(f, w, r, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : MOEI_Q8_GROUP,
+                moei_q8_row_vnni(f, w, r, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : (uint32_t)MOEI_Q8_GROUP,
                                  out + t * out_stride + r, out_stride);
     }
 }
@@ -3275,8 +3271,9 @@ static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) {
 }
 /* What the tile needs to know of a format: formats of a kind share its code. */
 MOEI_FORCE uint32_t moei_q8_kind(uint32_t f) {
-    return moei_q8_has_min(f) ? MOE_FORMAT_Q4_K : moei_q8_is_nvfp4(f) ? MOE_FORMAT_NVFP4 : f == MOE_FORMAT_Q2_K ? f
-           : moei_q8_has_sub(f) ? MOE_FORMAT_Q6_K : MOE_FORMAT_Q8_0;
+    if (moei_q8_has_min(f)) return MOE_FORMAT_Q4_K;
+    if (moei_q8_is_nvfp4(f)) return MOE_FORMAT_NVFP4;
+    return f == MOE_FORMAT_Q2_K ? f : (uint32_t)(moei_q8_has_sub(f) ? MOE_FORMAT_Q6_K : MOE_FORMAT_Q8_0);
 }
 MOEI_FORCE MOEI_VNNI __m512 moei_q8_set1(const float *p) { return _mm512_set1_ps(*p); }
 /* -(sum << shift), the start of an integer sum that takes the weights' offset away. */
@@ -3332,7 +3329,11 @@ MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int c, const uint8_t
             acc[t][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_mul_ps(mr, dx), acc[t][r]);
         }
 }
-/* 32 rows times c tokens, of which n are wanted. */
+/* 32 rows times c tokens, of which n are wanted. gcc does not see that v == 7 sets saved[3]. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const uint8_t *panel, size_t n_blocks, const void *const *x, int n,
                                             __m128i shift, uint32_t mask, float *out, size_t out_stride) {
     static const uint8_t order[8] = {0, 4, 2, 6, 1, 5, 3, 7};
@@ -3359,6 +3360,9 @@ MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const uint8_t 
             _mm512_mask_storeu_ps(out + (size_t)t * out_stride + 16 * r, (__mmask16)(mask >> 16 * r),
                                   _mm512_add_ps(saved[3][t][r], _mm512_setzero_ps()));
 }
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 MOEI_FORCE MOEI_VNNI void moei_q8_panel_kind(uint32_t kind, const uint8_t *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                              uint32_t n_tokens, float *out, size_t out_stride) {
     const size_t n_blocks = w->k / 32, most = kind == MOE_FORMAT_Q6_K || kind == MOE_FORMAT_Q2_K ? 4 : 6;
@@ -3492,6 +3496,9 @@ MOEI_UNUSED static const moei_arith moei_q8_vnni = {
      MOEI_Q8_BOTH(vnni, INT8_CHANNEL), MOEI_Q8_BOTH(vnni, INT4_GROUP)}};
 /* clang-format on */
 #endif
+#endif
+#if MOEI_HAVE_AVX512 && defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+#pragma GCC diagnostic pop
 #endif
 
 /* ==== >>neon: F32 on aarch64 =========================================================================================== */
