@@ -2225,7 +2225,7 @@ MOEI_UNUSED static const moei_vec moei_vec_avx2 = {moei_vexp_avx2, moei_vsigmoid
 /* ==== >>avx512: F32 on AVX-512 F/BW/DQ/VL ============================================================================== */
 
 #if MOEI_HAVE_AVX512
-/* g++ before 13 takes its own "undefined" vectors for uninitialised variables. */
+/* g++ before 13 takes its own "undefined" vectors for uninitialised variables. Until the end of >>q8. */
 #if defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -2613,10 +2613,6 @@ MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = {
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
 // clang-format on
 #endif
-#if MOEI_HAVE_AVX512 && defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
-#pragma GCC diagnostic pop
-#endif
-
 /* ==== >>q8: Q8 on AVX2 and AVX512-VNNI =================================================================================
    LAYOUT      A step is 8 blocks of 32 weights of one row, and lane b of every vector of 8 belongs to block b. Its weights come as
                bytes, unsigned with a constant offset (on AVX2 wide formats signed), 1 block per register on AVX2, 2 on AVX-512; its
@@ -3060,7 +3056,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_dot_avx2(uint32_t f, const moei_rows *w, uint3
         if (n_tokens == 1) moei_q8_row_avx2(f, w, r, x, 1, out + r, out_stride);
         else
             for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
-                moei_q8_row_avx2(f, w, r, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : MOEI_Q8_GROUP,
+                moei_q8_row_avx2(f, w, r, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : (uint32_t)MOEI_Q8_GROUP,
                                  out + t * out_stride + r, out_stride);
     }
 }
@@ -3283,7 +3279,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint3
         if (n_tokens == 1) moei_q8_row_vnni(f, w, r, x, 1, out + r, out_stride);
         else
             for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
-                moei_q8_row_vnni(f, w, r, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : MOEI_Q8_GROUP,
+                moei_q8_row_vnni(f, w, r, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : (uint32_t)MOEI_Q8_GROUP,
                                  out + t * out_stride + r, out_stride);
     }
 }
@@ -3315,8 +3311,9 @@ static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) {
 }
 /* What the tile needs to know of a format: formats of a kind share its code. */
 MOEI_FORCE uint32_t moei_q8_kind(uint32_t f) {
-    return moei_q8_has_min(f) ? MOE_FORMAT_Q4_K : moei_q8_is_nvfp4(f) ? MOE_FORMAT_NVFP4 : f == MOE_FORMAT_Q2_K ? f
-           : moei_q8_has_sub(f) ? MOE_FORMAT_Q6_K : MOE_FORMAT_Q8_0;
+    if (moei_q8_has_min(f)) return MOE_FORMAT_Q4_K;
+    if (moei_q8_is_nvfp4(f)) return MOE_FORMAT_NVFP4;
+    return f == MOE_FORMAT_Q2_K ? f : (uint32_t)(moei_q8_has_sub(f) ? MOE_FORMAT_Q6_K : MOE_FORMAT_Q8_0);
 }
 /* One block of c prepared rows: x are the rows, `q` the place of its 32 int8 in them, `s` that of its scale; the sums have the same
    order in moei_q8, so that they are at fixed distances. */
@@ -3392,7 +3389,11 @@ MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int c, const uint8_t
         }
     if (kind == MOE_FORMAT_Q2_K) moei_q8_scaled(c, m, x, s, acc);
 }
-/* 32 rows times c tokens, of which n are wanted. */
+/* 32 rows times c tokens, of which n are wanted. gcc does not see that v == 7 sets saved[3]. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const uint8_t *panel, size_t n_blocks, const void *const *x, int n,
                                             __m512i shift, uint32_t mask, float *out, size_t out_stride) {
     moei_q8block at;
@@ -3414,6 +3415,9 @@ MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const uint8_t 
             _mm512_mask_storeu_ps(out + (size_t)t * out_stride + 16 * r, (__mmask16)(mask >> 16 * r), a[0]);
         }
 }
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 MOEI_FORCE MOEI_VNNI void moei_q8_panel_kind(uint32_t kind, const uint8_t *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                              uint32_t n_tokens, float *out, size_t out_stride) {
     const size_t n_blocks = w->k / 32, groups = (n_tokens + MOEI_Q8_TOKENS - 1) / MOEI_Q8_TOKENS;
@@ -3737,6 +3741,9 @@ MOEI_UNUSED static const moei_arith moei_q8_vnni = {
      MOEI_Q8_BOTH(vnni, INT8_CHANNEL), MOEI_Q8_BOTH(vnni, INT4_GROUP)}};
 /* clang-format on */
 #endif
+#endif
+#if MOEI_HAVE_AVX512 && defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+#pragma GCC diagnostic pop
 #endif
 
 /* ==== >>neon: F32 and Q8 on aarch64 ================================================================================
