@@ -23,7 +23,7 @@ $(BUILD):
 	@mkdir -p $@
 
 # The implementation takes a while to compile, so it is compiled once: MOEI_ONCE makes the programs that emit it (as a user's one file
-# would) leave it to moe.o. Tests that look inside compile it themselves, with less optimisation.
+# would) leave it to moe.o. Tests that look inside compile it themselves.
 INSIDE   := $(patsubst tests/%.c,$(BUILD)/%,$(shell grep -l 'moei_\|random_layer.h' tests/test_*.c))
 INBENCH  := $(patsubst bench/%.c,$(BUILD)/%,$(shell grep -l 'moei_' bench/*.c))
 $(BUILD)/moe.o: moe.h | $(BUILD)
@@ -39,7 +39,7 @@ $(BUILD)/openmp: examples/openmp.c $(HEADERS) | $(BUILD)
 $(BUILD)/cpp: examples/cpp.cc $(HEADERS) $(BUILD)/moe.o
 	$(CXX) -std=c++11 $(CFLAGS) -Wall -I. -Iexamples -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
 $(INSIDE): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c)
-	$(COMPILE) -O1 -g0 $< -o $@ $(LIBS)
+	$(COMPILE) -g0 $< -o $@ $(LIBS)
 $(filter-out $(INSIDE),$(TESTS)): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c) $(BUILD)/moe.o
 	$(COMPILE) -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
 
