@@ -1819,75 +1819,93 @@ static void moei_affine_c(float *v, const float *s, const float *b, size_t n) {
 MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei_axpy_c, moei_affine_c};
 
 /* ==== >>dense: loops around the register tiles of f32 and bf16 arithmetic ==============================================
-   A tile is 4 rows times up to 6 tokens (AVX2: 3 rows, NEON: 2 rows times up to 3) over a piece of k, its sums in
-   registers. Rows are read where they lie, tokens through pointers. A tile that is short of rows repeats its last row
-   and stores less, so there is one code path. */
+   A tile is 4 rows (3 on AVX2) times up to 6 tokens, its sums in registers. Rows are read where they lie, tokens through
+   pointers. A tile that is short of rows repeats its last row and stores less, so there is one code path. */
+
+/* Between two steps of an unrolled loop: keeps the compiler from loading everything first, which needs more registers than
+   there are (clang then spills sums: half the speed). */
+#if defined(__GNUC__) || defined(__clang__)
+#define MOEI_FENCE __asm__ volatile("" ::: "memory")
+#else
+#define MOEI_FENCE ((void)0)
+#endif
 
 typedef struct moei_tile {
-    const uint8_t *w[4];             /* rows */
-    const void *const *x;            /* prepared tokens */
-    size_t k0, k1, k;                /* the piece, of k */
-    float *sums;                     /* the accumulators between pieces; unused if there is one piece */
-    float *out;                      /* of the first row and token */
+    const uint8_t *w[4];              /* rows */
+    const void *const *x;             /* prepared tokens */
+    size_t k0, k1, k;                 /* this part of k, and all of it */
+    float *sums;                      /* what the registers hold between the parts */
+    float *out;                       /* of the first row and token */
     size_t out_stride;
-    uint32_t n_rows;                 /* stored: 1 .. R */
-    const uint8_t *ahead, *ahead_end; /* to prefetch on the way */
+    uint32_t n_rows;                  /* stored: 1 .. R */
+    const uint8_t *ahead, *ahead_end; /* to prefetch on the way, ahead_step bytes per 32 values of k */
+    size_t ahead_step;
 } moei_tile;
 typedef void moei_tile_fn(const moei_tile *t);
 typedef struct moei_tiles {
-    uint32_t rows, tokens, piece;    /* R, C: the largest tile; inputs per piece: those of C tokens take half of L1 */
-    moei_tile_fn *fn[6];             /* [tokens - 1] */
+    uint32_t rows, tokens, k;         /* R, C: the largest tile; the largest part of k, a multiple of 64 */
+    moei_tile_fn *fn[6];              /* [tokens - 1] */
 } moei_tiles;
-#if defined(__GNUC__) || defined(__clang__)
-#define MOEI_PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
-#else
-#define MOEI_PREFETCH_L2(p) ((void)(p))
-#endif
 
-#define MOEI_SWEEP_ROWS 36u          /* a block of rows stays in L2 while all tiles of tokens pass over it; of 3 and 4 */
-#define MOEI_SWEEP_TOKENS 24u        /* tokens whose sums wait between pieces: 54 KiB of stack */
-
-/* What is left to prefetch, spread evenly over the tiles to come. */
-typedef struct moei_ahead { const uint8_t *at; size_t lines, tiles; } moei_ahead;
+/* A tile of tokens stays in L1 or L2 while all rows pass over it: less traffic than the other way round, as a step reads 6
+   tokens of 32 bits and 4 rows, often of 16. From 16-bit rows all of k is one part: storing and loading the sums costs more
+   than tokens that come from L2 (91 against 80 % of peak at k = 7168). From f32 rows L2's bandwidth is the limit, and parts
+   of k that fit L1 win (80 against 65 % at k = 2048). Every sum is one chain either way. Tokens are cut evenly (7 = 4 + 3, not
+   6 + 1): small tiles are bound by unpacking. */
+#define MOEI_BLOCK 32u
+#define MOEI_TILE_SUMS (4 * 6 * 16)
+typedef struct moei_ahead { /* the next panel, its prefetches spread over all tiles */
+    const uint8_t *data;
+    size_t lines, tiles, done;
+} moei_ahead;
 MOEI_FORCE void moei_ahead_next(moei_ahead *a, moei_tile *t) {
-    size_t n = a->tiles ? a->lines / a->tiles : 0;
-    t->ahead = a->at, t->ahead_end = a->at + n * 64;
-    a->at += n * 64, a->lines -= n, a->tiles -= a->tiles != 0;
+    size_t from = a->lines * a->done / a->tiles, to = a->lines * (a->done + 1) / a->tiles, steps = (t->k1 - t->k0) / 32 + 1;
+    a->done++;
+    t->ahead = a->data + from * 64, t->ahead_end = a->data + to * 64;
+    t->ahead_step = (to - from + steps - 1) / steps * 64;
 }
-
-/* One piece of k for one block of rows and tokens. A tile's tokens stay in L1 while the rows pass over them. Tokens are cut
-   evenly (7 = 4 + 3, not 6 + 1): small tiles are bound by unpacking. */
-MOEI_UNUSED static void moei_sweep_piece(const moei_tiles *tiles, const moei_rows *w, uint32_t r0, uint32_t n_rows, moei_tile *t,
-                                         const void *const *x, uint32_t n_tokens, float *out, float *sums, moei_ahead *ahead) {
-    uint32_t parts = (n_tokens + tiles->tokens - 1) / tiles->tokens;
-    for (uint32_t i = 0, at = 0, n; i < parts; i++, at += n) {
-        n = (n_tokens - at + parts - i - 1) / (parts - i);
-        t->x = x + at;
-        for (uint32_t r = 0; r < n_rows; r += tiles->rows, sums += tiles->rows * tiles->tokens * 16) {
+#define MOEI_AHEAD(t) /* one step */                                                                                   \
+    if (ahead < ahead_end)                                                                                             \
+        for (const uint8_t *line_ = ahead, *stop_ = ahead += (t)->ahead_step; line_ < stop_; line_ += 64) MOEI_PREFETCH(line_)
+MOEI_UNUSED static void moei_sweep_rows(const moei_tiles *tiles, const moei_rows *w, uint32_t row, uint32_t n_rows, moei_tile *t,
+                                        uint32_t n_tokens, moei_ahead *ahead) {
+    float sums[MOEI_BLOCK / 2][MOEI_TILE_SUMS], *out = t->out;
+    size_t parts = (t->k + tiles->k - 1) / tiles->k, part = (t->k / parts + 63) / 64 * 64;
+    for (t->k0 = 0; t->k0 < t->k; t->k0 = t->k1) {
+        t->k1 = t->k - t->k0 > part ? t->k0 + part : t->k;
+        for (uint32_t r = 0; r < n_rows; r += tiles->rows) {
             t->n_rows = n_rows - r < tiles->rows ? n_rows - r : tiles->rows;
-            for (uint32_t j = 0; j < 4; j++) t->w[j] = moei_row(w, r0 + r + (j < t->n_rows ? j : t->n_rows - 1));
-            t->out = out + at * t->out_stride + r0 + r, t->sums = sums;
+            for (uint32_t i = 0; i < 4; i++) t->w[i] = moei_row(w, row + r + (i < t->n_rows ? i : t->n_rows - 1));
+            t->sums = sums[r / tiles->rows], t->out = out + r;
             moei_ahead_next(ahead, t);
-            tiles->fn[n - 1](t);
+            tiles->fn[n_tokens - 1](t);
         }
     }
 }
 MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                    uint32_t n_tokens, float *out, size_t out_stride) {
-    float sums[MOEI_SWEEP_ROWS * MOEI_SWEEP_TOKENS * 16];
     moei_tile t;
-    uint32_t block = w->k <= tiles->piece ? n_tokens : MOEI_SWEEP_TOKENS;
-    size_t pieces = (w->k + tiles->piece - 1) / tiles->piece, groups = (n_rows + tiles->rows - 1) / tiles->rows;
-    moei_ahead ahead = {w->prefetch ? w->prefetch : w->data, w->prefetch ? w->prefetch_bytes / 64 : 0, 0};
-    ahead.tiles = pieces * groups * ((n_tokens + tiles->tokens - 1) / tiles->tokens);
+    uint32_t n_tiles = (n_tokens + tiles->tokens - 1) / tiles->tokens, block = tiles->k < w->k ? MOEI_BLOCK : n_rows;
+    size_t parts = (w->k + tiles->k - 1) / tiles->k, groups = (n_rows + tiles->rows - 1) / tiles->rows + n_rows / block;
+    moei_ahead ahead = {w->prefetch ? w->prefetch : w->data, w->prefetch ? w->prefetch_bytes / 64 : 0, n_tiles * parts * groups, 0};
     t.k = w->k, t.out_stride = out_stride;
-    for (uint32_t r = 0; r < n_rows; r += MOEI_SWEEP_ROWS)
-        for (uint32_t at = 0; at < n_tokens; at += block)
-            for (t.k0 = 0; t.k0 < w->k; t.k0 = t.k1) {
-                uint32_t rows = n_rows - r < MOEI_SWEEP_ROWS ? n_rows - r : MOEI_SWEEP_ROWS, n = n_tokens - at < block ? n_tokens - at : block;
-                t.k1 = w->k - t.k0 < tiles->piece ? w->k : t.k0 + tiles->piece;
-                moei_sweep_piece(tiles, w, r, rows, &t, x + at, n, out + at * out_stride, sums, &ahead);
-            }
+    for (uint32_t r = 0; r < n_rows; r += block) {
+        for (uint32_t i = 0, at = 0; i < n_tiles; i++) {
+            uint32_t n = (n_tokens - at + n_tiles - i - 1) / (n_tiles - i);
+            t.x = x + at, t.out = out + at * out_stride + r;
+            moei_sweep_rows(tiles, w, r, n_rows - r < block ? n_rows - r : block, &t, n, &ahead);
+            at += n;
+        }
+    }
+}
+
+/* With few tokens rows are read one by one, as one linear stream: several in lockstep defeat the hardware's prefetcher. What it
+   misses is prefetched 8 KB ahead: the address that belongs to row r, valid while p moves through the row. */
+#define MOEI_AHEAD_BYTES 8192
+MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r) { /* bytes from row r to what to prefetch */
+    size_t rows = MOEI_AHEAD_BYTES / (w->row_stride + 1) + 1;
+    if (r + rows < n_rows || !w->prefetch) return rows * w->row_stride;
+    return (size_t)(w->prefetch - moei_row(w, r)) + (r + rows - n_rows) * w->row_stride;
 }
 
 /* The scales of weights k .. k + 15 of row r; returns how many of the following k have the same (at least 16 are covered). */
@@ -1905,23 +1923,25 @@ MOEI_UNUSED static size_t moei_panel_bytes_f32(uint32_t n_rows, size_t k) { retu
 #define MOEI_NO_OPS {NULL, NULL, 0}
 
 /* ==== >>avx2: F32 on AVX2 + FMA + F16C =================================================================================
-   Prepared rows and panels hold every 16 values as 8 even ones, then 8 odd ones: the two halves of bf16 weights come apart by
-   a shift and a mask. The sums of the even k are 8 lanes and those of the odd k are 8 more; the tree 8, 4, 2, 1 over
-   natural k is the tree 4, 2, 1 of either and then their sum. */
+   Prepared rows and panels hold their even values, padded to 8, then their odd ones: the two halves of bf16 weights come apart by
+   a shift and a mask. The sums of the even k are 8 lanes and those of the odd k are 8 more; the tree 8, 4, 2, 1 over natural k
+   is the tree 4, 2, 1 of either and then their sum. (Even and odd together in every cache line would be natural, but a pass
+   over one parity then reads one half of every line: bank conflicts, 50 to 65 % of peak.) */
 
 #if MOEI_HAVE_AVX2
 /* Keeps a vector in its register: a load that is used several times may otherwise become a memory operand of each use. */
 #if defined(__GNUC__) || defined(__clang__)
 #define MOEI_PIN(v) __asm__("" : "+x"(v))
+#define MOEI_KEEP(v) __asm__("" : : "x"(v))
 #define MOEI_PIN_POINTER(p) __asm__("" : "+r"(p))
 #else
-#define MOEI_PIN(v) ((void)(v))
+#define MOEI_KEEP(v) ((void)(v))
 #define MOEI_PIN_POINTER(p) ((void)(p))
+#define MOEI_PIN(v) ((void)(v))
 #endif
-static const uint32_t moei_odd_mask[8] = {0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
-                                          0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
-/* Up to 16 weights of 2 or 4 bytes to a padded buffer: AVX2 has no masked loads of 16 bits. */
-MOEI_FORCE void moei_tail16(uint8_t *to, const uint8_t *from, size_t bytes) {
+MOEI_FORCE size_t moei_half(size_t k) { return (k + 15) / 16 * 8; } /* where the odd values begin */
+/* The last weights of a row to a padded buffer: AVX2 has no masked loads of 16 bits. */
+MOEI_FORCE void moei_tail_avx2(uint8_t *to, const uint8_t *from, size_t bytes) {
     memset(to, 0, 64);
     for (size_t i = 0; i < bytes; i++) to[i] = from[i];
 }
@@ -1966,30 +1986,32 @@ MOEI_FORCE MOEI_AVX2 void moei_store_avx2(float *out, __m128 s, uint32_t n) {
 
 /* SHAPES      1 row x C tokens, row after row, even and odd k at once
    REGISTERS   2 C sums + 2 weights: 10 of 16 at C = 4 (tokens are memory operands) */
+MOEI_FORCE MOEI_AVX2 void moei_step_avx2(const uint32_t format, const int C, const uint8_t *p, const float *const *x, size_t i,
+                                         size_t half, __m256 *a, __m256 *b) {
+    __m256 even, odd;
+    moei_load_avx2(format, p, &even, &odd);
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        a[c] = _mm256_fmadd_ps(even, _mm256_loadu_ps(x[c] + i), a[c]);
+        b[c] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(x[c] + half + i), b[c]);
+    }
+}
 MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows,
                                          const void *const *xs, float *out, size_t out_stride) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15;
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15, half = moei_half(w->k);
     const float *x[4];
     MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const float *)xs[c];
     for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r);
-        __m256 a[4], b[4], even, odd;
+        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r);
+        __m256 a[4], b[4];
         MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = b[c] = _mm256_setzero_ps();
         for (size_t k = 0; k < k_end; k += 16) {
-            moei_load_avx2(format, p + k * size, &even, &odd);
-            MOEI_UNROLL for (int c = 0; c < C; c++) {
-                a[c] = _mm256_fmadd_ps(even, _mm256_loadu_ps(x[c] + k), a[c]);
-                b[c] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(x[c] + k + 8), b[c]);
-            }
+            if (format == MOE_FORMAT_F32 || !(k & 16)) MOEI_PREFETCH(ahead + k * size);
+            moei_step_avx2(format, C, p + k * size, x, k / 2, half, a, b);
         }
         if (k_end < w->k) {
             uint8_t tail[64];
-            moei_tail16(tail, p + k_end * size, (w->k - k_end) * size);
-            moei_load_avx2(format, tail, &even, &odd);
-            MOEI_UNROLL for (int c = 0; c < C; c++) {
-                a[c] = _mm256_fmadd_ps(even, _mm256_loadu_ps(x[c] + k_end), a[c]);
-                b[c] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(x[c] + k_end + 8), b[c]);
-            }
+            moei_tail_avx2(tail, p + k_end * size, (w->k - k_end) * size);
+            moei_step_avx2(format, C, tail, x, k_end / 2, half, a, b);
         }
         MOEI_UNROLL for (int c = 0; c < C; c++) {
             __m128 s = moei_sum4_avx2(a[c], b[c], a[c], b[c]);
@@ -1998,63 +2020,57 @@ MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, con
     }
 }
 
-/* 8 weights of one parity, of 16 bf16 or of 16 f32 in panel order */
-MOEI_FORCE MOEI_AVX2 __m256 moei_half_avx2(const uint32_t format, const int odd, const uint8_t *p) {
-    if (format == MOE_FORMAT_F32) return _mm256_loadu_ps((const float *)p + 8 * odd);
+/* SHAPES      3 rows (bf16, or f32 in panel order) x C tokens, one parity of k; i counts bytes of either
+   REGISTERS   3 C sums + 3 weights + 1 token: all 16 at C = 4; 12 FMAs (6 cycles) per 7 loads */
+static const uint32_t moei_odd_mask[8] = {0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+                                          0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
+MOEI_FORCE MOEI_AVX2 __m256 moei_half_avx2(const uint32_t format, const size_t odd, const uint8_t *p) {
+    if (format == MOE_FORMAT_F32) return _mm256_loadu_ps((const float *)p);
     __m256i v = _mm256_loadu_si256((const __m256i *)p);
     if (!odd) return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
-    const uint32_t *mask = moei_odd_mask; /* stays a memory operand: 12 sums, 3 weights and a token fill all 16 registers */
+    const __m256i *mask = (const __m256i *)moei_odd_mask; /* there is no register for it */
     MOEI_PIN_POINTER(mask);
-    return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_loadu_si256((const __m256i *)(const void *)mask)));
+    return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_loadu_si256(mask)));
 }
-/* SHAPES      3 rows (bf16, or f32 in panel order) x C tokens, one parity of k; s[c] = the trees of the 3 sums
-   REGISTERS   3 C sums + 3 weights + 1 token: all 16 at C = 4; 12 FMAs (6 cycles) per 7 loads */
-MOEI_FORCE MOEI_AVX2 void moei_pass_avx2(const uint32_t format, const int C, const int odd, const moei_tile *t,
-                                         const uint8_t *const *tail, const uint8_t *ahead, const uint8_t *ahead_end, __m128 *s) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k1 < t->k ? t->k1 : t->k & ~(size_t)15;
-    const uint8_t *w[3] = {t->w[0], t->w[1], t->w[2]};
-    const float *x[4];
-    float *sums = t->sums + odd * 12 * 8;
-    __m256 a[4][3], v[3];
+MOEI_FORCE MOEI_AVX2 void moei_half_step_avx2(const uint32_t format, const int C, const size_t odd, const uint8_t *const *w,
+                                              const uint8_t *const *x, size_t at, size_t i, __m256 (*a)[3]) {
+    __m256 v[3];
+    MOEI_UNROLL for (int r = 0; r < 3; r++) v[r] = moei_half_avx2(format, odd, w[r] + at);
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        x[c] = (const float *)t->x[c] + 8 * odd;
-        MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = t->k0 ? _mm256_loadu_ps(sums + (c * 3 + r) * 8) : _mm256_setzero_ps();
+        __m256 xc = _mm256_loadu_ps((const float *)(x[c] + i));
+        MOEI_PIN(xc);
+        MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_fmadd_ps(v[r], xc, a[c][r]);
+        MOEI_KEEP(xc);
     }
-    for (size_t k = t->k0; k < k_end; k += 16) {
-        if (ahead < ahead_end) MOEI_PREFETCH_L2(ahead), ahead += 64;
-        MOEI_UNROLL for (int r = 0; r < 3; r++) v[r] = moei_half_avx2(format, odd, w[r] + k * size);
-        MOEI_UNROLL for (int c = 0; c < C; c++) {
-            __m256 xc = _mm256_loadu_ps(x[c] + k);
-            MOEI_PIN(xc);
-            MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_fmadd_ps(v[r], xc, a[c][r]);
-        }
+    MOEI_UNROLL for (int r = 0; r < 3; r++) MOEI_KEEP(v[r]);
+}
+/* s[c] = the trees of the 3 sums */
+MOEI_FORCE MOEI_AVX2 void moei_pass_avx2(const uint32_t format, const int C, const size_t odd, const moei_tile *t,
+                                         const uint8_t *const *tail, const uint8_t *ahead, const uint8_t *ahead_end, __m128 *s) {
+    const size_t half = moei_half(t->k) * 4, end = format == MOE_FORMAT_F32 ? half : t->k / 16 * 32;
+    const uint8_t *w[3], *x[4];
+    __m256 a[4][3];
+    MOEI_UNROLL for (int r = 0; r < 3; r++) w[r] = t->w[r] + (format == MOE_FORMAT_F32 ? odd * half : 0);
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        x[c] = (const uint8_t *)t->x[c] + odd * half;
+        MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_setzero_ps();
     }
-    if (t->k1 < t->k) {
-        MOEI_UNROLL for (int c = 0; c < C; c++)
-            MOEI_UNROLL for (int r = 0; r < 3; r++) _mm256_storeu_ps(sums + (c * 3 + r) * 8, a[c][r]);
-        MOEI_UNROLL for (int c = 0; c < C; c++) s[c] = _mm_setzero_ps();
-        return;
+    for (size_t i = 0; i < end; i += 32) {
+        MOEI_AHEAD(t);
+        moei_half_step_avx2(format, C, odd, w, x, i, i, a);
     }
-    if (k_end < t->k) {
-        MOEI_UNROLL for (int r = 0; r < 3; r++) v[r] = moei_half_avx2(format, odd, tail[r]);
-        MOEI_UNROLL for (int c = 0; c < C; c++) {
-            __m256 xc = _mm256_loadu_ps(x[c] + k_end);
-            MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_fmadd_ps(v[r], xc, a[c][r]);
-        }
-    }
+    if (end < half) moei_half_step_avx2(format, C, odd, tail, x, 0, end, a);
     MOEI_UNROLL for (int c = 0; c < C; c++) s[c] = moei_sum4_avx2(a[c][0], a[c][1], a[c][2], a[c][2]);
 }
 MOEI_FORCE MOEI_AVX2 void moei_tile_avx2(const uint32_t format, const int C, const moei_tile *t) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k & ~(size_t)15;
-    const uint8_t *tail[3] = {t->w[0] + k_end * size, t->w[1] + k_end * size, t->w[2] + k_end * size};
+    const uint8_t *tail[3], *half = t->ahead + (t->ahead_end - t->ahead) / 128 * 64;
     uint8_t pad[3][64];
     __m128 even[4], odd[4];
-    if (t->k1 == t->k && k_end < t->k && format != MOE_FORMAT_F32) /* panels are padded */
-        for (int r = 0; r < 3; r++) moei_tail16(pad[r], tail[r], (t->k - k_end) * size), tail[r] = pad[r];
-    size_t half = (size_t)(t->ahead_end - t->ahead) / 128 * 64;
-    moei_pass_avx2(format, C, 0, t, tail, t->ahead, t->ahead + half, even);
-    moei_pass_avx2(format, C, 1, t, tail, t->ahead + half, t->ahead_end, odd);
-    if (t->k1 < t->k) return;
+    if (t->k % 16 && format == MOE_FORMAT_BF16) /* panels are padded */
+        for (int r = 0; r < 3; r++) moei_tail_avx2(pad[r], t->w[r] + t->k / 16 * 32, t->k % 16 * 2);
+    for (int r = 0; r < 3; r++) tail[r] = pad[r];
+    moei_pass_avx2(format, C, 0, t, tail, t->ahead, half, even);
+    moei_pass_avx2(format, C, 1, t, tail, half, t->ahead_end, odd);
     MOEI_UNROLL for (int c = 0; c < C; c++) {
         __m128 s = _mm_add_ps(_mm_add_ps(even[c], odd[c]), _mm_setzero_ps());
         moei_store_avx2(t->out + (size_t)c * t->out_stride, s, t->n_rows);
@@ -2067,9 +2083,9 @@ MOEI_FORCE MOEI_AVX2 void moei_tile_avx2(const uint32_t format, const int C, con
 MOEI_TILES_AVX2(F32)
 MOEI_TILES_AVX2(BF16)
 static const moei_tiles moei_tiles_avx2_F32 = {
-    3, 4, 1024, {moei_tile_avx2_F32_1, moei_tile_avx2_F32_2, moei_tile_avx2_F32_3, moei_tile_avx2_F32_4, NULL, NULL}};
+    3, 4, UINT32_MAX - 63, {moei_tile_avx2_F32_1, moei_tile_avx2_F32_2, moei_tile_avx2_F32_3, moei_tile_avx2_F32_4, NULL, NULL}};
 static const moei_tiles moei_tiles_avx2_BF16 = {
-    3, 4, 1024, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3, moei_tile_avx2_BF16_4, NULL, NULL}};
+    3, 4, UINT32_MAX - 63, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3, moei_tile_avx2_BF16_4, NULL, NULL}};
 
 MOEI_FORCE MOEI_AVX2 void moei_dot_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                         uint32_t n_tokens, float *out, size_t out_stride) {
@@ -2098,29 +2114,25 @@ static void moei_panel_avx2(const void *panel, const moei_rows *w, uint32_t n_ro
     moei_sweep(&moei_tiles_avx2_F32, &rows, n_rows, x, n_tokens, out, out_stride);
 }
 
-MOEI_AVX2 static void moei_prepare_avx2(void *row, const float *x, size_t k0, size_t n, size_t k) {
-    float *o = (float *)row + k0;
-    __m256 even, odd;
-    for (; n >= 16; n -= 16, x += 16, o += 16) {
-        moei_part_avx2(x, &even, &odd);
-        _mm256_storeu_ps(o, even), _mm256_storeu_ps(o + 8, odd);
+/* n values to a prepared row or panel, from where the even and odd ones of the first belong */
+MOEI_FORCE MOEI_AVX2 void moei_put_avx2(const uint32_t format, const uint8_t *p, size_t n, float *even, float *odd) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2;
+    uint8_t tail[64];
+    for (size_t i = 0; i < n; i += 16, p += 16 * size, even += 8, odd += 8) {
+        __m256 a, b;
+        if (n - i < 16) moei_tail_avx2(tail, p, (n - i) * size), p = tail;
+        moei_load_avx2(format, p, &a, &b);
+        _mm256_storeu_ps(even, a), _mm256_storeu_ps(odd, b);
     }
-    (void)k; /* n is no multiple of 16 at the end of the row only */
-    for (size_t i = 0; n && i < 16; i++) o[i / 2 + i % 2 * 8] = i < n ? x[i] : 0.0f;
+}
+MOEI_AVX2 static void moei_prepare_avx2(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    float *even = (float *)row + k0 / 2;
+    moei_put_avx2(MOE_FORMAT_F32, (const uint8_t *)x, n, even, even + moei_half(k));
 }
 MOEI_FORCE MOEI_AVX2 void moei_decode_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, void *panel) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2;
     float *o = (float *)panel;
-    for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r);
-        uint8_t tail[64];
-        for (size_t k = 0; k < w->k; k += 16, p += 16 * size, o += 16) {
-            __m256 even, odd;
-            if (w->k - k < 16) moei_tail16(tail, p, (w->k - k) * size), p = tail;
-            moei_load_avx2(format, p, &even, &odd);
-            _mm256_storeu_ps(o, even), _mm256_storeu_ps(o + 8, odd);
-        }
-    }
+    for (uint32_t r = 0; r < n_rows; r++, o += 2 * moei_half(w->k))
+        moei_put_avx2(format, moei_row(w, r), w->k, o, o + moei_half(w->k));
 }
 MOEI_AVX2 static void moei_decode_f32_avx2(const moei_rows *w, uint32_t n_rows, void *panel) {
     moei_decode_avx2(MOE_FORMAT_F32, w, n_rows, panel);
@@ -2135,22 +2147,29 @@ MOEI_FORCE MOEI_AVX2 __m256 moei_e4m3_avx2(__m128i b) {
     __m128i h = _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(b), 7), _mm_set1_epi16((short)0xbf80));
     return _mm256_cvtph_ps(_mm_or_si128(h, _mm_cmpeq_epi16(_mm_and_si128(h, top), top)));
 }
-MOEI_AVX2 static void moei_decode_fp8_avx2(const moei_rows *w, uint32_t n_rows, void *panel) {
+/* 16 E4M3 values times their scales */
+MOEI_FORCE MOEI_AVX2 void moei_fp8_avx2(const uint8_t *p, __m256 *even, __m256 *odd) {
     const __m128i sort = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
     const __m256 up = _mm256_set1_ps(256.0f);
+    __m128i b = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)p), sort);
+    *even = _mm256_mul_ps(_mm256_mul_ps(moei_e4m3_avx2(b), up), *even);
+    *odd = _mm256_mul_ps(_mm256_mul_ps(moei_e4m3_avx2(_mm_srli_si128(b, 8)), up), *odd);
+}
+MOEI_AVX2 static void moei_decode_fp8_avx2(const moei_rows *w, uint32_t n_rows, void *panel) {
+    const size_t half = moei_half(w->k);
     float *o = (float *)panel, s[16];
     uint8_t tail[64];
-    for (uint32_t r = 0; r < n_rows; r++) {
+    for (uint32_t r = 0; r < n_rows; r++, o += 2 * half) {
         const uint8_t *p = moei_row(w, r);
-        __m256 even = up, odd = up;
-        for (size_t k = 0, next = 0; k < w->k; k += 16, p += 16, o += 16) {
-            if (k >= next) next = k + moei_scales16(w, r, k, s), moei_part_avx2(s, &even, &odd);
-            if (w->k - k < 16) moei_tail16(tail, p, w->k - k), p = tail;
-            __m128i b = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)p), sort);
-            _mm256_storeu_ps(o, _mm256_mul_ps(_mm256_mul_ps(moei_e4m3_avx2(b), up), even));
-            _mm256_storeu_ps(o + 8, _mm256_mul_ps(_mm256_mul_ps(moei_e4m3_avx2(_mm_srli_si128(b, 8)), up), odd));
-            for (size_t i = w->k - k; i < 16; i++) o[i / 2 + i % 2 * 8] = 0.0f; /* 0 times an infinite scale is not */
+        __m256 even_scale = _mm256_setzero_ps(), odd_scale = even_scale;
+        for (size_t k = 0, next = 0; k < w->k; k += 16, p += 16) {
+            if (k >= next) next = k + moei_scales16(w, r, k, s), moei_part_avx2(s, &even_scale, &odd_scale);
+            if (w->k - k < 16) moei_tail_avx2(tail, p, w->k - k), p = tail;
+            __m256 even = even_scale, odd = odd_scale;
+            moei_fp8_avx2(p, &even, &odd);
+            _mm256_storeu_ps(o + k / 2, even), _mm256_storeu_ps(o + half + k / 2, odd);
         }
+        for (size_t k = w->k; k % 16; k++) o[k / 2 + k % 2 * half] = 0.0f; /* 0 times an infinite scale is not */
     }
 }
 
@@ -2225,7 +2244,7 @@ MOEI_UNUSED static const moei_vec moei_vec_avx2 = {moei_vexp_avx2, moei_vsigmoid
 /* ==== >>avx512: F32 on AVX-512 F/BW/DQ/VL ============================================================================== */
 
 #if MOEI_HAVE_AVX512
-/* g++ before 13 takes its own "undefined" vectors for uninitialised variables. Until the end of >>q8. */
+/* g++ before 13 takes its own "undefined" vectors for uninitialised variables. */
 #if defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -2270,41 +2289,51 @@ MOEI_FORCE MOEI_AVX512 void moei_store_avx512(float *out, __m128 s, uint32_t n) 
 /* SHAPES      4 rows (any format, k contiguous) x C tokens (prepared: natural order, padded to 16)
    DEFINITION  lane l of a[c][r] is the FMA chain over k mod 16 == l
    REGISTERS   4 C sums + 4 weights + 1 token: 29 of 32 at C = 6; 24 FMAs (12 cycles) per 10 loads */
+MOEI_FORCE MOEI_AVX512 void moei_step_avx512(const int C, const float *const *x, size_t k, const __m512 *v, __m512 (*a)[4]) {
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        __m512 xc = _mm512_loadu_ps(x[c] + k);
+        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_fmadd_ps(v[r], xc, a[c][r]);
+    }
+}
 MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C, const moei_tile *t) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k1 < t->k ? t->k1 : t->k & ~(size_t)15;
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k1 & ~(size_t)15;
     const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *ahead = t->ahead, *ahead_end = t->ahead_end;
     const float *x[6];
     __m512 a[6][4], v[4];
-    MOEI_UNROLL for (int c = 0; c < C; c++) {
-        x[c] = (const float *)t->x[c];
-        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = t->k0 ? _mm512_loadu_ps(t->sums + (c * 4 + r) * 16) : _mm512_setzero_ps();
+    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const float *)t->x[c];
+    if (t->k0 == 0) {
+        MOEI_UNROLL for (int i = 0; i < 4 * C; i++) a[i / 4][i % 4] = _mm512_setzero_ps();
+    } else {
+        MOEI_UNROLL for (int i = 0; i < 4 * C; i++) a[i / 4][i % 4] = _mm512_loadu_ps(t->sums + 16 * i);
     }
-    for (size_t k = t->k0; k < k_end; k += 16) {
-        if (ahead < ahead_end) MOEI_PREFETCH_L2(ahead), ahead += 64;
-        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_avx512(format, w[r] + k * size);
-        MOEI_UNROLL for (int c = 0; c < C; c++) {
-            __m512 xc = _mm512_loadu_ps(x[c] + k);
-            MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_fmadd_ps(v[r], xc, a[c][r]);
+    size_t k = t->k0;
+    for (; k + 32 <= k_end; k += 32) {
+        MOEI_AHEAD(t);
+        MOEI_UNROLL for (size_t h = 0; h < 32; h += 16) {
+            MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_avx512(format, w[r] + (k + h) * size);
+            moei_step_avx512(C, x, k + h, v, a);
+            MOEI_FENCE;
         }
     }
+    if (k < k_end) {
+        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_avx512(format, w[r] + k * size);
+        moei_step_avx512(C, x, k, v, a);
+    }
     if (t->k1 < t->k) {
-        MOEI_UNROLL for (int c = 0; c < C; c++)
-            MOEI_UNROLL for (int r = 0; r < 4; r++) _mm512_storeu_ps(t->sums + (c * 4 + r) * 16, a[c][r]);
+        MOEI_UNROLL for (int i = 0; i < 4 * C; i++) _mm512_storeu_ps(t->sums + 16 * i, a[i / 4][i % 4]);
         return;
     }
     if (k_end < t->k) {
         __mmask16 m = moei_mask_avx512(t->k - k_end);
         MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_tail_avx512(format, w[r] + k_end * size, m);
-        MOEI_UNROLL for (int c = 0; c < C; c++) {
-            __m512 xc = _mm512_loadu_ps(x[c] + k_end);
-            MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_fmadd_ps(v[r], xc, a[c][r]);
-        }
+        moei_step_avx512(C, x, k_end, v, a);
     }
     MOEI_UNROLL for (int c = 0; c < C; c++)
         moei_store_avx512(t->out + (size_t)c * t->out_stride, moei_sum4_avx512(a[c][0], a[c][1], a[c][2], a[c][3]), t->n_rows);
 }
 
-/* SHAPES      1 row x C tokens, row after row: one linear stream, which the hardware prefetches best */
+/* SHAPES      1 row x C tokens, row after row
+   REGISTERS   C sums, C <= 4: beyond, tiles of 4 rows need less of L1 */
 MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows,
                                              const void *const *xs, float *out, size_t out_stride) {
     const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15;
@@ -2312,15 +2341,16 @@ MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int C,
     const float *x[4];
     MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const float *)xs[c];
     for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r);
-        __m512 a[4];
+        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r);
+        __m512 a[4], v;
         MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_setzero_ps();
         for (size_t k = 0; k < k_end; k += 16) {
-            __m512 v = moei_load_avx512(format, p + k * size);
+            if (format == MOE_FORMAT_F32 || !(k & 16)) MOEI_PREFETCH(ahead + k * size);
+            v = moei_load_avx512(format, p + k * size);
             MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x[c] + k), a[c]);
         }
         if (k_end < w->k) {
-            __m512 v = moei_load_tail_avx512(format, p + k_end * size, m);
+            v = moei_load_tail_avx512(format, p + k_end * size, m);
             MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x[c] + k_end), a[c]);
         }
         MOEI_UNROLL for (int c = 0; c < C; c++) out[(size_t)c * out_stride + r] = moei_sum_avx512(a[c]);
@@ -2337,13 +2367,13 @@ MOEI_TILES_AVX512(F16)
 MOEI_TILES_AVX512(BF16)
 static const moei_tiles moei_tiles_avx512_F32 = {
     4, 6, 1024, {moei_tile_avx512_F32_1, moei_tile_avx512_F32_2, moei_tile_avx512_F32_3, moei_tile_avx512_F32_4,
-           moei_tile_avx512_F32_5, moei_tile_avx512_F32_6}};
+                moei_tile_avx512_F32_5, moei_tile_avx512_F32_6}};
 static const moei_tiles moei_tiles_avx512_F16 = {
-    4, 6, 1024, {moei_tile_avx512_F16_1, moei_tile_avx512_F16_2, moei_tile_avx512_F16_3, moei_tile_avx512_F16_4,
-           moei_tile_avx512_F16_5, moei_tile_avx512_F16_6}};
+    4, 6, UINT32_MAX - 63, {moei_tile_avx512_F16_1, moei_tile_avx512_F16_2, moei_tile_avx512_F16_3, moei_tile_avx512_F16_4,
+                           moei_tile_avx512_F16_5, moei_tile_avx512_F16_6}};
 static const moei_tiles moei_tiles_avx512_BF16 = {
-    4, 6, 1024, {moei_tile_avx512_BF16_1, moei_tile_avx512_BF16_2, moei_tile_avx512_BF16_3, moei_tile_avx512_BF16_4,
-           moei_tile_avx512_BF16_5, moei_tile_avx512_BF16_6}};
+    4, 6, UINT32_MAX - 63, {moei_tile_avx512_BF16_1, moei_tile_avx512_BF16_2, moei_tile_avx512_BF16_3, moei_tile_avx512_BF16_4,
+                           moei_tile_avx512_BF16_5, moei_tile_avx512_BF16_6}};
 
 /* Up to 4 tokens the weights' stream is what counts, beyond the multiply-adds. */
 MOEI_FORCE MOEI_AVX512 void moei_dot_avx512(const uint32_t format, const moei_tiles *tiles, const moei_rows *w,
@@ -2468,36 +2498,31 @@ MOEI_UNUSED static const moei_vec moei_vec_avx512 = {moei_vexp_avx512, moei_vsig
 MOEI_FORCE MOEI_BF16 __mmask32 moei_mask_bf16(size_t n) { return n < 32 ? (1u << n) - 1 : 0xffffffffu; }
 /* SHAPES      4 bf16 rows x C prepared tokens (bf16, padded to 32)
    REGISTERS   as moei_tile_avx512: 24 dot products of 16 pairs per 10 loads at C = 6 */
+MOEI_FORCE MOEI_BF16 void moei_step_bf16(const int C, const uint8_t *const *x, size_t k, const __m512i *v, __m512 (*a)[4]) {
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        __m512i xc = _mm512_loadu_si512(x[c] + k * 2);
+        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_dpbf16_ps(a[c][r], (__m512bh)v[r], (__m512bh)xc);
+    }
+}
 MOEI_FORCE MOEI_BF16 void moei_tile_bf16(const int C, const moei_tile *t) {
-    const size_t k_end = t->k1 < t->k ? t->k1 : t->k & ~(size_t)31;
+    const size_t k_end = t->k & ~(size_t)31;
     const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *ahead = t->ahead, *ahead_end = t->ahead_end;
     const uint8_t *x[6];
     __m512 a[6][4];
     __m512i v[4];
     MOEI_UNROLL for (int c = 0; c < C; c++) {
         x[c] = (const uint8_t *)t->x[c];
-        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = t->k0 ? _mm512_loadu_ps(t->sums + (c * 4 + r) * 16) : _mm512_setzero_ps();
+        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_setzero_ps();
     }
-    for (size_t k = t->k0; k < k_end; k += 32) {
-        if (ahead < ahead_end) MOEI_PREFETCH_L2(ahead), ahead += 64;
+    for (size_t k = 0; k < k_end; k += 32) {
+        MOEI_AHEAD(t);
         MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_loadu_si512(w[r] + k * 2);
-        MOEI_UNROLL for (int c = 0; c < C; c++) {
-            __m512i xc = _mm512_loadu_si512(x[c] + k * 2);
-            MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_dpbf16_ps(a[c][r], (__m512bh)v[r], (__m512bh)xc);
-        }
-    }
-    if (t->k1 < t->k) {
-        MOEI_UNROLL for (int c = 0; c < C; c++)
-            MOEI_UNROLL for (int r = 0; r < 4; r++) _mm512_storeu_ps(t->sums + (c * 4 + r) * 16, a[c][r]);
-        return;
+        moei_step_bf16(C, x, k, v, a);
     }
     if (k_end < t->k) {
         __mmask32 m = moei_mask_bf16(t->k - k_end);
         MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_maskz_loadu_epi16(m, w[r] + k_end * 2);
-        MOEI_UNROLL for (int c = 0; c < C; c++) {
-            __m512i xc = _mm512_loadu_si512(x[c] + k_end * 2);
-            MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_dpbf16_ps(a[c][r], (__m512bh)v[r], (__m512bh)xc);
-        }
+        moei_step_bf16(C, x, k_end, v, a);
     }
     MOEI_UNROLL for (int c = 0; c < C; c++)
         moei_store_avx512(t->out + (size_t)c * t->out_stride, moei_sum4_avx512(a[c][0], a[c][1], a[c][2], a[c][3]), t->n_rows);
@@ -2507,14 +2532,15 @@ MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int C, const moei_rows *w, uint32
                                          size_t out_stride) {
     const size_t k_end = w->k & ~(size_t)31;
     const __mmask32 m = moei_mask_bf16(w->k - k_end);
-    const uint8_t *x[4];
+    const uint8_t *x[6];
     MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const uint8_t *)xs[c];
     for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r);
-        __m512 a[4];
+        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r);
+        __m512 a[6];
         __m512i v;
         MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_setzero_ps();
         for (size_t k = 0; k < k_end; k += 32) {
+            MOEI_PREFETCH(ahead + k * 2);
             v = _mm512_loadu_si512(p + k * 2);
             MOEI_UNROLL for (int c = 0; c < C; c++)
                 a[c] = _mm512_dpbf16_ps(a[c], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x[c] + k * 2));
@@ -2531,16 +2557,20 @@ MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int C, const moei_rows *w, uint32
     MOEI_BF16 static void moei_tile_bf16_##C(const moei_tile *t) { moei_tile_bf16(C, t); }
 MOEI_TILE_BF16(1) MOEI_TILE_BF16(2) MOEI_TILE_BF16(3) MOEI_TILE_BF16(4) MOEI_TILE_BF16(5) MOEI_TILE_BF16(6)
 static const moei_tiles moei_tiles_bf16 = {
-    4, 6, 2048, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3, moei_tile_bf16_4, moei_tile_bf16_5, moei_tile_bf16_6}};
+    4, 6, UINT32_MAX - 63, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3, moei_tile_bf16_4, moei_tile_bf16_5, moei_tile_bf16_6}};
 
 static size_t moei_panel_bytes_bf16(uint32_t n_rows, size_t k) { return n_rows * moei_bf16_row_bytes(k); }
 MOEI_BF16 static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                                     size_t out_stride) {
-    if (n_tokens == 1) moei_rows_bf16(1, w, n_rows, x, out, out_stride);
-    else if (n_tokens == 2) moei_rows_bf16(2, w, n_rows, x, out, out_stride);
-    else if (n_tokens == 3) moei_rows_bf16(3, w, n_rows, x, out, out_stride);
-    else if (n_tokens == 4) moei_rows_bf16(4, w, n_rows, x, out, out_stride);
-    else moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);
+    switch (n_tokens) {
+    case 1: moei_rows_bf16(1, w, n_rows, x, out, out_stride); break;
+    case 2: moei_rows_bf16(2, w, n_rows, x, out, out_stride); break;
+    case 3: moei_rows_bf16(3, w, n_rows, x, out, out_stride); break;
+    case 4: moei_rows_bf16(4, w, n_rows, x, out, out_stride); break;
+    case 5: moei_rows_bf16(5, w, n_rows, x, out, out_stride); break;
+    case 6: moei_rows_bf16(6, w, n_rows, x, out, out_stride); break;
+    default: moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);
+    }
 }
 static void moei_panel_bf16(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
@@ -2613,6 +2643,10 @@ MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = {
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
 // clang-format on
 #endif
+#if MOEI_HAVE_AVX512 && defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+#pragma GCC diagnostic pop
+#endif
+
 /* ==== >>q8: Q8 on AVX2 and AVX512-VNNI =================================================================================
    LAYOUT      A step is 8 blocks of 32 weights of one row, and lane b of every vector of 8 belongs to block b. Its weights come as
                bytes, unsigned with a constant offset (on AVX2 wide formats signed), 1 block per register on AVX2, 2 on AVX-512; its

@@ -83,7 +83,7 @@ enum { ROWS = 32, TOKENS = 33, K_MAX = 2053 };
 typedef struct subject {
     const char *name;
     const moei_arith *arith;
-    int parity; /* of prepared rows: even then odd values within every 16 */
+    int parity; /* of prepared rows: even values, then odd ones */
 } subject;
 static float weight[ROWS][K_MAX], token[TOKENS][K_MAX], expect[TOKENS][ROWS], got[TOKENS][ROWS + 3];
 static const char *const format_names[] = {"none",
@@ -140,7 +140,7 @@ static void check_prepared(const subject *s, size_t k, const void *const *x) {
     check(bytes % 64 == 0, s->name, "row_bytes(%zu) = %zu", k, bytes);
     for (int t = 0; t < TOKENS; t++)
         for (size_t i = 0; i < bytes / (s->arith->compute == MOE_COMPUTE_BF16 ? 2 : 4); i++) {
-            size_t at = s->parity ? i / 16 * 16 + i % 16 / 2 + i % 2 * 8 : i;
+            size_t at = s->parity ? i / 2 + i % 2 * ((k + 15) / 16 * 8) : i;
             float f = i < k ? token[t][i] : 0.0f, g;
             uint16_t h;
             memcpy(&h, (const uint8_t *)x[t] + 2 * at, 2);
