@@ -37,7 +37,7 @@ for cc in gcc clang; do
     for no in SIMD AVX2 AVX512 VNNI BF16 AMX NEON; do check "$cc MOE_NO_$no" $cc "$cc -std=c11 -O1 -DMOE_NO_$no $W -I. -fsyntax-only $out/emit.c"; done
     check "$cc header alone, twice, two translation units" $cc "$cc -std=c11 -O1 $W -I. $out/use.c $out/emit.c -o $out/two -lm && $out/two"
     check "$cc MOE_STATIC twice in one program" $cc "$cc -O1 -std=c11 $W -I. -DNAME=one -c $out/static.c -o $out/s1.o && $cc -O1 -std=c11 $W -I. -DNAME=two -c $out/static.c -o $out/s2.o && $cc $out/main.c $out/s1.o $out/s2.o -o $out/statics -lm && $out/statics"
-    check "$cc same bits at -O0, contracted products" $cc "$cc -std=gnu11 -O0 -ffp-contract=fast $I tests/test_layer.c -o $out/layer -lm && $out/layer 1"
+    check "$cc same bits with contracted products" $cc "$cc -std=gnu11 -O2 -ffp-contract=fast $I tests/test_layer.c -o $out/layer -lm && $out/layer 1"
 done
 for cxx in g++ clang++; do
     for std in c++11 c++17 c++20; do check "$cxx -std=$std" $cxx "$cxx -std=$std -O0 -Wall -Wextra -Wpedantic -I. -fsyntax-only $out/emit.cc"; done
@@ -47,9 +47,7 @@ check "address and undefined-behaviour sanitizers: layer" gcc "gcc -std=c11 -O1 
 check "sanitizers: checkpoints" gcc "gcc -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all $I tests/test_checkpoint.c -o $out/asan -lm -lpthread && $out/asan"
 check "fuzz corpora" gcc "for f in safetensors gguf index; do gcc -std=c11 -O1 $I tests/fuzz/fuzz_\$f.c -o $out/fuzz_\$f && $out/fuzz_\$f tests/fuzz/corpus/\$f/* || exit 1; done"
 check "thread sanitizer: team and pool" gcc "gcc -std=c11 -O1 -g -fsanitize=thread $I examples/team.c -o $out/team -lm -lpthread && $out/team"
-check "i686" i686-linux-gnu-gcc "i686-linux-gnu-gcc -std=c11 -O1 -msse2 -mfpmath=sse -static $I tests/test_route.c -o $out/i686 -lm && $out/i686"
-check "aarch64 (qemu): formats, layer on c and neon" qemu-aarch64 "aarch64-linux-gnu-gcc -std=c11 -O2 -static $I tests/test_formats.c -o $out/a64 -lm && qemu-aarch64 $out/a64"
-check "s390x, big-endian (qemu): routing" qemu-s390x "s390x-linux-gnu-gcc -std=c11 -O2 -static $I tests/test_route.c -o $out/s390x -lm && qemu-s390x $out/s390x"
+check "aarch64 (qemu): formats" qemu-aarch64 "aarch64-linux-gnu-gcc -std=c11 -O2 -static $I tests/test_formats.c -o $out/a64 -lm && qemu-aarch64 $out/a64"
 check "oracle against the golden layers" python3 "python3 -c 'import numpy' && python3 tests/tools/oracle_vs_golden.py"
 check "version is the changelog's newest" grep "grep -q '^## 0.1.0' CHANGELOG.md && grep -q 'MOE_VERSION_MINOR 1' moe.h"
 echo "check: $passed passed, $failed failed, $skipped skipped"
