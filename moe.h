@@ -1876,7 +1876,7 @@ MOEI_UNUSED static void moei_sweep_rows(const moei_tiles *tiles, const moei_rows
         for (uint32_t r = 0; r < n_rows; r += tiles->rows) {
             t->n_rows = n_rows - r < tiles->rows ? n_rows - r : tiles->rows;
             for (uint32_t i = 0; i < 4; i++) t->w[i] = moei_row(w, row + r + (i < t->n_rows ? i : t->n_rows - 1));
-            t->sums = sums[r / tiles->rows], t->out = out + r;
+            t->sums = sums[r / tiles->rows % (MOEI_BLOCK / 2)], t->out = out + r;
             moei_ahead_next(ahead, t);
             tiles->fn[n_tokens - 1](t);
         }
@@ -3840,7 +3840,7 @@ MOEI_FORCE void moei_tile_neon(const uint32_t format, const int C, const moei_ti
             a[c][i / 4][i % 4] = t->k0 ? vld1q_f32(t->sums + (c * R * 4 + i) * 4) : vdupq_n_f32(0.0f);
     }
     for (size_t k = t->k0; k < k_end; k += 16) {
-        if (ahead < ahead_end) MOEI_PREFETCH_L2(ahead), ahead += 64;
+        MOEI_AHEAD(t);
         moei_step_neon(format, R, C, w, k * size, x, k, a);
     }
     if (t->k1 < t->k) {
