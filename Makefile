@@ -14,6 +14,7 @@ BENCHES  := $(patsubst bench/%.c,$(BUILD)/%,$(wildcard bench/*.c))
 TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 HEADERS  := moe.h $(wildcard examples/*.h tests/*.h bench/*.h tests/data/*.h tests/data/*/*.h)
 
+MAKEFLAGS += -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 .PHONY: all examples run test check bench bench-kernels lib install clean
 
 all: examples $(BENCHES) $(TESTS) $(BUILD)/openmp $(BUILD)/cpp
@@ -46,9 +47,12 @@ $(filter-out $(INSIDE),$(TESTS)): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard ex
 run: $(BUILD)/generate
 	$(BUILD)/generate
 
-# Runs every test program and adds up their closing lines; fails if any failed.
-test: $(EXAMPLES) $(TESTS)
-	@sh tests/run.sh $(TESTS)
+# Runs every test program, as many at once as there are cores, and adds up their closing lines; fails if any failed.
+test: $(TESTS:%=%.log)
+	@sh tests/run.sh $^
+$(BUILD)/test_%.log: $(BUILD)/test_% $(EXAMPLES) FORCE
+	@$< >$@ 2>&1; echo "status $$?" >>$@
+FORCE:
 
 check: all
 	@sh tests/check.sh
