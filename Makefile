@@ -54,6 +54,7 @@ $(BUILD)/test_%.log: $(BUILD)/test_% $(EXAMPLES) FORCE
 	@$< >$@ 2>&1; echo "status $$?" >>$@
 FORCE:
 
+# ONLY=PATTERN for some of the checks.
 check: all
 	@sh tests/check.sh
 

@@ -2401,6 +2401,26 @@ static void moei_panel_avx512(const void *panel, const moei_rows *w, uint32_t n_
     moei_dot_avx512_F32(&rows, n_rows, x, n_tokens, out, out_stride);
 }
 
+#ifndef MOEI_WIDEN
+#define MOEI_WIDEN 12
+#endif
+/* Rows of 16 bits to a panel of f32. */
+MOEI_FORCE MOEI_AVX512 void moei_widen_avx512(const uint32_t format, const moei_rows *w, uint32_t n_rows, void *panel) {
+    float *o = (float *)panel;
+    for (uint32_t r = 0; r < n_rows; r++, o += moei_f32_row_bytes(w->k) / 4) {
+        const uint8_t *p = moei_row(w, r);
+        size_t k = 0;
+        for (; k + 16 <= w->k; k += 16) _mm512_storeu_ps(o + k, moei_load_avx512(format, p + 2 * k));
+        if (k < w->k) _mm512_storeu_ps(o + k, moei_load_tail_avx512(format, p + 2 * k, moei_mask_avx512(w->k - k)));
+    }
+}
+MOEI_AVX512 static void moei_decode_f16_avx512(const moei_rows *w, uint32_t n_rows, void *panel) {
+    moei_widen_avx512(MOE_FORMAT_F16, w, n_rows, panel);
+}
+MOEI_AVX512 static void moei_decode_bf16_avx512(const moei_rows *w, uint32_t n_rows, void *panel) {
+    moei_widen_avx512(MOE_FORMAT_BF16, w, n_rows, panel);
+}
+
 /* 16 E4M3 values times 2^-8: their fields moved into those of f16, which has the same kind of subnormals. */
 MOEI_FORCE MOEI_AVX512 __m512 moei_e4m3_avx512(__m128i b) {
     const __m256i top = _mm256_set1_epi16(0x7f << 7);
@@ -2429,8 +2449,8 @@ MOEI_UNUSED static const moei_arith moei_f32_avx512 = {
     MOE_COMPUTE_F32, MOE_TIER_AVX512, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_avx512, {
         /* NONE         */ MOEI_NO_OPS,
         /* F32          */ {moei_dot_avx512_F32, NULL, UINT32_MAX},
-        /* F16          */ {moei_dot_avx512_F16, NULL, UINT32_MAX},
-        /* BF16         */ {moei_dot_avx512_BF16, NULL, UINT32_MAX},
+        /* F16          */ {moei_dot_avx512_F16, moei_decode_f16_avx512, MOEI_WIDEN},
+        /* BF16         */ {moei_dot_avx512_BF16, moei_decode_bf16_avx512, MOEI_WIDEN},
         /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
         /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
         /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
@@ -5782,6 +5802,8 @@ static void moei_multiply(const moei_arith *a, const moei_rows *w, uint32_t n_ro
     for (uint32_t r = 0; r < n_rows; r += MOEI_UP_ROWS) {
         uint32_t rows = n_rows - r < MOEI_UP_ROWS ? n_rows - r : MOEI_UP_ROWS;
         part.row0 = w->row0 + r;
+        if (r) part.prefetch += part.prefetch ? part.prefetch_bytes : 0;
+        part.prefetch_bytes = w->prefetch_bytes * rows / n_rows;
         if (ops->decode && !w->k_stride) ops->decode(&part, rows, panel);
         else moei_decode_default(a, &part, rows, panel);
         a->panel(panel, &part, rows, x, n, out + r, out_stride);

@@ -1,54 +1,75 @@
 #!/bin/sh
-# make check: what needs more than a C compiler and make. One line per check; logs in build/check. What is lacking is named.
+# make check: what needs more than a C compiler and make. Every check is one command line, in a folder of its own under
+# build/check; as many run at once as there are cores. What is lacking is named.
 cd "$(dirname "$0")/.." || exit 1
-out=build/check
-mkdir -p $out
-passed=0 failed=0 skipped=0
-W="-Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wundef -Wdouble-promotion -Werror"
-I="-I. -Iexamples -Itests"
-
-check() { # check NAME TOOL COMMAND...: skipped if the tool is missing
-    name=$1 tool=$2 start=$(date +%s)
-    shift 2
+all=build/check
+if [ "${1:-}" = --one ]; then # the check of that number: tool, name, command
+    o=$all/$2 start=$(date +%s)
+    { read -r tool; read -r name; } <"$o/check"
     if ! command -v "$tool" >/dev/null 2>&1; then
-        skipped=$((skipped + 1))
-        echo "skipped $name: no $tool"
-        return
-    fi
-    if sh -c "$*" >"$out/log" 2>&1; then
-        passed=$((passed + 1))
-        echo "ok      $name ($(($(date +%s) - start)) s)"
+        result="skipped $name: no $tool"
+    elif sed 1,2d "$o/check" | sh >"$o/log" 2>&1; then
+        result="ok      $name ($(($(date +%s) - start)) s)"
     else
-        failed=$((failed + 1))
-        echo "FAIL    $name: $*"
-        tail -n 8 "$out/log"
+        result="FAIL    $name: $(sed 1,2d "$o/check")
+$(tail -n 12 "$o/log")"
     fi
-}
-emit() { printf '#define MOE_IMPLEMENTATION\n#include "moe.h"\n' >$out/emit.$1; }
-emit c
-emit cc
-printf '#include "moe.h"\n#include "moe.h"\nint main(void) { return (int)(moe_version() == 0); }\n' >$out/use.c
-printf '#define MOE_STATIC\n#define MOE_IMPLEMENTATION\n#include "moe.h"\nint NAME(void);\nint NAME(void) { return (int)moe_version(); }\n' >$out/static.c
-printf 'int one(void);\nint two(void);\nint main(void) { return one() != two(); }\n' >$out/main.c
+    echo "$result" | tee "$o/result"
+    exit 0
+fi
 
+rm -rf $all
+mkdir -p $all
+n=0
+check() { # check TOOL NAME COMMAND: @ in the command is the check's own folder. ONLY=PATTERN make check runs those it names
+    case "$2" in *${ONLY:-}*) ;; *) return ;; esac
+    n=$((n + 1))
+    mkdir -p $all/$n
+    printf '%s\n%s\n%s\n' "$1" "$2" "$3" | sed "3,\$s|@|$all/$n|g" >$all/$n/check
+}
+
+W="-Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wundef -Wdouble-promotion -Werror"
+WC="$W -Wstrict-prototypes"
+T="-I. -Iexamples -Itests"
+printf '#define MOE_IMPLEMENTATION\n#include "moe.h"\n' | tee $all/emit.c >$all/emit.cc
+printf '#include "moe.h"\n#include "moe.h"\nint main(void) { return (int)(moe_version() == 0); }\n' >$all/use.c
+printf '#define MOE_STATIC\n#define MOE_IMPLEMENTATION\n#include "moe.h"\nint NAME(void);\nint NAME(void) { return (int)moe_version(); }\n' >$all/static.c
+printf 'int one(void);\nint two(void);\nint main(void) { return one() != two(); }\n' >$all/main.c
+
+# Long ones first.
+san="gcc -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all $T"
+check gcc "address and undefined-behaviour sanitizers: layer" "$san tests/test_layer.c -o @/t -lm && @/t 1"
+for t in formats route; do
+    check qemu-s390x "s390x, big-endian (qemu): $t" "s390x-linux-gnu-gcc -std=gnu11 -O2 -static $T tests/test_$t.c -o @/t -lm && qemu-s390x @/t"
+    check qemu-aarch64 "aarch64 (qemu): $t" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_$t.c -o @/t -lm && qemu-aarch64 @/t"
+    check i686-linux-gnu-gcc "i686: $t" "i686-linux-gnu-gcc -std=c11 -O2 -msse2 -mfpmath=sse -static $T tests/test_$t.c -o @/t -lm && @/t"
+    check gcc "sanitizers: $t" "$san tests/test_$t.c -o @/t -lm && @/t"
+done
+for t in checkpoint errors generate; do check gcc "sanitizers: $t" "$san tests/test_$t.c -o @/t -lm -lpthread && @/t"; done
+check gcc "thread sanitizer: team and pool" "gcc -std=c11 -O1 -g -fsanitize=thread $T examples/team.c -o @/t -lm -lpthread && @/t"
+check clang "clang: same bits with contracted products" "clang -std=gnu11 -O2 -ffp-contract=fast $T tests/test_layer.c -o @/t -lm && @/t 1"
+for t in errors route; do check gcc "gcc -Ofast: $t" "gcc -std=gnu11 -Ofast $T tests/test_$t.c -o @/t -lm && @/t"; done
 for cc in gcc clang; do
-    for std in c11 c17; do check "$cc -std=$std, all warnings" $cc "$cc -std=$std -O0 $W -Wstrict-prototypes -I. -fsyntax-only $out/emit.c"; done
-    for o in "-O0" "-O2" "-O3 -march=native" "-Ofast"; do check "$cc $o, all warnings" $cc "$cc -std=c11 $o $W -I. -c $out/emit.c -o $out/emit-$cc.o"; done
-    for no in SIMD AVX2 AVX512 VNNI BF16 AMX NEON; do check "$cc MOE_NO_$no" $cc "$cc -std=c11 -O1 -DMOE_NO_$no $W -I. -fsyntax-only $out/emit.c"; done
-    check "$cc header alone, twice, two translation units" $cc "$cc -std=c11 -O1 $W -I. $out/use.c $out/emit.c -o $out/two -lm && $out/two"
-    check "$cc MOE_STATIC twice in one program" $cc "$cc -O1 -std=c11 $W -I. -DNAME=one -c $out/static.c -o $out/s1.o && $cc -O1 -std=c11 $W -I. -DNAME=two -c $out/static.c -o $out/s2.o && $cc $out/main.c $out/s1.o $out/s2.o -o $out/statics -lm && $out/statics"
-    check "$cc same bits with contracted products" $cc "$cc -std=gnu11 -O2 -ffp-contract=fast $I tests/test_layer.c -o $out/layer -lm && $out/layer 1"
+    for o in "-O0" "-O2" "-O3 -march=native" "-Ofast"; do check $cc "$cc $o, all warnings" "$cc -std=c11 $o $WC -I. -c $all/emit.c -o @/emit.o"; done
+    check $cc "$cc: header alone, twice, two translation units" "$cc -std=c11 -O1 $WC -I. $all/use.c $all/emit.c -o @/two -lm && @/two"
+    check $cc "$cc: MOE_STATIC twice in one program" "for n in one two; do $cc -O1 -std=c11 $WC -I. -DNAME=\$n -c $all/static.c -o @/\$n.o || exit 1; done; $cc $all/main.c @/one.o @/two.o -o @/t -lm && @/t"
+    for std in c11 c17 gnu11; do check $cc "$cc -std=$std, all warnings" "$cc -std=$std -O0 $WC -I. -fsyntax-only $all/emit.c"; done
+    for no in SIMD AVX2 AVX512 VNNI BF16 AMX NEON; do check $cc "$cc MOE_NO_$no" "$cc -std=c11 -O1 -DMOE_NO_$no $WC -I. -fsyntax-only $all/emit.c"; done
 done
 for cxx in g++ clang++; do
-    for std in c++11 c++17 c++20; do check "$cxx -std=$std" $cxx "$cxx -std=$std -O0 -Wall -Wextra -Wpedantic -I. -fsyntax-only $out/emit.cc"; done
+    for std in c++11 c++14 c++17 c++20; do check $cxx "$cxx -std=$std, all warnings" "$cxx -std=$std -O0 $W -I. -fsyntax-only $all/emit.cc"; done
+    check $cxx "$cxx: the implementation as C++" "$cxx -std=c++11 -O1 -I. -Iexamples examples/cpp.cc -o @/t -lm -lpthread && @/t"
 done
-check "no data, no bss, no allocation or output in the object" nm "gcc -std=c11 -O2 -fno-pie -I. -c $out/emit.c -o $out/emit.o && ! nm $out/emit.o | grep -E ' [dDbBC] | U (malloc|calloc|realloc|free|printf|fprintf|puts|abort|exit|getenv|fopen)$'"
-check "address and undefined-behaviour sanitizers: layer" gcc "gcc -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all $I tests/test_layer.c -o $out/asan -lm && $out/asan 1"
-check "sanitizers: checkpoints" gcc "gcc -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all $I tests/test_checkpoint.c -o $out/asan -lm -lpthread && $out/asan"
-check "fuzz corpora" gcc "for f in safetensors gguf index; do gcc -std=c11 -O1 $I tests/fuzz/fuzz_\$f.c -o $out/fuzz_\$f && $out/fuzz_\$f tests/fuzz/corpus/\$f/* || exit 1; done"
-check "thread sanitizer: team and pool" gcc "gcc -std=c11 -O1 -g -fsanitize=thread $I examples/team.c -o $out/team -lm -lpthread && $out/team"
-check "aarch64 (qemu): formats" qemu-aarch64 "aarch64-linux-gnu-gcc -std=c11 -O2 -static $I tests/test_formats.c -o $out/a64 -lm && qemu-aarch64 $out/a64"
-check "oracle against the golden layers" python3 "python3 -c 'import numpy' && python3 tests/tools/oracle_vs_golden.py"
-check "version is the changelog's newest" grep "grep -q '^## 0.1.0' CHANGELOG.md && grep -q 'MOE_VERSION_MINOR 1' moe.h"
-echo "check: $passed passed, $failed failed, $skipped skipped"
+check i686-linux-gnu-gcc "i686: all warnings" "i686-linux-gnu-gcc -std=c11 -O1 $WC -I. -fsyntax-only $all/emit.c"
+check nm "no data, no bss, no allocation or output in the object" "gcc -std=c11 -O2 -fno-pie -I. -c $all/emit.c -o @/emit.o && ! nm @/emit.o | grep -E ' [dDbBC] | U (malloc|calloc|realloc|free|printf|fprintf|puts|abort|exit|getenv|fopen)\$'"
+check gcc "fuzz corpora" "for f in tests/fuzz/fuzz_*.c; do n=\$(basename \$f .c) && gcc -std=c11 -O1 $T \$f -o @/\$n -lm && @/\$n tests/fuzz/corpus/\${n#fuzz_}/* || exit 1; done"
+check python3 "oracle against the golden layers" "python3 -c 'import numpy' && python3 tests/tools/oracle_vs_golden.py"
+check clang-format "format of the tests, examples and benches" "clang-format --dry-run -Werror tests/*.[ch] tests/fuzz/*.[ch] examples/*.[ch] bench/*.[ch]"
+check grep "the version is the changelog's newest" "grep -m1 '^## ' CHANGELOG.md | grep -q \"^## \$(sed -n 's/^#define MOE_VERSION_\\(MAJOR\\|MINOR\\|PATCH\\) *\\([0-9]*\\).*/\\2/p' moe.h | paste -sd.)\""
+
+seq $n | xargs -P "$(getconf _NPROCESSORS_ONLN)" -I{} sh tests/check.sh --one {}
+cat $all/*/result >$all/results
+count() { grep -c "^$1 " $all/results; }
+failed=$((n - $(count ok) - $(count skipped)))
+echo "check: $(count ok) passed, $failed failed, $(count skipped) skipped"
 [ $failed -eq 0 ]

@@ -43,6 +43,18 @@ static void *need(void *p) {
     return p;
 }
 
+/* Values of `size` bytes as a checkpoint stores them, little-endian, in place; a second call turns them back. */
+static void as_stored(void *values, size_t n, size_t size) {
+    const uint16_t probe = 1;
+    uint8_t *p = (uint8_t *)values;
+    if (*(const uint8_t *)&probe) return;
+    for (; n--; p += size)
+        for (size_t i = 0; i < size / 2; i++) {
+            uint8_t b = p[i];
+            p[i] = p[size - 1 - i], p[size - 1 - i] = b;
+        }
+}
+
 static uint64_t seed = 1;
 static uint32_t rnd(void) { /* splitmix64 */
     uint64_t z = (seed += 0x9e3779b97f4a7c15u);
@@ -157,9 +169,9 @@ static void test_blocks_file(uint32_t format, const char *name, const char *suff
     uint8_t *again = (uint8_t *)need(malloc(blocks.bytes));
     if (source.data) {
         memcpy(out, source.data, source.bytes);
+        as_stored(out, source.bytes / 4, 4);
         if (moe_quantize(format, out, source.shape[0], k, again) == MOE_OK)
-            check(!memcmp(again, blocks.data, source.shape[0] * blocks.shape[1]), label,
-                  "quantising gives other bytes");
+            check(!memcmp(again, blocks.data, source.shape[0] * blocks.shape[1]), label, "quantising gives other bytes");
     }
     free(again);
     free(out);
@@ -582,6 +594,7 @@ static void test_zero_sign(void) {
     moe_matrix m;
     moei_rows view;
     for (int i = 0; i < 32; i++) w[i] = -1e-30f, x[i] = 1e-30f;
+    as_stored(w, 32, 4);
     memset(&m, 0, sizeof m);
     m.format = MOE_FORMAT_F32, m.data = w;
     moei_view(&m, NULL, 0, 0, 1, 32, &view);
@@ -679,7 +692,8 @@ static void test_q8_prepare(void) {
                 if (abs(want) > top) top = abs(want);
                 if (i == 15) bad += b.sum16[j][0] != sum;
             }
-            bad += b.d[j] != (zero ? 0.0f : amax / 127.0f) || b.sum[j] != sum || b.s[j] != b.d[j] * (float)sum;
+            float d = zero ? 0.0f : amax / 127.0f, d_sum = d * (float)sum;
+            bad += b.d[j] != d || b.sum[j] != sum || b.s[j] != d_sum;
             bad += b.sum16[j][0] + b.sum16[j][1] != sum || top != (zero ? 0 : 127);
         }
     }
@@ -830,34 +844,36 @@ static void test_transposed(uint32_t format) {
 /* Interleaved, concatenated, one pointer per expert, offsets, per-call pointers: all read the same numbers. */
 static void test_views(void) {
     enum { E = 3, R = 4, K = 6 };
+#define NUMBER(e, r, k) (float)(((e) * 2 * R + (r)) * K + (k))
     static float store[E][2 * R][K], out[R * K];
     static const void *pointers[E], *calls[E];
     for (size_t i = 0; i < E * 2 * R * K; i++) (&store[0][0][0])[i] = (float)i;
+    as_stored(store, E * 2 * R * K, 4);
     for (size_t e = 0; e < E; e++) pointers[e] = store[e], calls[e] = store[E - 1 - e];
     moe_matrix m;
     memset(&m, 0, sizeof m);
     m.format = MOE_FORMAT_F32, m.data = store;
     m.row_stride = 2 * K * 4, m.offset = K * 4; /* the odd rows */
     moe_dequantize(&m, 2, E, R, K, 1, 2, out);
-    check(out[0] == store[2][3][0] && out[2 * K - 1] == store[2][5][K - 1], "view", "interleaved: %g",
+    check(out[0] == NUMBER(2, 3, 0) && out[2 * K - 1] == NUMBER(2, 5, K - 1), "view", "interleaved: %g",
           (double)out[0]);
     m.row_stride = 0, m.offset = R * K * 4, m.expert_stride = 2 * R * K * 4; /* the second half */
     moe_dequantize(&m, 1, E, R, K, 0, R, out);
-    check(out[0] == store[1][R][0] && out[R * K - 1] == store[1][2 * R - 1][K - 1], "view", "concatenated: %g",
+    check(out[0] == NUMBER(1, R, 0) && out[R * K - 1] == NUMBER(1, 2 * R - 1, K - 1), "view", "concatenated: %g",
           (double)out[0]);
     m.data = NULL, m.expert = pointers, m.expert_stride = 0;
     moe_dequantize(&m, 1, E, R, K, 0, R, out);
-    check(out[0] == store[1][R][0], "view", "a pointer per expert: %g", (double)out[0]);
+    check(out[0] == NUMBER(1, R, 0), "view", "a pointer per expert: %g", (double)out[0]);
     moe_experts over;
     memset(&over, 0, sizeof over);
     over.data[MOE_UP] = calls;
     moei_rows w;
     moei_view(&m, &over, MOE_UP, 0, R, K, &w);
     moei_decode_row(&w, 0, 0, K, out);
-    check(out[0] == store[2][R][0], "view", "per-call pointers: %g", (double)out[0]);
+    check(out[0] == NUMBER(2, R, 0), "view", "per-call pointers: %g", (double)out[0]);
     moei_view(&m, &over, MOE_GATE, 0, R, K, &w);
     moei_decode_row(&w, 0, 0, K, out);
-    check(out[0] == store[0][R][0], "view", "no per-call pointers: %g", (double)out[0]);
+    check(out[0] == NUMBER(0, R, 0), "view", "no per-call pointers: %g", (double)out[0]);
     pointers[1] = NULL;
     moei_view(&m, NULL, 0, 1, R, K, &w);
     check(!w.data && moe_dequantize(&m, 1, E, R, K, 0, R, out) == MOE_ERR_EXPERT_ABSENT, "view", "absent expert");
@@ -889,6 +905,7 @@ static void test_row_scale(void) {
     float scales[] = {2.0f, 3.0f, 5.0f, 7.0f, 11.0f, 13.0f}, scale2[] = {0.5f, 4.0f};
     int8_t data[2 * 3 * 40];
     for (int i = 0; i < 240; i++) data[i] = (int8_t)(i - 100);
+    as_stored(scales, 6, 4), as_stored(scale2, 2, 4);
     moe_matrix m;
     memset(&m, 0, sizeof m);
     m.format = MOE_FORMAT_INT8_CHANNEL, m.data = data;
@@ -1010,6 +1027,7 @@ static void test_validate(void) {
         for (int round = 0; round < 4; round++) {
             sample s = make_sample(format, sample_k(format, 512), 0);
             float scale2 = NAN;
+            as_stored(&scale2, 1, 4);
             check(moe_validate(&s.m, 1, ROWS, s.k, NULL) == MOE_OK, moe_format_name(format), "good weights refused");
             test_validate_blocks(&s);
             test_validate_scales(&s);

@@ -46,10 +46,22 @@ static moe_desc make(uint32_t n_experts, uint32_t top_k) {
     d.n_experts = n_experts, d.top_k = top_k;
     return d;
 }
-static void set_f32(moe_array *a, const float *data) {
-    memset(a, 0, sizeof *a);
-    a->type = MOE_TYPE_F32, a->data = data;
+/* n values of `size` bytes as a checkpoint stores them, little-endian: themselves, or one of a few copies. */
+static const void *stored(const void *values, size_t n, size_t size) {
+    static uint8_t copies[8][4 * MAX_ROWS];
+    static uint32_t next;
+    const uint16_t probe = 1;
+    const uint8_t *from = (const uint8_t *)values;
+    uint8_t *copy = copies[next++ % 8];
+    if (*(const uint8_t *)&probe) return values;
+    for (size_t i = 0; i < n * size; i++) copy[i] = from[i / size * size + size - 1 - i % size];
+    return copy;
 }
+static void set_floats(moe_array *a, const void *data, size_t n) {
+    memset(a, 0, sizeof *a);
+    a->type = MOE_TYPE_F32, a->data = stored(data, n, 4);
+}
+#define set_f32(a, data) set_floats(a, data, sizeof(data) / sizeof(float))
 
 static int32_t ids[MAX_K]; /* results of the last select() */
 static float w[MAX_K];
@@ -86,9 +98,9 @@ static void vector_desc(const route_vector *v, moe_desc *d) {
     d->router.norm_skip_k1 = v->knob[13];
     d->router.softcap = real[0], d->router.jitter = real[1], d->router.norm_eps = real[2];
     d->router.norm_min = real[3], d->router.routed_scale = real[4];
-    if (v->bias) d->router.select_bias.type = MOE_TYPE_F32, d->router.select_bias.data = v->bias;
-    if (v->scale) d->router.expert_scale.type = MOE_TYPE_F32, d->router.expert_scale.data = v->scale;
-    if (v->table) d->router.table = v->table, d->router.table_rows = 1;
+    if (v->bias) set_floats(&d->router.select_bias, v->bias, d->n_experts + d->n_zero_experts);
+    if (v->scale) set_floats(&d->router.expert_scale, v->scale, d->n_experts + d->n_zero_experts);
+    if (v->table) d->router.table = stored(v->table, d->top_k, 4), d->router.table_rows = 1;
 }
 
 static void test_vectors(void) {
@@ -371,18 +383,18 @@ static void case_table(void) {
     memcpy(l, L, sizeof L), memcpy(l + 8, L, sizeof L);
     current = "7.26 a table may repeat an id; -1 skips; stride and 8-byte ids";
     d.router.pick = MOE_PICK_TABLE, d.router.norm = MOE_NORM_SUM, d.router.score = MOE_SCORE_SIGMOID;
-    d.router.table = t32, d.router.table_rows = 2, d.router.table_stride = 16;
+    d.router.table = stored(t32, 8, 4), d.router.table_rows = 2, d.router.table_stride = 16;
     CHECK(!moe_select(&d, l, 2, tokens, ids, w, NULL) && ids_are(want, 6));
     CHECK(moei_bits(w[1]) == 0 && close_to((double)w[0] + (double)w[2], 1.0, 1e-6));
     CHECK(moei_bits(w[3]) == moei_bits(w[4]) && close_to((double)w[3] + (double)w[4] + (double)w[5], 1.0, 1e-6));
-    d.router.table = t64, d.router.table_bytes = 8, d.router.table_stride = 0;
+    d.router.table = stored(t64, 6, 8), d.router.table_bytes = 8, d.router.table_stride = 0;
     CHECK(!moe_select(&d, l, 2, tokens, ids, w, NULL) && ids_are(want, 6));
     current = "ids outside the table, entries outside the experts";
     ids[0] = 77;
     CHECK(moe_select(&d, l, 1, out, ids, w, &e) == MOE_ERR_TOKEN_ID && e.got == 2 && e.want == 2 && ids[0] == 77);
     CHECK(moe_select(&d, l, 1, neg, ids, w, &e) == MOE_ERR_TOKEN_ID && ids[0] == 77);
     CHECK(moe_select(&d, l, 1, NULL, ids, w, &e) == MOE_ERR_TOKEN_ID && ids[0] == 77);
-    d.router.table = wide, d.router.table_rows = 1;
+    d.router.table = stored(wide, 3, 8), d.router.table_rows = 1;
     CHECK(moe_select(&d, l, 1, tokens + 1, ids, w, &e) == MOE_ERR_EXPERT_ID && ids[0] == 77);
 }
 
@@ -400,8 +412,8 @@ static void test_arrays(void) {
         for (int i = 0; i < 8; i++) {
             uint16_t h = type == MOE_TYPE_F16 ? moei_to_f16(B[i]) : moei_to_bf16(B[i]);
             exact[i] = type == MOE_TYPE_F32 ? B[i] : type == MOE_TYPE_F16 ? moei_f16(h) : moei_bf16(h);
-            if (type == MOE_TYPE_F32) memcpy(raw + 3 + 7 * i, &B[i], 4);
-            else memcpy(raw + 3 + 7 * i, &h, 2);
+            if (type == MOE_TYPE_F32) moei_store32(raw + 3 + 7 * i, moei_bits(B[i]));
+            else moei_store16(raw + 3 + 7 * i, h);
         }
         set_f32(&d.router.select_bias, exact), set_f32(&d.router.expert_scale, exact);
         CHECK(!select1(&d, L));
@@ -727,8 +739,8 @@ static void random_model(model *m) {
     if (below(2)) set_f32(&p->select_bias, m->bias);
     if (below(4) == 0) set_f32(&p->expert_scale, m->scale);
     if (below(8) == 0) {
-        p->pick = MOE_PICK_TABLE, p->table = m->table, p->table_rows = 1;
         for (uint32_t j = 0; j < MAX_K; j++) m->table[j] = (int32_t)below(m->n);
+        p->pick = MOE_PICK_TABLE, p->table = stored(m->table, MAX_K, 4), p->table_rows = 1;
     } else if (below(8) == 0 && m->n >= 2 && !m->sinks) {
         p->pick = MOE_PICK_SPARSEMIXER, p->group = MOE_GROUP_NONE, m->d.top_k = 1 + below(2);
         p->jitter = below(2) ? 0.0f : 0.2f * uniform();
@@ -792,7 +804,7 @@ static void test_any_bits(void) {
         random_model(&m);
         if (m.d.router.pick == MOE_PICK_TABLE) m.d.router.pick = MOE_PICK_TOP_K;
         for (uint32_t i = 0; i < m.n; i++) b[i] = f32(special == 1 ? rnd() | 0x7f800000u : rnd());
-        if (m.d.router.select_bias.type) m.d.router.select_bias.data = b;
+        if (m.d.router.select_bias.type) set_f32(&m.d.router.select_bias, b);
         for (uint32_t t = 0; t < 64; t++, tokens++) {
             for (uint32_t i = 0; i < m.n + m.sinks; i++) l[i] = f32(below(4) < special ? rnd() | 0x7f800000u : rnd());
             bad += moe_select(&m.d, l, 1, NULL, ids, w, NULL) != MOE_OK || !valid_ids(&m.d, ids);
