@@ -92,7 +92,8 @@
    MOE_API              linkage of public functions.       MOE_ASSERT(x)  checks of moe.h's own logic; default: none.
    MOE_USE_OPENMP       run phases with OpenMP when io->parallel is NULL and n_tasks > 1.
    MOE_NO_SIMD          only the portable C tier. MOE_NO_AVX2, MOE_NO_AVX512, MOE_NO_VNNI, MOE_NO_BF16, MOE_NO_AMX,
-   MOE_NO_NEON          leave out single tiers (a compiler too old for one leaves it out by itself).
+   MOE_NO_NEON, MOE_NO_DOTPROD, MOE_NO_I8MM leave out single tiers, and those that build on them (a compiler too old for one
+                        leaves it out by itself: dotprod, i8mm and neonbf16 want gcc 10 or clang 16, or flags that name them).
 */
 #ifndef MOE_H
 #define MOE_H
@@ -625,6 +626,38 @@ MOEI_UNUSED static int moei_same_name(const char *a, const char *b) {
 #if !defined(MOE_NO_SIMD) && !defined(MOE_NO_NEON) && defined(__aarch64__) && !defined(__AARCH64EB__)
 #include <arm_neon.h>
 #define MOEI_HAVE_NEON 1
+/* Intrinsics in functions with a target attribute need clang >= 16, whose header declares them all, or gcc. gcc before 14 wants
+   armv8.2-a with them, which functions for a newer base than armv8-a cannot be inlined into. Others build a tier when the
+   compiler's flags already have its instructions, and then without an attribute. */
+#if (defined(__clang__) && __clang_major__ >= 16) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 14)
+#define MOEI_ARM(extension) MOEI_TARGET("+" extension)
+#elif !defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 10 && !defined(__ARM_FEATURE_ATOMICS)
+#define MOEI_ARM(extension) MOEI_TARGET("arch=armv8.2-a+" extension)
+#endif
+#if !defined(MOE_NO_DOTPROD) && (defined(MOEI_ARM) || defined(__ARM_FEATURE_DOTPROD))
+#define MOEI_HAVE_DOTPROD 1
+#if !defined(MOE_NO_I8MM) && (defined(MOEI_ARM) || defined(__ARM_FEATURE_MATMUL_INT8))
+#define MOEI_HAVE_I8MM 1
+#if !defined(MOE_NO_BF16) && (defined(MOEI_ARM) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC))
+#define MOEI_HAVE_NEONBF16 1
+#endif
+#endif
+#endif
+#endif
+#ifdef __ARM_FEATURE_DOTPROD
+#define MOEI_DOTPROD
+#else
+#define MOEI_DOTPROD MOEI_ARM("dotprod")
+#endif
+#ifdef __ARM_FEATURE_MATMUL_INT8
+#define MOEI_I8MM
+#else
+#define MOEI_I8MM MOEI_ARM("i8mm")
+#endif
+#ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
+#define MOEI_NEONBF16
+#else
+#define MOEI_NEONBF16 MOEI_ARM("bf16")
 #endif
 #ifndef MOEI_HAVE_AVX2
 #define MOEI_HAVE_AVX2 0
@@ -640,6 +673,15 @@ MOEI_UNUSED static int moei_same_name(const char *a, const char *b) {
 #endif
 #ifndef MOEI_HAVE_NEON
 #define MOEI_HAVE_NEON 0
+#endif
+#ifndef MOEI_HAVE_DOTPROD
+#define MOEI_HAVE_DOTPROD 0
+#endif
+#ifndef MOEI_HAVE_I8MM
+#define MOEI_HAVE_I8MM 0
+#endif
+#ifndef MOEI_HAVE_NEONBF16
+#define MOEI_HAVE_NEONBF16 0
 #endif
 #define MOEI_AVX2 MOEI_TARGET("avx2,fma,f16c")
 #define MOEI_AVX512 MOEI_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
@@ -3800,7 +3842,7 @@ MOEI_UNUSED static const moei_arith moei_q8_vnni = {
 #pragma GCC diagnostic pop
 #endif
 
-/* ==== >>neon: F32 and Q8 on aarch64 ================================================================================
+/* ==== >>neon: F32, Q8 and BF16 on aarch64 ================================================================================
    16 lanes are 4 vectors: vector v holds the sums of k mod 16 = 4 v .. 4 v + 3, so the tree adds 0 to 2, 1 to 3,
    those two, and then inside a vector. Compilers' headers write vaddq and vmulq as + and *, which may be contracted:
    as in scalar code, no product that may round feeds an add but through vfmaq. */
@@ -3832,36 +3874,39 @@ MOEI_FORCE float32x2_t moei_sum2_neon(const float32x4_t *a, const float32x4_t *b
     return vadd_f32(vpadd_f32(moei_half_neon(a), moei_half_neon(b)), vdup_n_f32(0.0f));
 }
 
-/* 16 weights of R rows (at w[r] + at bytes) times 16 values of C tokens (at x[c] + k). */
-MOEI_FORCE void moei_step_neon(const uint32_t format, const int R, const int C, const uint8_t *const *w, size_t at,
-                               const float *const *x, size_t k, float32x4_t (*a)[MOEI_NEON_ROWS][4]) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2;
+/* A step: 16 weights of R rows (at w[r] + at) times 16 values of C tokens (at x[c] + x_at, in bytes). With a dot, which is a
+   constant: 32 of each, in pairs. */
+typedef float32x4_t moei_pairs_neon_fn(float32x4_t acc, float32x4_t w, float32x4_t x);
+MOEI_FORCE void moei_step_neon(const uint32_t format, moei_pairs_neon_fn *dot, const int R, const int C, const uint8_t *const *w,
+                               size_t at, const uint8_t *const *x, size_t x_at, float32x4_t (*a)[MOEI_NEON_ROWS][4]) {
+    const size_t bytes = dot || format == MOE_FORMAT_F32 ? 16 : 8;
     MOEI_UNROLL for (size_t v = 0; v < 4; v++) {
         float32x4_t wv[MOEI_NEON_ROWS];
-        MOEI_UNROLL for (int r = 0; r < R; r++) wv[r] = moei_load_neon(format, w[r] + at + 4 * v * size);
+        MOEI_UNROLL for (int r = 0; r < R; r++) wv[r] = moei_load_neon(dot ? (uint32_t)MOE_FORMAT_F32 : format, w[r] + at + bytes * v);
         MOEI_UNROLL for (int c = 0; c < C; c++) {
-            float32x4_t xv = vld1q_f32(x[c] + k + 4 * v);
-            MOEI_UNROLL for (int r = 0; r < R; r++) a[c][r][v] = vfmaq_f32(a[c][r][v], wv[r], xv);
+            float32x4_t xv = moei_load_neon(MOE_FORMAT_F32, x[c] + x_at + 16 * v);
+            MOEI_UNROLL for (int r = 0; r < R; r++) a[c][r][v] = dot ? dot(a[c][r][v], wv[r], xv) : vfmaq_f32(a[c][r][v], wv[r], xv);
         }
     }
 }
 
-/* SHAPES      2 rows (any dense format, k contiguous) x C tokens (prepared: natural order, padded to 16)
-   DEFINITION  lane l of a[c][r] is the FMA chain over k mod 16 == l */
-MOEI_FORCE void moei_tile_neon(const uint32_t format, const int C, const moei_tile *t) {
+/* SHAPES      2 rows (any dense format, k contiguous) x C tokens (prepared: natural order, padded to a step)
+   DEFINITION  lane l of a[c][r] is the FMA chain over k mod 16 == l; with a dot its chain over the pairs k / 2 mod 16 == l */
+MOEI_FORCE void moei_tile_neon(const uint32_t format, moei_pairs_neon_fn *dot, const int C, const moei_tile *t) {
     const int R = MOEI_NEON_ROWS;
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k1 < t->k ? t->k1 : t->k & ~(size_t)15;
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, step = dot ? 32 : 16, x_size = dot ? 2 : 4;
+    const size_t k_end = t->k1 < t->k ? t->k1 : t->k & ~(step - 1);
     const uint8_t *w[MOEI_NEON_ROWS] = {t->w[0], t->w[1]}, *ahead = t->ahead, *ahead_end = t->ahead_end;
-    const float *x[MOEI_NEON_TOKENS];
+    const uint8_t *x[MOEI_NEON_TOKENS];
     float32x4_t a[MOEI_NEON_TOKENS][MOEI_NEON_ROWS][4];
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        x[c] = (const float *)t->x[c];
+        x[c] = (const uint8_t *)t->x[c];
         MOEI_UNROLL for (int i = 0; i < R * 4; i++)
             a[c][i / 4][i % 4] = t->k0 ? vld1q_f32(t->sums + (c * R * 4 + i) * 4) : vdupq_n_f32(0.0f);
     }
-    for (size_t k = t->k0; k < k_end; k += 16) {
+    for (size_t k = t->k0; k < k_end; k += step) {
         MOEI_AHEAD(t);
-        moei_step_neon(format, R, C, w, k * size, x, k, a);
+        moei_step_neon(format, dot, R, C, w, k * size, x, k * x_size, a);
     }
     if (t->k1 < t->k) {
         MOEI_UNROLL for (int c = 0; c < C; c++)
@@ -3872,7 +3917,7 @@ MOEI_FORCE void moei_tile_neon(const uint32_t format, const int C, const moei_ti
         uint8_t tail[MOEI_NEON_ROWS][64];
         MOEI_UNROLL for (int r = 0; r < R; r++)
             w[r] = moei_tail_neon(tail[r], w[r] + k_end * size, (t->k - k_end) * size);
-        moei_step_neon(format, R, C, w, 0, x, k_end, a);
+        moei_step_neon(format, dot, R, C, w, 0, x, k_end * x_size, a);
     }
     MOEI_UNROLL for (int c = 0; c < C; c++) {
         float32x2_t s = moei_sum2_neon(a[c][0], a[c][1]);
@@ -3882,21 +3927,21 @@ MOEI_FORCE void moei_tile_neon(const uint32_t format, const int C, const moei_ti
 }
 
 /* SHAPES      1 row x C tokens, row after row: one linear stream, which the hardware prefetches best */
-MOEI_FORCE void moei_rows_neon(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows,
+MOEI_FORCE void moei_rows_neon(const uint32_t format, moei_pairs_neon_fn *dot, const int C, const moei_rows *w, uint32_t n_rows,
                                const void *const *xs, float *out, size_t out_stride) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15;
-    const float *x[4];
-    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const float *)xs[c];
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, step = dot ? 32 : 16, x_size = dot ? 2 : 4, k_end = w->k & ~(step - 1);
+    const uint8_t *x[4];
+    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const uint8_t *)xs[c];
     for (uint32_t r = 0; r < n_rows; r++) {
         const uint8_t *p = moei_row(w, r);
         float32x4_t a[4][MOEI_NEON_ROWS][4];
         MOEI_UNROLL for (int c = 0; c < C; c++)
             MOEI_UNROLL for (int v = 0; v < 4; v++) a[c][0][v] = vdupq_n_f32(0.0f);
-        for (size_t k = 0; k < k_end; k += 16) moei_step_neon(format, 1, C, &p, k * size, x, k, a);
+        for (size_t k = 0; k < k_end; k += step) moei_step_neon(format, dot, 1, C, &p, k * size, x, k * x_size, a);
         if (k_end < w->k) {
             uint8_t tail[64];
             p = moei_tail_neon(tail, p + k_end * size, (w->k - k_end) * size);
-            moei_step_neon(format, 1, C, &p, 0, x, k_end, a);
+            moei_step_neon(format, dot, 1, C, &p, 0, x, k_end * x_size, a);
         }
         MOEI_UNROLL for (int c = 0; c < C; c++)
             vst1_lane_f32(out + (size_t)c * out_stride + r, moei_sum2_neon(a[c][0], a[c][0]), 0);
@@ -3904,28 +3949,30 @@ MOEI_FORCE void moei_rows_neon(const uint32_t format, const int C, const moei_ro
 }
 
 /* Up to 4 tokens the weights' stream is what counts, beyond the multiply-adds. */
-MOEI_FORCE void moei_dot_neon(const uint32_t format, const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows,
-                              const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
-    if (n_tokens == 1) moei_rows_neon(format, 1, w, n_rows, x, out, out_stride);
-    else if (n_tokens == 2) moei_rows_neon(format, 2, w, n_rows, x, out, out_stride);
-    else if (n_tokens == 3) moei_rows_neon(format, 3, w, n_rows, x, out, out_stride);
-    else if (n_tokens == 4) moei_rows_neon(format, 4, w, n_rows, x, out, out_stride);
+MOEI_FORCE void moei_dot_neon(const uint32_t format, moei_pairs_neon_fn *dot, const moei_tiles *tiles, const moei_rows *w,
+                              uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
+    if (n_tokens == 1) moei_rows_neon(format, dot, 1, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 2) moei_rows_neon(format, dot, 2, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 3) moei_rows_neon(format, dot, 3, w, n_rows, x, out, out_stride);
+    else if (n_tokens == 4) moei_rows_neon(format, dot, 4, w, n_rows, x, out, out_stride);
     else moei_sweep(tiles, w, n_rows, x, n_tokens, out, out_stride);
 }
-#define MOEI_TILE_NEON(F, C)                                                                                         \
-    static void moei_tile_neon_##F##_##C(const moei_tile *t) { moei_tile_neon(MOE_FORMAT_##F, C, t); }
-#define MOEI_DOT_NEON(F)                                                                                             \
-    MOEI_TILE_NEON(F, 1) MOEI_TILE_NEON(F, 2) MOEI_TILE_NEON(F, 3)                                                   \
-    static const moei_tiles moei_tiles_neon_##F = {                                                                  \
-        MOEI_NEON_ROWS, MOEI_NEON_TOKENS, 1024,                                                                      \
-        {moei_tile_neon_##F##_1, moei_tile_neon_##F##_2, moei_tile_neon_##F##_3, NULL, NULL, NULL}};                 \
-    static void moei_dot_neon_##F(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,      \
-                                  float *out, size_t out_stride) {                                                   \
-        moei_dot_neon(MOE_FORMAT_##F, &moei_tiles_neon_##F, w, n_rows, x, n_tokens, out, out_stride);                \
+#define MOEI_TILE_NEON(F, tier, target, dot, C)                                                                         \
+    static target void moei_tile_##tier##_##F##_##C(const moei_tile *t) { moei_tile_neon(MOE_FORMAT_##F, dot, C, t); }
+#define MOEI_DOT_NEON(F, tier, target, dot)                                                                             \
+    MOEI_TILE_NEON(F, tier, target, dot, 1)                                                                             \
+    MOEI_TILE_NEON(F, tier, target, dot, 2)                                                                             \
+    MOEI_TILE_NEON(F, tier, target, dot, 3)                                                                             \
+    static const moei_tiles moei_tiles_##tier##_##F = {                                                                 \
+        MOEI_NEON_ROWS, MOEI_NEON_TOKENS, 1024,                                                                         \
+        {moei_tile_##tier##_##F##_1, moei_tile_##tier##_##F##_2, moei_tile_##tier##_##F##_3, NULL, NULL, NULL}};        \
+    static target void moei_dot_##tier##_##F(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n,     \
+                                             float *out, size_t stride) {                                               \
+        moei_dot_neon(MOE_FORMAT_##F, dot, &moei_tiles_##tier##_##F, w, n_rows, x, n, out, stride);                     \
     }
-MOEI_DOT_NEON(F32)
-MOEI_DOT_NEON(F16)
-MOEI_DOT_NEON(BF16)
+MOEI_DOT_NEON(F32, neon, , NULL)
+MOEI_DOT_NEON(F16, neon, , NULL)
+MOEI_DOT_NEON(BF16, neon, , NULL)
 
 static void moei_panel_neon(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
                             uint32_t n_tokens, float *out, size_t out_stride) {
@@ -3951,18 +3998,23 @@ MOEI_FORCE void moei_fp8_neon(float *o, const uint8_t *p, const float *scale) {
         vst1q_f32(o + i + 4, vmulq_f32(high, vld1q_f32(scale + i + 4)));
     }
 }
-static void moei_decode_fp8_neon(const moei_rows *w, uint32_t n_rows, void *panel) {
-    float *o = (float *)panel, s[16];
-    for (uint32_t r = 0; r < n_rows; r++, o += moei_f32_row_bytes(w->k) / 4) {
+/* Panel rows of FP8, 16 weights at a time. */
+MOEI_FORCE void moei_decode_fp8_rows_neon(const moei_rows *w, uint32_t n_rows, uint8_t *o, size_t row_bytes,
+                                          void (*prepare)(void *row, const float *x, size_t k0, size_t n, size_t k)) {
+    float s[16], v[16];
+    for (uint32_t r = 0; r < n_rows; r++, o += row_bytes) {
         const uint8_t *p = moei_row(w, r);
         for (size_t k = 0, next = 0; k < w->k; k += 16) {
             uint8_t tail[64];
-            size_t n = w->k - k;
+            size_t n = w->k - k < 16 ? w->k - k : 16;
             if (k >= next) next = k + moei_scales16(w, r, k, s);
-            moei_fp8_neon(o + k, n < 16 ? moei_tail_neon(tail, p + k, n) : p + k, s);
-            if (n < 16) memset(o + w->k, 0, (16 - n) * sizeof *o); /* 0 times an infinite scale is no 0 */
+            moei_fp8_neon(v, n < 16 ? moei_tail_neon(tail, p + k, n) : p + k, s);
+            prepare(o, v, k, n, w->k);
         }
     }
+}
+static void moei_decode_fp8_neon(const moei_rows *w, uint32_t n_rows, void *panel) {
+    moei_decode_fp8_rows_neon(w, n_rows, (uint8_t *)panel, moei_f32_row_bytes(w->k), moei_prepare_f32);
 }
 
 // clang-format off
@@ -3981,6 +4033,51 @@ MOEI_UNUSED static const moei_arith moei_f32_neon = {
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_neon, 0},
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
 // clang-format on
+
+/* ---- BF16 on FEAT_BF16
+   Lane l of a sum is the chain of BFDOT over the pairs k = 32 i + 2 l, 32 i + 2 l + 1; then F32's tree and + 0.0f. BFDOT adds
+   w0 x0 + w1 x1 (each product exact or beyond the range) rounded to odd, and that to the sum, rounded to odd; subnormals are
+   zero, in and out, NaN is the default one. So says the architecture where FEAT_EBF16 is missing or FPCR.EBF is 0, as it is
+   by default: FPCR's rounding mode has no influence then. BFMMLA would give each lane two chained BFDOTs and so needs pairs of
+   rows and tokens interleaved, a shuffle per multiplication: it would gain nothing here without a repacked layout. */
+#if MOEI_HAVE_NEONBF16
+MOEI_FORCE MOEI_NEONBF16 float32x4_t moei_bfdot_neon(float32x4_t acc, float32x4_t w, float32x4_t x) {
+    return vbfdotq_f32(acc, vreinterpretq_bf16_f32(w), vreinterpretq_bf16_f32(x));
+}
+MOEI_DOT_NEON(BF16, neonbf16, MOEI_NEONBF16, moei_bfdot_neon)
+
+static size_t moei_panel_bytes_neonbf16(uint32_t n_rows, size_t k) { return n_rows * moei_bf16_row_bytes(k); }
+static void moei_panel_neonbf16(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
+                                uint32_t n_tokens, float *out, size_t out_stride) {
+    moei_rows rows = *w;
+    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_bf16_row_bytes(w->k);
+    moei_dot_neonbf16_BF16(&rows, n_rows, x, n_tokens, out, out_stride);
+}
+MOEI_NEONBF16 static void moei_prepare_neonbf16(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    uint16_t *o = (uint16_t *)row + k0;
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        vst1q_u16(o + i, vreinterpretq_u16_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(vld1q_f32(x + i)), vld1q_f32(x + i + 4))));
+    moei_prepare_bf16(row, x + i, k0 + i, n - i, k); /* the rest, and the padding */
+}
+static void moei_decode_fp8_neonbf16(const moei_rows *w, uint32_t n_rows, void *panel) {
+    moei_decode_fp8_rows_neon(w, n_rows, (uint8_t *)panel, moei_bf16_row_bytes(w->k), moei_prepare_neonbf16);
+}
+// clang-format off
+MOEI_UNUSED static const moei_arith moei_bf16_neonbf16 = {
+    MOE_COMPUTE_BF16, MOE_TIER_NEONBF16, moei_bf16_row_bytes, moei_prepare_neonbf16, moei_panel_bytes_neonbf16, moei_panel_neonbf16, {
+        /* NONE - F16   */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* BF16         */ {moei_dot_neonbf16_BF16, NULL, UINT32_MAX},
+        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP8        */ {NULL, moei_decode_fp8_neonbf16, 0},
+        /* FP8_BLOCK    */ {NULL, moei_decode_fp8_neonbf16, 0},
+        /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_neonbf16, 0},
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+// clang-format on
+#endif
 
 /* exp: see moei_exp, whose two last products these are too. NaN is found by its bits: its k means nothing. */
 MOEI_FORCE float32x4_t moei_exp_neon(float32x4_t x) {
@@ -4028,123 +4125,464 @@ static void moei_vaffine_neon(float *v, const float *s, const float *b, size_t n
 MOEI_UNUSED static const moei_vec moei_vec_neon = {moei_vexp_neon, moei_vsigmoid_neon, moei_vaxpy_neon,
                                                    moei_vaffine_neon};
 
-/* ---- Q8: 8 blocks of 32 at a time, unpacked by the reference. Block b of the 8 is lane b % 4 of vector b / 4: the
-   8 accumulators */
+/* ---- Q8 ------------------------------------------------------------------------------------------------------------
+   A step is 256 weights of a row, unpacked by one function per format, which the direct dot products and the panels of
+   every tier share. The tiers differ in one instruction: VMULL and VPADAL on neon, SDOT on dotprod (FEAT_DotProd), SMMLA on
+   i8mm (FEAT_I8MM; its direct dot products are dotprod's). They come as constant pointers to functions that carry their
+   target attribute; inlined, each tier's loops have its own instruction. All sums are exact, so the bits are the
+   definition's. Checked instruction by instruction under an emulator; never measured on hardware. */
 
-#define MOEI_NEON_Q8_TOKENS 32 /* tokens that share the unpacked weights */
-
-typedef struct moei_group_neon { /* 256 weights; a row's last may have fewer, and then blocks of zeros */
+typedef struct moei_unpacked_neon { /* a row's last step may have fewer than 8 blocks: then d = 0 in the others */
     int8_t q[8][32];
-    int32_t scale[2][8], min[2][8];
-    float d[2][8], dmin[8];     /* unless MOEI_SUB16: d times scale, dmin times min; dmin is negated */
-} moei_group_neon;
+    int32_t v[6][8];            /* by block: d; minimum (times s_x) or the second half's d. MOEI_SUB16: d, two integer
+                                   scales; and with MOEI_MIN two integer minima, -dmin. Floats as their bits */
+} moei_unpacked_neon;
+typedef void moei_unpack_neon_fn(const moei_rows *w, uint32_t r, size_t k, moei_unpacked_neon *g);
+typedef int32x4_t moei_dot16_neon_fn(int32x4_t acc, int8x16_t w, int8x16_t x);
+typedef void moei_half_neon_fn(const int C, const int8_t *w, const int8_t *const *x, int32x4_t *sum);
 
-MOEI_FORCE void moei_group_block_neon(const uint32_t flags, moei_group_neon *g, size_t i, const moei_block *b) {
-    memcpy(g->q[i], b->q, 32);
-    for (int h = 0; h < 2; h++) {
-        g->scale[h][i] = b->scale[h], g->min[h][i] = b->min[h];
-        g->d[h][i] = flags & (MOEI_SUB16 | MOEI_TWO) ? b->d[h] : b->d[h] * (float)b->scale[h];
+MOEI_FORCE int moei_sides_neon(const uint32_t flags) { /* vectors of v in use */
+    return flags & MOEI_SUB16 ? (flags & MOEI_MIN ? 6 : 3) : flags & (MOEI_MIN | MOEI_TWO) ? 2 : 1;
+}
+MOEI_FORCE void moei_put_neon(int32_t *v, float32x4_t a, float32x4_t b) {
+    vst1q_s32(v, vreinterpretq_s32_f32(a)), vst1q_s32(v + 4, vreinterpretq_s32_f32(b));
+}
+MOEI_FORCE void moei_put8_neon(int32_t *v, int8x8_t b) {
+    int16x8_t h = vmovl_s8(b);
+    vst1q_s32(v, vmovl_s16(vget_low_s16(h))), vst1q_s32(v + 4, vmovl_s16(vget_high_s16(h)));
+}
+MOEI_FORCE void moei_put_times_neon(int32_t *v, float d, int8x8_t b) { /* d times each */
+    moei_put8_neon(v, b);
+    moei_put_neon(v, vmulq_n_f32(vcvtq_f32_s32(vld1q_s32(v)), d), vmulq_n_f32(vcvtq_f32_s32(vld1q_s32(v + 4)), d));
+}
+MOEI_FORCE void moei_put_halves_neon(int32_t *v, const uint8_t *p, size_t stride) {
+    uint16_t h[8];
+    for (size_t i = 0; i < 8; i++) h[i] = moei_load16(p + i * stride);
+    moei_put_neon(v, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h))), vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h + 4))));
+}
+MOEI_FORCE float moei_half1_neon(const uint8_t *p) {
+    return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(moei_load16(p)))), 0);
+}
+MOEI_FORCE int8x8_t moei_words_neon(uint32_t a, uint32_t b) { return vcreate_s8((uint64_t)b << 32 | a); }
+
+/* Scales and zero points that live apart: one per `unit` weights for n units from weight k on; the rest is 0. */
+MOEI_FORCE void moei_apart_neon(const moei_side *s, size_t row, size_t k, size_t unit, size_t n, float factor, float *out) {
+    const uint8_t *p = s->data ? moei_side_at(s, row, k) : NULL;
+    size_t size = moei_type_bytes[s->type], left = p ? s->cols - k % s->cols : 0;
+    memset(out, 0, 256 / unit * sizeof *out);
+    for (size_t i = 0; i < n; i++) {
+        out[i] = p ? factor * moei_scalar(s->type, p) : factor;
+        if (p && (left -= unit) == 0) p += size, left = s->cols;
     }
-    g->dmin[i] = flags & MOEI_SUB16 ? -b->dmin : -(b->dmin * (float)b->min[0]);
 }
-MOEI_FORCE void moei_group_load_neon(const uint32_t flags, moei_group_neon *g, const moei_rows *w, uint32_t r,
-                                     size_t k) {
-    size_t n = (w->k - k) / 32;
-    if (n < 8) memset(g, 0, sizeof *g);
-    for (size_t i = 0; i < 8 && i < n; i++) {
-        moei_block b;
-        moei_unpack(w, r, k + i * 32, 32, &b);
-        moei_group_block_neon(flags, g, i, &b);
-    }
-}
-
-/* The integer sum of 16 products, in 4 parts. Two products fit in 16 bits: activations are not -128. */
-MOEI_FORCE int32x4_t moei_dot16_neon(const int8_t *w, const int8_t *x) {
-    int8x16_t a = vld1q_s8(w), b = vld1q_s8(x);
-    int16x8_t p = vmull_s8(vget_low_s8(a), vget_low_s8(b));
-    return vpaddlq_s16(vmlal_s8(p, vget_high_s8(a), vget_high_s8(b)));
-}
-/* The sums of one half of each of 4 blocks. */
-MOEI_FORCE int32x4_t moei_dots_neon(const int8_t *w, const int8_t *x) {
-    int32x4_t ab = vpaddq_s32(moei_dot16_neon(w, x), moei_dot16_neon(w + 32, x + 32));
-    int32x4_t cd = vpaddq_s32(moei_dot16_neon(w + 64, x + 64), moei_dot16_neon(w + 96, x + 96));
-    return vpaddq_s32(ab, cd);
-}
-
-/* What blocks i .. i + 3 add: the table of the section `reference`. */
-MOEI_FORCE float32x4_t moei_q8_step_neon(const uint32_t flags, const moei_group_neon *g, const moei_q8 *x, int i,
-                                         float32x4_t acc) {
-    int32x4_t i0 = moei_dots_neon(g->q[i], x->q[i]), i1 = moei_dots_neon(g->q[i] + 16, x->q[i] + 16);
-    float32x4_t xd = vld1q_f32(x->d + i), d = vmulq_f32(vld1q_f32(g->d[0] + i), xd);
+MOEI_FORCE void moei_scales_apart_neon(const uint32_t f, const moei_rows *w, uint32_t r, size_t k, moei_unpacked_neon *g) {
+    const uint32_t flags = moei_codecs[f].flags;
+    const size_t unit = flags & MOEI_TWO ? 16 : 32, left = w->k - k < 256 ? w->k - k : 256;
+    float d[16];
+    moei_apart_neon(&w->scale, w->row0 + r, k, unit, left / unit, flags & MOEI_DOUBLED ? 0.5f : 1.0f, d);
     if (flags & MOEI_TWO) {
-        acc = vfmaq_f32(acc, vcvtq_f32_s32(i0), d);
-        return vfmaq_f32(acc, vcvtq_f32_s32(i1), vmulq_f32(vld1q_f32(g->d[1] + i), xd));
-    }
-    if (flags & MOEI_SUB16) i0 = vmulq_s32(i0, vld1q_s32(g->scale[0] + i));
-    if (flags & MOEI_SUB16) i1 = vmulq_s32(i1, vld1q_s32(g->scale[1] + i));
-    acc = vfmaq_f32(acc, vcvtq_f32_s32(vaddq_s32(i0, i1)), d);
-    if (!(flags & MOEI_MIN)) return acc;
-    float32x4_t dmin = vld1q_f32(g->dmin + i);
-    if (!(flags & MOEI_SUB16)) return vfmaq_f32(acc, dmin, vld1q_f32(x->s + i));
-    int16x4x2_t sum = vld2_s16(x->sum16[i]);
-    int32x4_t m = vmulq_s32(vld1q_s32(g->min[0] + i), vmovl_s16(sum.val[0]));
-    m = vmlaq_s32(m, vld1q_s32(g->min[1] + i), vmovl_s16(sum.val[1]));
-    return vfmaq_f32(acc, vcvtq_f32_s32(m), vmulq_f32(dmin, xd));
+        float32x4x2_t a = vld2q_f32(d), b = vld2q_f32(d + 8);
+        moei_put_neon(g->v[0], a.val[0], b.val[0]), moei_put_neon(g->v[1], a.val[1], b.val[1]);
+    } else moei_put_neon(g->v[0], vld1q_f32(d), vld1q_f32(d + 4));
 }
-/* The tree 4, 2, 1, then + 0.0f. */
-MOEI_FORCE float moei_sum8_neon(float32x4_t a, float32x4_t b) {
-    float32x4_t s = vaddq_f32(a, b);
-    float32x2_t h = vadd_f32(vget_low_f32(s), vget_high_f32(s));
-    return vget_lane_f32(vpadd_f32(h, h), 0) + 0.0f;
+/* 8 scales and 8 minima of 6 bits each in 12 bytes (Q4_K, Q5_K); 16 scales of 6 bits in 12 bytes (Q3_K). */
+MOEI_FORCE void moei_scales_k45_neon(const uint8_t *p, moei_unpacked_neon *g) {
+    const uint32_t a = moei_load32(p + 4), b = moei_load32(p + 8), c = moei_load32(p + 12), six = 0x3f3f3f3f, low = 0x0f0f0f0f, top = 0x30303030;
+    moei_put_times_neon(g->v[0], moei_half1_neon(p), moei_words_neon(a & six, (c & low) | (a >> 2 & top)));
+    moei_put_times_neon(g->v[1], -moei_half1_neon(p + 2), moei_words_neon(b & six, (c >> 4 & low) | (b >> 2 & top)));
+}
+MOEI_FORCE int8x8x2_t moei_scales_k3_neon(const uint8_t *p) {
+    const uint32_t a = moei_load32(p), b = moei_load32(p + 4), c = moei_load32(p + 8), low = 0x0f0f0f0f, top = 0x30303030;
+    int8x8_t x = moei_words_neon((a & low) | (c << 4 & top), (b & low) | (c << 2 & top));
+    int8x8_t y = moei_words_neon((a >> 4 & low) | (c & top), (b >> 4 & low) | (c >> 2 & top));
+    int8x8x2_t s = vuzp_s8(vsub_s8(x, vdup_n_s8(32)), vsub_s8(y, vdup_n_s8(32)));
+    return s;
+}
+MOEI_FORCE void moei_scales_sub_neon(const uint32_t f, const uint8_t *p, moei_unpacked_neon *g) {
+    float32x4_t d = vdupq_n_f32(moei_half1_neon(p + (f == MOE_FORMAT_Q2_K ? 80 : f == MOE_FORMAT_Q3_K ? 108 : 208)));
+    int8x8x2_t s = vld2_s8((const int8_t *)p + (f == MOE_FORMAT_Q6_K ? 192 : 0)), low;
+    if (f == MOE_FORMAT_Q3_K) s = moei_scales_k3_neon(p + 96);
+    moei_put_neon(g->v[0], d, d);
+    for (int h = 0; h < 2; h++) {
+        low.val[h] = f == MOE_FORMAT_Q2_K ? vand_s8(s.val[h], vdup_n_s8(15)) : s.val[h];
+        moei_put8_neon(g->v[1 + h], low.val[h]);
+        if (f == MOE_FORMAT_Q2_K) moei_put8_neon(g->v[3 + h], vreinterpret_s8_u8(vshr_n_u8(vreinterpret_u8_s8(s.val[h]), 4)));
+    }
+    float32x4_t m = vdupq_n_f32(f == MOE_FORMAT_Q2_K ? -moei_half1_neon(p + 82) : 0.0f);
+    if (f == MOE_FORMAT_Q2_K) moei_put_neon(g->v[5], m, m);
+}
+MOEI_FORCE void moei_scales_neon(const uint32_t f, const uint8_t *p, moei_unpacked_neon *g) {
+    const size_t size = moei_layouts[f].bytes;
+    float d[2][8];
+    switch (f) {
+    case MOE_FORMAT_Q4_1:
+    case MOE_FORMAT_Q5_1: moei_put_halves_neon(g->v[1], p + 2, size), moei_put_halves_neon(g->v[0], p, size); return;
+    case MOE_FORMAT_Q4_K:
+    case MOE_FORMAT_Q5_K: moei_scales_k45_neon(p, g); return;
+    case MOE_FORMAT_Q2_K:
+    case MOE_FORMAT_Q3_K:
+    case MOE_FORMAT_Q6_K: moei_scales_sub_neon(f, p, g); return;
+    case MOE_FORMAT_IQ4_XS: /* 4 low bits in bytes 4 .. 7, 2 high ones in 2 and 3 */
+        for (int j = 0; j < 8; j++) {
+            int low = p[4 + j / 2] >> 4 * (j & 1) & 15, high = moei_load16(p + 2) >> 2 * j & 3;
+            d[0][j] = moei_half1_neon(p) * (float)((low | high << 4) - 32);
+        }
+        break;
+    case MOE_FORMAT_MXFP4:
+        for (int j = 0; j < 8; j++) d[0][j] = moei_float(p[17 * j] > 1 ? (uint32_t)(p[17 * j] - 1) << 23 : 0x00200000u << p[17 * j]);
+        break;
+    case MOE_FORMAT_NVFP4: /* half of E4M3 without its sign; 0x7f (but not 0xff) is 0 */
+        for (int j = 0; j < 16; j++) {
+            uint32_t s = p[j / 4 * 36 + j % 4];
+            d[j % 2][j / 2] = s == 0x7f ? 0.0f : moei_float((s & 0x7f) << 20) * moei_float(0x7b000000u); /* 2^119 */
+        }
+        moei_put_neon(g->v[1], vld1q_f32(d[1]), vld1q_f32(d[1] + 4));
+        break;
+    default: moei_put_halves_neon(g->v[0], p, size); return;
+    }
+    moei_put_neon(g->v[0], vld1q_f32(d[0]), vld1q_f32(d[0] + 4));
 }
 
-/* SHAPES      1 row x up to MOEI_NEON_Q8_TOKENS tokens */
-MOEI_FORCE void moei_q8_row_neon(const uint32_t flags, const moei_rows *w, uint32_t r, const void *const *x,
-                                 uint32_t n_tokens, float *out, size_t out_stride) {
+/* 16 times `bits` bits of bytes at p, from bit `shift` on; moved to bit `to`. */
+MOEI_FORCE uint8x16_t moei_field_neon(const uint8_t *p, int shift, int bits, int to) {
+    uint8x16_t v = vshlq_u8(vld1q_u8(p), vdupq_n_s8((int8_t)(to - shift)));
+    return vandq_u8(v, vdupq_n_u8((uint8_t)(((1 << bits) - 1) << to)));
+}
+MOEI_FORCE uint8x16_t moei_fifth_neon(const uint8_t *p) { /* 16 bits to bit 4 of 16 bytes */
+    uint8x8_t bit = vcreate_u8(((uint64_t)0x80402010u << 32) | 0x08040201u), low = vtst_u8(vdup_n_u8(p[0]), bit);
+    return vandq_u8(vcombine_u8(low, vtst_u8(vdup_n_u8(p[1]), bit)), vdupq_n_u8(16));
+}
+/* Weights 16 h .. 16 h + 15 of block j of the step at p, as they are stored. */
+MOEI_FORCE uint8x16_t moei_codes_neon(const uint32_t f, const uint8_t *p, int j, int h) {
+    const uint8_t *b = p + j * (int)(moei_layouts[f].bytes * 32 / moei_layouts[f].n), *end = b + moei_layouts[f].bytes;
+    switch (f) {
+    case MOE_FORMAT_Q8_0:
+    case MOE_FORMAT_INT8_CHANNEL: return vld1q_u8((f == MOE_FORMAT_Q8_0 ? b + 2 : b) + 16 * h);
+    case MOE_FORMAT_Q5_0:
+    case MOE_FORMAT_Q5_1: return vorrq_u8(moei_field_neon(end - 16, 4 * h, 4, 0), moei_fifth_neon(end - 20 + 2 * h));
+    case MOE_FORMAT_Q2_K: return moei_field_neon(p + 16 + 32 * (j / 4) + 16 * h, 2 * (j % 4), 2, 0);
+    case MOE_FORMAT_Q3_K:
+        return vorrq_u8(moei_field_neon(p + 32 + 32 * (j / 4) + 16 * h, 2 * (j % 4), 2, 0), moei_field_neon(p + 16 * h, j, 1, 2));
+    case MOE_FORMAT_Q4_K: return moei_field_neon(p + 16 + 32 * (j / 2) + 16 * h, 4 * (j % 2), 4, 0);
+    case MOE_FORMAT_Q5_K:
+        return vorrq_u8(moei_field_neon(p + 48 + 32 * (j / 2) + 16 * h, 4 * (j % 2), 4, 0), moei_field_neon(p + 16 + 16 * h, j, 1, 4));
+    case MOE_FORMAT_Q6_K:
+        return vorrq_u8(moei_field_neon(p + 64 * (j / 4) + 32 * (j % 2) + 16 * h, j % 4 / 2 * 4, 4, 0),
+                        moei_field_neon(p + 128 + 32 * (j / 4) + 16 * h, 2 * (j % 4), 2, 4));
+    case MOE_FORMAT_IQ4_XS: return moei_field_neon(p + 8 + 16 * j, 4 * h, 4, 0);
+    case MOE_FORMAT_NVFP4: {
+        uint8x8_t v = vld1_u8(p + 36 * (j / 2) + 4 + 16 * (j % 2) + 8 * h);
+        return vcombine_u8(vand_u8(v, vdup_n_u8(15)), vshr_n_u8(v, 4));
+    }
+    case MOE_FORMAT_MXFP4_HF:
+    case MOE_FORMAT_NVFP4_HF:
+    case MOE_FORMAT_INT4_GROUP: {
+        uint8x8_t v = vld1_u8(p + 16 * j + 8 * h);
+        uint8x8x2_t z = vzip_u8(vand_u8(v, vdup_n_u8(15)), vshr_n_u8(v, 4));
+        return vcombine_u8(z.val[0], z.val[1]);
+    }
+    default: return moei_field_neon(end - 16, 4 * h, 4, 0);
+    }
+}
+MOEI_FORCE int8x16_t moei_signed_neon(const uint32_t f, uint8x16_t v, int8_t zero) {
+    if (f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS) return vqtbl1q_s8(vld1q_s8(moei_iq4), v);
+    if (moei_codecs[f].flags & MOEI_DOUBLED) return vqtbl1q_s8(vld1q_s8(moei_e2m1x2), v);
+    return vsubq_s8(vreinterpretq_s8_u8(v), vdupq_n_s8(zero));
+}
+/* Row r from weight k (a multiple of 256) on. */
+MOEI_FORCE void moei_unpack_neon(const uint32_t f, const moei_rows *w, uint32_t r, size_t k, moei_unpacked_neon *g) {
+    const size_t n = (w->k - k) / 32; /* blocks left */
+    int zero = f == MOE_FORMAT_Q4_0 ? 8 : f == MOE_FORMAT_Q5_0 ? 16 : f == MOE_FORMAT_Q3_K ? 4 : f == MOE_FORMAT_Q6_K ? 32 : 0;
+    const uint8_t *p = moei_row(w, r) + k / moei_layouts[f].n * moei_layouts[f].bytes;
+    uint8_t tail[288];
+    if (n < 8) memset(tail, 0, sizeof tail), p = (const uint8_t *)memcpy(tail, p, 32 * n / moei_layouts[f].n * moei_layouts[f].bytes);
+    if (moei_codecs[f].flags & MOEI_APART) moei_scales_apart_neon(f, w, r, k, g);
+    else moei_scales_neon(f, p, g);
+    MOEI_UNROLL for (int j = 0; j < 8; j++)
+        for (int h = 0; h < 2; h++) {
+            if (f == MOE_FORMAT_INT4_GROUP && (size_t)j < n) zero = moei_zero_at(&w->zero, w->row0 + r, k + (size_t)(32 * j + 16 * h));
+            vst1q_s8(g->q[j] + 16 * h, moei_signed_neon(f, moei_codes_neon(f, p, j, h), (int8_t)zero));
+        }
+}
+#define MOEI_NEON_FORMATS(X)                                                                                            \
+    X(Q8_0) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_NL) X(IQ4_XS) X(MXFP4)         \
+    X(NVFP4) X(MXFP4_HF) X(NVFP4_HF) X(INT8_CHANNEL) X(INT4_GROUP)
+#define MOE_X(f)                                                                                                        \
+    static void moei_unpack_neon_##f(const moei_rows *w, uint32_t r, size_t k, moei_unpacked_neon *g) {                     \
+        moei_unpack_neon(MOE_FORMAT_##f, w, r, k, g);                                                                   \
+    }
+MOEI_NEON_FORMATS(MOE_X)
+#undef MOE_X
+MOEI_FORCE moei_unpack_neon_fn *moei_unpacker_neon(uint32_t format) {
+    switch (format) {
+#define MOE_X(f) case MOE_FORMAT_##f: return moei_unpack_neon_##f;
+        MOEI_NEON_FORMATS(MOE_X)
+#undef MOE_X
+    default: return NULL;
+    }
+}
+
+/* What a block adds in each of 4 lanes (blocks of a row, or rows): the table of the section `reference`. s0, s1 are the
+   integer sums over its halves; v: the step's vectors. Of the tokens: d, s, and the sums of q over the halves. */
+typedef struct moei_lanes_neon {
+    float32x4_t d, s;
+    int32x4_t sum[2];
+} moei_lanes_neon;
+MOEI_FORCE float32x4_t moei_add_neon(const uint32_t flags, const int32x4_t *v, int32x4_t s0, int32x4_t s1,
+                                     const moei_lanes_neon *x, float32x4_t acc) {
+    float32x4_t d = vmulq_f32(vreinterpretq_f32_s32(v[0]), x->d);
+    if (flags & MOEI_TWO) {
+        acc = vfmaq_f32(acc, vcvtq_f32_s32(s0), d);
+        return vfmaq_f32(acc, vcvtq_f32_s32(s1), vmulq_f32(vreinterpretq_f32_s32(v[1]), x->d));
+    }
+    int32x4_t s = flags & MOEI_SUB16 ? vmlaq_s32(vmulq_s32(s0, v[1]), s1, v[2]) : vaddq_s32(s0, s1);
+    acc = vfmaq_f32(acc, vcvtq_f32_s32(s), d);
+    if (!(flags & MOEI_MIN)) return acc;
+    if (!(flags & MOEI_SUB16)) return vfmaq_f32(acc, vreinterpretq_f32_s32(v[1]), x->s);
+    int32x4_t m = vmlaq_s32(vmulq_s32(v[3], x->sum[0]), v[4], x->sum[1]);
+    return vfmaq_f32(acc, vcvtq_f32_s32(m), vmulq_f32(vreinterpretq_f32_s32(v[5]), x->d));
+}
+
+/* ---- Straight from the rows: a lane is a block */
+
+/* 4 partial sums of 16 products. Two products fit in 16 bits: activations are not -128. */
+MOEI_FORCE int32x4_t moei_dot16_neon(int32x4_t acc, int8x16_t w, int8x16_t x) {
+    return vpadalq_s16(acc, vmlal_s8(vmull_s8(vget_low_s8(w), vget_low_s8(x)), vget_high_s8(w), vget_high_s8(x)));
+}
+/* The sums of 4 blocks over one half (h = 0, 1) or all of them (h = 2). */
+MOEI_FORCE int32x4_t moei_dots_neon(moei_dot16_neon_fn *dot16, const int8_t (*w)[32], const int8_t (*x)[32], int h) {
+    int32x4_t s[4];
+    MOEI_UNROLL for (int i = 0; i < 4; i++) {
+        s[i] = vdupq_n_s32(0);
+        if (h != 1) s[i] = dot16(s[i], vld1q_s8(w[i]), vld1q_s8(x[i]));
+        if (h != 0) s[i] = dot16(s[i], vld1q_s8(w[i] + 16), vld1q_s8(x[i] + 16));
+    }
+    return vpaddq_s32(vpaddq_s32(s[0], s[1]), vpaddq_s32(s[2], s[3]));
+}
+/* Blocks i .. i + 3 */
+MOEI_FORCE float32x4_t moei_q8_step_neon(const uint32_t flags, moei_dot16_neon_fn *dot16, const moei_unpacked_neon *g,
+                                         const moei_q8 *x, int i, float32x4_t acc) {
+    const int split = (flags & (MOEI_SUB16 | MOEI_TWO)) != 0;
+    int32x4_t v[6], s0 = moei_dots_neon(dot16, g->q + i, x->q + i, split ? 0 : 2), s1 = vdupq_n_s32(0);
+    int16x4x2_t sum = vld2_s16(x->sum16[i]);
+    moei_lanes_neon lanes = {vld1q_f32(x->d + i), vld1q_f32(x->s + i), {vmovl_s16(sum.val[0]), vmovl_s16(sum.val[1])}};
+    if (split) s1 = moei_dots_neon(dot16, g->q + i, x->q + i, 1);
+    MOEI_UNROLL for (int n = 0; n < moei_sides_neon(flags); n++) v[n] = vld1q_s32(g->v[n] + i);
+    return moei_add_neon(flags, v, s0, s1, &lanes, acc);
+}
+/* SHAPES      1 row x n tokens (the constant 1, or up to MOEI_NEON_Q8_TOKENS), which share the unpacked weights */
+#define MOEI_NEON_Q8_TOKENS 32
+MOEI_FORCE void moei_q8_row_neon(const uint32_t flags, moei_dot16_neon_fn *dot16, const moei_rows *w, uint32_t r,
+                                 const void *const *x, uint32_t n, float *out, size_t out_stride) {
+    moei_unpack_neon_fn *unpack = moei_unpacker_neon(w->format);
     float32x4_t acc[MOEI_NEON_Q8_TOKENS][2];
-    moei_group_neon g;
-    for (uint32_t t = 0; t < n_tokens; t++) acc[t][0] = acc[t][1] = vdupq_n_f32(0.0f);
+    moei_unpacked_neon g;
+    for (uint32_t t = 0; t < n; t++) acc[t][0] = acc[t][1] = vdupq_n_f32(0.0f);
     for (size_t k = 0; k < w->k; k += 256) {
-        moei_group_load_neon(flags, &g, w, r, k);
-        for (uint32_t t = 0; t < n_tokens; t++) {
+        unpack(w, r, k, &g);
+        for (uint32_t t = 0; t < n; t++) {
             const moei_q8 *b = (const moei_q8 *)x[t] + k / 256;
-            acc[t][0] = moei_q8_step_neon(flags, &g, b, 0, acc[t][0]);
-            acc[t][1] = moei_q8_step_neon(flags, &g, b, 4, acc[t][1]);
+            acc[t][0] = moei_q8_step_neon(flags, dot16, &g, b, 0, acc[t][0]);
+            acc[t][1] = moei_q8_step_neon(flags, dot16, &g, b, 4, acc[t][1]);
         }
     }
-    for (uint32_t t = 0; t < n_tokens; t++) out[t * out_stride + r] = moei_sum8_neon(acc[t][0], acc[t][1]);
-}
-#define MOEI_Q8_KIND_NEON(kind, flags)                                                                               \
-    static void moei_dot_q8_neon_##kind(const moei_rows *w, uint32_t n_rows, const void *const *x,                   \
-                                        uint32_t n_tokens, float *out, size_t out_stride) {                          \
-        const uint32_t most = MOEI_NEON_Q8_TOKENS;                                                                   \
-        for (uint32_t t = 0; t < n_tokens; t += most)                                                                \
-            for (uint32_t r = 0; r < n_rows; r++)                                                                    \
-                moei_q8_row_neon(flags, w, r, x + t, n_tokens - t < most ? n_tokens - t : most,                      \
-                                 out + t * out_stride, out_stride);                                                  \
+    for (uint32_t t = 0; t < n; t++) { /* the tree 4, 2, 1, then + 0.0f */
+        float32x4_t s = vaddq_f32(acc[t][0], acc[t][1]);
+        float32x2_t h = vadd_f32(vget_low_f32(s), vget_high_f32(s));
+        out[t * out_stride + r] = vget_lane_f32(vpadd_f32(h, h), 0) + 0.0f;
     }
-MOEI_Q8_KIND_NEON(plain, 0)
-MOEI_Q8_KIND_NEON(min, MOEI_MIN)
-MOEI_Q8_KIND_NEON(sub, MOEI_SUB16)
-MOEI_Q8_KIND_NEON(sub_min, MOEI_SUB16 | MOEI_MIN)
-MOEI_Q8_KIND_NEON(two, MOEI_TWO)
+}
+MOEI_FORCE void moei_dot_q8_neon(const uint32_t flags, moei_dot16_neon_fn *dot16, const moei_rows *w, uint32_t n_rows,
+                                 const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
+    for (uint32_t t = 0, n; t < n_tokens; t += n, out += n * out_stride) {
+        n = n_tokens - t < MOEI_NEON_Q8_TOKENS ? n_tokens - t : MOEI_NEON_Q8_TOKENS;
+        for (uint32_t r = 0; r < n_rows; r++)
+            if (n == 1) moei_q8_row_neon(flags, dot16, w, r, x + t, 1, out, out_stride);
+            else moei_q8_row_neon(flags, dot16, w, r, x + t, n, out, out_stride);
+    }
+}
 
-// clang-format off
-#define MOEI_Q8_NEON(kind) {moei_dot_q8_neon_##kind, NULL, UINT32_MAX}
-MOEI_UNUSED static const moei_arith moei_q8_neon = {
-    MOE_COMPUTE_Q8, MOE_TIER_NEON, moei_q8_row_bytes, moei_prepare_q8, NULL, NULL, {
-        /* NONE - BF16  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
-        /* Q8_0         */ MOEI_Q8_NEON(plain),
-        /* Q4_0, Q4_1   */ MOEI_Q8_NEON(plain), MOEI_Q8_NEON(min),
-        /* Q5_0, Q5_1   */ MOEI_Q8_NEON(plain), MOEI_Q8_NEON(min),
-        /* Q2_K, Q3_K   */ MOEI_Q8_NEON(sub_min), MOEI_Q8_NEON(sub),
-        /* Q4_K, Q5_K   */ MOEI_Q8_NEON(min), MOEI_Q8_NEON(min),
-        /* Q6_K         */ MOEI_Q8_NEON(sub),
-        /* IQ4_NL, _XS  */ MOEI_Q8_NEON(plain), MOEI_Q8_NEON(plain),
-        /* MXFP4, NVFP4 */ MOEI_Q8_NEON(plain), MOEI_Q8_NEON(two), MOEI_Q8_NEON(plain), MOEI_Q8_NEON(two),
-        /* MXFP8, FP8   */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
-        /* INT8, INT4   */ MOEI_Q8_NEON(plain), MOEI_Q8_NEON(plain)}};
-// clang-format on
+/* ---- Panels (dotprod, i8mm)
+   LAYOUT      4 rows, each lane's blocks in order; an entry is a block of the 4 rows: 128 bytes of weights, [k / 4][row][4]
+               for SDOT, [k / 8][row][8] for SMMLA, then the vectors v, a lane per row
+   SHAPES      4 rows x C tokens in C accumulators: the 4 rows of a token (SDOT), or 2 rows x 2 tokens (SMMLA: vector 2 i
+               has rows 0 and 1 of tokens 2 i and 2 i + 1, the next rows 2 and 3; lane = 2 row + token)
+   DEFINITION  a lane's blocks are one chain: one lane after the other, its sums kept for the tree */
+
+MOEI_UNUSED static size_t moei_panel_bytes_q8_neon(uint32_t n_rows, size_t k) {
+    return ((size_t)n_rows + 3) / 4 * ((k + 255) / 256 * 8) * (128 + 6 * 16);
+}
+MOEI_FORCE void moei_decode_q8_neon(const uint32_t flags, const int mm, const moei_rows *w, uint32_t n_rows, void *panel) {
+    const size_t steps = (w->k + 255) / 256, entry = 128 + 16 * (size_t)moei_sides_neon(flags);
+    moei_unpack_neon_fn *unpack = moei_unpacker_neon(w->format);
+    uint8_t *to = (uint8_t *)panel;
+    moei_unpacked_neon g[4];
+    for (uint32_t r = 0; r < n_rows; r += 4, to += steps * 8 * entry)
+        for (size_t i = 0; i < steps; i++) {
+            for (uint32_t a = 0; a < 4; a++) unpack(w, r + a < n_rows ? r + a : n_rows - 1, i * 256, &g[a]);
+            for (size_t lane = 0; lane < 8; lane++) {
+                uint8_t *e = to + (lane * steps + i) * entry;
+                for (int h = 0; h < 2; h++) {
+                    int32x4x4_t q;
+                    int64x2x4_t p;
+                    for (int a = 0; a < 4; a++) q.val[a] = vreinterpretq_s32_s8(vld1q_s8(g[a].q[lane] + 16 * h));
+                    for (int a = 0; a < 4; a++) p.val[a] = vreinterpretq_s64_s32(q.val[a]);
+                    if (mm) vst4q_s64((int64_t *)(void *)(e + 64 * h), p);
+                    else vst4q_s32((int32_t *)(void *)(e + 64 * h), q);
+                }
+                for (int n = 0; n < moei_sides_neon(flags); n++)
+                    for (int a = 0; a < 4; a++) memcpy(e + 128 + 16 * n + 4 * a, &g[a].v[n][lane], 4);
+            }
+        }
+}
+/* What accumulator c needs of block `lane` of its token or tokens. */
+MOEI_FORCE float32x4_t moei_both_neon(float a, float b) { return vsetq_lane_f32(b, vsetq_lane_f32(b, vdupq_n_f32(a), 1), 3); }
+MOEI_FORCE int32x4_t moei_both16_neon(int32_t a, int32_t b) { return vsetq_lane_s32(b, vsetq_lane_s32(b, vdupq_n_s32(a), 1), 3); }
+MOEI_FORCE moei_lanes_neon moei_token_neon(const int mm, const moei_q8 *const *x, int c, size_t lane) {
+    const moei_q8 *a = x[mm ? c & ~1 : c], *b = x[mm ? c | 1 : c];
+    moei_lanes_neon l = {moei_both_neon(a->d[lane], b->d[lane]), moei_both_neon(a->s[lane], b->s[lane]),
+                         {moei_both16_neon(a->sum16[lane][0], b->sum16[lane][0]), moei_both16_neon(a->sum16[lane][1], b->sum16[lane][1])}};
+    return l;
+}
+/* Adds the entry at e times block `lane` of C tokens. */
+MOEI_FORCE void moei_entry_neon(const uint32_t flags, const int mm, const int C, moei_half_neon_fn *half, const uint8_t *e,
+                                const moei_q8 *const *x, size_t lane, float32x4_t *acc) {
+    const int split = (flags & (MOEI_SUB16 | MOEI_TWO)) != 0;
+    const int8_t *w = (const int8_t *)e, *q[8];
+    int32x4_t v[6], rows[6], s[2][8];
+    MOEI_UNROLL for (int c = 0; c < C; c++) q[c] = x[c]->q[lane], s[0][c] = s[1][c] = vdupq_n_s32(0);
+    half(C, w, q, s[0]);
+    MOEI_UNROLL for (int c = 0; c < C; c++) q[c] += 16;
+    half(C, w + 64, q, s[split]);
+    MOEI_UNROLL for (int n = 0; n < moei_sides_neon(flags); n++) v[n] = vreinterpretq_s32_u8(vld1q_u8(e + 128 + 16 * n));
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        moei_lanes_neon token = moei_token_neon(mm, x, c, lane);
+        MOEI_UNROLL for (int n = 0; n < moei_sides_neon(flags); n++)
+            rows[n] = !mm ? v[n] : c % 2 ? vzip2q_s32(v[n], v[n]) : vzip1q_s32(v[n], v[n]);
+        acc[c] = moei_add_neon(flags, rows, s[0][c], s[1][c], &token, acc[c]);
+    }
+}
+MOEI_FORCE void moei_store_neon(float *out, float32x4_t v, uint32_t n_rows) {
+    float s[4];
+    if (n_rows >= 4) vst1q_f32(out, v);
+    else vst1q_f32(s, v), memcpy(out, s, n_rows * sizeof *s);
+}
+/* n <= C of the tokens are wanted. */
+MOEI_FORCE void moei_q8_tile_neon(const uint32_t flags, const int mm, const int C, moei_half_neon_fn *half, const uint8_t *e,
+                                  size_t steps, const void *const *tokens, int n, float *out, size_t out_stride, uint32_t n_rows) {
+    float32x4_t sum[8][8], acc[8];
+    const moei_q8 *x[8];
+    for (size_t lane = 0; lane < 8; lane++) {
+        MOEI_UNROLL for (int c = 0; c < C; c++)
+            x[c] = (const moei_q8 *)tokens[c < n ? c : n - 1], acc[c] = vdupq_n_f32(0.0f);
+        for (size_t i = 0; i < steps; i++, e += 128 + 16 * moei_sides_neon(flags)) {
+            moei_entry_neon(flags, mm, C, half, e, x, lane, acc);
+            MOEI_UNROLL for (int c = 0; c < C; c++) x[c]++;
+        }
+        MOEI_UNROLL for (int c = 0; c < C; c++) sum[c][lane] = acc[c];
+    }
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        for (int step = 4; step; step /= 2)
+            for (int l = 0; l < step; l++) sum[c][l] = vaddq_f32(sum[c][l], sum[c][l + step]);
+        acc[c] = vaddq_f32(sum[c][0], vdupq_n_f32(0.0f));
+    }
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        float32x4_t a = acc[mm ? c & ~1 : c], b = acc[mm ? c | 1 : c];
+        if (c < n) moei_store_neon(out + (size_t)c * out_stride, !mm ? a : c % 2 ? vuzp2q_f32(a, b) : vuzp1q_f32(a, b), n_rows);
+    }
+}
+MOEI_FORCE void moei_panel_q8_neon(const uint32_t flags, const int mm, moei_half_neon_fn *half, const void *panel, const moei_rows *w,
+                                   uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
+    const size_t steps = (w->k + 255) / 256, groups = ((size_t)n_tokens + 7) / 8;
+    const uint8_t *e = (const uint8_t *)panel;
+    for (uint32_t r = 0; r < n_rows; r += 4, e += steps * 8 * (128 + 16 * (size_t)moei_sides_neon(flags)))
+        for (size_t g = 0; g < groups; g++) {
+            const size_t t = n_tokens * g / groups, n = n_tokens * (g + 1) / groups - t;
+            float *to = out + t * out_stride + r;
+            if (n <= 4) moei_q8_tile_neon(flags, mm, 4, half, e, steps, x + t, (int)n, to, out_stride, n_rows - r);
+            else moei_q8_tile_neon(flags, mm, 8, half, e, steps, x + t, (int)n, to, out_stride, n_rows - r);
+        }
+}
+
+/* ---- The tiers: target is that of the tier, the kinds are the flags of the formats */
+
+#define MOEI_Q8_KINDS_NEON(X, ...)                                                                                      \
+    X(plain, 0, __VA_ARGS__) X(min, MOEI_MIN, __VA_ARGS__) X(sub, MOEI_SUB16, __VA_ARGS__)                               \
+    X(sub_min, MOEI_SUB16 | MOEI_MIN, __VA_ARGS__) X(two, MOEI_TWO, __VA_ARGS__)
+#define MOEI_Q8_DOT_NEON(kind, flags, target, tier)                                                                     \
+    static target void moei_dot_q8_##tier##_##kind(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n, \
+                                                   float *out, size_t stride) {                                         \
+        moei_dot_q8_neon(flags, moei_dot16_##tier, w, n_rows, x, n, out, stride);                                       \
+    }
+#define MOEI_Q8_PANEL_NEON(kind, flags, target, tier, mm)                                                               \
+    static void moei_decode_q8_##tier##_##kind(const moei_rows *w, uint32_t n_rows, void *panel) {                      \
+        moei_decode_q8_neon(flags, mm, w, n_rows, panel);                                                               \
+    }                                                                                                                   \
+    static target void moei_panel_q8_##tier##_##kind(const void *panel, const moei_rows *w, uint32_t n_rows,            \
+                                                     const void *const *x, uint32_t n, float *out, size_t stride) {     \
+        moei_panel_q8_neon(flags, mm, moei_half_##tier, panel, w, n_rows, x, n, out, stride);                           \
+    }
+#define MOEI_Q8_PANELS_NEON(tier) /* the panel function of a tier's formats */                                          \
+    static void moei_panel_q8_##tier(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,      \
+                                     uint32_t n, float *out, size_t stride) {                                           \
+        switch (moei_codecs[w->format].flags & (MOEI_MIN | MOEI_SUB16 | MOEI_TWO)) {                                    \
+        case MOEI_MIN: moei_panel_q8_##tier##_min(panel, w, n_rows, x, n, out, stride); break;                          \
+        case MOEI_SUB16: moei_panel_q8_##tier##_sub(panel, w, n_rows, x, n, out, stride); break;                        \
+        case MOEI_SUB16 | MOEI_MIN: moei_panel_q8_##tier##_sub_min(panel, w, n_rows, x, n, out, stride); break;         \
+        case MOEI_TWO: moei_panel_q8_##tier##_two(panel, w, n_rows, x, n, out, stride); break;                          \
+        default: moei_panel_q8_##tier##_plain(panel, w, n_rows, x, n, out, stride);                                     \
+        }                                                                                                               \
+    }
+#define MOEI_Q8_ARITH_NEON(id, tier, panel_bytes, panel, ops)                                                           \
+    MOEI_UNUSED static const moei_arith moei_q8_##tier = {                                                              \
+        MOE_COMPUTE_Q8, MOE_TIER_##id, moei_q8_row_bytes, moei_prepare_q8, panel_bytes, panel, {                        \
+            /* NONE - BF16  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                      \
+            /* Q8_0         */ ops(plain),                                                                              \
+            /* Q4_0, Q4_1   */ ops(plain), ops(min),                                                                    \
+            /* Q5_0, Q5_1   */ ops(plain), ops(min),                                                                    \
+            /* Q2_K, Q3_K   */ ops(sub_min), ops(sub),                                                                  \
+            /* Q4_K, Q5_K   */ ops(min), ops(min),                                                                      \
+            /* Q6_K         */ ops(sub),                                                                                \
+            /* IQ4_NL, _XS  */ ops(plain), ops(plain),                                                                  \
+            /* MXFP4, NVFP4 */ ops(plain), ops(two), ops(plain), ops(two),                                              \
+            /* MXFP8, FP8   */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                                   \
+            /* INT8, INT4   */ ops(plain), ops(plain)}};
+#define MOEI_Q8_OPS_NEON(kind) {moei_dot_q8_neon_##kind, NULL, UINT32_MAX}
+#define MOEI_Q8_OPS_DOTPROD(kind) {moei_dot_q8_dotprod_##kind, moei_decode_q8_dotprod_##kind, 4}
+#define MOEI_Q8_OPS_I8MM(kind) {moei_dot_q8_dotprod_##kind, moei_decode_q8_i8mm_##kind, 4}
+
+MOEI_Q8_KINDS_NEON(MOEI_Q8_DOT_NEON, , neon)
+MOEI_Q8_ARITH_NEON(NEON, neon, NULL, NULL, MOEI_Q8_OPS_NEON)
+
+#if MOEI_HAVE_DOTPROD
+MOEI_FORCE MOEI_DOTPROD int32x4_t moei_dot16_dotprod(int32x4_t acc, int8x16_t w, int8x16_t x) { return vdotq_s32(acc, w, x); }
+MOEI_FORCE MOEI_DOTPROD void moei_half_dotprod(const int C, const int8_t *w, const int8_t *const *x, int32x4_t *sum) {
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        int8x16_t v = vld1q_s8(x[c]);
+        sum[c] = vdotq_laneq_s32(sum[c], vld1q_s8(w), v, 0);
+        sum[c] = vdotq_laneq_s32(sum[c], vld1q_s8(w + 16), v, 1);
+        sum[c] = vdotq_laneq_s32(sum[c], vld1q_s8(w + 32), v, 2);
+        sum[c] = vdotq_laneq_s32(sum[c], vld1q_s8(w + 48), v, 3);
+    }
+}
+MOEI_Q8_KINDS_NEON(MOEI_Q8_DOT_NEON, MOEI_DOTPROD, dotprod)
+MOEI_Q8_KINDS_NEON(MOEI_Q8_PANEL_NEON, MOEI_DOTPROD, dotprod, 0)
+MOEI_Q8_PANELS_NEON(dotprod)
+MOEI_Q8_ARITH_NEON(DOTPROD, dotprod, moei_panel_bytes_q8_neon, moei_panel_q8_dotprod, MOEI_Q8_OPS_DOTPROD)
+#endif
+#if MOEI_HAVE_I8MM
+MOEI_FORCE MOEI_I8MM void moei_half_i8mm(const int C, const int8_t *w, const int8_t *const *x, int32x4_t *sum) {
+    MOEI_UNROLL for (int c = 0; c < C; c += 2) {
+        int64x2_t a = vreinterpretq_s64_s8(vld1q_s8(x[c])), b = vreinterpretq_s64_s8(vld1q_s8(x[c + 1]));
+        int8x16_t low = vreinterpretq_s8_s64(vzip1q_s64(a, b)), high = vreinterpretq_s8_s64(vzip2q_s64(a, b));
+        sum[c] = vmmlaq_s32(vmmlaq_s32(sum[c], vld1q_s8(w), low), vld1q_s8(w + 32), high);
+        sum[c + 1] = vmmlaq_s32(vmmlaq_s32(sum[c + 1], vld1q_s8(w + 16), low), vld1q_s8(w + 48), high);
+    }
+}
+MOEI_Q8_KINDS_NEON(MOEI_Q8_PANEL_NEON, MOEI_I8MM, i8mm, 1)
+MOEI_Q8_PANELS_NEON(i8mm)
+MOEI_Q8_ARITH_NEON(I8MM, i8mm, moei_panel_bytes_q8_neon, moei_panel_q8_i8mm, MOEI_Q8_OPS_I8MM)
+#endif
 #endif
 
 /* ==== >>cpu: what this machine can do ==================================================================================
@@ -4156,15 +4594,6 @@ MOEI_UNUSED static const moei_arith moei_q8_neon = {
 #endif
 #ifndef MOEI_HAVE_AMX
 #define MOEI_HAVE_AMX 0
-#endif
-#ifndef MOEI_HAVE_DOTPROD
-#define MOEI_HAVE_DOTPROD 0
-#endif
-#ifndef MOEI_HAVE_I8MM
-#define MOEI_HAVE_I8MM 0
-#endif
-#ifndef MOEI_HAVE_NEONBF16
-#define MOEI_HAVE_NEONBF16 0
 #endif
 #define MOEI_TIERS_BUILT                                                                                               \
     (MOE_TIER_BIT(MOE_TIER_C) | (uint32_t)MOEI_HAVE_AVX2 << MOE_TIER_AVX2 | (uint32_t)MOEI_HAVE_AVXVNNI << MOE_TIER_AVXVNNI | \
@@ -4268,10 +4697,37 @@ MOE_API int moe_enable_amx(void) {
 #else
 #if MOEI_HAVE_NEON && defined(__linux__)
 #include <sys/auxv.h>
-MOEI_UNUSED static uint32_t moei_cpu(void) { return moei_cpu_decide_arm(getauxval(16), getauxval(26)) & MOEI_TIERS_BUILT; }
+static void moei_hwcap(uint64_t *cap) { cap[0] = getauxval(16), cap[1] = getauxval(26); }
+#elif MOEI_HAVE_NEON && defined(__APPLE__) /* written from the documentation: not run yet */
+#include <sys/types.h>
+#include <sys/sysctl.h>
+static uint64_t moei_sysctl(const char *name) {
+    int v = 0;
+    size_t size = sizeof v;
+    return !sysctlbyname(name, &v, &size, NULL, 0) && v;
+}
+static void moei_hwcap(uint64_t *cap) {
+    cap[0] = moei_sysctl("hw.optional.arm.FEAT_DotProd") << 20;
+    cap[1] = moei_sysctl("hw.optional.arm.FEAT_I8MM") << 13 | moei_sysctl("hw.optional.arm.FEAT_BF16") << 14;
+}
 #else
-MOEI_UNUSED static uint32_t moei_cpu(void) { return moei_cpu_decide_arm(0, 0) & MOEI_TIERS_BUILT; }
+static void moei_hwcap(uint64_t *cap) { (void)cap; }
 #endif
+/* What the compiler was told to assume is there, whatever the system says of it. */
+MOEI_UNUSED static uint32_t moei_cpu(void) {
+    uint64_t cap[2] = {0, 0};
+    moei_hwcap(cap);
+#ifdef __ARM_FEATURE_DOTPROD
+    cap[0] |= 1u << 20;
+#endif
+#ifdef __ARM_FEATURE_MATMUL_INT8
+    cap[1] |= 1u << 13;
+#endif
+#ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
+    cap[1] |= 1u << 14;
+#endif
+    return moei_cpu_decide_arm(cap[0], cap[1]) & MOEI_TIERS_BUILT;
+}
 MOE_API int moe_enable_amx(void) { return 0; }
 #endif
 
@@ -5248,6 +5704,15 @@ static const moei_tier_row moei_tier_rows[] = {
 #endif
 #if MOEI_HAVE_NEON
     {MOE_TIER_NEON,       &moei_vec_neon,   {NULL, &moei_f32_neon,   NULL,                    &moei_q8_neon}},
+#endif
+#if MOEI_HAVE_DOTPROD
+    {MOE_TIER_DOTPROD,    NULL,             {NULL, NULL,             NULL,                    &moei_q8_dotprod}},
+#endif
+#if MOEI_HAVE_I8MM
+    {MOE_TIER_I8MM,       NULL,             {NULL, NULL,             NULL,                    &moei_q8_i8mm}},
+#endif
+#if MOEI_HAVE_NEONBF16
+    {MOE_TIER_NEONBF16,   NULL,             {NULL, NULL,             &moei_bf16_neonbf16,     NULL}},
 #endif
 };
 // clang-format on

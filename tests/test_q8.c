@@ -435,7 +435,7 @@ int main(void) {
         {MOE_TYPE_BF16, 1, 128, 0, 1, 32}, {MOE_TYPE_F16, 1, 32, MOE_TYPE_U4X8, 1, 32}, {MOE_TYPE_F32, 1, 64, MOE_TYPE_U8, 1, 64},
         {MOE_TYPE_BF16, 1, 96, MOE_TYPE_U4X8, 1, 128}, {MOE_TYPE_F16, 2, 4096, MOE_TYPE_U4X8, 2, 256}, {0, 1, 32, MOE_TYPE_U8, 3, UINT32_MAX},
         {MOE_TYPE_E4M3, 1, 32, 0, 1, 32}, {MOE_TYPE_E8M0, 1, 160, MOE_TYPE_U8, 1, 32}};
-    tier tiers[2];
+    tier tiers[3];
     size_t n_tiers = 0;
 #if MOEI_HAVE_AVX2
     tier avx2 = {"avx2", &moei_q8_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")};
@@ -448,6 +448,14 @@ int main(void) {
 #if MOEI_HAVE_NEON
     tier neon = {"neon", &moei_q8_neon, 1};
     tiers[n_tiers++] = neon;
+#endif
+#if MOEI_HAVE_DOTPROD
+    tier dotprod = {"dotprod", &moei_q8_dotprod, (int)(moe_tiers() >> MOE_TIER_DOTPROD & 1)};
+    tiers[n_tiers++] = dotprod;
+#endif
+#if MOEI_HAVE_I8MM
+    tier i8mm = {"i8mm", &moei_q8_i8mm, (int)(moe_tiers() >> MOE_TIER_I8MM & 1)};
+    tiers[n_tiers++] = i8mm;
 #endif
     for (size_t i = 0; i < n_tiers; i++)
         if (tiers[i].runs) test_prepare(tiers[i].arith, tiers[i].name);

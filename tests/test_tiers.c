@@ -63,15 +63,32 @@ static float define_dot_f32(const float *w, const float *x, size_t k) {
     return tree16(a);
 }
 static float flush(float f) { return (moei_bits(f) & 0x7f800000u) == 0 ? moei_float(moei_bits(f) & 0x80000000u) : f; }
-static float define_to_bf16(float f) { return moei_bf16(moei_to_bf16(flush(f))); }
+static float define_to_bf16(uint32_t tier, float f) { /* VCVTNE2PS2BF16 reads subnormals as zero, BFCVTN does not */
+    return moei_bf16(moei_to_bf16(tier == MOE_TIER_NEONBF16 ? f : flush(f)));
+}
+/* a + b rounded to odd: toward zero, and then the last bit is set if that was not exact. Subnormal numbers are zeros. */
+static float add_odd(float x, float y) {
+    double a = (double)x, b = (double)y, s = a + b, t = s - a, rest = (a - (s - t)) + (b - t);
+    float f = (float)s;
+    if (!(fabs(s) < 3.4028236692093846e38)) return (float)(s * 1.0e300); /* 2^128 */
+    if ((double)f == s && rest == 0) return flush(f);
+    double away = (double)f == s ? -rest : (double)f - s;
+    return flush(moei_float((moei_bits(f) - (isinf(f) || (f > 0) == (away > 0))) | 1));
+}
+/* BFDOT: the products are exact or out of range; their sum and the sum with it are rounded to odd. */
+static float define_bfdot(float acc, float w0, float x0, float w1, float x1) {
+    return add_odd(acc, add_odd(flush(flush(w0) * flush(x0)), flush(flush(w1) * flush(x1))));
+}
 /* VDPBF16PS: the odd product first, each step fused, subnormals in and out are zeros. */
-static float define_dot_bf16(const float *w, const float *x, size_t k) {
+static float define_vdpbf16ps(float acc, float w0, float x0, float w1, float x1) {
+    return flush(fmaf(flush(w0), flush(x0), flush(fmaf(flush(w1), flush(x1), acc))));
+}
+static float define_dot_bf16(uint32_t tier, const float *w, const float *x, size_t k) {
     float a[16] = {0};
     for (size_t i = 0; i < k; i += 2) {
-        float *l = &a[i / 2 % 16], w0 = define_to_bf16(w[i]), x0 = define_to_bf16(x[i]), w1 = 0, x1 = 0;
-        if (i + 1 < k) w1 = define_to_bf16(w[i + 1]), x1 = define_to_bf16(x[i + 1]);
-        *l = flush(fmaf(flush(w1), flush(x1), *l));
-        *l = flush(fmaf(flush(w0), flush(x0), *l));
+        float *l = &a[i / 2 % 16], w0 = define_to_bf16(tier, w[i]), x0 = define_to_bf16(tier, x[i]), w1 = 0, x1 = 0;
+        if (i + 1 < k) w1 = define_to_bf16(tier, w[i + 1]), x1 = define_to_bf16(tier, x[i + 1]);
+        *l = tier == MOE_TIER_NEONBF16 ? define_bfdot(*l, w0, x0, w1, x1) : define_vdpbf16ps(*l, w0, x0, w1, x1);
     }
     return tree16(a);
 }
@@ -144,7 +161,7 @@ static void check_prepared(const subject *s, size_t k, const void *const *x) {
             float f = i < k ? token[t][i] : 0.0f, g;
             uint16_t h;
             memcpy(&h, (const uint8_t *)x[t] + 2 * at, 2);
-            if (s->arith->compute == MOE_COMPUTE_BF16) g = flush(moei_bf16(h)), f = flush(define_to_bf16(f));
+            if (s->arith->compute == MOE_COMPUTE_BF16) g = flush(moei_bf16(h)), f = flush(define_to_bf16(s->arith->tier, f));
             else memcpy(&g, (const uint8_t *)x[t] + 4 * at, 4);
             bad += !same_float(f, g);
         }
@@ -153,7 +170,7 @@ static void check_prepared(const subject *s, size_t k, const void *const *x) {
 static void define_all(const subject *s, size_t k) {
     for (int t = 0; t < TOKENS; t++)
         for (int r = 0; r < ROWS; r++)
-            expect[t][r] = s->arith->compute == MOE_COMPUTE_BF16 ? define_dot_bf16(weight[r], token[t], k)
+            expect[t][r] = s->arith->compute == MOE_COMPUTE_BF16 ? define_dot_bf16(s->arith->tier, weight[r], token[t], k)
                                                                   : define_dot_f32(weight[r], token[t], k);
 }
 static void clear_out(void) {
@@ -463,6 +480,9 @@ int main(void) {
 #if MOEI_HAVE_NEON
     check_vec(&moei_vec_neon, "elementwise neon", MOE_TIER_NEON);
     check_arith(&moei_f32_neon, "f32 neon", 0);
+#endif
+#if MOEI_HAVE_NEONBF16
+    check_arith(&moei_bf16_neonbf16, "bf16 neonbf16", 0);
 #endif
     printf("test_tiers: %d passed, %d failed, %d skipped\n", n_passed, n_failed, n_skipped);
     return n_failed != 0;
