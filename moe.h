@@ -4165,15 +4165,31 @@ MOEI_FORCE float moei_half1_neon(const uint8_t *p) {
 }
 MOEI_FORCE int8x8_t moei_words_neon(uint32_t a, uint32_t b) { return vcreate_s8((uint64_t)b << 32 | a); }
 
-/* Scales and zero points that live apart: one per `unit` weights for n units from weight k on; the rest is 0. */
+/* Scales and zero points that live apart, along a row: the value of weight k, then of every `unit` weights. */
+typedef struct moei_walk_neon {
+    const uint8_t *p; /* NULL: absent */
+    size_t size, cols, left;
+} moei_walk_neon;
+MOEI_FORCE moei_walk_neon moei_walk_from_neon(const moei_side *s, const uint8_t *line, size_t size, size_t k) {
+    moei_walk_neon w = {s->data ? line + k / s->cols * size : NULL, size, s->cols, s->data ? s->cols - k % s->cols : 0};
+    return w;
+}
+MOEI_FORCE void moei_walk_on_neon(moei_walk_neon *w, size_t unit) {
+    if (w->p && (w->left -= unit) == 0) w->p += w->size, w->left = w->cols;
+}
 MOEI_FORCE void moei_apart_neon(const moei_side *s, size_t row, size_t k, size_t unit, size_t n, float factor, float *out) {
-    const uint8_t *p = s->data ? moei_side_at(s, row, k) : NULL;
-    size_t size = moei_type_bytes[s->type], left = p ? s->cols - k % s->cols : 0;
+    moei_walk_neon at = moei_walk_from_neon(s, s->data ? moei_side_at(s, row, 0) : NULL, moei_type_bytes[s->type], k);
     memset(out, 0, 256 / unit * sizeof *out);
-    for (size_t i = 0; i < n; i++) {
-        out[i] = p ? factor * moei_scalar(s->type, p) : factor;
-        if (p && (left -= unit) == 0) p += size, left = s->cols;
-    }
+    for (size_t i = 0; i < n; i++, moei_walk_on_neon(&at, unit)) out[i] = at.p ? factor * moei_scalar(s->type, at.p) : factor;
+}
+MOEI_FORCE void moei_zeros_neon(const moei_side *s, size_t row, size_t k, size_t n, int8_t *out) {
+    const int packed = s->type == MOE_TYPE_U4X8;
+    const size_t line = s->data ? row / s->rows : 0;
+    const uint8_t *p = s->data ? s->data + (packed ? line / 8 : line) * s->row_stride + (packed ? line % 8 / 2 : 0) : NULL;
+    moei_walk_neon at = moei_walk_from_neon(s, p, packed ? 4 : 1, k);
+    memset(out, 8, 8);
+    for (size_t i = 0; at.p && i < n; i++, moei_walk_on_neon(&at, 32))
+        out[i] = (int8_t)(packed ? *at.p >> line % 2 * 4 & 15 : *at.p > 127 ? 127 : *at.p);
 }
 MOEI_FORCE void moei_scales_apart_neon(const uint32_t f, const moei_rows *w, uint32_t r, size_t k, moei_unpacked_neon *g) {
     const uint32_t flags = moei_codecs[f].flags;
@@ -4292,17 +4308,17 @@ MOEI_FORCE int8x16_t moei_signed_neon(const uint32_t f, uint8x16_t v, int8_t zer
 /* Row r from weight k (a multiple of 256) on. */
 MOEI_FORCE void moei_unpack_neon(const uint32_t f, const moei_rows *w, uint32_t r, size_t k, moei_unpacked_neon *g) {
     const size_t n = (w->k - k) / 32; /* blocks left */
-    int zero = f == MOE_FORMAT_Q4_0 ? 8 : f == MOE_FORMAT_Q5_0 ? 16 : f == MOE_FORMAT_Q3_K ? 4 : f == MOE_FORMAT_Q6_K ? 32 : 0;
+    const int8_t zero = f == MOE_FORMAT_Q4_0 ? 8 : f == MOE_FORMAT_Q5_0 ? 16 : f == MOE_FORMAT_Q3_K ? 4 : f == MOE_FORMAT_Q6_K ? 32 : 0;
     const uint8_t *p = moei_row(w, r) + k / moei_layouts[f].n * moei_layouts[f].bytes;
     uint8_t tail[288];
+    int8_t zeros[8] = {0};
     if (n < 8) memset(tail, 0, sizeof tail), p = (const uint8_t *)memcpy(tail, p, 32 * n / moei_layouts[f].n * moei_layouts[f].bytes);
     if (moei_codecs[f].flags & MOEI_APART) moei_scales_apart_neon(f, w, r, k, g);
     else moei_scales_neon(f, p, g);
+    if (f == MOE_FORMAT_INT4_GROUP) moei_zeros_neon(&w->zero, w->row0 + r, k, n, zeros);
     MOEI_UNROLL for (int j = 0; j < 8; j++)
-        for (int h = 0; h < 2; h++) {
-            if (f == MOE_FORMAT_INT4_GROUP && (size_t)j < n) zero = moei_zero_at(&w->zero, w->row0 + r, k + (size_t)(32 * j + 16 * h));
-            vst1q_s8(g->q[j] + 16 * h, moei_signed_neon(f, moei_codes_neon(f, p, j, h), (int8_t)zero));
-        }
+        for (int h = 0; h < 2; h++)
+            vst1q_s8(g->q[j] + 16 * h, moei_signed_neon(f, moei_codes_neon(f, p, j, h), f == MOE_FORMAT_INT4_GROUP ? zeros[j] : zero));
 }
 #define MOEI_NEON_FORMATS(X)                                                                                            \
     X(Q8_0) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_NL) X(IQ4_XS) X(MXFP4)         \
