@@ -1911,7 +1911,7 @@ MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r)
 }
 
 /* The scales of weights k .. k + 15 of row r; returns how many of the following k have the same (at least 16 are covered). */
-MOEI_UNUSED static size_t moei_scales16(const moei_rows *w, uint32_t r, size_t k, float *s) {
+MOEI_FORCE size_t moei_scales16(const moei_rows *w, uint32_t r, size_t k, float *s) {
     size_t row = w->row0 + r, cols = w->scale.cols;
     if (w->scale.data && cols % 16) { /* odd shapes: one by one */
         for (size_t i = 0; i < 16; i++) s[i] = k + i < w->k ? moei_scale_at(&w->scale, row, k + i) : 0.0f;
@@ -5791,6 +5791,7 @@ static void moei_write_row(uint8_t *row, uint32_t type, size_t first, size_t n, 
 
 static const uint8_t *moei_x_row(const moei_plan *p, size_t token) { return (const uint8_t *)p->io->x + token * p->io->x_stride; }
 
+#define MOEI_FEW_BYTES 16384u
 /* out[t][r] for n_rows rows from w->row0 on and n tokens: straight from the weights, or through panels decoded once. */
 static void moei_multiply(const moei_arith *a, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n, float *out,
                           size_t out_stride, uint8_t *panel) {
@@ -5799,9 +5800,12 @@ static void moei_multiply(const moei_arith *a, const moei_rows *w, uint32_t n_ro
         ops->dot(w, n_rows, x, n, out, out_stride);
         return;
     }
+    /* For few tokens the panel stays in L1 (but transposed weights, whose cache lines hold many rows). */
     moei_rows part = *w;
-    for (uint32_t r = 0; r < n_rows; r += MOEI_UP_ROWS) {
-        uint32_t rows = n_rows - r < MOEI_UP_ROWS ? n_rows - r : MOEI_UP_ROWS;
+    uint32_t few = (uint32_t)(MOEI_FEW_BYTES / a->row_bytes(w->k)) + 1;
+    uint32_t step = n > 4 || w->k_stride || few > MOEI_UP_ROWS ? MOEI_UP_ROWS : few;
+    for (uint32_t r = 0, rows; r < n_rows; r += rows) {
+        rows = n_rows - r < step ? n_rows - r : step;
         part.row0 = w->row0 + r;
         if (r) part.prefetch += part.prefetch ? part.prefetch_bytes : 0;
         part.prefetch_bytes = w->prefetch_bytes * rows / n_rows;
