@@ -5919,16 +5919,11 @@ static void moei_logits(const moei_plan *p, size_t block, uint32_t ith, uint32_t
                  p->logits, ith, nth);
 }
 
-
-static const int32_t *moei_ids_row(const moei_plan *p, size_t token) {
-    return (const int32_t *)(const void *)((const uint8_t *)p->io->ids_in + token * p->io->ids_stride);
-}
-
 /* The ids that a table or the caller gives; those out of range count as skipped here and are reported by SETTLE. */
 static const int32_t *moei_given_ids(const moei_plan *p, size_t token, int32_t *ids) {
     const moe_router *r = &p->layer->desc.router;
     if (p->io->ids_in) {
-        memcpy(ids, moei_ids_row(p, token), p->k * sizeof(int32_t));
+        memcpy(ids, (const uint8_t *)p->io->ids_in + token * p->io->ids_stride, p->k * sizeof(int32_t));
     } else if (r->pick == MOE_PICK_TABLE) {
         (void)moei_table_row(&p->layer->desc, p->io->token_ids[token], p->k, ids); /* checked before the first phase */
     } else {
@@ -6036,8 +6031,9 @@ static void moei_give_routing(const moei_plan *p) {
         for (size_t j = 0; j < p->k; j++) {
             int32_t id = p->ids[t * p->k + j];
             float w = id < 0 ? 0.0f : p->weights[t * p->k + j];
-            if (io->ids_out) ((int32_t *)(void *)((uint8_t *)io->ids_out + t * io->ids_stride))[j] = id < -1 ? -2 - id : id;
-            if (io->weights_out) ((float *)(void *)((uint8_t *)io->weights_out + t * io->weights_stride))[j] = w;
+            id = id < -1 ? -2 - id : id;
+            if (io->ids_out) memcpy((uint8_t *)io->ids_out + t * io->ids_stride + 4 * j, &id, 4); /* strides may be odd */
+            if (io->weights_out) memcpy((uint8_t *)io->weights_out + t * io->weights_stride + 4 * j, &w, 4);
         }
 }
 
