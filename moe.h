@@ -484,8 +484,9 @@ MOE_API const char *moe_preset_name(uint32_t index); /* NULL after the last */
 MOE_API moe_status moe_layer_init(moe_layer *layer, const moe_desc *desc, moe_error *error);
 
 /* Bytes of workspace: moe_workspace_size reads each weight once per call; moe_workspace_min is the least that works
-   (tokens are then processed in blocks). Anything between is used; any alignment will do. SIZE_MAX on overflow. A call with
-   io->k > top_k slots per token needs as much as n_tokens * k / top_k (rounded up) tokens of top_k slots. */
+   (tokens are then processed in blocks). Anything between is used; any alignment will do; more tokens or tasks never need less.
+   SIZE_MAX on overflow. For a call with io->k > top_k slots per token ask for moe_workspace_size of n_tokens * k / top_k tokens
+   (rounded up); its least is not told. */
 MOE_API size_t moe_workspace_size(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks);
 MOE_API size_t moe_workspace_min(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks);
 
@@ -5591,21 +5592,24 @@ static size_t moei_max(size_t a, size_t b) { return a > b ? a : b; }
 static size_t moei_min(size_t a, size_t b) { return a < b ? a : b; }
 
 /* Output rows per slice: a private [block][slice] sum should stay in the second-level cache. */
+#define MOEI_SLICE_MIN ((size_t)64)
+#define MOEI_SLICE_MAX ((size_t)1024)
 static size_t moei_slice_rows(size_t block) {
-    size_t rows = block ? (size_t)65536 / block / 16 * 16 : 1024;
-    return moei_min(moei_max(rows, 64), 1024);
+    size_t rows = block ? (size_t)65536 / block / 16 * 16 : MOEI_SLICE_MAX;
+    return moei_min(moei_max(rows, MOEI_SLICE_MIN), MOEI_SLICE_MAX);
 }
 
 static size_t moei_panel_scratch(const moei_arith *a, size_t k) {
     return a && a->panel ? a->panel_bytes(MOEI_UP_ROWS, k) + 64 : 0;
 }
 
-/* A task's scratch: tile pointers, a tile's results, row scales and biases, a panel, the slice's sums, an f32 row. */
+/* A task's scratch: tile pointers, a tile's results, row scales and biases, a panel, the slice's sums, an f32 row. Slices shrink in
+   steps as blocks grow, so what holds one is as large as the largest of any smaller block: more tokens never need less. */
 typedef struct moei_scratch {
     const void **x;        /* [MOEI_PARTS] */
     float *out[2];         /* gate's results, up's or down's: [MOEI_TILE_FLOATS] */
     float *act;            /* [MOEI_PARTS][MOEI_UP_ROWS] for activations */
-    float *scale[2], *bias[2]; /* [slice] */
+    float *scale[2], *bias[2]; /* [slice], room for MOEI_SLICE_MAX */
     float *sum;            /* [block][slice] */
     float *row;            /* [widest] */
     void *route;           /* moei_router's */
@@ -5615,10 +5619,10 @@ typedef struct moei_scratch {
 static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
     const moe_layer *l = p->layer;
     const moe_desc *d = &l->desc;
-    size_t rows = moei_max(MOEI_UP_ROWS, p->slice), widest = moei_max(moei_max(d->d_model, l->routed.d_in), rows);
+    size_t rows = MOEI_SLICE_MAX, widest = moei_max(moei_max(d->d_model, l->routed.d_in), rows);
     const moei_arith *const ariths[] = {l->router, l->routed.in, l->routed.mid, l->shared.in, l->shared.mid, l->latent_in, l->latent_out};
     const size_t ks[] = {d->d_model, l->routed.d_in, l->routed.d_ff, l->shared.d_in, l->shared.d_ff, d->d_model, d->latent.d};
-    size_t panel = 0;
+    size_t panel = 0, sums = moei_max(p->block, moei_min(p->block, 64) * (MOEI_SLICE_MAX / MOEI_SLICE_MIN)); /* in units of SLICE_MIN */
     for (size_t i = 0; i < MOEI_COUNT(ariths); i++) panel = moei_max(panel, moei_panel_scratch(ariths[i], ks[i]));
     s->x = (const void **)moei_take(p, MOEI_PARTS, sizeof(void *));
     for (int i = 0; i < 2; i++) {
@@ -5627,7 +5631,7 @@ static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
         s->bias[i] = (float *)moei_take(p, rows, sizeof(float));
     }
     s->act = (float *)moei_take(p, MOEI_PARTS * MOEI_UP_ROWS, sizeof(float));
-    s->sum = (float *)moei_take(p, p->block, p->slice * sizeof(float));
+    s->sum = (float *)moei_take(p, sums, MOEI_SLICE_MIN * sizeof(float));
     s->row = (float *)moei_take(p, widest + 64, 2 * sizeof(float));
     s->route = moei_take(p, moei_select_scratch(d, p->k), 1);
     s->panel = (uint8_t *)moei_take(p, panel, 1);
@@ -5708,8 +5712,7 @@ static size_t moei_bytes_for(const moei_plan *p, size_t block) {
     return q.used;
 }
 
-/* A large block of tokens that fits, where they do all blocks equal. Bytes don't quite grow with the block, because its slice of
-   rows shrinks in steps: smaller blocks may need more. 0 if not even one token fits. */
+/* The largest block of tokens that fits, or a smaller one that makes all blocks equal. 0 if not even one token fits. */
 static size_t moei_fit_block(const moei_plan *p, size_t bytes) {
     size_t lo = 0, hi = p->n_tokens;
     if (moei_bytes_for(p, hi) <= bytes) return hi;
@@ -5719,8 +5722,8 @@ static size_t moei_fit_block(const moei_plan *p, size_t bytes) {
         else hi = mid;
     }
     if (!lo) return 0;
-    size_t blocks = (p->n_tokens + lo - 1) / lo, even = (p->n_tokens + blocks - 1) / blocks;
-    return moei_bytes_for(p, even) <= bytes ? even : lo;
+    size_t blocks = (p->n_tokens + lo - 1) / lo;
+    return (p->n_tokens + blocks - 1) / blocks;
 }
 
 #define MOEI_SPARE 63 /* to align the workspace */
@@ -5943,15 +5946,11 @@ static void moei_logits(const moei_plan *p, size_t block, uint32_t ith, uint32_t
                  p->logits, ith, nth);
 }
 
-static const int32_t *moei_ids_row(const moei_plan *p, size_t token) {
-    return (const int32_t *)(const void *)((const uint8_t *)p->io->ids_in + token * p->io->ids_stride);
-}
-
 /* The ids that a table or the caller gives; those out of range count as skipped here and are reported by SETTLE. */
 static const int32_t *moei_given_ids(const moei_plan *p, size_t token, int32_t *ids) {
     const moe_router *r = &p->layer->desc.router;
     if (p->io->ids_in) {
-        memcpy(ids, moei_ids_row(p, token), p->k * sizeof(int32_t));
+        memcpy(ids, (const uint8_t *)p->io->ids_in + token * p->io->ids_stride, p->k * sizeof(int32_t));
     } else if (r->pick == MOE_PICK_TABLE) {
         (void)moei_table_row(&p->layer->desc, p->io->token_ids[token], p->k, ids); /* checked before the first phase */
     } else {
@@ -6059,8 +6058,9 @@ static void moei_give_routing(const moei_plan *p) {
         for (size_t j = 0; j < p->k; j++) {
             int32_t id = p->ids[t * p->k + j];
             float w = id < 0 ? 0.0f : p->weights[t * p->k + j];
-            if (io->ids_out) ((int32_t *)(void *)((uint8_t *)io->ids_out + t * io->ids_stride))[j] = id < -1 ? -2 - id : id;
-            if (io->weights_out) ((float *)(void *)((uint8_t *)io->weights_out + t * io->weights_stride))[j] = w;
+            id = id < -1 ? -2 - id : id;
+            if (io->ids_out) memcpy((uint8_t *)io->ids_out + t * io->ids_stride + 4 * j, &id, 4); /* strides may be odd */
+            if (io->weights_out) memcpy((uint8_t *)io->weights_out + t * io->weights_stride + 4 * j, &w, 4);
         }
 }
 
