@@ -63,7 +63,8 @@
    F32 and Q8 compute have the same bits on every tier, F32: 16 accumulators by k mod 16, each one chain of fused
    multiply-adds in ascending k, then a halving tree (8, 4, 2, 1), then + 0.0f. Q8: activations as int8 with one scale per 32
    values, integer dot products, 8 accumulators by block mod 8, one chain each, tree (4, 2, 1), + 0.0f.
-   BF16 uses the processor's bf16 dot products: the same bits within a tier, a bound across tiers.
+   BF16 uses the processor's bf16 dot products: the same bits within a tier, a bound across tiers; the sections bf16 and amx
+   define them. The tier amx (Linux; see moe_enable_amx) was tested on emulated instructions only.
    Experts are summed in ascending id by one owner per output element. A NaN or Inf in one token never reaches another.
    Router logits, scores, selection, norms and shared gates are always F32. NaN logits count as -Inf, ties go to the
    lowest id, selected ids are always distinct and in range. Suspended under -ffast-math (only the routing guards stay)
@@ -533,7 +534,7 @@ MOE_API uint32_t moe_tier_by_name(const char *name);   /* MOE_TIER_COUNT if unkn
 MOE_API uint32_t moe_compute_by_name(const char *name);/* MOE_COMPUTE_COUNT if unknown                 */
 MOE_API uint32_t moe_tiers(void);                      /* mask of what this build and machine can run  */
 MOE_API uint32_t moe_tier_mask(uint32_t tier);         /* the tier and those it builds on: for desc.tiers */
-MOE_API int moe_enable_amx(void);                      /* asks the kernel (process-wide); 1 = granted  */
+MOE_API int moe_enable_amx(void);                      /* asks the kernel (process-wide, once); 1 = granted: layers made later use it */
 MOE_API uint32_t moe_layer_tier(const moe_layer *layer);
 MOE_API uint32_t moe_layer_compute(const moe_layer *layer, uint32_t matrix); /* MOE_GATE, MOE_UP, MOE_DOWN */
 MOE_API void moe_layer_counts(const moe_layer *layer, moe_counts *counts);
@@ -564,7 +565,7 @@ MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size
 
 /* ==== >>config: compilers, targets, small helpers =====================================================================
    Every tier's functions carry their target attribute themselves, so no compiler flag is needed and nothing of a tier can
-   leak into portable code. Sections below: numerics formats reference c avx2 avx512 vnni bf16 neon cpu choose validate
+   leak into portable code. Sections below: numerics formats reference c avx2 avx512 bf16 amx q8 neon cpu choose validate
    route layout phases api presets. Each may call what stands above it. */
 #include <string.h>
 #include <math.h>

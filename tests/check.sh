@@ -44,6 +44,7 @@ for cxx in g++ clang++; do
 done
 check "no data, no bss, no allocation or output in the object" nm "gcc -std=c11 -O2 -fno-pie -I. -c $out/emit.c -o $out/emit.o && ! nm $out/emit.o | grep -E ' [dDbBC] | U (malloc|calloc|realloc|free|printf|fprintf|puts|abort|exit|getenv|fopen)$'"
 check "address and undefined-behaviour sanitizers: layer" gcc "gcc -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all $I tests/test_layer.c -o $out/asan -lm && $out/asan 1"
+check "sanitizers: emulated tiles" gcc "gcc -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all $I tests/test_amx.c -o $out/asan -lm && $out/asan"
 check "sanitizers: checkpoints" gcc "gcc -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all $I tests/test_checkpoint.c -o $out/asan -lm -lpthread && $out/asan"
 check "fuzz corpora" gcc "for f in safetensors gguf index; do gcc -std=c11 -O1 $I tests/fuzz/fuzz_\$f.c -o $out/fuzz_\$f && $out/fuzz_\$f tests/fuzz/corpus/\$f/* || exit 1; done"
 check "thread sanitizer: team and pool" gcc "gcc -std=c11 -O1 -g -fsanitize=thread $I examples/team.c -o $out/team -lm -lpthread && $out/team"
