@@ -534,7 +534,7 @@ MOE_API uint32_t moe_tier_by_name(const char *name);   /* MOE_TIER_COUNT if unkn
 MOE_API uint32_t moe_compute_by_name(const char *name);/* MOE_COMPUTE_COUNT if unknown                 */
 MOE_API uint32_t moe_tiers(void);                      /* mask of what this build and machine can run  */
 MOE_API uint32_t moe_tier_mask(uint32_t tier);         /* the tier and those it builds on: for desc.tiers */
-MOE_API int moe_enable_amx(void);                      /* asks the kernel (process-wide, once); 1 = granted: layers made later use it */
+MOE_API int moe_enable_amx(void);                      /* asks the kernel (process-wide); 1 = layers made later use it */
 MOE_API uint32_t moe_layer_tier(const moe_layer *layer);
 MOE_API uint32_t moe_layer_compute(const moe_layer *layer, uint32_t matrix); /* MOE_GATE, MOE_UP, MOE_DOWN */
 MOE_API void moe_layer_counts(const moe_layer *layer, moe_counts *counts);
@@ -621,7 +621,8 @@ MOEI_UNUSED static int moei_same_name(const char *a, const char *b) {
 #endif
 #if !defined(MOE_NO_BF16) && (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 10))
 #define MOEI_HAVE_AVX512BF16 1
-#if !defined(MOE_NO_AMX) && ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11))
+#if !defined(MOE_NO_AMX) && ((defined(__clang__) && __clang_major__ >= 12) ||                                            \
+                             (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11))
 #define MOEI_HAVE_AMX 1
 #endif
 #endif
@@ -2850,6 +2851,13 @@ static void moei_rows_amx(const moei_rows *w, uint32_t row, uint32_t n_rows, con
     for (uint32_t t = 0; t < x->n; t += 32)
         moei_give_amx(sums + 128 * t, n_rows, x->n - t < 32 ? x->n - t : 32, out + t * out_stride, out_stride);
 }
+/* What is read after row `end` of the call: its further rows, what the caller names, or those that follow a lone block of rows. */
+static const uint8_t *moei_next_amx(const moei_rows *w, uint32_t n_rows, uint32_t end, size_t *bytes) {
+    uint32_t rows = n_rows - end < 32 ? n_rows - end : 32;
+    int named = !rows && w->prefetch;
+    *bytes = named ? w->prefetch_bytes : (rows || n_rows > 32 ? rows : n_rows) * w->row_stride;
+    return named ? w->prefetch : moei_row(w, end);
+}
 static void moei_dot_amx(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                          size_t out_stride) {
     uint8_t memory[2048 * MOEI_AMX_STEPS + 128 * MOEI_AMX_TOKENS + 64 * 17 + 63], *space = memory + (-(uintptr_t)memory & 63);
@@ -2860,9 +2868,9 @@ static void moei_dot_amx(const moei_rows *w, uint32_t n_rows, const void *const 
         memset(edge + block, 0, 64);
         if (ragged) memcpy(edge, (const uint8_t *)part.x[part.n - ragged] + block * ((w->k + 31) / 32 - 1), block);
         for (uint32_t r = 0; r < n_rows; r += 32) {
-            uint32_t rows = n_rows - r < 32 ? n_rows - r : 32, rest = n_rows - r - rows;
-            const uint8_t *next = rest || !w->prefetch ? moei_row(w, r) + rows * w->row_stride : w->prefetch;
-            size_t bytes = rest ? (rest < 32 ? rest : 32) * w->row_stride : w->prefetch ? w->prefetch_bytes : n_rows <= 32 ? rows * w->row_stride : 0;
+            uint32_t rows = n_rows - r < 32 ? n_rows - r : 32;
+            size_t bytes;
+            const uint8_t *next = moei_next_amx(w, n_rows, r + rows, &bytes);
             moei_rows_amx(w, r, rows, &part, space, out + t * out_stride + r, out_stride, next, bytes);
         }
     }
@@ -2878,7 +2886,8 @@ static void moei_panel_amx(const void *panel, const moei_rows *w, uint32_t n_row
 static const moei_packing moei_packing_amx = {moei_begin_amx, moei_end_amx, moei_pack_amx};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_bf16_amx = {
-    MOE_COMPUTE_BF16, MOE_TIER_AMX, moei_bf16_row_bytes, MOEI_AMX_ROLE(moei_prepare_bf16_avx512), moei_panel_bytes_bf16, moei_panel_amx, {
+    MOE_COMPUTE_BF16, MOE_TIER_AMX, moei_bf16_row_bytes, MOEI_AMX_ROLE(moei_prepare_bf16_avx512), moei_panel_bytes_bf16,
+    moei_panel_amx, {
         /* NONE         */ MOEI_NO_OPS,
         /* F32          */ {NULL, MOEI_AMX_ROLE(moei_decode_f32_bf16), 0},
         /* F16          */ {NULL, MOEI_AMX_ROLE(moei_decode_f16_bf16), 0},
@@ -6540,7 +6549,8 @@ static void moei_up_block(const moei_plan *p, const moei_scratch *s, const moei_
 
 /* Blocks [from, to) of an expert. Tokens that must be packed are packed once for several blocks, whose weights stay in the last
    cache when more tokens than one chunk pass over them. */
-static void moei_up_blocks(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint64_t from, uint64_t to) {
+static void moei_up_blocks(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint64_t from,
+                           uint64_t to) {
     const moei_bank *b = g->bank;
     uint32_t end = g->start[expert + 1];
     uint64_t run = !b->in->packing ? 1 : end - g->start[expert] <= MOEI_PARTS ? to - from : 8;
