@@ -41,6 +41,7 @@ $(BUILD)/cpp: examples/cpp.cc $(HEADERS) $(BUILD)/moe.o
 	$(CXX) -std=c++11 $(CFLAGS) -Wall -I. -Iexamples -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
 $(INSIDE): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c)
 	$(COMPILE) -g0 $< -o $@ $(LIBS)
+$(BUILD)/test_amx: tests/test_layer.c # which it includes
 $(filter-out $(INSIDE),$(TESTS)): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c) $(BUILD)/moe.o
 	$(COMPILE) -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
 

@@ -65,7 +65,8 @@
    F32 and Q8 compute have the same bits on every tier, F32: 16 accumulators by k mod 16, each one chain of fused
    multiply-adds in ascending k, then a halving tree (8, 4, 2, 1), then + 0.0f. Q8: activations as int8 with one scale per 32
    values, integer dot products, 8 accumulators by block mod 8, one chain each, tree (4, 2, 1), + 0.0f.
-   BF16 uses the processor's bf16 dot products: the same bits within a tier, a bound across tiers.
+   BF16 uses the processor's bf16 dot products: the same bits within a tier, a bound across tiers; the sections bf16 and amx
+   define them. The tier amx (Linux; see moe_enable_amx) was tested on emulated instructions only.
    Experts are summed in ascending id by one owner per output element. A NaN or Inf in one token never reaches another.
    Router logits, scores, selection, norms and shared gates are always F32. NaN logits count as -Inf, ties go to the
    lowest id, selected ids are always distinct and in range. Suspended under -ffast-math (only the routing guards stay)
@@ -536,7 +537,7 @@ MOE_API uint32_t moe_tier_by_name(const char *name);   /* MOE_TIER_COUNT if unkn
 MOE_API uint32_t moe_compute_by_name(const char *name);/* MOE_COMPUTE_COUNT if unknown                 */
 MOE_API uint32_t moe_tiers(void);                      /* mask of what this build and machine can run  */
 MOE_API uint32_t moe_tier_mask(uint32_t tier);         /* the tier and those it builds on: for desc.tiers */
-MOE_API int moe_enable_amx(void);                      /* asks the kernel (process-wide); 1 = granted  */
+MOE_API int moe_enable_amx(void);                      /* asks the kernel (process-wide); 1 = layers made later use it */
 MOE_API uint32_t moe_layer_tier(const moe_layer *layer);
 MOE_API uint32_t moe_layer_compute(const moe_layer *layer, uint32_t matrix); /* MOE_GATE, MOE_UP, MOE_DOWN */
 MOE_API void moe_layer_counts(const moe_layer *layer, moe_counts *counts);
@@ -567,7 +568,7 @@ MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size
 
 /* ==== >>config: compilers, targets, small helpers =====================================================================
    Every tier's functions carry their target attribute themselves, so no compiler flag is needed and nothing of a tier can
-   leak into portable code. Sections below: numerics formats reference c avx2 avx512 vnni bf16 neon cpu choose validate
+   leak into portable code. Sections below: numerics formats reference c avx2 avx512 bf16 amx q8 neon cpu choose validate
    route layout phases api presets. Each may call what stands above it. */
 #include <string.h>
 #include <math.h>
@@ -582,12 +583,14 @@ MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size
 #define MOEI_NOINLINE __attribute__((noinline))
 #define MOEI_TARGET(s) __attribute__((target(s)))
 #define MOEI_PREFETCH(p) __builtin_prefetch(p)
+#define MOEI_PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
 #else
 #define MOEI_UNUSED
 #define MOEI_FORCE static __forceinline
 #define MOEI_NOINLINE
 #define MOEI_TARGET(s)
 #define MOEI_PREFETCH(p) ((void)(p))
+#define MOEI_PREFETCH_L2(p) ((void)(p))
 #endif
 #if defined(__clang__)
 #define MOEI_UNROLL _Pragma("clang loop unroll(full)")
@@ -621,6 +624,10 @@ MOEI_UNUSED static int moei_same_name(const char *a, const char *b) {
 #endif
 #if !defined(MOE_NO_BF16) && (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 10))
 #define MOEI_HAVE_AVX512BF16 1
+#if !defined(MOE_NO_AMX) && ((defined(__clang__) && __clang_major__ >= 12) ||                                            \
+                             (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11))
+#define MOEI_HAVE_AMX 1
+#endif
 #endif
 #endif
 #endif
@@ -640,6 +647,9 @@ MOEI_UNUSED static int moei_same_name(const char *a, const char *b) {
 #endif
 #ifndef MOEI_HAVE_AVX512BF16
 #define MOEI_HAVE_AVX512BF16 0
+#endif
+#ifndef MOEI_HAVE_AMX
+#define MOEI_HAVE_AMX 0
 #endif
 #ifndef MOEI_HAVE_NEON
 #define MOEI_HAVE_NEON 0
@@ -845,6 +855,15 @@ typedef struct moei_ops {       /* of one format */
     uint32_t dot_max;           /* beyond that many tokens the panel is faster */
 } moei_ops;
 
+/* Of an arithmetic that multiplies tokens in groups of 16 and needs the processor in a state of its own for it: x[16 i] of a dot or
+   panel is then group i. A group of n <= 16 tokens (the last may be short) takes n * row_bytes(k), and its first n * row_bytes(32)
+   hold the first 32 values. One token is a group as it is. */
+#define MOEI_GROUP 16u
+typedef struct moei_packing {
+    void (*begin)(void), (*end)(void);                                            /* around every task */
+    void (*pack)(void *to, const void *const *x, uint32_t n, size_t k);           /* n <= 16 prepared rows */
+} moei_packing;
+
 typedef struct moei_arith {     /* one compute on one tier */
     uint32_t compute, tier;
     size_t (*row_bytes)(size_t k);                                                /* of a prepared row, a multiple of 64 */
@@ -853,6 +872,7 @@ typedef struct moei_arith {     /* one compute on one tier */
     size_t (*panel_bytes)(uint32_t n_rows, size_t k);
     moei_panel_fn *panel;       /* NULL = no panels: ops[].dot takes any number of tokens */
     moei_ops ops[MOE_FORMAT_COUNT];
+    const moei_packing *packing; /* NULL = tokens are used as they were prepared */
 } moei_arith;
 
 typedef struct moei_vec {       /* elementwise, of one tier; each equal to its scalar definition, any n, any alignment */
@@ -1745,7 +1765,7 @@ MOEI_UNUSED static const moei_arith moei_f32_c = {
 #define MOE_X(id, name, n, bytes, rows, cols) {moei_dot_f32_c, NULL, MOEI_C_TOKENS},
      MOE_FORMATS(MOE_X)
 #undef MOE_X
-    }};
+    }, NULL};
 // clang-format on
 
 /* ---- Q8 */
@@ -1802,7 +1822,7 @@ MOEI_UNUSED static const moei_arith moei_q8_c = {
      MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C,                 /* iq4_nl iq4_xs mxfp4 nvfp4 */
      MOEI_Q8_C, MOEI_Q8_C,                                       /* mxfp4_hf nvfp4_hf */
      MOEI_Q8_DENSE, MOEI_Q8_DENSE, MOEI_Q8_DENSE,                /* mxfp8 fp8_block fp8_channel */
-     MOEI_Q8_C, MOEI_Q8_C}};                                     /* int8_channel int4_group */
+     MOEI_Q8_C, MOEI_Q8_C}, NULL};                                     /* int8_channel int4_group */
 // clang-format on
 
 /* ---- Elementwise */
@@ -2190,7 +2210,7 @@ MOEI_UNUSED static const moei_arith moei_f32_avx2 = {
         /* MXFP8        */ {NULL, moei_decode_fp8_avx2, 0},
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_avx2, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_avx2, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
 // clang-format on
 
 /* exp: see moei_exp. min and max return their second operand on NaN. */
@@ -2460,7 +2480,7 @@ MOEI_UNUSED static const moei_arith moei_f32_avx512 = {
         /* MXFP8        */ {NULL, moei_decode_fp8_avx512, 0},
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_avx512, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_avx512, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
 // clang-format on
 
 /* exp: see moei_exp. min and max return their second operand on NaN; scalef rounds once, as the two exact steps do. */
@@ -2662,7 +2682,247 @@ MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = {
         /* MXFP8        */ {NULL, moei_decode_fp8_bf16, 0},
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_bf16, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_bf16, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
+// clang-format on
+#endif
+
+/* ==== >>amx: BF16 on AMX tiles ==========================================================================================
+   SHAPES      32 rows (A: 2 tiles of 16 rows x 32 values, where the weights lie) x 32 tokens (B: 2 tiles of 16 pairs x 16 tokens)
+   DEFINITION  all of it with subnormals in and out taken as zeros, k padded with zeros to whole blocks of 32: for each block in
+               ascending k, e = the FMA chain from 0 over its even k, o = the one over its odd k, sum = sum + (e + o). That is what
+               one TDPBF16PS does (Intel SDM, volume 2), so every k is summed in the same order however rows, tokens and k are cut.
+   REGISTERS   4 sums, 2 A, 2 B: all 8 tiles; 4 tile loads per 4 products of 16 cycles
+   Weights are used as the A operand, so nothing of them is copied, but: the first 32 tokens leave the A tiles in a panel that
+   stays in L1 for those that follow; rows that don't fill a tile and the end of k are copied and padded with zeros.
+   Tokens come packed as B in groups of up to 16: dword i of token c of a group of n at i * n + c. A tile is always loaded with
+   16 columns; those beyond n are the next pairs' values, and their sums are not stored. One token is packed as it is.
+   Tiles are configured once per task, all alike, and released at its end (moei_packing). */
+
+#if MOEI_HAVE_AMX
+/* No intrinsics: gcc's don't tell that they read memory. */
+#define MOEI_TILE_CONFIG(p) __asm__ volatile("ldtilecfg %0" : : "m"(*(const uint8_t(*)[64])(p)))
+#define MOEI_TILE_RELEASE(none) __asm__ volatile("tilerelease" : : : "memory")
+#define MOEI_TILE_ZERO(t) __asm__ volatile("tilezero {%%tmm" #t "|tmm" #t "}" : : : "memory")
+#define MOEI_TILE_LOAD(t, p, stride)                                                                                      \
+    __asm__ volatile("tileloadd {(%0,%1,1), %%tmm" #t "|tmm" #t ", [%0+%1*1]}" : : "r"(p), "r"((size_t)(stride)) : "memory")
+#define MOEI_TILE_STORE(t, p, stride)                                                                                     \
+    __asm__ volatile("tilestored {%%tmm" #t ", (%0,%1,1)|[%0+%1*1], tmm" #t "}" : : "r"(p), "r"((size_t)(stride)) : "memory")
+#define MOEI_TILE_DOT(c, a, b)                                                                                            \
+    __asm__ volatile("tdpbf16ps {%%tmm" #b ", %%tmm" #a ", %%tmm" #c "|tmm" #c ", tmm" #a ", tmm" #b "}" : : : "memory")
+#ifndef MOEI_TILE /* tests replace these three, to run the same code on any processor */
+#define MOEI_TILE(op, ...) MOEI_TILE_##op(__VA_ARGS__)
+#define MOEI_AMX_ROLE(f) f
+#define MOEI_AMX MOEI_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")
+#endif
+#define MOEI_AMX_TOKENS 256u /* at a time */
+#define MOEI_AMX_STEPS 10u   /* of 32 values of k at a time: A, B and the sums of 32 tokens fit in 48 KB of L1 */
+
+static void moei_begin_amx(void) {
+    uint8_t config[64] = {1}; /* palette 1 */
+    for (int i = 0; i < 8; i++) config[16 + 2 * i] = 64, config[48 + i] = 16; /* bytes per row, rows */
+    MOEI_TILE(CONFIG, config);
+}
+static void moei_end_amx(void) { MOEI_TILE(RELEASE, 0); }
+
+/* 16 x 16 dwords transposed: to[j][i] = from[i][j] for i < n, j < m; the other rows of `from` are not read. */
+MOEI_BF16 static void moei_transpose_amx(const uint8_t *const *from, uint32_t n, uint8_t *to, size_t to_stride, uint32_t m) {
+    const __mmask16 mask = moei_mask_avx512(n);
+    __m512i v[16], t[16];
+    MOEI_UNROLL for (uint32_t i = 0; i < 16; i++) v[i] = i < n ? _mm512_loadu_si512(from[i]) : _mm512_setzero_si512();
+    MOEI_UNROLL for (uint32_t i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+    }
+    MOEI_UNROLL for (uint32_t i = 0; i < 16; i += 4) { /* lane l of v[i + c]: column 4 l + c of rows i .. i + 3 */
+        v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    MOEI_UNROLL for (uint32_t c = 0; c < 4; c++) {
+        __m512i a = _mm512_shuffle_i32x4(v[c], v[c + 4], 0x88), b = _mm512_shuffle_i32x4(v[c + 8], v[c + 12], 0x88);
+        __m512i d = _mm512_shuffle_i32x4(v[c], v[c + 4], 0xdd), e = _mm512_shuffle_i32x4(v[c + 8], v[c + 12], 0xdd);
+        t[c] = _mm512_shuffle_i32x4(a, b, 0x88);
+        t[c + 4] = _mm512_shuffle_i32x4(d, e, 0x88);
+        t[c + 8] = _mm512_shuffle_i32x4(a, b, 0xdd);
+        t[c + 12] = _mm512_shuffle_i32x4(d, e, 0xdd);
+    }
+    MOEI_UNROLL for (uint32_t j = 0; j < 16; j++)
+        if (j < m) _mm512_mask_storeu_epi32(to + j * to_stride, mask, t[j]);
+}
+static void moei_pack_amx(void *to, const void *const *x, uint32_t n, size_t k) {
+    const uint8_t *from[16];
+    for (size_t s = 0; s < (k + 31) / 32; s++) {
+        for (uint32_t i = 0; i < n; i++) from[i] = (const uint8_t *)x[i] + 64 * s;
+        MOEI_AMX_ROLE(moei_transpose_amx)(from, n, (uint8_t *)to + 64 * n * s, 4 * n, 16);
+    }
+}
+
+typedef struct moei_amx { /* a part of k of up to 32 rows and 32 tokens */
+    const uint8_t *rows;  /* A of the first `direct` steps: 16 rows, and 16 more */
+    size_t row_stride;
+    uint8_t *panel;       /* [steps][32][64]: A of the other steps */
+    size_t direct, steps;
+    const uint8_t *b[2], *b_last[2]; /* B, and that of the last step */
+    size_t b_stride[2];
+    uint8_t *sums;        /* [4] tiles */
+    int first, keep;      /* sums begin at 0; the panel is wanted later */
+    const uint8_t *ahead, *ahead_end; /* to prefetch, ahead_step bytes per step */
+    size_t ahead_step;
+} moei_amx;
+MOEI_FORCE MOEI_AMX void moei_pass_amx(const int M, const int N, moei_amx *p) {
+    if (p->first) {
+        MOEI_TILE(ZERO, 0);
+        if (N == 2) MOEI_TILE(ZERO, 1);
+        if (M == 2) MOEI_TILE(ZERO, 2);
+        if (M * N == 4) MOEI_TILE(ZERO, 3);
+    } else {
+        MOEI_TILE(LOAD, 0, p->sums, 64);
+        if (N == 2) MOEI_TILE(LOAD, 1, p->sums + 1024, 64);
+        if (M == 2) MOEI_TILE(LOAD, 2, p->sums + 2048, 64);
+        if (M * N == 4) MOEI_TILE(LOAD, 3, p->sums + 3072, 64);
+    }
+    for (size_t s = 0; s < p->steps; s++) {
+        const int direct = s < p->direct, last = s + 1 == p->steps;
+        const uint8_t *a = direct ? p->rows + 64 * s : p->panel + 2048 * s, *stop = p->ahead + p->ahead_step;
+        const size_t stride = direct ? p->row_stride : 64;
+        MOEI_TILE(LOAD, 6, (last ? p->b_last[0] : p->b[0] + 16 * s * p->b_stride[0]), p->b_stride[0]);
+        MOEI_TILE(LOAD, 4, a, stride);
+        MOEI_TILE(DOT, 0, 4, 6);
+        if (N == 2) {
+            MOEI_TILE(LOAD, 7, (last ? p->b_last[1] : p->b[1] + 16 * s * p->b_stride[1]), p->b_stride[1]);
+            MOEI_TILE(DOT, 1, 4, 7);
+        }
+        if (M == 2) {
+            MOEI_TILE(LOAD, 5, a + 16 * stride, stride);
+            MOEI_TILE(DOT, 2, 5, 6);
+            if (N == 2) MOEI_TILE(DOT, 3, 5, 7);
+        }
+        if (direct && p->keep) {
+            MOEI_TILE(STORE, 4, p->panel + 2048 * s, 64);
+            if (M == 2) MOEI_TILE(STORE, 5, p->panel + 2048 * s + 1024, 64);
+        }
+        if (p->ahead < p->ahead_end)
+            for (; p->ahead < stop; p->ahead += 64) MOEI_PREFETCH_L2(p->ahead);
+    }
+    MOEI_TILE(STORE, 0, p->sums, 64);
+    if (N == 2) MOEI_TILE(STORE, 1, p->sums + 1024, 64);
+    if (M == 2) MOEI_TILE(STORE, 2, p->sums + 2048, 64);
+    if (M * N == 4) MOEI_TILE(STORE, 3, p->sums + 3072, 64);
+}
+MOEI_AMX static void moei_pass_amx_any(int two_a, int two_b, moei_amx *p) {
+    if (two_a && two_b) moei_pass_amx(2, 2, p);
+    else if (two_a) moei_pass_amx(2, 1, p);
+    else if (two_b) moei_pass_amx(1, 2, p);
+    else moei_pass_amx(1, 1, p);
+}
+
+/* 32 values from k on of up to 32 rows, padded with zeros. */
+static void moei_copy_amx(const moei_rows *w, uint32_t row, uint32_t n_rows, size_t k, uint8_t *tiles) {
+    size_t n = w->k - k < 32 ? w->k - k : 32;
+    memset(tiles, 0, 2048);
+    for (uint32_t i = 0; i < n_rows; i++) memcpy(tiles + 64 * i, moei_row(w, row + i) + 2 * k, 2 * n);
+}
+
+/* The tokens of one call: x[16 i] is group i; `edge` is its last block of k where a tile would read beyond the last group. */
+typedef struct moei_amx_tokens {
+    const void *const *x;
+    uint32_t n;
+    const uint8_t *edge;
+} moei_amx_tokens;
+static void moei_group_amx(const moei_amx_tokens *x, uint32_t t, size_t from, int end, moei_amx *p, int i) {
+    size_t n = t < x->n ? x->n - t < 16 ? x->n - t : 16 : 0;
+    if (!n) return;
+    p->b_stride[i] = 4 * n;
+    p->b[i] = (const uint8_t *)x->x[t] + 64 * n * from;
+    p->b_last[i] = end && n < 16 ? x->edge : p->b[i] + 64 * n * (p->steps - 1);
+}
+/* Sums [32 rows][32 tokens] as 4 tiles to out[token][row]. */
+static void moei_give_amx(const uint8_t *sums, uint32_t n_rows, uint32_t n_tokens, float *out, size_t out_stride) {
+    const uint8_t *from[16];
+    for (uint32_t r = 0; r < n_rows; r += 16)
+        for (uint32_t t = 0; t < n_tokens; t += 16) {
+            uint32_t rows = n_rows - r < 16 ? n_rows - r : 16, tokens = n_tokens - t < 16 ? n_tokens - t : 16;
+            for (uint32_t i = 0; i < 16; i++) from[i] = sums + 128 * r + 64 * t + 64 * i;
+            MOEI_AMX_ROLE(moei_transpose_amx)(from, rows, (uint8_t *)(out + t * out_stride + r), 4 * out_stride, tokens);
+        }
+}
+/* Up to 32 rows. `space`: the panel, then the sums. What follows these rows in memory is prefetched line by line: tiles touch 32
+   rows at a time, which leaves the hardware's prefetcher a few percent short of the linear stream. */
+static void moei_rows_amx(const moei_rows *w, uint32_t row, uint32_t n_rows, const moei_amx_tokens *x, uint8_t *space, float *out,
+                          size_t out_stride, const uint8_t *next, size_t next_bytes) {
+    const size_t steps = (w->k + 31) / 32, whole = n_rows % 16 ? 0 : w->k / 32, passes = (x->n + 31) / 32;
+    const size_t parts = (steps + MOEI_AMX_STEPS - 1) / MOEI_AMX_STEPS, part = (steps + parts - 1) / parts;
+    uint8_t *sums = space + 2048 * MOEI_AMX_STEPS;
+    moei_amx p;
+    memset(&p, 0, sizeof p);
+    p.row_stride = w->row_stride, p.panel = space;
+    p.ahead = next, p.ahead_end = next + next_bytes;
+    p.ahead_step = (next_bytes / 64 / (steps * passes) + 1) * 64;
+    for (size_t s = 0; s < steps; s += part) {
+        p.steps = steps - s < part ? steps - s : part;
+        p.direct = whole < s ? 0 : whole - s < p.steps ? whole - s : p.steps;
+        p.rows = moei_row(w, row) + 64 * s, p.first = s == 0;
+        for (size_t i = p.direct; i < p.steps; i++) moei_copy_amx(w, row, n_rows, 32 * (s + i), p.panel + 2048 * i);
+        for (uint32_t t = 0; t < x->n; t += 32, p.direct = 0) {
+            p.keep = t == 0 && x->n > 32, p.sums = sums + 128 * t;
+            for (uint32_t i = 0; i < 2; i++) moei_group_amx(x, t + 16 * i, s, s + p.steps == steps, &p, (int)i);
+            moei_pass_amx_any(n_rows > 16, x->n - t > 16, &p);
+        }
+    }
+    for (uint32_t t = 0; t < x->n; t += 32)
+        moei_give_amx(sums + 128 * t, n_rows, x->n - t < 32 ? x->n - t : 32, out + t * out_stride, out_stride);
+}
+/* What is read after row `end` of the call: its further rows, what the caller names, or those that follow a lone block of rows. */
+static const uint8_t *moei_next_amx(const moei_rows *w, uint32_t n_rows, uint32_t end, size_t *bytes) {
+    uint32_t rows = n_rows - end < 32 ? n_rows - end : 32;
+    int named = !rows && w->prefetch;
+    *bytes = named ? w->prefetch_bytes : (rows || n_rows > 32 ? rows : n_rows) * w->row_stride;
+    return named ? w->prefetch : moei_row(w, end);
+}
+static void moei_dot_amx(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                         size_t out_stride) {
+    uint8_t memory[2048 * MOEI_AMX_STEPS + 128 * MOEI_AMX_TOKENS + 64 * 17 + 63], *space = memory + (-(uintptr_t)memory & 63);
+    uint8_t *edge = space + 2048 * MOEI_AMX_STEPS + 128 * MOEI_AMX_TOKENS;
+    for (uint32_t t = 0; t < n_tokens; t += MOEI_AMX_TOKENS) {
+        moei_amx_tokens part = {x + t, n_tokens - t < MOEI_AMX_TOKENS ? n_tokens - t : MOEI_AMX_TOKENS, edge};
+        size_t ragged = part.n % 16, block = 64 * ragged;
+        memset(edge + block, 0, 64);
+        if (ragged) memcpy(edge, (const uint8_t *)part.x[part.n - ragged] + block * ((w->k + 31) / 32 - 1), block);
+        for (uint32_t r = 0; r < n_rows; r += 32) {
+            uint32_t rows = n_rows - r < 32 ? n_rows - r : 32;
+            size_t bytes;
+            const uint8_t *next = moei_next_amx(w, n_rows, r + rows, &bytes);
+            moei_rows_amx(w, r, rows, &part, space, out + t * out_stride + r, out_stride, next, bytes);
+        }
+    }
+}
+static void moei_panel_amx(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                           float *out, size_t out_stride) {
+    moei_rows rows = *w;
+    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_bf16_row_bytes(w->k), rows.k = rows.row_stride / 2;
+    if (!rows.prefetch) rows.prefetch = rows.data, rows.prefetch_bytes = 0;
+    moei_dot_amx(&rows, n_rows, x, n_tokens, out, out_stride);
+}
+
+static const moei_packing moei_packing_amx = {moei_begin_amx, moei_end_amx, moei_pack_amx};
+// clang-format off
+MOEI_UNUSED static const moei_arith moei_bf16_amx = {
+    MOE_COMPUTE_BF16, MOE_TIER_AMX, moei_bf16_row_bytes, MOEI_AMX_ROLE(moei_prepare_bf16_avx512), moei_panel_bytes_bf16,
+    moei_panel_amx, {
+        /* NONE         */ MOEI_NO_OPS,
+        /* F32          */ {NULL, MOEI_AMX_ROLE(moei_decode_f32_bf16), 0},
+        /* F16          */ {NULL, MOEI_AMX_ROLE(moei_decode_f16_bf16), 0},
+        /* BF16         */ {moei_dot_amx, NULL, UINT32_MAX},
+        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP8        */ {NULL, MOEI_AMX_ROLE(moei_decode_fp8_bf16), 0},
+        /* FP8_BLOCK    */ {NULL, MOEI_AMX_ROLE(moei_decode_fp8_bf16), 0},
+        /* FP8_CHANNEL  */ {NULL, MOEI_AMX_ROLE(moei_decode_fp8_bf16), 0},
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
+    &moei_packing_amx};
 // clang-format on
 #endif
 #if MOEI_HAVE_AVX512 && defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
@@ -3180,7 +3440,7 @@ MOEI_UNUSED static const moei_arith moei_q8_avx2 = {
      MOEI_Q8_DIRECT(avx2, Q5_K), MOEI_Q8_DIRECT(avx2, Q6_K), MOEI_Q8_DIRECT(avx2, IQ4_NL), MOEI_Q8_DIRECT(avx2, IQ4_XS),
      MOEI_Q8_DIRECT(avx2, MXFP4), MOEI_Q8_DIRECT(avx2, NVFP4), MOEI_Q8_DIRECT(avx2, MXFP4_HF), MOEI_Q8_DIRECT(avx2, NVFP4_HF),
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */
-     MOEI_Q8_DIRECT(avx2, INT8_CHANNEL), MOEI_Q8_DIRECT(avx2, INT4_GROUP)}};
+     MOEI_Q8_DIRECT(avx2, INT8_CHANNEL), MOEI_Q8_DIRECT(avx2, INT4_GROUP)}, NULL};
 /* clang-format on */
 
 #if MOEI_HAVE_VNNI
@@ -3794,7 +4054,7 @@ MOEI_UNUSED static const moei_arith moei_q8_vnni = {
      MOEI_Q8_BOTH(vnni, Q5_K), MOEI_Q8_BOTH(vnni, Q6_K), MOEI_Q8_BOTH(vnni, IQ4_NL), MOEI_Q8_BOTH(vnni, IQ4_XS),
      MOEI_Q8_BOTH(vnni, MXFP4), MOEI_Q8_BOTH(vnni, NVFP4), MOEI_Q8_BOTH(vnni, MXFP4_HF), MOEI_Q8_BOTH(vnni, NVFP4_HF),
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */
-     MOEI_Q8_BOTH(vnni, INT8_CHANNEL), MOEI_Q8_BOTH(vnni, INT4_GROUP)}};
+     MOEI_Q8_BOTH(vnni, INT8_CHANNEL), MOEI_Q8_BOTH(vnni, INT4_GROUP)}, NULL};
 /* clang-format on */
 #endif
 #endif
@@ -3981,7 +4241,7 @@ MOEI_UNUSED static const moei_arith moei_f32_neon = {
         /* MXFP8        */ {NULL, moei_decode_fp8_neon, 0},
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_neon, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_neon, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
 // clang-format on
 
 /* exp: see moei_exp, whose two last products these are too. NaN is found by its bits: its k means nothing. */
@@ -4145,7 +4405,7 @@ MOEI_UNUSED static const moei_arith moei_q8_neon = {
         /* IQ4_NL, _XS  */ MOEI_Q8_NEON(plain), MOEI_Q8_NEON(plain),
         /* MXFP4, NVFP4 */ MOEI_Q8_NEON(plain), MOEI_Q8_NEON(two), MOEI_Q8_NEON(plain), MOEI_Q8_NEON(two),
         /* MXFP8, FP8   */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
-        /* INT8, INT4   */ MOEI_Q8_NEON(plain), MOEI_Q8_NEON(plain)}};
+        /* INT8, INT4   */ MOEI_Q8_NEON(plain), MOEI_Q8_NEON(plain)}, NULL};
 // clang-format on
 #endif
 
@@ -4155,9 +4415,6 @@ MOEI_UNUSED static const moei_arith moei_q8_neon = {
 
 #ifndef MOEI_HAVE_AVXVNNI
 #define MOEI_HAVE_AVXVNNI 0
-#endif
-#ifndef MOEI_HAVE_AMX
-#define MOEI_HAVE_AMX 0
 #endif
 #ifndef MOEI_HAVE_DOTPROD
 #define MOEI_HAVE_DOTPROD 0
@@ -4174,6 +4431,10 @@ MOEI_UNUSED static const moei_arith moei_q8_neon = {
      (uint32_t)MOEI_HAVE_AVX512BF16 << MOE_TIER_AVX512BF16 | (uint32_t)MOEI_HAVE_AMX << MOE_TIER_AMX |                 \
      (uint32_t)MOEI_HAVE_NEON << MOE_TIER_NEON | (uint32_t)MOEI_HAVE_DOTPROD << MOE_TIER_DOTPROD |                     \
      (uint32_t)MOEI_HAVE_I8MM << MOE_TIER_I8MM | (uint32_t)MOEI_HAVE_NEONBF16 << MOE_TIER_NEONBF16)
+
+#ifndef MOEI_TIERS_EMULATED /* by a test */
+#define MOEI_TIERS_EMULATED 0u
+#endif
 
 /* x86: words of cpuid leaf 1, leaf 7 and leaf 7.1, XCR0 (what the OS saves), the XSAVE features this process may use. */
 typedef struct moei_cpuid {
@@ -4257,12 +4518,12 @@ static void moei_cpuid_get(moei_cpuid *id) {
 MOEI_UNUSED static uint32_t moei_cpu(void) {
     moei_cpuid id;
     moei_cpuid_get(&id);
-    return moei_cpu_decide(&id) & MOEI_TIERS_BUILT;
+    return (moei_cpu_decide(&id) & MOEI_TIERS_BUILT) | MOEI_TIERS_EMULATED;
 }
 MOE_API int moe_enable_amx(void) {
     moei_cpuid id;
     moei_cpuid_get(&id);
-    if (!(id.leaf7_edx >> 24 & 1)) return 0;
+    if (!MOEI_HAVE_AMX || !(id.leaf7_edx >> 24 & 1)) return 0;
     moei_permit_amx();
     id.permitted = moei_permitted();
     return (moei_cpu_decide(&id) >> MOE_TIER_AMX & 1) != 0;
@@ -5248,6 +5509,9 @@ static const moei_tier_row moei_tier_rows[] = {
 #if MOEI_HAVE_AVX512BF16
     {MOE_TIER_AVX512BF16, NULL,             {NULL, NULL,             &moei_bf16_avx512bf16,   NULL}},
 #endif
+#if MOEI_HAVE_AMX
+    {MOE_TIER_AMX,        NULL,             {NULL, NULL,             &moei_bf16_amx,          NULL}},
+#endif
 #if MOEI_HAVE_NEON
     {MOE_TIER_NEON,       &moei_vec_neon,   {NULL, &moei_f32_neon,   NULL,                    &moei_q8_neon}},
 #endif
@@ -5614,6 +5878,7 @@ typedef struct moei_scratch {
     float *row;            /* [widest] */
     void *route;           /* moei_router's */
     uint8_t *panel;
+    uint8_t *packed;       /* up to MOEI_PARTS tokens, for an arithmetic that packs them */
 } moei_scratch;
 
 static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
@@ -5622,8 +5887,12 @@ static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
     size_t rows = MOEI_SLICE_MAX, widest = moei_max(moei_max(d->d_model, l->routed.d_in), rows);
     const moei_arith *const ariths[] = {l->router, l->routed.in, l->routed.mid, l->shared.in, l->shared.mid, l->latent_in, l->latent_out};
     const size_t ks[] = {d->d_model, l->routed.d_in, l->routed.d_ff, l->shared.d_in, l->shared.d_ff, d->d_model, d->latent.d};
-    size_t panel = 0, sums = moei_max(p->block, moei_min(p->block, 64) * (MOEI_SLICE_MAX / MOEI_SLICE_MIN)); /* in units of SLICE_MIN */
-    for (size_t i = 0; i < MOEI_COUNT(ariths); i++) panel = moei_max(panel, moei_panel_scratch(ariths[i], ks[i]));
+    size_t panel = 0, packed = 0, tokens = moei_min(MOEI_PARTS, p->block * p->k);
+    size_t sums = moei_max(p->block, moei_min(p->block, 64) * (MOEI_SLICE_MAX / MOEI_SLICE_MIN)); /* in units of SLICE_MIN */
+    for (size_t i = 0; i < MOEI_COUNT(ariths); i++) {
+        panel = moei_max(panel, moei_panel_scratch(ariths[i], ks[i]));
+        if (ariths[i] && ariths[i]->packing) packed = moei_max(packed, ariths[i]->row_bytes(ks[i]));
+    }
     s->x = (const void **)moei_take(p, MOEI_PARTS, sizeof(void *));
     for (int i = 0; i < 2; i++) {
         s->out[i] = (float *)moei_take(p, i ? MOEI_TILE_FLOATS : MOEI_PARTS * MOEI_UP_ROWS, sizeof(float));
@@ -5635,6 +5904,7 @@ static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
     s->row = (float *)moei_take(p, widest + 64, 2 * sizeof(float));
     s->route = moei_take(p, moei_select_scratch(d, p->k), 1);
     s->panel = (uint8_t *)moei_take(p, panel, 1);
+    s->packed = (uint8_t *)moei_take(p, tokens, packed);
 }
 
 static void moei_lay_group(moei_plan *p, moei_group *g, const moei_bank *b, size_t slots, int has_source) {
@@ -5792,6 +6062,16 @@ static void moei_write_row(uint8_t *row, uint32_t type, size_t first, size_t n, 
     }
 }
 
+/* Prepared rows x of n tokens become what the arithmetic multiplies; `to` has room for n of them. */
+static void moei_pack(const moei_arith *a, const void **x, uint32_t n, size_t k, uint8_t *to) {
+    for (uint32_t i = 0; i + 1 < n && a->packing; i += MOEI_GROUP) { /* a single token is a group already */
+        uint32_t group = n - i < MOEI_GROUP ? n - i : MOEI_GROUP;
+        if (group == 1) break;
+        a->packing->pack(to + i * a->row_bytes(k), x + i, group, k);
+        x[i] = to + i * a->row_bytes(k);
+    }
+}
+
 static const uint8_t *moei_x_row(const moei_plan *p, size_t token) { return (const uint8_t *)p->io->x + token * p->io->x_stride; }
 
 #define MOEI_FEW_BYTES 16384u
@@ -5922,6 +6202,7 @@ static void moei_project(const moei_plan *p, const moei_arith *a, const moe_matr
     for (size_t t = t0; t < t1; t += MOEI_PARTS) {
         uint32_t part = (uint32_t)moei_min(MOEI_PARTS, t1 - t);
         for (uint32_t i = 0; i < part; i++) s.x[i] = x + (t + i) * x_stride;
+        moei_pack(a, s.x, part, k, s.packed);
         moei_multiply(a, &w, (uint32_t)(r1 - r0), s.x, part, out + t * rows + r0, rows, s.panel);
     }
     for (size_t r = r0; r < r1; r += p->slice) {
@@ -6256,30 +6537,58 @@ static void moei_up_matrix(const moei_plan *p, const moei_scratch *s, const moei
     }
 }
 
-/* One block of rows of h for every slot of one expert. */
-static void moei_up_block(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint32_t block) {
+/* A block of rows of n slots' h, prepared for down: rows of their own, or the groups that down multiplies, at their first slot. */
+static void moei_keep_h(const moei_group *g, uint32_t slot, uint32_t n, uint32_t row, uint32_t rows, const float *h) {
+    const moei_arith *a = g->bank->mid;
+    uint64_t one[MOEI_GROUP][8]; /* 32 values */
+    const void *x[MOEI_GROUP];
+    for (uint32_t i = 0, group; i < n; i += group) {
+        uint8_t *to = g->h + (slot + i) * g->h_stride;
+        group = !a->packing ? 1 : n - i < MOEI_GROUP ? n - i : MOEI_GROUP;
+        if (group == 1) {
+            a->prepare(to, h + (size_t)i * MOEI_UP_ROWS, row, rows, g->bank->d_ff);
+            continue;
+        }
+        for (uint32_t j = 0; j < group; j++) a->prepare(one[j], h + (size_t)(i + j) * MOEI_UP_ROWS, 0, rows, rows), x[j] = one[j];
+        a->packing->pack(to + group * a->row_bytes(row), x, group, rows);
+    }
+}
+
+/* One block of rows of h for n slots of one expert. */
+static void moei_up_block(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint32_t block,
+                          uint32_t slot, uint32_t n) {
     const moei_bank *b = g->bank;
     const moe_ffn *f = &p->layer->desc.ffn;
     uint32_t row = block * MOEI_UP_ROWS, rows = b->d_ff - row < MOEI_UP_ROWS ? b->d_ff - row : MOEI_UP_ROWS;
     int at_hidden = g == &p->groups[0] && f->weight_at == MOE_WEIGHT_AT_HIDDEN, gated = b->gate.format != 0;
     float *up = s->out[1], *gate = gated ? s->out[0] : up, *scratch = s->act;
-    for (uint32_t slot = g->start[expert]; slot < g->start[expert + 1]; slot += MOEI_PARTS) {
-        uint32_t n = (uint32_t)moei_min(MOEI_PARTS, g->start[expert + 1] - slot);
-        for (uint32_t i = 0; i < n; i++) s->x[i] = g->x + g->token[slot + i] * g->x_stride;
-        if (gated) moei_up_matrix(p, s, g, &b->gate, MOE_GATE, expert, row, rows, slot, n, gate);
-        moei_up_matrix(p, s, g, &b->up, MOE_UP, expert, row, rows, slot, n, up);
-        if (rows == MOEI_UP_ROWS) { /* the results lie densely: one long run */
-            moei_glu(p->layer->vec, f, b->clamp, b->limit, gate, gated ? up : NULL, scratch, (size_t)n * rows);
-        } else {
-            for (uint32_t i = 0; i < n; i++)
-                moei_glu(p->layer->vec, f, b->clamp, b->limit, gate + i * MOEI_UP_ROWS, gated ? up + i * MOEI_UP_ROWS : NULL, scratch, rows);
-        }
-        for (uint32_t i = 0; i < n; i++) {
-            float *h = gate + (size_t)i * MOEI_UP_ROWS;
-            for (uint32_t r = 0; r < rows && at_hidden; r++) h[r] = h[r] * g->weight[slot + i];
-            b->mid->prepare(g->h + (slot + i) * g->h_stride, h, row, rows, b->d_ff);
-        }
+    if (gated) moei_up_matrix(p, s, g, &b->gate, MOE_GATE, expert, row, rows, slot, n, gate);
+    moei_up_matrix(p, s, g, &b->up, MOE_UP, expert, row, rows, slot, n, up);
+    if (rows == MOEI_UP_ROWS) { /* the results lie densely: one long run */
+        moei_glu(p->layer->vec, f, b->clamp, b->limit, gate, gated ? up : NULL, scratch, (size_t)n * rows);
+    } else {
+        for (uint32_t i = 0; i < n; i++)
+            moei_glu(p->layer->vec, f, b->clamp, b->limit, gate + i * MOEI_UP_ROWS, gated ? up + i * MOEI_UP_ROWS : NULL, scratch, rows);
     }
+    for (uint32_t i = 0; i < n && at_hidden; i++)
+        for (uint32_t r = 0; r < rows; r++) gate[i * MOEI_UP_ROWS + r] = gate[i * MOEI_UP_ROWS + r] * g->weight[slot + i];
+    moei_keep_h(g, slot, n, row, rows, gate);
+}
+
+/* Blocks [from, to) of an expert. Tokens that must be packed are packed once for several blocks, whose weights stay in the last
+   cache when more tokens than one chunk pass over them. */
+static void moei_up_blocks(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint64_t from,
+                           uint64_t to) {
+    const moei_bank *b = g->bank;
+    uint32_t end = g->start[expert + 1];
+    uint64_t run = !b->in->packing ? 1 : end - g->start[expert] <= MOEI_PARTS ? to - from : 8;
+    for (uint64_t at = from; at < to; at += run)
+        for (uint32_t slot = g->start[expert]; slot < end; slot += (uint32_t)MOEI_PARTS) {
+            uint32_t n = (uint32_t)moei_min(MOEI_PARTS, end - slot);
+            for (uint32_t i = 0; i < n; i++) s->x[i] = g->x + g->token[slot + i] * g->x_stride;
+            moei_pack(b->in, s->x, n, b->d_in, s->packed);
+            for (uint64_t i = at; i < to && i < at + run; i++) moei_up_block(p, s, g, expert, (uint32_t)i, slot, n);
+        }
 }
 
 /* The blocks whose cost begins in this task's share of the total. */
@@ -6292,7 +6601,7 @@ static void moei_up(const moei_plan *p, uint32_t ith, uint32_t nth) {
         if (w[1].begin <= lo && ith) continue;
         if (w->begin >= hi) break;
         uint64_t from = w->begin >= lo ? 0 : (lo - w->begin + w->cost - 1) / w->cost, to = (hi - w->begin + w->cost - 1) / w->cost;
-        for (uint64_t b = from; b < to && b < w->blocks; b++) moei_up_block(p, &s, &p->groups[w->group], w->expert, (uint32_t)b);
+        moei_up_blocks(p, &s, &p->groups[w->group], w->expert, from, to < w->blocks ? to : w->blocks);
     }
 }
 
@@ -6307,7 +6616,7 @@ static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moe
     const moei_bank *b = g->bank;
     const moei_vec *v = p->layer->vec;
     int routed = g == &p->groups[0], weighted = !routed || p->layer->desc.ffn.weight_at == MOE_WEIGHT_AT_OUTPUT;
-    size_t chunk = moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n);
+    size_t chunk = moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n / MOEI_GROUP * MOEI_GROUP); /* n is at most 1024 */
     for (uint32_t e = 0; e < b->n_experts; e++) {
         moei_rows w;
         if (g->start[e] == g->start[e + 1]) continue;
@@ -6354,6 +6663,7 @@ static void moei_latent_out(const moei_plan *p, const moei_scratch *s, size_t to
     for (size_t t = 0; t < tokens; t += chunk) {
         uint32_t part = (uint32_t)moei_min(chunk, tokens - t);
         for (uint32_t i = 0; i < part; i++) s->x[i] = p->latent_row + (t + i) * p->latent_row_stride;
+        moei_pack(l->latent_out, s->x, part, k, s->packed);
         moei_multiply(l->latent_out, &w, (uint32_t)n, s->x, part, s->sum + t * n, n, s->panel);
         for (uint32_t i = 0; i < part && affine; i++) l->vec->affine(s->sum + (t + i) * n, s->scale[0], s->bias[0], n);
     }
@@ -6474,7 +6784,15 @@ static void moei_latent_norm(const moei_plan *p, size_t block, uint32_t ith, uin
 
 /* ---- one scheduler ---- */
 
-static void moei_run_phase(const moei_plan *p, uint32_t kind, size_t block, uint32_t ith, uint32_t nth) {
+/* What has to be done around a task, or NULL. */
+static const moei_packing *moei_task_state(const moe_layer *l) {
+    const moei_arith *const used[] = {l->routed.in, l->routed.mid, l->shared.in, l->shared.mid, l->latent_in, l->latent_out};
+    for (size_t i = 0; i < MOEI_COUNT(used); i++)
+        if (used[i] && used[i]->packing) return used[i]->packing;
+    return NULL;
+}
+
+static void moei_run_task(const moei_plan *p, uint32_t kind, size_t block, uint32_t ith, uint32_t nth) {
     switch (kind) {
     case MOEI_PREPARE_ROUTER: moei_prepare(p, block, 1, p->prepare_once, ith, nth); break;
     case MOEI_LOGITS: moei_logits(p, block, ith, nth); break;
@@ -6489,6 +6807,12 @@ static void moei_run_phase(const moei_plan *p, uint32_t kind, size_t block, uint
     case MOEI_LATENT_NORM: moei_latent_norm(p, block, ith, nth); break;
     default: moei_down(p, block, 1, ith, nth); break;
     }
+}
+static void moei_run_phase(const moei_plan *p, uint32_t kind, size_t block, uint32_t ith, uint32_t nth) {
+    const moei_packing *state = moei_task_state(p->layer);
+    if (state) state->begin();
+    moei_run_task(p, kind, block, ith, nth);
+    if (state) state->end();
 }
 
 /* ---- a call becomes a plan ---- */
