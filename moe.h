@@ -4954,19 +4954,18 @@ static const moei_family moei_families[] = {
     /* norm_topk_prob is false in Qwen2's releases, true in Qwen3's whatever the class's default, absent from 3.5's
        and on */
     {"qwen2_moe\0qwen2moe\0", "shared_sigmoid", MOEI_PLAIN},
-    {"qwen3_moe\0qwen3moe\0qwen3_vl_moe\0qwen3_vl_moe_text\0qwen3vlmoe\0qwen3_omni_moe\0qwen3_omni_moe_text\0"
-     "qwen3_omni_moe_thinker\0",
+    {"qwen3_moe\0qwen3moe\0qwen3_vl_moe\0qwen3vlmoe\0qwen3_omni_moe\0qwen3_omni_moe_thinker\0qwen3_omni_moe_talker\0",
      "sum", MOEI_PLAIN},
-    {"qwen3_next\0qwen3next\0qwen3_5_moe\0qwen3_5_moe_text\0qwen35moe\0", "sum shared_sigmoid", MOEI_PLAIN},
+    {"qwen3_next\0qwen3next\0qwen3_5_moe\0qwen35moe\0qwen3_6_moe\0", "sum shared_sigmoid", MOEI_PLAIN},
     /* softmax over all, not renormalised */
-    {"olmoe\0flex_olmo\0jamba\0llada_moe\0", "", MOEI_PLAIN},
+    {"olmoe\0flex_olmo\0jamba\0llada_moe\0llada\0", "", MOEI_PLAIN},
     {"deepseek\0deepseek_moe\0deepseek_v2_lite\0", "max", 0.0f, 0.0f, 0.0f, 1, 1},
     /* The 236B. Lite has the same model_type, topk_method "greedy" (no groups) and scale 1. */
     {"deepseek_v2\0", "max", 0.0f, 16.0f, 0.0f, 8, 3},
     /* GGUF has one name for V2, V3, Kimi-K2 and GLM-4.7-Flash: its keys tell them apart. No expert_gating_func means
        V2; with sigmoid start from deepseek_v3, because the groups' statistic has no key. */
-    {"deepseek2\0", "max", 0.0f, 0.0f, 0.0f, 1, 1},
-    {"deepseek_v3\0deepseek_v32\0deepseek_r1\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 8, 4},
+    {"deepseek2\0deepseek2_ocr\0", "max", 0.0f, 0.0f, 0.0f, 1, 1},
+    {"deepseek_v3\0deepseek_v32\0deepseek32\0deepseek_r1\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 8, 4},
     /* Flash; Pro scales by 2.5. The first three layers pick by a table; their weights are the learned gate's all the
        same. */
     {"deepseek_v4\0deepseek4\0", "sqrtsoftplus sum pre", 1e-20f, 1.5f, 10.0f, 0, 0},
@@ -4981,14 +4980,14 @@ static const moei_family moei_families[] = {
     {"glm4_moe_lite\0", "sigmoid sum top2", 1e-20f, 1.8f, 0.0f, 1, 1},
     /* biases of 12 against scores of 1e-8 */
     {"glm_moe_dsa\0glm_dsa\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1},
-    {"llama4\0llama4_text\0", "sigmoid logit input", MOEI_PLAIN},
+    {"llama4\0", "sigmoid logit input", MOEI_PLAIN},
     {"gpt_oss\0", "logit selected oai pre", 0.0f, 0.0f, 7.0f, 0, 0},
     {"phimoe\0", "logit sparsemixer", MOEI_PLAIN}, /* weights sum to about 2 */
     {"dbrx\0", "sum", MOEI_PLAIN}, /* an L1 norm of positive numbers */
     /* Grok-1's code has no softcap; some serve it with 30. Grok-2 is known from serving code: its dense MLP goes in
        as a shared expert, (moe + mlp) / sqrt 2. */
     {"grok_1\0grok1\0grok\0", "gelu_tanh", MOEI_PLAIN},
-    {"grok_2\0grok2\0", "gelu_tanh softcap30 sqrt_half", MOEI_PLAIN},
+    {"grok_2\0grok2\0git\0", "gelu_tanh softcap30 sqrt_half", MOEI_PLAIN},
     {"granitemoe\0granitemoeshared\0granitemoehybrid\0granitehybrid\0", "logit selected", MOEI_PLAIN},
     {"arctic\0", "sum", MOEI_PLAIN}, /* reads the norm of the layer's input, not of the attention's output */
     /* No capacity here though configs have one (64 tokens): with it a token depends on its company. */
@@ -5002,27 +5001,27 @@ static const moei_family moei_families[] = {
     {"jacobs1991\0", "relu ungated", MOEI_PLAIN}, /* Jacobs et al. 1991: top_k = n_experts */
     {"minimax\0minimax_text_01\0minimax_m1\0", "sum", MOEI_PLAIN},
     {"minimax_m2\0", "sigmoid sum", MOEI_PLAIN},
-    {"minimax_m3\0", "sigmoid sum oai pre", 0.0f, 2.0f, 7.0f, 0, 0},
-    {"ernie4_5_moe\0ernie4_5_vl_moe\0", "sum floor1e-12", MOEI_PLAIN}, /* softmax, and yet a selection bias */
+    {"minimax_m3\0minimax_m3_vl\0", "sigmoid sum oai pre", 0.0f, 2.0f, 7.0f, 0, 0},
+    {"ernie4_5_moe\0ernie4_5_vl_moe\0ernie4_5_moe_vl\0", "sum floor1e-12", MOEI_PLAIN}, /* softmax, and yet a selection bias */
     {"hunyuan_v1_moe\0hunyuan_moe\0hunyuan\0", "sum skip_k1", MOEI_PLAIN},
-    {"hy_v3\0hy_mt2\0", "sigmoid sum", MOEI_PLAIN}, /* scale: config */
+    {"hy_v3\0hy_mt2\0", "sigmoid sum", 1e-20f, 0.0f, 0.0f, 0, 0}, /* scale: config */
     {"dots1\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1}, /* scale: M */
-    {"longcat_flash\0", "", 0.0f, 6.0f, 0.0f, 0, 0}, /* zero experts are the identity; scale: M */
+    {"longcat_flash\0longcat_flash_ngram\0", "", 0.0f, 6.0f, 0.0f, 0, 0}, /* zero experts are the identity; scale: M */
     {"bailing_moe\0bailingmoe\0", "sum", MOEI_PLAIN}, /* Ling, Ring */
-    {"bailing_moe_v2\0bailingmoe2\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 8, 4}, /* Ling 2; scale: M */
-    {"bailing_hybrid\0", "sigmoid sum top2", 0.0f, 0.0f, 0.0f, 8, 4}, /* Ling 3: late layers clamp POST, by config */
-    {"afmoe\0", "sigmoid sum top2", 1e-20f, 2.826f, 0.0f, 1, 1}, /* Trinity */
+    {"bailing_moe_v2\0bailingmoe2\0bailing_moe_v2_5\0bailing_moe_linear\0bailing_moe_v2_linear\0llada2_moe\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 8, 4}, /* Ling 2; scale: M */
+    {"bailing_hybrid\0bailing_moe_v3\0bailingmoe3\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 8, 4}, /* Ling 3: late layers clamp POST, by config */
+    {"afmoe\0trinity\0", "sigmoid sum top2", 1e-20f, 2.826f, 0.0f, 1, 1}, /* Trinity */
     /* Super, Ultra: 5 */
     {"nemotron_h\0nemotron_h_moe\0", "sigmoid sum top2 relu2 ungated", 1e-20f, 2.5f, 0.0f, 1, 1},
     {"jetmoe\0", "logit selected", MOEI_PLAIN}, /* its FFN: its attention is a mixture too */
-    {"gemma4\0gemma4_text\0", "sum gelu_tanh rms1e-6", MOEI_PLAIN}, /* has input_scale and expert_scale */
-    {"step3\0step3_text\0step3_vl\0", "", MOEI_PLAIN},
+    {"gemma4\0", "sum gelu_tanh rms1e-6", MOEI_PLAIN}, /* has input_scale and expert_scale */
+    {"step3\0step3_vl\0", "", MOEI_PLAIN},
     {"step3p5\0step35\0step3p7\0", "sigmoid sum", 1e-20f, 3.0f, 0.0f, 0, 0}, /* last layers clamp POST, by config */
-    {"mimo_v2_flash\0mimo2\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 1, 1},
+    {"mimo_v2_flash\0mimo_v2\0mimo2\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 1, 1},
     {"exaone_moe\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1}, /* some layers clamp PRE, by config */
     {"axk1\0a.x_k1\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 8, 4}, /* scale: config */
     /* DeepSeek-V3's class; scale: config */
-    {"solar_open\0param2\0param2moe\0sarvam\0sarvam_moe\0openpangu\0pangu_ultra_moe\0joyai\0joyai_llm_flash\0",
+    {"solar_open\0param2\0param2moe\0sarvam\0sarvam_moe\0sarvam_mla\0openpangu\0pangu_ultra_moe\0joyai\0joyai_llm_flash\0",
      "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 1, 1},
     {"lfm2_moe\0lfm2moe\0", "sigmoid sum", 1e-6f, 0.0f, 0.0f, 0, 0},
     /* DeepSeek-V3's shape with softmax: the groups' statistic can't be derived from the score */
@@ -5030,11 +5029,11 @@ static const moei_family moei_families[] = {
     {"cohere2_moe\0cohere2moe\0", "sigmoid sum", MOEI_PLAIN}, /* combine_scale 0.5 where the config says "average" */
     {"laguna\0", "sigmoid sum", MOEI_PLAIN}, /* configs may say sqrtsoftplus, a softcap, weights on the input */
     {"klear\0", "sigmoid sum shared_softmax", MOEI_PLAIN},
-    {"inkling\0", "sigmoid sum+shared sink hidden", 0.0f, 8.0f, 0.0f, 0, 0}, /* times global_scale */
+    {"inkling\0inkling_mm_model\0", "sigmoid sum+shared sink hidden", 0.0f, 8.0f, 0.0f, 0, 0}, /* times global_scale */
     {"interns1_pro\0intern_s1_pro\0", "sum pergroup", 0.0f, 0.0f, 0.0f, 1, 1}, /* number of groups: config */
     {"smallthinker\0", "sum relu", MOEI_PLAIN}, /* gated ReLU; configs may say sigmoid */
-    {"aria\0aria_text\0mellum\0rnd1\0", "sum", MOEI_PLAIN},
-    {"nomic_bert_moe\0", "gelu_erf ungated", MOEI_PLAIN}, /* which GELU: M */
+    {"aria\0aria_moe_lm\0mellum\0rnd1\0", "sum", MOEI_PLAIN},
+    {"nomic_bert_moe\0nomic_bert\0", "gelu_erf ungated", MOEI_PLAIN}, /* which GELU: M */
     {"grovemoe\0soft_moe\0expert_choice\0", NULL, MOEI_PLAIN}};
 
 static void moei_apply_word(moe_desc *desc, const char *word, size_t n) {
@@ -5059,11 +5058,21 @@ static moe_status moei_apply_family(moe_desc *desc, const moei_family *f) {
     return MOE_OK;
 }
 
+/* The language model inside a multimodal one is named NAME_text. */
+static int moei_family_name(const char *name, const char *model_type) {
+    char text[64];
+    size_t n = strlen(name);
+    if (moei_same_name(name, model_type)) return 1;
+    if (n > sizeof text - 6) return 0;
+    memcpy(text, name, n), memcpy(text + n, "_text", 6);
+    return moei_same_name(text, model_type);
+}
+
 MOE_API moe_status moe_preset(moe_desc *desc, const char *model_type) {
     if (!desc || !model_type) return MOE_ERR_NULL;
     for (size_t i = 0; i < MOEI_COUNT(moei_families); i++)
         for (const char *name = moei_families[i].names; *name; name += strlen(name) + 1)
-            if (moei_same_name(name, model_type)) return moei_apply_family(desc, &moei_families[i]);
+            if (moei_family_name(name, model_type)) return moei_apply_family(desc, &moei_families[i]);
     return MOE_ERR_MODEL;
 }
 
