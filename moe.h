@@ -4374,6 +4374,91 @@ static void moei_top_few(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *
     }
 }
 
+/* The same without branches that random keys mislead, for k <= MOEI_LANES <= n: the k-th largest of what lies in every
+   MOEI_LANES-th place is a bound that at least k keys reach, and few do (about 11 of 512 for k = 8); those find their
+   places by counting the larger. Where many reach it, such as equal keys, the list is as quick. */
+#define MOEI_LANES 16
+static uint32_t moei_top_bound(const uint32_t *most, uint32_t k) {
+    uint32_t bound = UINT32_MAX, i, j;
+    for (i = 0; i < MOEI_LANES; i++) {
+        uint32_t above = 0;
+        for (j = 0; j < MOEI_LANES; j++) above += most[j] > most[i];
+        bound = above < k && most[i] < bound ? most[i] : bound;
+    }
+    return bound;
+}
+/* Those that reach the bound, in ascending order of index. Every key is stored, and stays if it does. */
+static uint32_t moei_top_reach(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
+    uint32_t most[MOEI_LANES], count = 0, bound, i, j;
+    memcpy(most, key, sizeof most);
+    for (i = MOEI_LANES; i < n; i += MOEI_LANES)
+        for (j = 0; j < MOEI_LANES && i + j < n; j++) most[j] = key[i + j] > most[j] ? key[i + j] : most[j];
+    bound = moei_top_bound(most, k);
+    for (i = 0; i < n; i++) {
+        best[count] = (uint64_t)key[i] << 32 | (uint32_t)~i;
+        count += key[i] >= bound;
+    }
+    return count;
+}
+#if MOEI_HAVE_AVX2
+MOEI_FORCE MOEI_AVX2 __m256i moei_load8_avx2(const uint32_t *key) { /* in the order of signed numbers */
+    return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)key), _mm256_set1_epi32(INT32_MIN));
+}
+static MOEI_AVX2 uint32_t moei_top_reach_avx2(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
+    uint32_t whole = n & ~7u, count = 0, i, j;
+    __m256i most[2], above[2], bound = _mm256_set1_epi32(INT32_MAX);
+    for (j = 0; j < 2; j++) most[j] = moei_load8_avx2(key + 8 * j), above[j] = _mm256_setzero_si256();
+    for (i = MOEI_LANES; i < whole; i += 8) /* the last of an odd number of eights goes to the first lanes again */
+        most[i >> 3 & 1] = _mm256_max_epi32(most[i >> 3 & 1], moei_load8_avx2(key + i));
+    int32_t lane[MOEI_LANES];
+    for (j = 0; j < 2; j++) _mm256_storeu_si256((__m256i *)(lane + 8 * j), most[j]);
+    for (i = 0; i < MOEI_LANES; i++)
+        for (j = 0; j < 2; j++)
+            above[j] = _mm256_sub_epi32(above[j], _mm256_cmpgt_epi32(_mm256_set1_epi32(lane[i]), most[j]));
+    for (j = 0; j < 2; j++) { /* the least that fewer than k lanes are above */
+        __m256i in = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)k), above[j]);
+        bound = _mm256_min_epi32(bound, _mm256_blendv_epi8(_mm256_set1_epi32(INT32_MAX), most[j], in));
+    }
+    bound = _mm256_min_epi32(bound, _mm256_permute2x128_si256(bound, bound, 1));
+    bound = _mm256_min_epi32(bound, _mm256_shuffle_epi32(bound, 0x4e));
+    bound = _mm256_min_epi32(bound, _mm256_shuffle_epi32(bound, 0xb1));
+    for (i = 0; i < whole; i += 8) {
+        uint32_t below = (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(bound, moei_load8_avx2(key + i))));
+        if (below == 255) continue;
+        for (j = 0; j < 8; j++) {
+            best[count] = (uint64_t)key[i + j] << 32 | (uint32_t)~(i + j);
+            count += ~below >> j & 1;
+        }
+    }
+    uint32_t least = (uint32_t)_mm_cvtsi128_si32(_mm256_castsi256_si128(bound)) ^ 0x80000000u;
+    for (; i < n; i++) {
+        best[count] = (uint64_t)key[i] << 32 | (uint32_t)~i;
+        count += key[i] >= least;
+    }
+    return count;
+}
+#endif
+static void moei_top_lanes(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best, uint32_t wide) {
+    uint64_t some[4 * MOEI_LANES];
+    uint32_t count, i, j;
+#if MOEI_HAVE_AVX2
+    count = wide ? moei_top_reach_avx2(key, n, k, best) : moei_top_reach(key, n, k, best);
+#else
+    (void)wide;
+    count = moei_top_reach(key, n, k, best);
+#endif
+    if (count > 4 * MOEI_LANES) {
+        moei_top_few(key, n, k, best);
+        return;
+    }
+    memcpy(some, best, count * sizeof *some);
+    for (i = 0; i < count; i++) {
+        uint32_t above = 0;
+        for (j = 0; j < count; j++) above += some[j] > some[i];
+        best[above < k ? above : k] = some[i]; /* k < n: there is room for the others */
+    }
+}
+
 /* Sinks best[i] in a heap with the least entry on top. */
 static void moei_sink_down(uint64_t *best, uint32_t i, uint32_t n) {
     uint64_t v = best[i];
@@ -4402,8 +4487,9 @@ static void moei_top_many(const uint32_t *key, uint32_t n, uint32_t k, uint64_t 
         moei_sink_down(best, 0, i);
     }
 }
-static void moei_top_k(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
-    if (k <= 32) moei_top_few(key, n, k, best);
+static void moei_top_k(const moei_router *r, const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
+    if (k <= 12 && n >= 4 * MOEI_LANES) moei_top_lanes(key, n, k, best, r->vec != &moei_vec_c);
+    else if (k <= 32) moei_top_few(key, n, k, best);
     else moei_top_many(key, n, k, best);
 }
 MOEI_FORCE uint32_t moei_top_index(uint64_t entry) { return ~(uint32_t)entry; }
@@ -4478,16 +4564,36 @@ static void moei_scores(const moei_router *r) {
 
 /* ---- R4, R5: keys and groups ---- */
 
-static void moei_keys(const moei_router *r) {
-    const float *from = r->d->router.select_on == MOE_SELECT_LOGIT ? r->l : r->s;
-    uint32_t i;
-    if (r->bias)
-        for (i = 0; i < r->n_ids; i++) r->q[i] = from[i] + r->bias[i];
-    else
-        for (i = 0; i < r->n_ids; i++) r->q[i] = from[i];
+static int moei_limited(const moe_router *p) {
+    return (p->group == MOE_GROUP_MAX || p->group == MOE_GROUP_TOP2_SUM) && p->topk_group < p->n_group;
 }
-static void moei_order(const moei_router *r) {
-    for (uint32_t i = 0; i < r->n_ids; i++) r->key[i] = moei_key(r->q[i]);
+/* The keys: in r->q, unless they are the scores or logits themselves. */
+static const float *moei_keys(const moei_router *r) {
+    const float *from = r->d->router.select_on == MOE_SELECT_LOGIT ? r->l : r->s;
+    if (!r->bias && !moei_limited(&r->d->router)) return from;
+    for (uint32_t i = 0; i < r->n_ids; i++) r->q[i] = r->bias ? from[i] + r->bias[i] : from[i];
+    return r->q;
+}
+#if MOEI_HAVE_AVX2
+/* moei_key as signed numbers, whole eights; returns how many. */
+static MOEI_AVX2 uint32_t moei_order_avx2(const float *q, uint32_t n, uint32_t *key) {
+    const __m256i sign = _mm256_set1_epi32(INT32_MIN), inf = _mm256_set1_epi32(0x7f800000), least = _mm256_xor_si256(sign, _mm256_set1_epi32(0x00800000));
+    uint32_t i;
+    for (i = 0; i + 8 <= n; i += 8) {
+        __m256i u = _mm256_loadu_si256((const __m256i *)(q + i));
+        u = _mm256_blendv_epi8(u, _mm256_sub_epi32(sign, u), _mm256_srai_epi32(u, 31));
+        u = _mm256_blendv_epi8(u, least, _mm256_cmpgt_epi32(u, inf));
+        _mm256_storeu_si256((__m256i *)(key + i), _mm256_xor_si256(_mm256_max_epi32(u, least), sign));
+    }
+    return i;
+}
+#endif
+static void moei_order(const moei_router *r, const float *q) {
+    uint32_t i = 0;
+#if MOEI_HAVE_AVX2
+    if (r->vec != &moei_vec_c) i = moei_order_avx2(q, r->n_ids, r->key);
+#endif
+    for (; i < r->n_ids; i++) r->key[i] = moei_key(q[i]);
 }
 
 /* A group's best key (DeepSeek-V2), or the sum of its two best (DeepSeek-V3). */
@@ -4508,7 +4614,7 @@ static void moei_limit_groups(const moei_router *r) {
     for (i = 0; i < r->n_ids; i++) r->q[i] = moei_is_nan(r->q[i]) ? -moei_inf() : r->q[i];
     for (g = 0; g < k->n_group; g++)
         r->key[g] = moei_key(moei_group_score(r->q + g * size, size, k->group == MOE_GROUP_TOP2_SUM));
-    moei_top_k(r->key, k->n_group, k->topk_group, r->best);
+    moei_top_k(r, r->key, k->n_group, k->topk_group, r->best);
     for (g = 0; g < k->topk_group; g++) r->key[moei_top_index(r->best[g])] = 0; /* no key is 0 */
     for (g = 0; g < k->n_group; g++)
         for (i = 0; r->key[g] && i < size; i++) r->q[g * size + i] = mask;
@@ -4516,15 +4622,14 @@ static void moei_limit_groups(const moei_router *r) {
 
 /* ---- R6: ids ---- */
 
-static void moei_pick_top(const moei_router *r, uint32_t k, int32_t *ids) {
+static void moei_pick_top(const moei_router *r, const float *q, uint32_t k, int32_t *ids) {
     const moe_router *p = &r->d->router;
     uint32_t g, j, parts = p->group == MOE_GROUP_PER_GROUP ? p->n_group : 1;
     uint32_t size = r->n_ids / parts, each = k / parts;
-    int limited = p->group == MOE_GROUP_MAX || p->group == MOE_GROUP_TOP2_SUM;
-    if (limited && p->topk_group < p->n_group) moei_limit_groups(r);
-    moei_order(r);
+    if (moei_limited(p)) moei_limit_groups(r);
+    moei_order(r, q);
     for (g = 0; g < parts; g++) {
-        moei_top_k(r->key + g * size, size, each, r->best);
+        moei_top_k(r, r->key + g * size, size, each, r->best);
         for (j = 0; j < each; j++) ids[g * each + j] = (int32_t)(g * size + moei_top_index(r->best[j]));
     }
 }
@@ -4540,7 +4645,7 @@ static void moei_sparsemixer(const moei_router *r, const int32_t *given, uint32_
         for (i = 0; i < n; i++) r->key[i] = moei_key(m[i]);
         for (i = 0; i < j; i++)
             if (ids[i] >= 0) r->key[ids[i]] = 0; /* a masked expert comes after all, even those of -Inf */
-        moei_top_k(r->key, n, 1, r->best);
+        moei_top_k(r, r->key, n, 1, r->best);
         float t = r->l[moei_top_index(r->best[0])];
         ids[j] = given ? given[j] : (int32_t)moei_top_index(r->best[0]);
         for (i = 0; i < n; i++) {
@@ -4555,9 +4660,9 @@ static void moei_sparsemixer(const moei_router *r, const int32_t *given, uint32_
 
 /* ---- R7, R8, R9: weights ---- */
 
-static void moei_gather(const moei_router *r, uint32_t k, const int32_t *ids, float *w) {
+static void moei_gather(const moei_router *r, const float *q, uint32_t k, const int32_t *ids, float *w) {
     uint32_t from = r->d->router.weight_from, j;
-    const float *v = from == MOE_WEIGHT_BIASED ? r->q : from == MOE_WEIGHT_SOFTMAX_SELECTED ? r->l : r->s;
+    const float *v = from == MOE_WEIGHT_BIASED ? q : from == MOE_WEIGHT_SOFTMAX_SELECTED ? r->l : r->s;
     float none = from == MOE_WEIGHT_SOFTMAX_SELECTED ? -moei_inf() : 0.0f; /* a skipped slot */
     for (j = 0; j < k; j++) w[j] = ids[j] < 0 ? none : v[ids[j]];
     if (from == MOE_WEIGHT_SOFTMAX_SELECTED) moei_softmax(r, w, w, k);
@@ -4595,7 +4700,7 @@ static uint32_t moei_drop_small(const moei_router *r, uint32_t k, float *w) {
     float sum = 0.0f, before = 0.0f, least, most;
     if (!(p->drop_below > 0.0f) && !(p->top_p > 0.0f)) return 0;
     for (j = 0; j < k; j++) r->key[j] = moei_key(moei_magnitude(w[j]));
-    moei_top_k(r->key, k, k, r->best);
+    moei_top_k(r, r->key, k, k, r->best);
     for (j = 0; j < k; j++) sum += moei_magnitude(w[moei_top_index(r->best[j])]);
     least = moei_magnitude(w[moei_top_index(r->best[0])]) * p->drop_below, most = sum * p->top_p;
     if (!(p->top_p > 0.0f && p->top_p < 1.0f)) most = moei_inf();
@@ -4627,10 +4732,10 @@ static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float 
         moei_sparsemixer(r, given, k, ids, weights);
     } else {
         if (!r->logits_only) moei_scores(r);
-        moei_keys(r);
+        const float *q = moei_keys(r);
         if (given) memmove(ids, given, k * sizeof *ids);
-        else moei_pick_top(r, k, ids);
-        moei_gather(r, k, ids, weights);
+        else moei_pick_top(r, q, k, ids);
+        moei_gather(r, q, k, ids, weights);
     }
     if (!sink) sink = r->s + r->n_ids;
     else memcpy(sink, r->s + r->n_ids, r->n_sink * sizeof *sink);
@@ -4845,11 +4950,16 @@ static moe_status moei_check_router(const moe_desc *d, moe_error *error) {
 
 #define MOEI_SELECT_ROWS 2048 /* its scratch is on the stack: 64 KiB */
 
-/* Asking the processor takes longer than a few tokens (20 us in a virtual machine). The bits are the same. */
+/* Asking the processor takes longer than a few tokens (20 us in a virtual machine), but compilers' runtime libraries have
+   asked. The bits are the same. */
 static const moei_vec *moei_select_vec(const moe_desc *d, size_t n_tokens) {
 #if MOEI_HAVE_AVX2
     uint32_t avx2 = MOE_TIER_BIT(MOE_TIER_AVX2), allowed = d->tiers ? d->tiers : avx2;
-    if (n_tokens >= 4096 / moei_route_rows(d) + 1 && (allowed & avx2) && (moei_cpu() & avx2)) return &moei_vec_avx2;
+#if defined(__GNUC__) && defined(__linux__)
+    if ((allowed & avx2) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &moei_vec_avx2;
+#else
+    if (n_tokens >= 512 / moei_route_rows(d) + 1 && (allowed & avx2) && (moei_cpu() & avx2)) return &moei_vec_avx2;
+#endif
 #endif
     (void)d, (void)n_tokens;
     return &moei_vec_c;
