@@ -692,8 +692,19 @@ static void check_runs(const char *who, const moe_desc *d, const ckpt_layer_info
     if (info->needs_token_ids) io.token_ids = tokens;
     io.workspace_size = moe_workspace_size(&layer, T, 1), io.workspace = malloc(io.workspace_size);
     moe_status s = moe_forward(&layer, &io);
-    free(io.workspace);
     check(!s, who, "forward: %s", moe_status_text(s));
+    size_t turned = ckpt_turn_size(d);
+    if (turned) { /* stored [in, out]: turned round, the same bits */
+        float again[T * D];
+        moe_desc rows = *d;
+        void *to = malloc(turned);
+        ckpt_turn(&rows, to);
+        io.y = again;
+        check(!ckpt_turn_size(&rows) && !moe_layer_init(&layer, &rows, &e), who, "turned");
+        check(!moe_forward(&layer, &io) && !memcmp(y, again, sizeof y), who, "turned round, the output differs");
+        free(to);
+    }
+    free(io.workspace);
     for (int i = 0; i < T * D && !s; i++)
         if (!(fabsf(y[i]) < 1e4f)) {
             check(0, who, "output %d is %g", i, (double)y[i]);
