@@ -49,6 +49,7 @@ check "fuzz corpora" gcc "for f in safetensors gguf index; do gcc -std=c11 -O1 $
 check "thread sanitizer: team and pool" gcc "gcc -std=c11 -O1 -g -fsanitize=thread $I examples/team.c -o $out/team -lm -lpthread && $out/team"
 check "aarch64 (qemu): formats" qemu-aarch64 "aarch64-linux-gnu-gcc -std=c11 -O2 -static $I tests/test_formats.c -o $out/a64 -lm && qemu-aarch64 $out/a64"
 check "oracle against the golden layers" python3 "python3 -c 'import numpy' && python3 tests/tools/oracle_vs_golden.py"
+check "every family's checkpoint against the oracle" python3 "python3 -c 'import numpy' && python3 tests/tools/families.py"
 check "version is the changelog's newest" grep "grep -q '^## 0.1.0' CHANGELOG.md && grep -q 'MOE_VERSION_MINOR 1' moe.h"
 echo "check: $passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]
