@@ -1997,7 +1997,8 @@ static MOEI_AVX2 size_t moei_turn_avx2(const moei_rows *w, uint32_t r0, uint32_t
         for (uint32_t r = 0; r < n_rows; r += 8) {
             __m256 v[8], t[8];
             for (int j = 0; j < 8; j++) v[j] = moei_load8_f32_avx2(w->format, p + (i + (size_t)j) * w->k_stride + r * item);
-            for (int j = 0; j < 8; j += 2) t[j] = _mm256_unpacklo_ps(v[j], v[j + 1]), t[j + 1] = _mm256_unpackhi_ps(v[j], v[j + 1]);
+            for (int j = 0; j < 8; j += 2)
+                t[j] = _mm256_unpacklo_ps(v[j], v[j + 1]), t[j + 1] = _mm256_unpackhi_ps(v[j], v[j + 1]);
             for (int j = 0; j < 8; j += 4)
                 for (int h = 0; h < 2; h++) {
                     v[j + 2 * h] = _mm256_shuffle_ps(t[j + h], t[j + h + 2], 0x44);
@@ -4617,7 +4618,8 @@ static const float *moei_keys(const moei_router *r) {
 #if MOEI_HAVE_AVX2
 /* moei_key as signed numbers, whole eights; returns how many. */
 static MOEI_AVX2 uint32_t moei_order_avx2(const float *q, uint32_t n, uint32_t *key) {
-    const __m256i sign = _mm256_set1_epi32(INT32_MIN), inf = _mm256_set1_epi32(0x7f800000), least = _mm256_xor_si256(sign, _mm256_set1_epi32(0x00800000));
+    const __m256i sign = _mm256_set1_epi32(INT32_MIN), inf = _mm256_set1_epi32(0x7f800000);
+    const __m256i least = _mm256_xor_si256(sign, _mm256_set1_epi32(0x00800000));
     uint32_t i;
     for (i = 0; i + 8 <= n; i += 8) {
         __m256i u = _mm256_loadu_si256((const __m256i *)(q + i));
@@ -5158,8 +5160,10 @@ static const moei_family moei_families[] = {
     {"dots1\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1}, /* scale: M */
     {"longcat_flash\0longcat_flash_ngram\0", "", 0.0f, 6.0f, 0.0f, 0, 0}, /* zero experts are the identity; scale: M */
     {"bailing_moe\0bailingmoe\0", "sum", MOEI_PLAIN}, /* Ling, Ring */
-    {"bailing_moe_v2\0bailingmoe2\0bailing_moe_v2_5\0bailing_moe_linear\0bailing_moe_v2_linear\0llada2_moe\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 8, 4}, /* Ling 2; scale: M */
-    {"bailing_hybrid\0bailing_moe_v3\0bailingmoe3\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 8, 4}, /* Ling 3: late layers clamp POST, by config */
+    /* Ling 2; scale: M. Ling 3: late layers clamp POST, by config */
+    {"bailing_moe_v2\0bailingmoe2\0bailing_moe_v2_5\0bailing_moe_linear\0bailing_moe_v2_linear\0llada2_moe\0",
+     "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 8, 4},
+    {"bailing_hybrid\0bailing_moe_v3\0bailingmoe3\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 8, 4},
     {"afmoe\0trinity\0", "sigmoid sum top2", 1e-20f, 2.826f, 0.0f, 1, 1}, /* Trinity */
     /* Super, Ultra: 5 */
     {"nemotron_h\0nemotron_h_moe\0", "sigmoid sum top2 relu2 ungated", 1e-20f, 2.5f, 0.0f, 1, 1},
