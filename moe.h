@@ -87,6 +87,8 @@
    MXFP4, MXFP8, NVFP4 of Hugging Face         scale as E8M0 or E4M3 [rows][k / 32 or 16]; NVFP4's second level: scale2, which
                                                ModelOpt multiplies by and compressed-tensors divides by (scale2_divides)
    int4 groups (compressed-tensors)            INT4_GROUP, scale.cols = group, zero (U4X8) if there are zero points
+   k_stride gathers rows at every use: 10 times the time of rows for one token, 3 times for 512 (measured on AVX-512, bf16
+   2560 x 2048); a one-time turn keeps the bits: ckpt_turn in examples/checkpoint_layer.h, 1 s per GB.
    GPTQ, AWQ                                   packed along outputs: repack once (examples/checkpoint_layer.h)
    Scales of fused tensors take the same offsets and strides in their own units. Families are rows of the table in >>presets.
 
@@ -1692,15 +1694,22 @@ MOEI_UNUSED static void moei_prepare_q8(void *row, const float *x, size_t k0, si
 
 /* ---- Panels by the reference: decode, then prepare. Transposed rows are read as they are stored, 16 at a time */
 
+#if MOEI_HAVE_AVX2
+static size_t moei_turn_avx2(const moei_rows *w, uint32_t r0, uint32_t n_rows, size_t k0, size_t n, float *out, size_t stride);
+#endif
 MOEI_UNUSED static void moei_decode_default(const moei_arith *a, const moei_rows *w, uint32_t n_rows, void *panel) {
     float buf[1024];
-    uint32_t group = w->k_stride ? 16 : 1;
+    uint32_t group = w->k_stride ? 32 : 1; /* [in, out]: whole cache lines */
     size_t chunk = MOEI_COUNT(buf) / group, row_bytes = a->row_bytes(w->k);
     for (uint32_t r0 = 0; r0 < n_rows; r0 += group) {
         uint32_t rows = n_rows - r0 < group ? n_rows - r0 : group;
         for (size_t k0 = 0; k0 < w->k; k0 += chunk) {
             size_t n = w->k - k0 < chunk ? w->k - k0 : chunk;
-            moei_decode_tile(w, r0, rows, k0, n, buf, chunk);
+            size_t done = 0;
+#if MOEI_HAVE_AVX2
+            if (w->k_stride && a->tier != MOE_TIER_C) done = moei_turn_avx2(w, r0, rows, k0, n, buf, chunk);
+#endif
+            if (done < n) moei_decode_tile(w, r0, rows, k0 + done, n - done, buf + done, chunk);
             for (uint32_t r = 0; r < rows; r++)
                 a->prepare((uint8_t *)panel + (r0 + r) * row_bytes, buf + r * chunk, k0, n, w->k);
         }
@@ -1993,6 +2002,38 @@ MOEI_FORCE MOEI_AVX2 void moei_load_avx2(const uint32_t format, const uint8_t *p
 }
 
 /* The trees 4, 2, 1 of four times 8 lanes. */
+/* 8 neighbours as f32 */
+MOEI_FORCE MOEI_AVX2 __m256 moei_load8_f32_avx2(uint32_t format, const uint8_t *p) {
+    if (format == MOE_FORMAT_F32) return _mm256_loadu_ps((const float *)(const void *)p);
+    __m128i v = _mm_loadu_si128((const __m128i *)(const void *)p);
+    if (format == MOE_FORMAT_F16) return _mm256_cvtph_ps(v);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
+}
+/* moei_decode_tile for [in, out] weights whose rows are neighbours: squares of 8 are turned in registers. Returns how many
+   inputs it did: whole eights if n_rows is whole eights, else none. */
+static MOEI_AVX2 size_t moei_turn_avx2(const moei_rows *w, uint32_t r0, uint32_t n_rows, size_t k0, size_t n, float *out,
+                                       size_t stride) {
+    size_t item = w->format == MOE_FORMAT_F32 ? 4 : 2, i;
+    const uint8_t *p = moei_row(w, r0) + k0 * w->k_stride;
+    if (w->row_stride != item || n_rows % 8 || w->scale.data) return 0;
+    for (i = 0; i + 8 <= n; i += 8)
+        for (uint32_t r = 0; r < n_rows; r += 8) {
+            __m256 v[8], t[8];
+            for (int j = 0; j < 8; j++) v[j] = moei_load8_f32_avx2(w->format, p + (i + (size_t)j) * w->k_stride + r * item);
+            for (int j = 0; j < 8; j += 2)
+                t[j] = _mm256_unpacklo_ps(v[j], v[j + 1]), t[j + 1] = _mm256_unpackhi_ps(v[j], v[j + 1]);
+            for (int j = 0; j < 8; j += 4)
+                for (int h = 0; h < 2; h++) {
+                    v[j + 2 * h] = _mm256_shuffle_ps(t[j + h], t[j + h + 2], 0x44);
+                    v[j + 2 * h + 1] = _mm256_shuffle_ps(t[j + h], t[j + h + 2], 0xee);
+                }
+            for (uint32_t j = 0; j < 4; j++) {
+                _mm256_storeu_ps(out + (r + j) * stride + i, _mm256_permute2f128_ps(v[j], v[j + 4], 0x20));
+                _mm256_storeu_ps(out + (r + j + 4) * stride + i, _mm256_permute2f128_ps(v[j], v[j + 4], 0x31));
+            }
+        }
+    return i;
+}
 MOEI_FORCE MOEI_AVX2 __m128 moei_sum4_avx2(__m256 a, __m256 b, __m256 c, __m256 d) {
     __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
     __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c, d, 0x20), _mm256_permute2f128_ps(c, d, 0x31));
@@ -4657,6 +4698,91 @@ static void moei_top_few(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *
     }
 }
 
+/* The same without branches that random keys mislead, for k <= MOEI_LANES <= n: the k-th largest of what lies in every
+   MOEI_LANES-th place is a bound that at least k keys reach, and few do (about 11 of 512 for k = 8); those find their
+   places by counting the larger. Where many reach it, such as equal keys, the list is as quick. */
+#define MOEI_LANES 16
+static uint32_t moei_top_bound(const uint32_t *most, uint32_t k) {
+    uint32_t bound = UINT32_MAX, i, j;
+    for (i = 0; i < MOEI_LANES; i++) {
+        uint32_t above = 0;
+        for (j = 0; j < MOEI_LANES; j++) above += most[j] > most[i];
+        bound = above < k && most[i] < bound ? most[i] : bound;
+    }
+    return bound;
+}
+/* Those that reach the bound, in ascending order of index. Every key is stored, and stays if it does. */
+static uint32_t moei_top_reach(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
+    uint32_t most[MOEI_LANES], count = 0, bound, i, j;
+    memcpy(most, key, sizeof most);
+    for (i = MOEI_LANES; i < n; i += MOEI_LANES)
+        for (j = 0; j < MOEI_LANES && i + j < n; j++) most[j] = key[i + j] > most[j] ? key[i + j] : most[j];
+    bound = moei_top_bound(most, k);
+    for (i = 0; i < n; i++) {
+        best[count] = (uint64_t)key[i] << 32 | (uint32_t)~i;
+        count += key[i] >= bound;
+    }
+    return count;
+}
+#if MOEI_HAVE_AVX2
+MOEI_FORCE MOEI_AVX2 __m256i moei_load8_avx2(const uint32_t *key) { /* in the order of signed numbers */
+    return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)key), _mm256_set1_epi32(INT32_MIN));
+}
+static MOEI_AVX2 uint32_t moei_top_reach_avx2(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
+    uint32_t whole = n & ~7u, count = 0, i, j;
+    __m256i most[2], above[2], bound = _mm256_set1_epi32(INT32_MAX);
+    for (j = 0; j < 2; j++) most[j] = moei_load8_avx2(key + 8 * j), above[j] = _mm256_setzero_si256();
+    for (i = MOEI_LANES; i < whole; i += 8) /* the last of an odd number of eights goes to the first lanes again */
+        most[i >> 3 & 1] = _mm256_max_epi32(most[i >> 3 & 1], moei_load8_avx2(key + i));
+    int32_t lane[MOEI_LANES];
+    for (j = 0; j < 2; j++) _mm256_storeu_si256((__m256i *)(lane + 8 * j), most[j]);
+    for (i = 0; i < MOEI_LANES; i++)
+        for (j = 0; j < 2; j++)
+            above[j] = _mm256_sub_epi32(above[j], _mm256_cmpgt_epi32(_mm256_set1_epi32(lane[i]), most[j]));
+    for (j = 0; j < 2; j++) { /* the least that fewer than k lanes are above */
+        __m256i in = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)k), above[j]);
+        bound = _mm256_min_epi32(bound, _mm256_blendv_epi8(_mm256_set1_epi32(INT32_MAX), most[j], in));
+    }
+    bound = _mm256_min_epi32(bound, _mm256_permute2x128_si256(bound, bound, 1));
+    bound = _mm256_min_epi32(bound, _mm256_shuffle_epi32(bound, 0x4e));
+    bound = _mm256_min_epi32(bound, _mm256_shuffle_epi32(bound, 0xb1));
+    for (i = 0; i < whole; i += 8) {
+        uint32_t below = (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(bound, moei_load8_avx2(key + i))));
+        if (below == 255) continue;
+        for (j = 0; j < 8; j++) {
+            best[count] = (uint64_t)key[i + j] << 32 | (uint32_t)~(i + j);
+            count += ~below >> j & 1;
+        }
+    }
+    uint32_t least = (uint32_t)_mm_cvtsi128_si32(_mm256_castsi256_si128(bound)) ^ 0x80000000u;
+    for (; i < n; i++) {
+        best[count] = (uint64_t)key[i] << 32 | (uint32_t)~i;
+        count += key[i] >= least;
+    }
+    return count;
+}
+#endif
+static void moei_top_lanes(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best, uint32_t wide) {
+    uint64_t some[4 * MOEI_LANES];
+    uint32_t count, i, j;
+#if MOEI_HAVE_AVX2
+    count = wide ? moei_top_reach_avx2(key, n, k, best) : moei_top_reach(key, n, k, best);
+#else
+    (void)wide;
+    count = moei_top_reach(key, n, k, best);
+#endif
+    if (count > 4 * MOEI_LANES) {
+        moei_top_few(key, n, k, best);
+        return;
+    }
+    memcpy(some, best, count * sizeof *some);
+    for (i = 0; i < count; i++) {
+        uint32_t above = 0;
+        for (j = 0; j < count; j++) above += some[j] > some[i];
+        best[above < k ? above : k] = some[i]; /* k < n: there is room for the others */
+    }
+}
+
 /* Sinks best[i] in a heap with the least entry on top. */
 static void moei_sink_down(uint64_t *best, uint32_t i, uint32_t n) {
     uint64_t v = best[i];
@@ -4685,8 +4811,9 @@ static void moei_top_many(const uint32_t *key, uint32_t n, uint32_t k, uint64_t 
         moei_sink_down(best, 0, i);
     }
 }
-static void moei_top_k(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
-    if (k <= 32) moei_top_few(key, n, k, best);
+static void moei_top_k(const moei_router *r, const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
+    if (k <= 12 && n >= 4 * MOEI_LANES) moei_top_lanes(key, n, k, best, r->vec != &moei_vec_c);
+    else if (k <= 32) moei_top_few(key, n, k, best);
     else moei_top_many(key, n, k, best);
 }
 MOEI_FORCE uint32_t moei_top_index(uint64_t entry) { return ~(uint32_t)entry; }
@@ -4761,16 +4888,37 @@ static void moei_scores(const moei_router *r) {
 
 /* ---- R4, R5: keys and groups ---- */
 
-static void moei_keys(const moei_router *r) {
-    const float *from = r->d->router.select_on == MOE_SELECT_LOGIT ? r->l : r->s;
-    uint32_t i;
-    if (r->bias)
-        for (i = 0; i < r->n_ids; i++) r->q[i] = from[i] + r->bias[i];
-    else
-        for (i = 0; i < r->n_ids; i++) r->q[i] = from[i];
+static int moei_limited(const moe_router *p) {
+    return (p->group == MOE_GROUP_MAX || p->group == MOE_GROUP_TOP2_SUM) && p->topk_group < p->n_group;
 }
-static void moei_order(const moei_router *r) {
-    for (uint32_t i = 0; i < r->n_ids; i++) r->key[i] = moei_key(r->q[i]);
+/* The keys: in r->q, unless they are the scores or logits themselves. */
+static const float *moei_keys(const moei_router *r) {
+    const float *from = r->d->router.select_on == MOE_SELECT_LOGIT ? r->l : r->s;
+    if (!r->bias && !moei_limited(&r->d->router)) return from;
+    for (uint32_t i = 0; i < r->n_ids; i++) r->q[i] = r->bias ? from[i] + r->bias[i] : from[i];
+    return r->q;
+}
+#if MOEI_HAVE_AVX2
+/* moei_key as signed numbers, whole eights; returns how many. */
+static MOEI_AVX2 uint32_t moei_order_avx2(const float *q, uint32_t n, uint32_t *key) {
+    const __m256i sign = _mm256_set1_epi32(INT32_MIN), inf = _mm256_set1_epi32(0x7f800000);
+    const __m256i least = _mm256_xor_si256(sign, _mm256_set1_epi32(0x00800000));
+    uint32_t i;
+    for (i = 0; i + 8 <= n; i += 8) {
+        __m256i u = _mm256_loadu_si256((const __m256i *)(q + i));
+        u = _mm256_blendv_epi8(u, _mm256_sub_epi32(sign, u), _mm256_srai_epi32(u, 31));
+        u = _mm256_blendv_epi8(u, least, _mm256_cmpgt_epi32(u, inf));
+        _mm256_storeu_si256((__m256i *)(key + i), _mm256_xor_si256(_mm256_max_epi32(u, least), sign));
+    }
+    return i;
+}
+#endif
+static void moei_order(const moei_router *r, const float *q) {
+    uint32_t i = 0;
+#if MOEI_HAVE_AVX2
+    if (r->vec != &moei_vec_c) i = moei_order_avx2(q, r->n_ids, r->key);
+#endif
+    for (; i < r->n_ids; i++) r->key[i] = moei_key(q[i]);
 }
 
 /* A group's best key (DeepSeek-V2), or the sum of its two best (DeepSeek-V3). */
@@ -4791,7 +4939,7 @@ static void moei_limit_groups(const moei_router *r) {
     for (i = 0; i < r->n_ids; i++) r->q[i] = moei_is_nan(r->q[i]) ? -moei_inf() : r->q[i];
     for (g = 0; g < k->n_group; g++)
         r->key[g] = moei_key(moei_group_score(r->q + g * size, size, k->group == MOE_GROUP_TOP2_SUM));
-    moei_top_k(r->key, k->n_group, k->topk_group, r->best);
+    moei_top_k(r, r->key, k->n_group, k->topk_group, r->best);
     for (g = 0; g < k->topk_group; g++) r->key[moei_top_index(r->best[g])] = 0; /* no key is 0 */
     for (g = 0; g < k->n_group; g++)
         for (i = 0; r->key[g] && i < size; i++) r->q[g * size + i] = mask;
@@ -4799,15 +4947,14 @@ static void moei_limit_groups(const moei_router *r) {
 
 /* ---- R6: ids ---- */
 
-static void moei_pick_top(const moei_router *r, uint32_t k, int32_t *ids) {
+static void moei_pick_top(const moei_router *r, const float *q, uint32_t k, int32_t *ids) {
     const moe_router *p = &r->d->router;
     uint32_t g, j, parts = p->group == MOE_GROUP_PER_GROUP ? p->n_group : 1;
     uint32_t size = r->n_ids / parts, each = k / parts;
-    int limited = p->group == MOE_GROUP_MAX || p->group == MOE_GROUP_TOP2_SUM;
-    if (limited && p->topk_group < p->n_group) moei_limit_groups(r);
-    moei_order(r);
+    if (moei_limited(p)) moei_limit_groups(r);
+    moei_order(r, q);
     for (g = 0; g < parts; g++) {
-        moei_top_k(r->key + g * size, size, each, r->best);
+        moei_top_k(r, r->key + g * size, size, each, r->best);
         for (j = 0; j < each; j++) ids[g * each + j] = (int32_t)(g * size + moei_top_index(r->best[j]));
     }
 }
@@ -4823,7 +4970,7 @@ static void moei_sparsemixer(const moei_router *r, const int32_t *given, uint32_
         for (i = 0; i < n; i++) r->key[i] = moei_key(m[i]);
         for (i = 0; i < j; i++)
             if (ids[i] >= 0) r->key[ids[i]] = 0; /* a masked expert comes after all, even those of -Inf */
-        moei_top_k(r->key, n, 1, r->best);
+        moei_top_k(r, r->key, n, 1, r->best);
         float t = r->l[moei_top_index(r->best[0])];
         ids[j] = given ? given[j] : (int32_t)moei_top_index(r->best[0]);
         for (i = 0; i < n; i++) {
@@ -4838,9 +4985,9 @@ static void moei_sparsemixer(const moei_router *r, const int32_t *given, uint32_
 
 /* ---- R7, R8, R9: weights ---- */
 
-static void moei_gather(const moei_router *r, uint32_t k, const int32_t *ids, float *w) {
+static void moei_gather(const moei_router *r, const float *q, uint32_t k, const int32_t *ids, float *w) {
     uint32_t from = r->d->router.weight_from, j;
-    const float *v = from == MOE_WEIGHT_BIASED ? r->q : from == MOE_WEIGHT_SOFTMAX_SELECTED ? r->l : r->s;
+    const float *v = from == MOE_WEIGHT_BIASED ? q : from == MOE_WEIGHT_SOFTMAX_SELECTED ? r->l : r->s;
     float none = from == MOE_WEIGHT_SOFTMAX_SELECTED ? -moei_inf() : 0.0f; /* a skipped slot */
     for (j = 0; j < k; j++) w[j] = ids[j] < 0 ? none : v[ids[j]];
     if (from == MOE_WEIGHT_SOFTMAX_SELECTED) moei_softmax(r, w, w, k);
@@ -4878,7 +5025,7 @@ static uint32_t moei_drop_small(const moei_router *r, uint32_t k, float *w) {
     float sum = 0.0f, before = 0.0f, least, most;
     if (!(p->drop_below > 0.0f) && !(p->top_p > 0.0f)) return 0;
     for (j = 0; j < k; j++) r->key[j] = moei_key(moei_magnitude(w[j]));
-    moei_top_k(r->key, k, k, r->best);
+    moei_top_k(r, r->key, k, k, r->best);
     for (j = 0; j < k; j++) sum += moei_magnitude(w[moei_top_index(r->best[j])]);
     least = moei_magnitude(w[moei_top_index(r->best[0])]) * p->drop_below, most = sum * p->top_p;
     if (!(p->top_p > 0.0f && p->top_p < 1.0f)) most = moei_inf();
@@ -4910,10 +5057,10 @@ static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float 
         moei_sparsemixer(r, given, k, ids, weights);
     } else {
         if (!r->logits_only) moei_scores(r);
-        moei_keys(r);
+        const float *q = moei_keys(r);
         if (given) memmove(ids, given, k * sizeof *ids);
-        else moei_pick_top(r, k, ids);
-        moei_gather(r, k, ids, weights);
+        else moei_pick_top(r, q, k, ids);
+        moei_gather(r, q, k, ids, weights);
     }
     if (!sink) sink = r->s + r->n_ids;
     else memcpy(sink, r->s + r->n_ids, r->n_sink * sizeof *sink);
@@ -5128,11 +5275,16 @@ static moe_status moei_check_router(const moe_desc *d, moe_error *error) {
 
 #define MOEI_SELECT_ROWS 2048 /* its scratch is on the stack: 64 KiB */
 
-/* Asking the processor takes longer than a few tokens (20 us in a virtual machine). The bits are the same. */
+/* Asking the processor takes longer than a few tokens (20 us in a virtual machine), but compilers' runtime libraries have
+   asked. The bits are the same. */
 static const moei_vec *moei_select_vec(const moe_desc *d, size_t n_tokens) {
 #if MOEI_HAVE_AVX2
     uint32_t avx2 = MOE_TIER_BIT(MOE_TIER_AVX2), allowed = d->tiers ? d->tiers : avx2;
-    if (n_tokens >= 4096 / moei_route_rows(d) + 1 && (allowed & avx2) && (moei_cpu() & avx2)) return &moei_vec_avx2;
+#if defined(__GNUC__) && defined(__linux__)
+    if ((allowed & avx2) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &moei_vec_avx2;
+#else
+    if (n_tokens >= 512 / moei_route_rows(d) + 1 && (allowed & avx2) && (moei_cpu() & avx2)) return &moei_vec_avx2;
+#endif
 #endif
     (void)d, (void)n_tokens;
     return &moei_vec_c;
@@ -5237,19 +5389,18 @@ static const moei_family moei_families[] = {
     /* norm_topk_prob is false in Qwen2's releases, true in Qwen3's whatever the class's default, absent from 3.5's
        and on */
     {"qwen2_moe\0qwen2moe\0", "shared_sigmoid", MOEI_PLAIN},
-    {"qwen3_moe\0qwen3moe\0qwen3_vl_moe\0qwen3_vl_moe_text\0qwen3vlmoe\0qwen3_omni_moe\0qwen3_omni_moe_text\0"
-     "qwen3_omni_moe_thinker\0",
+    {"qwen3_moe\0qwen3moe\0qwen3_vl_moe\0qwen3vlmoe\0qwen3_omni_moe\0qwen3_omni_moe_thinker\0qwen3_omni_moe_talker\0",
      "sum", MOEI_PLAIN},
-    {"qwen3_next\0qwen3next\0qwen3_5_moe\0qwen3_5_moe_text\0qwen35moe\0", "sum shared_sigmoid", MOEI_PLAIN},
+    {"qwen3_next\0qwen3next\0qwen3_5_moe\0qwen35moe\0qwen3_6_moe\0", "sum shared_sigmoid", MOEI_PLAIN},
     /* softmax over all, not renormalised */
-    {"olmoe\0flex_olmo\0jamba\0llada_moe\0", "", MOEI_PLAIN},
+    {"olmoe\0flex_olmo\0jamba\0llada_moe\0llada\0", "", MOEI_PLAIN},
     {"deepseek\0deepseek_moe\0deepseek_v2_lite\0", "max", 0.0f, 0.0f, 0.0f, 1, 1},
     /* The 236B. Lite has the same model_type, topk_method "greedy" (no groups) and scale 1. */
     {"deepseek_v2\0", "max", 0.0f, 16.0f, 0.0f, 8, 3},
     /* GGUF has one name for V2, V3, Kimi-K2 and GLM-4.7-Flash: its keys tell them apart. No expert_gating_func means
        V2; with sigmoid start from deepseek_v3, because the groups' statistic has no key. */
-    {"deepseek2\0", "max", 0.0f, 0.0f, 0.0f, 1, 1},
-    {"deepseek_v3\0deepseek_v32\0deepseek_r1\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 8, 4},
+    {"deepseek2\0deepseek2_ocr\0", "max", 0.0f, 0.0f, 0.0f, 1, 1},
+    {"deepseek_v3\0deepseek_v32\0deepseek32\0deepseek_r1\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 8, 4},
     /* Flash; Pro scales by 2.5. The first three layers pick by a table; their weights are the learned gate's all the
        same. */
     {"deepseek_v4\0deepseek4\0", "sqrtsoftplus sum pre", 1e-20f, 1.5f, 10.0f, 0, 0},
@@ -5264,14 +5415,14 @@ static const moei_family moei_families[] = {
     {"glm4_moe_lite\0", "sigmoid sum top2", 1e-20f, 1.8f, 0.0f, 1, 1},
     /* biases of 12 against scores of 1e-8 */
     {"glm_moe_dsa\0glm_dsa\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1},
-    {"llama4\0llama4_text\0", "sigmoid logit input", MOEI_PLAIN},
+    {"llama4\0", "sigmoid logit input", MOEI_PLAIN},
     {"gpt_oss\0", "logit selected oai pre", 0.0f, 0.0f, 7.0f, 0, 0},
     {"phimoe\0", "logit sparsemixer", MOEI_PLAIN}, /* weights sum to about 2 */
     {"dbrx\0", "sum", MOEI_PLAIN}, /* an L1 norm of positive numbers */
     /* Grok-1's code has no softcap; some serve it with 30. Grok-2 is known from serving code: its dense MLP goes in
        as a shared expert, (moe + mlp) / sqrt 2. */
     {"grok_1\0grok1\0grok\0", "gelu_tanh", MOEI_PLAIN},
-    {"grok_2\0grok2\0", "gelu_tanh softcap30 sqrt_half", MOEI_PLAIN},
+    {"grok_2\0grok2\0git\0", "gelu_tanh softcap30 sqrt_half", MOEI_PLAIN},
     {"granitemoe\0granitemoeshared\0granitemoehybrid\0granitehybrid\0", "logit selected", MOEI_PLAIN},
     {"arctic\0", "sum", MOEI_PLAIN}, /* reads the norm of the layer's input, not of the attention's output */
     /* No capacity here though configs have one (64 tokens): with it a token depends on its company. */
@@ -5285,27 +5436,29 @@ static const moei_family moei_families[] = {
     {"jacobs1991\0", "relu ungated", MOEI_PLAIN}, /* Jacobs et al. 1991: top_k = n_experts */
     {"minimax\0minimax_text_01\0minimax_m1\0", "sum", MOEI_PLAIN},
     {"minimax_m2\0", "sigmoid sum", MOEI_PLAIN},
-    {"minimax_m3\0", "sigmoid sum oai pre", 0.0f, 2.0f, 7.0f, 0, 0},
-    {"ernie4_5_moe\0ernie4_5_vl_moe\0", "sum floor1e-12", MOEI_PLAIN}, /* softmax, and yet a selection bias */
+    {"minimax_m3\0minimax_m3_vl\0", "sigmoid sum oai pre", 0.0f, 2.0f, 7.0f, 0, 0},
+    {"ernie4_5_moe\0ernie4_5_vl_moe\0ernie4_5_moe_vl\0", "sum floor1e-12", MOEI_PLAIN}, /* softmax, and yet a selection bias */
     {"hunyuan_v1_moe\0hunyuan_moe\0hunyuan\0", "sum skip_k1", MOEI_PLAIN},
-    {"hy_v3\0hy_mt2\0", "sigmoid sum", MOEI_PLAIN}, /* scale: config */
+    {"hy_v3\0hy_mt2\0", "sigmoid sum", 1e-20f, 0.0f, 0.0f, 0, 0}, /* scale: config */
     {"dots1\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1}, /* scale: M */
-    {"longcat_flash\0", "", 0.0f, 6.0f, 0.0f, 0, 0}, /* zero experts are the identity; scale: M */
+    {"longcat_flash\0longcat_flash_ngram\0", "", 0.0f, 6.0f, 0.0f, 0, 0}, /* zero experts are the identity; scale: M */
     {"bailing_moe\0bailingmoe\0", "sum", MOEI_PLAIN}, /* Ling, Ring */
-    {"bailing_moe_v2\0bailingmoe2\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 8, 4}, /* Ling 2; scale: M */
-    {"bailing_hybrid\0", "sigmoid sum top2", 0.0f, 0.0f, 0.0f, 8, 4}, /* Ling 3: late layers clamp POST, by config */
-    {"afmoe\0", "sigmoid sum top2", 1e-20f, 2.826f, 0.0f, 1, 1}, /* Trinity */
+    /* Ling 2; scale: M. Ling 3: late layers clamp POST, by config */
+    {"bailing_moe_v2\0bailingmoe2\0bailing_moe_v2_5\0bailing_moe_linear\0bailing_moe_v2_linear\0llada2_moe\0",
+     "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 8, 4},
+    {"bailing_hybrid\0bailing_moe_v3\0bailingmoe3\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 8, 4},
+    {"afmoe\0trinity\0", "sigmoid sum top2", 1e-20f, 2.826f, 0.0f, 1, 1}, /* Trinity */
     /* Super, Ultra: 5 */
     {"nemotron_h\0nemotron_h_moe\0", "sigmoid sum top2 relu2 ungated", 1e-20f, 2.5f, 0.0f, 1, 1},
     {"jetmoe\0", "logit selected", MOEI_PLAIN}, /* its FFN: its attention is a mixture too */
-    {"gemma4\0gemma4_text\0", "sum gelu_tanh rms1e-6", MOEI_PLAIN}, /* has input_scale and expert_scale */
-    {"step3\0step3_text\0step3_vl\0", "", MOEI_PLAIN},
+    {"gemma4\0", "sum gelu_tanh rms1e-6", MOEI_PLAIN}, /* has input_scale and expert_scale */
+    {"step3\0step3_vl\0", "", MOEI_PLAIN},
     {"step3p5\0step35\0step3p7\0", "sigmoid sum", 1e-20f, 3.0f, 0.0f, 0, 0}, /* last layers clamp POST, by config */
-    {"mimo_v2_flash\0mimo2\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 1, 1},
+    {"mimo_v2_flash\0mimo_v2\0mimo2\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 1, 1},
     {"exaone_moe\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1}, /* some layers clamp PRE, by config */
     {"axk1\0a.x_k1\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 8, 4}, /* scale: config */
     /* DeepSeek-V3's class; scale: config */
-    {"solar_open\0param2\0param2moe\0sarvam\0sarvam_moe\0openpangu\0pangu_ultra_moe\0joyai\0joyai_llm_flash\0",
+    {"solar_open\0param2\0param2moe\0sarvam\0sarvam_moe\0sarvam_mla\0openpangu\0pangu_ultra_moe\0joyai\0joyai_llm_flash\0",
      "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 1, 1},
     {"lfm2_moe\0lfm2moe\0", "sigmoid sum", 1e-6f, 0.0f, 0.0f, 0, 0},
     /* DeepSeek-V3's shape with softmax: the groups' statistic can't be derived from the score */
@@ -5313,11 +5466,11 @@ static const moei_family moei_families[] = {
     {"cohere2_moe\0cohere2moe\0", "sigmoid sum", MOEI_PLAIN}, /* combine_scale 0.5 where the config says "average" */
     {"laguna\0", "sigmoid sum", MOEI_PLAIN}, /* configs may say sqrtsoftplus, a softcap, weights on the input */
     {"klear\0", "sigmoid sum shared_softmax", MOEI_PLAIN},
-    {"inkling\0", "sigmoid sum+shared sink hidden", 0.0f, 8.0f, 0.0f, 0, 0}, /* times global_scale */
+    {"inkling\0inkling_mm_model\0", "sigmoid sum+shared sink hidden", 0.0f, 8.0f, 0.0f, 0, 0}, /* times global_scale */
     {"interns1_pro\0intern_s1_pro\0", "sum pergroup", 0.0f, 0.0f, 0.0f, 1, 1}, /* number of groups: config */
     {"smallthinker\0", "sum relu", MOEI_PLAIN}, /* gated ReLU; configs may say sigmoid */
-    {"aria\0aria_text\0mellum\0rnd1\0", "sum", MOEI_PLAIN},
-    {"nomic_bert_moe\0", "gelu_erf ungated", MOEI_PLAIN}, /* which GELU: M */
+    {"aria\0aria_moe_lm\0mellum\0rnd1\0", "sum", MOEI_PLAIN},
+    {"nomic_bert_moe\0nomic_bert\0", "gelu_erf ungated", MOEI_PLAIN}, /* which GELU: M */
     {"grovemoe\0soft_moe\0expert_choice\0", NULL, MOEI_PLAIN}};
 
 static void moei_apply_word(moe_desc *desc, const char *word, size_t n) {
@@ -5342,11 +5495,21 @@ static moe_status moei_apply_family(moe_desc *desc, const moei_family *f) {
     return MOE_OK;
 }
 
+/* The language model inside a multimodal one is named NAME_text. */
+static int moei_family_name(const char *name, const char *model_type) {
+    char text[64];
+    size_t n = strlen(name);
+    if (moei_same_name(name, model_type)) return 1;
+    if (n > sizeof text - 6) return 0;
+    memcpy(text, name, n), memcpy(text + n, "_text", 6);
+    return moei_same_name(text, model_type);
+}
+
 MOE_API moe_status moe_preset(moe_desc *desc, const char *model_type) {
     if (!desc || !model_type) return MOE_ERR_NULL;
     for (size_t i = 0; i < MOEI_COUNT(moei_families); i++)
         for (const char *name = moei_families[i].names; *name; name += strlen(name) + 1)
-            if (moei_same_name(name, model_type)) return moei_apply_family(desc, &moei_families[i]);
+            if (moei_family_name(name, model_type)) return moei_apply_family(desc, &moei_families[i]);
     return MOE_ERR_MODEL;
 }
 
