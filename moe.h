@@ -2979,6 +2979,11 @@ MOEI_UNUSED static const moei_arith moei_bf16_amx = {
                q come with the prepared row.
    LIMITS      vpmaddubsw saturates when two products exceed 32767: unsigned weights up to 129 are safe, 8-bit weights and the
                IQ4 table are not and go as |w| x sign(q, w). Of u <= 63 two products fit 16 bits twice over, of u <= 32 four times. */
+#if MOEI_HAVE_AVX512 && defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+#pragma GCC diagnostic push /* as in >>avx512 */
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #if MOEI_HAVE_AVX2
 
 typedef struct moei_q8s { /* of a step; unused ones stay undefined */
@@ -3267,10 +3272,11 @@ MOEI_FORCE const uint8_t *moei_q8_tail(uint32_t f, const moei_rows *w, const uin
     memset(tail, 0, moei_q8_step_bytes(f));
     return (const uint8_t *)memcpy(tail, p, w->k % 256 / 32 * (moei_q8_step_bytes(f) / 8));
 }
-MOEI_FORCE void moei_q8_prefetch(const moei_rows *w, size_t part, size_t parts) {
-    if (!w->prefetch) return;
-    for (size_t i = part * w->prefetch_bytes / parts / 64, end = (part + 1) * w->prefetch_bytes / parts / 64; i < end; i++)
-        MOEI_PREFETCH(w->prefetch + 64 * i);
+/* A step's lines of what is read later: see moei_ahead_of. Without them one core of a Xeon (model 207) reads rows of Q4_K at 51 %
+   of its bandwidth of 15.5 GB/s, with them at 82 % (Q8_0 65, 87); 4, 8 and 16 KB ahead are equal. In cache a row of Q4_0 or Q4_K
+   unpacks at 20 GB/s. */
+MOEI_FORCE void moei_q8_prefetch(const uint8_t *p, size_t bytes) {
+    MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH(p + i);
 }
 
 /* ---- AVX2: the weights of one step ---- */
@@ -3381,7 +3387,7 @@ enum { MOEI_Q8_GROUP = 8 }; /* tokens that share an unpacked step */
 
 /* One row times n tokens: n is the constant 1, or at most MOEI_Q8_GROUP. REGISTERS: 8 of weights and the fold's; with several
    tokens the accumulators live in L1 (a load and a store of about 40 micro-ops). */
-MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_t r, const void *const *x, uint32_t n, float *out,
+MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_t r, size_t ahead, const void *const *x, uint32_t n, float *out,
                                            size_t out_stride) {
     const size_t full = w->k / 256, steps = (w->k + 255) / 256;
     const uint8_t *p = moei_row(w, r);
@@ -3393,6 +3399,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_
         __m256i v[8], pair[4], a, b;
         moei_q8s s;
         if (i == full) p = moei_q8_tail(f, w, p, tail);
+        else moei_q8_prefetch(p + ahead, moei_q8_step_bytes(f));
         if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
         moei_q8_scales(f, p, &side, i % MOEI_Q8_CHUNK, &s);
         moei_q8_bytes_avx2(f, p, v);
@@ -3409,11 +3416,11 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_
 MOEI_FORCE MOEI_AVX2 void moei_q8_dot_avx2(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                            float *out, size_t out_stride) {
     for (uint32_t r = 0; r < n_rows; r++) {
-        moei_q8_prefetch(w, r, n_rows);
-        if (n_tokens == 1) moei_q8_row_avx2(f, w, r, x, 1, out + r, out_stride);
+        const size_t ahead = moei_ahead_of(w, n_rows, r);
+        if (n_tokens == 1) moei_q8_row_avx2(f, w, r, ahead, x, 1, out + r, out_stride);
         else
             for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
-                moei_q8_row_avx2(f, w, r, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : (uint32_t)MOEI_Q8_GROUP,
+                moei_q8_row_avx2(f, w, r, t ? 0 : ahead, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : (uint32_t)MOEI_Q8_GROUP,
                                  out + t * out_stride + r, out_stride);
     }
 }
@@ -3469,19 +3476,309 @@ static MOEI_AVX2 void moei_q8_prepare(void *row, const float *x, size_t k0, size
         for (size_t b = k / 32; b % 8; b++) moei_q8_block((moei_q8 *)row, b, none);
 }
 
-#define MOEI_Q8_DIRECT(isa, f) {moei_q8_dot_##isa##_##f, NULL, UINT32_MAX}
-#define MOEI_Q8_BOTH(isa, f) {moei_q8_dot_##isa##_##f, moei_q8_decode_##isa##_##f, 8}
+/* ---- many tokens: what the tiers share ----
+   LAYOUT      A panel is groups of 32 rows, for every block of 32 weights one entry: vectors of one dword (or float) per row: 8 of
+               weights (4 consecutive k each), the scale, and what else the kind has.
+   DEFINITION  as everywhere. A tile of 32 rows x C tokens walks the panel from front to back; the accumulators of the 8 lanes lie
+               in L1 (per block, vector and token a load in the fma and a store, 8 blocks apart). */
+
+enum { MOEI_Q8_ROWS = 32, MOEI_Q8_TOKENS = 8, MOEI_Q8_ACC = 8 * MOEI_Q8_TOKENS * MOEI_Q8_ROWS };
+
+/* What a step of the tokens is multiplied by, [token][lane], to be broadcast: gathered once per step, so that a block costs no
+   arithmetic on it. A sum over a half (or the whole) starts from minus offset * sum(q). */
+typedef struct moei_q8scalars {
+    float d[MOEI_Q8_TOKENS][8], s[MOEI_Q8_TOKENS][8];
+    int32_t start[2][MOEI_Q8_TOKENS][8], sum16[MOEI_Q8_TOKENS][8];
+} moei_q8scalars;
+MOEI_FORCE MOEI_AVX2 void moei_q8_gather(int halves, int c, const moei_q8 *const *x, int offset, int magic, moei_q8scalars *to) {
+    const __m256i times = _mm256_set1_epi32(-offset), more = _mm256_set1_epi32(magic);
+    MOEI_UNROLL for (int t = 0; t < c; t++) {
+        const __m256i pair = moei_q8_ld256(x[t]->sum16);
+        const __m256i first = halves ? _mm256_srai_epi32(_mm256_slli_epi32(pair, 16), 16) : moei_q8_ld256(x[t]->sum);
+        memcpy(to->d[t], x[t]->d, 32), memcpy(to->s[t], x[t]->s, 32), memcpy(to->sum16[t], x[t]->sum16, 32);
+        _mm256_storeu_si256((__m256i *)to->start[0][t], _mm256_add_epi32(_mm256_mullo_epi32(first, times), more));
+        if (halves) _mm256_storeu_si256((__m256i *)to->start[1][t], _mm256_mullo_epi32(_mm256_srai_epi32(pair, 16), times));
+    }
+}
+
+/* The next panel, to L2: `each` lines with every block. */
+typedef struct moei_q8ahead { const uint8_t *p, *end; size_t each; } moei_q8ahead;
+MOEI_FORCE MOEI_AVX2 void moei_q8_prefetch_block(moei_q8ahead *a) {
+    for (size_t i = 0; i < a->each && a->p < a->end; i++, a->p += 64) _mm_prefetch((const char *)a->p, _MM_HINT_T1);
+}
+
+/* The roles of a tier. A step is of 32 rows, of which those beyond the view's end repeat the last one; `side` is filled every
+   MOEI_Q8_CHUNK steps. x: the tokens' rows at the step; acc: [lane][token][row], `tokens` of them. */
+typedef void moei_q8_unpack_fn(const moei_rows *w, size_t r, size_t n_rows, size_t step, moei_q8side side[32], uint8_t *entry);
+typedef void moei_q8_tile_fn(const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, uint32_t c, int offset, moei_q8ahead *ahead, float *acc);
+typedef void moei_q8_store_fn(const float *acc, uint32_t c, uint32_t n_rows, float *out, size_t out_stride);
+typedef struct moei_q8tier {
+    moei_q8_unpack_fn *unpack;
+    moei_q8_tile_fn *tile;
+    moei_q8_store_fn *store;
+    size_t entry;       /* bytes */
+    uint32_t sizes[3];  /* of tiles in tokens, falling */
+    int offset;
+} moei_q8tier;
+/* As many tokens as the next tile has: the largest size while it fits, then such that no more than one is wasted (but for few). */
+static uint32_t moei_q8_group(const uint32_t sizes[3], uint32_t left) {
+    if (left == sizes[0] + 1 || left == sizes[0] + 2) return sizes[1]; /* 9 = 6 + 4, not 8 + 4 */
+    return left > sizes[1] ? sizes[0] : left > sizes[2] ? sizes[1] : sizes[2];
+}
+/* The first group's tiles decode the panel as they go: written all at once it would wait for the stores to L2 (Xeon model 207: 29
+   ns per block of 32 rows of Q4_K, 15 in L1). With 48 tokens decoding is then still a sixth of the time: 5 shuffles or inserts per
+   vector of 16 dwords, as a transposition needs. */
+static void moei_q8_panel(const moei_q8tier *tier, const void *memory, const moei_rows *w, uint32_t n_rows, const void *const *x,
+                          uint32_t n_tokens, float *out, size_t out_stride) {
+    const size_t n_blocks = w->k / 32, n_panels = (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS;
+    const uint8_t *next = w->prefetch ? w->prefetch : w->data;
+    const size_t lines = w->prefetch ? w->prefetch_bytes / 64 : 0, blocks = n_panels * n_blocks * ((n_tokens + tier->sizes[0] - 1) / tier->sizes[0]);
+    moei_q8ahead ahead = {next, next + 64 * lines, lines / blocks + 1};
+    moei_q8side side[MOEI_Q8_ROWS];
+    float room[MOEI_Q8_ACC + 16], *acc = (float *)(void *)(((uintptr_t)room + 63) & ~(uintptr_t)63);
+    for (uint32_t r = 0, n; r < n_rows; r += MOEI_Q8_ROWS)
+        for (uint32_t t = 0; t < n_tokens; t += n) {
+            const moei_q8 *at[MOEI_Q8_TOKENS];
+            uint8_t *entry = (uint8_t *)(uintptr_t)memory;
+            const uint32_t c = moei_q8_group(tier->sizes, n_tokens - t);
+            n = n_tokens - t < c ? n_tokens - t : c;
+            for (uint32_t i = 0; i < c; i++) at[i] = (const moei_q8 *)x[t + (i < n ? i : n - 1)];
+            memset(acc, 0, MOEI_Q8_ACC * sizeof *acc);
+            for (size_t i = 0; 8 * i < n_blocks; i++, entry += 8 * tier->entry) {
+                if (t == 0) tier->unpack(w, r, n_rows, i, side, entry);
+                tier->tile(entry, n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8, at, c, tier->offset, &ahead, acc);
+                for (uint32_t j = 0; j < c; j++) at[j]++;
+            }
+            tier->store(acc, n, n_rows - r < 32 ? n_rows - r : 32, out + t * out_stride + r, out_stride);
+        }
+}
+/* The panel decodes itself, as it is first used: this only says that there is one. */
+static void moei_q8_decode_later(const moei_rows *w, uint32_t n_rows, void *panel) { (void)w, (void)n_rows, (void)panel; }
+
+/* ---- AVX2: many tokens ----
+   LAYOUT      A step is 4 times 8 rows times 8 blocks, each an entry of its own. Wide formats have 16 vectors of weights: int16, bytes 0 and 2 of
+               every dword, then 1 and 3, and activations to match.
+   REGISTERS   8 rows x 4 tokens: 4 sums of 16 bits and 4 of 32, the weights, an activation.
+   LIMITS      per dword of narrow weights vpmaddubsw and an addition of 16 bits, 8 times (u > 16: 4, u > 32: twice) before they
+               become 32 bits by vpmaddwd, which also applies integer scales; wide ones vpmaddwd and an addition per 2 weights.
+               Measured (Xeon, family 6 model 207), decoding included, 32 / 128 tokens: Q4_0 1.67 / 1.88 times the FMA peak, Q4_K
+               1.64 / 1.80, Q6_K 1.35 / 1.47, MXFP4 1.6 / 1.8, Q8_0 1.02 / 1.13; straight from the rows 0.9, 0.9, 0.75, 0.85, 0.7. */
+
+MOEI_FORCE size_t moei_q8_entry_avx2(uint32_t f) { return (moei_q8_is_wide(f) ? 17 : 12) * 32; } /* weights; d m sub less */
+static size_t moei_q8_panel_bytes_avx2(uint32_t n_rows, size_t k) { return n_rows ? (k + 255) / 256 * 8 * 4 * 17 * 32 : 0; }
+MOEI_FORCE uint32_t moei_q8_kind_avx2(uint32_t f) {
+    if (moei_q8_is_wide(f)) return MOE_FORMAT_Q8_0;
+    if (moei_q8_has_min(f)) return f == MOE_FORMAT_Q5_1 || f == MOE_FORMAT_Q5_K ? MOE_FORMAT_Q5_K : MOE_FORMAT_Q4_K;
+    if (moei_q8_has_sub(f)) return f == MOE_FORMAT_Q2_K ? MOE_FORMAT_Q2_K : MOE_FORMAT_Q6_K;
+    if (moei_q8_is_nvfp4(f)) return MOE_FORMAT_NVFP4;
+    return moei_q8_is_e2m1(f) ? (uint32_t)MOE_FORMAT_Q5_0 : f; /* Q4_0 Q5_0 INT4_GROUP */
+}
+/* Dwords of 8 rows of 32 bytes, `stride` apart, to 8 columns. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_transpose_avx2(const uint8_t *p, size_t stride, __m256i v[8]) {
+    __m256i a[8], b[8];
+    MOEI_UNROLL for (size_t i = 0; i < 8; i++) { /* half i / 4 of rows i % 4 and i % 4 + 4 */
+        const uint8_t *q = p + i % 4 * stride + i / 4 * 16;
+        a[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(moei_q8_ld128(q)), moei_q8_ld128(q + 4 * stride), 1);
+    }
+    MOEI_UNROLL for (int i = 0; i < 8; i += 2) b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
+    MOEI_UNROLL for (int i = 0; i < 8; i += 4)
+        v[i] = _mm256_unpacklo_epi64(b[i], b[i + 2]), v[i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 2]),
+        v[i + 2] = _mm256_unpacklo_epi64(b[i + 1], b[i + 3]), v[i + 3] = _mm256_unpackhi_epi64(b[i + 1], b[i + 3]);
+}
+/* 8 rows of a vector per step to vector `slot` of its blocks' entries. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_put_avx2(const __m256i rows[8], uint8_t *entry, size_t size, size_t slot, size_t n) {
+    __m256i v[8];
+    moei_q8_transpose_avx2((const uint8_t *)rows, 32, v);
+    for (size_t b = 0; b < n; b++) _mm256_storeu_si256((__m256i *)(void *)(entry + b * size + 32 * slot), v[b]);
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack8_avx2(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, size_t i,
+                                              moei_q8side *side, uint8_t *entry) {
+    const size_t size = moei_q8_entry_avx2(f), left = w->k / 32 - 8 * i, n = left < 8 ? left : 8;
+    const int wide = moei_q8_is_wide(f);
+    __m256i q[8][8], d[8], m[8], sub[8], less[8], v[8];
+    for (size_t j = 0; j < 8; j++) {
+        const size_t row = r + j < n_rows ? r + j : n_rows - 1;
+        const uint8_t *p = moei_row(w, row) + i * moei_q8_step_bytes(f);
+        uint8_t tail[272];
+        moei_q8s s;
+        if (n < 8) p = moei_q8_tail(f, w, p, tail);
+        if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, row, i, &side[j]);
+        moei_q8_scales(f, p, &side[j], i % MOEI_Q8_CHUNK, &s);
+        moei_q8_bytes_avx2(f, p, q[j]);
+        d[j] = _mm256_castps_si256(s.d);
+        if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f) || f == MOE_FORMAT_Q2_K) m[j] = _mm256_castps_si256(s.m);
+        if (moei_q8_has_sub(f)) sub[j] = s.sub, less[j] = _mm256_mullo_epi16(s.sub, _mm256_set1_epi16((short)-moei_q8_offset(f)));
+        if (f == MOE_FORMAT_Q2_K) less[j] = s.min;
+        if (f == MOE_FORMAT_INT4_GROUP) less[j] = s.zero; /* times minus the sum */
+    }
+    for (size_t b = 0; b < n; b++) {
+        __m256i *to = (__m256i *)(void *)(entry + b * size);
+        moei_q8_transpose_avx2((const uint8_t *)&q[0][b], sizeof q[0], v);
+        MOEI_UNROLL for (int j = 0; j < 8; j++) {
+            if (!wide) _mm256_storeu_si256(to + j, v[j]);
+            else {
+                _mm256_storeu_si256(to + 2 * j, _mm256_srai_epi16(_mm256_slli_epi16(v[j], 8), 8));
+                _mm256_storeu_si256(to + 2 * j + 1, _mm256_srai_epi16(v[j], 8));
+            }
+        }
+    }
+    moei_q8_put_avx2(d, entry, size, wide ? 16 : 8, n);
+    if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f) || f == MOE_FORMAT_Q2_K) moei_q8_put_avx2(m, entry, size, 9, n);
+    if (moei_q8_has_sub(f)) moei_q8_put_avx2(sub, entry, size, 10, n);
+    if (moei_q8_has_sub(f) || f == MOE_FORMAT_INT4_GROUP) moei_q8_put_avx2(less, entry, size, 11, n);
+}
+/* acc += n * (d * d_x) */
+MOEI_FORCE MOEI_AVX2 void moei_q8_scaled_avx2(int c, const __m256i *d, const float (*dx)[8], size_t lane, const __m256i *n, float *acc) {
+    const __m256 scale = _mm256_castsi256_ps(_mm256_loadu_si256(d));
+    MOEI_UNROLL for (int t = 0; t < c; t++) {
+        const __m256 by = _mm256_mul_ps(scale, _mm256_broadcast_ss(&dx[t][lane]));
+        _mm256_storeu_ps(acc + 32 * t, _mm256_fmadd_ps(_mm256_cvtepi32_ps(n[t]), by, _mm256_loadu_ps(acc + 32 * t)));
+    }
+}
+/* Sums over dwords [j, end) of narrow weights, `fit` of them in 16 bits, times `by` (twice an int16). */
+MOEI_FORCE MOEI_AVX2 void moei_q8_narrow(int c, size_t fit, const __m256i *w, size_t j, size_t end, const moei_q8 *const *x, size_t lane,
+                                         __m256i by, int first, __m256i *n) {
+    __m256i s[4];
+    MOEI_UNROLL for (; j < end; j++) {
+        __m256i v = _mm256_loadu_si256(w + j);
+        MOEI_PIN(v);
+        MOEI_UNROLL for (int t = 0; t < c; t++) {
+            const __m256i p = _mm256_maddubs_epi16(v, _mm256_set1_epi32((int)moei_q8_u32(x[t]->q[lane] + 4 * j)));
+            s[t] = j % fit ? _mm256_add_epi16(s[t], p) : p;
+            MOEI_PIN(s[t]);
+            if (j % fit != fit - 1) continue;
+            s[t] = _mm256_madd_epi16(s[t], by), n[t] = first && j < fit ? s[t] : _mm256_add_epi32(n[t], s[t]);
+        }
+    }
+}
+typedef struct moei_q8wide { int16_t q[4][8][2][16]; } moei_q8wide; /* [token][lane][bytes 0 2 or 1 3] */
+MOEI_FORCE MOEI_AVX2 void moei_q8_entry8_avx2(uint32_t kind, int c, const __m256i *w, const moei_q8 *const *x, const moei_q8scalars *by,
+                                              const moei_q8wide *wide, size_t lane, float *acc) {
+    const __m256i one = _mm256_set1_epi16(1), *d = w + (kind == MOE_FORMAT_Q8_0 ? 16 : 8);
+    __m256i n[4], scale[2] = {one, one};
+    if (moei_q8_has_sub(kind)) { /* to both halves of the dword */
+        const __m256i sub = _mm256_loadu_si256(d + 2);
+        scale[0] = _mm256_blend_epi16(sub, _mm256_slli_epi32(sub, 16), 0xaa), scale[1] = _mm256_blend_epi16(_mm256_srli_epi32(sub, 16), sub, 0xaa);
+    }
+    MOEI_UNROLL for (int t = 0; t < c; t++) {
+        if (kind == MOE_FORMAT_Q8_0) n[t] = _mm256_setzero_si256();
+        else if (kind == MOE_FORMAT_INT4_GROUP) n[t] = _mm256_madd_epi16(_mm256_loadu_si256(d + 3), _mm256_set1_epi32(by->start[0][t][lane]));
+        else if (kind == MOE_FORMAT_Q6_K) n[t] = _mm256_madd_epi16(_mm256_loadu_si256(d + 3), _mm256_set1_epi32(by->sum16[t][lane]));
+        else n[t] = _mm256_set1_epi32(by->start[0][t][lane]);
+    }
+    if (kind == MOE_FORMAT_Q8_0)
+        MOEI_UNROLL for (size_t j = 0; j < 16; j++) {
+            __m256i v = _mm256_loadu_si256(w + j);
+            MOEI_PIN(v);
+            MOEI_UNROLL for (int t = 0; t < c; t++) {
+                int32_t q;
+                memcpy(&q, &wide->q[t][lane][j % 2][j / 2 * 2], 4);
+                n[t] = _mm256_add_epi32(n[t], _mm256_madd_epi16(v, _mm256_set1_epi32(q)));
+                MOEI_PIN(n[t]); /* integer sums are reassociated otherwise, and spilled */
+            }
+        }
+    else {
+        const int four = kind == MOE_FORMAT_Q4_0 || kind == MOE_FORMAT_Q4_K || kind == MOE_FORMAT_INT4_GROUP; /* bits */
+        const size_t fit = four ? 8 : kind == MOE_FORMAT_Q6_K ? 2 : 4;
+        const int fresh = moei_q8_has_min(kind) || kind == MOE_FORMAT_Q2_K; /* sums that start from 0 */
+        moei_q8_narrow(c, fit, w, 0, fit == 8 ? 8 : 4, x, lane, scale[0], fresh, n);
+        if (kind == MOE_FORMAT_NVFP4) {
+            moei_q8_scaled_avx2(c, d, by->d, lane, n, acc);
+            MOEI_UNROLL for (int t = 0; t < c; t++) n[t] = _mm256_set1_epi32(by->start[1][t][lane]);
+            d++;
+        }
+        if (fit != 8) moei_q8_narrow(c, fit, w, 4, 8, x, lane, scale[1], 0, n);
+    }
+    moei_q8_scaled_avx2(c, d, by->d, lane, n, acc);
+    if (moei_q8_has_min(kind))
+        MOEI_UNROLL for (int t = 0; t < c; t++) {
+            const __m256 m = _mm256_castsi256_ps(_mm256_loadu_si256(d + 1)), x_s = _mm256_broadcast_ss(&by->s[t][lane]);
+            _mm256_storeu_ps(acc + 32 * t, _mm256_fmadd_ps(m, x_s, _mm256_loadu_ps(acc + 32 * t)));
+        }
+    if (kind == MOE_FORMAT_Q2_K) {
+        MOEI_UNROLL for (int t = 0; t < c; t++) n[t] = _mm256_madd_epi16(_mm256_loadu_si256(d + 3), _mm256_set1_epi32(by->sum16[t][lane]));
+        moei_q8_scaled_avx2(c, d + 1, by->d, lane, n, acc);
+    }
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_tile_avx2(uint32_t kind, int c, const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, int offset,
+                                            moei_q8ahead *ahead, float *acc) {
+    const size_t size = moei_q8_entry_avx2(kind);
+    moei_q8scalars by;
+    moei_q8wide wide;
+    moei_q8_gather(moei_q8_is_nvfp4(kind), c, x, offset, 0, &by);
+    for (int t = 0; kind == MOE_FORMAT_Q8_0 && t < c; t++)
+        for (int b = 0; b < 8; b++) {
+            const __m256i q = moei_q8_ld256(x[t]->q[b]);
+            _mm256_storeu_si256((__m256i *)(void *)wide.q[t][b][0], _mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8));
+            _mm256_storeu_si256((__m256i *)(void *)wide.q[t][b][1], _mm256_srai_epi16(q, 8));
+        }
+    for (size_t h = 0; h < 4; h++, entry += 8 * size, acc += 8)
+        for (size_t lane = 0; lane < n_blocks; lane++) {
+            if (h % 4 == 0) moei_q8_prefetch_block(ahead);
+            moei_q8_entry8_avx2(kind, c, (const __m256i *)(const void *)(entry + lane * size), x, &by, &wide, lane, acc + lane * (4 * 32));
+        }
+}
+static MOEI_AVX2 void moei_q8_store_avx2(const float *acc, uint32_t c, uint32_t n_rows, float *out, size_t out_stride) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    for (uint32_t t = 0; t < c; t++)
+        for (uint32_t r = 0; r < n_rows; r += 8) {
+            __m256 a[8];
+            MOEI_UNROLL for (int l = 0; l < 8; l++) a[l] = _mm256_loadu_ps(acc + (4 * l + (int)t) * 32 + r);
+            MOEI_UNROLL for (int half = 4; half; half /= 2)
+                MOEI_UNROLL for (int l = 0; l < half; l++) a[l] = _mm256_add_ps(a[l], a[l + half]);
+            a[0] = _mm256_add_ps(a[0], _mm256_setzero_ps());
+            _mm256_maskstore_ps(out + t * out_stride + r, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n_rows - r)), lane), a[0]);
+        }
+}
+#define MOEI_Q8_TILE_AVX2(f)                                                                                             \
+    static MOEI_AVX2 void moei_q8_tile_avx2_##f(const uint8_t *entry, size_t n, const moei_q8 *const *x, uint32_t c, int offset, \
+        moei_q8ahead *ahead, float *acc) {                                                                               \
+        if (c == 4) moei_q8_tile_avx2(MOE_FORMAT_##f, 4, entry, n, x, offset, ahead, acc);                               \
+        else moei_q8_tile_avx2(MOE_FORMAT_##f, 2, entry, n, x, offset, ahead, acc); }
+MOEI_Q8_TILE_AVX2(Q8_0) MOEI_Q8_TILE_AVX2(Q4_0) MOEI_Q8_TILE_AVX2(Q4_K) MOEI_Q8_TILE_AVX2(Q6_K) MOEI_Q8_TILE_AVX2(Q2_K)
+MOEI_Q8_TILE_AVX2(NVFP4) MOEI_Q8_TILE_AVX2(INT4_GROUP) MOEI_Q8_TILE_AVX2(Q5_0) MOEI_Q8_TILE_AVX2(Q5_K)
+#define MOEI_Q8_UNPACK_AVX2(isa, target, f)                                                                              \
+    static target void moei_q8_unpack_##isa##_##f(const moei_rows *w, size_t r, size_t n_rows, size_t step, moei_q8side side[32], uint8_t *entry) { \
+        for (size_t j = 0; j < 4; j++)                                                                                   \
+            moei_q8_unpack8_avx2(MOE_FORMAT_##f, w, r + 8 * j, n_rows, step, side + 8 * j, entry + 64 * j / 8 * moei_q8_entry_avx2(MOE_FORMAT_##f)); }
+MOEI_Q8_FORMATS(MOEI_Q8_UNPACK_AVX2, avx2, MOEI_AVX2)
+#define MOEI_Q8_CASE(isa, target, f) case MOE_FORMAT_##f: return moei_q8_unpack_##isa##_##f;
+static moei_q8_unpack_fn *moei_q8_unpack_avx2(uint32_t f) {
+    switch (f) { MOEI_Q8_FORMATS(MOEI_Q8_CASE, avx2, ) default: return NULL; }
+}
+static moei_q8_tile_fn *moei_q8_tile_of_avx2(uint32_t f) {
+    switch (moei_q8_kind_avx2(f)) {
+    case MOE_FORMAT_Q8_0: return moei_q8_tile_avx2_Q8_0;
+    case MOE_FORMAT_Q4_K: return moei_q8_tile_avx2_Q4_K;
+    case MOE_FORMAT_Q6_K: return moei_q8_tile_avx2_Q6_K;
+    case MOE_FORMAT_Q2_K: return moei_q8_tile_avx2_Q2_K;
+    case MOE_FORMAT_NVFP4: return moei_q8_tile_avx2_NVFP4;
+    case MOE_FORMAT_INT4_GROUP: return moei_q8_tile_avx2_INT4_GROUP;
+    case MOE_FORMAT_Q5_0: return moei_q8_tile_avx2_Q5_0;
+    case MOE_FORMAT_Q5_K: return moei_q8_tile_avx2_Q5_K;
+    default: return moei_q8_tile_avx2_Q4_0;
+    }
+}
+static void moei_q8_panel_avx2(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                               size_t out_stride) {
+    const uint32_t f = w->format;
+    const int offset = f == MOE_FORMAT_INT4_GROUP ? 1 : moei_q8_offset(f);
+    const moei_q8tier tier = {moei_q8_unpack_avx2(f), moei_q8_tile_of_avx2(f), moei_q8_store_avx2, 4 * moei_q8_entry_avx2(f), {4, 2, 2}, offset};
+    moei_q8_panel(&tier, panel, w, n_rows, x, n_tokens, out, out_stride);
+}
+
+#define MOEI_Q8_BOTH(isa, f) {moei_q8_dot_##isa##_##f, moei_q8_decode_later, 8}
 #define MOEI_Q8_NONE {NULL, NULL, 0}
 /* clang-format off */
 MOEI_UNUSED static const moei_arith moei_q8_avx2 = {
-    MOE_COMPUTE_Q8, MOE_TIER_AVX2, moei_q8_prepared_bytes, moei_q8_prepare, NULL, NULL,
+    MOE_COMPUTE_Q8, MOE_TIER_AVX2, moei_q8_prepared_bytes, moei_q8_prepare, moei_q8_panel_bytes_avx2, moei_q8_panel_avx2,
     {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */
-     MOEI_Q8_DIRECT(avx2, Q8_0), MOEI_Q8_DIRECT(avx2, Q4_0), MOEI_Q8_DIRECT(avx2, Q4_1), MOEI_Q8_DIRECT(avx2, Q5_0),
-     MOEI_Q8_DIRECT(avx2, Q5_1), MOEI_Q8_DIRECT(avx2, Q2_K), MOEI_Q8_DIRECT(avx2, Q3_K), MOEI_Q8_DIRECT(avx2, Q4_K),
-     MOEI_Q8_DIRECT(avx2, Q5_K), MOEI_Q8_DIRECT(avx2, Q6_K), MOEI_Q8_DIRECT(avx2, IQ4_NL), MOEI_Q8_DIRECT(avx2, IQ4_XS),
-     MOEI_Q8_DIRECT(avx2, MXFP4), MOEI_Q8_DIRECT(avx2, NVFP4), MOEI_Q8_DIRECT(avx2, MXFP4_HF), MOEI_Q8_DIRECT(avx2, NVFP4_HF),
+     MOEI_Q8_BOTH(avx2, Q8_0), MOEI_Q8_BOTH(avx2, Q4_0), MOEI_Q8_BOTH(avx2, Q4_1), MOEI_Q8_BOTH(avx2, Q5_0),
+     MOEI_Q8_BOTH(avx2, Q5_1), MOEI_Q8_BOTH(avx2, Q2_K), MOEI_Q8_BOTH(avx2, Q3_K), MOEI_Q8_BOTH(avx2, Q4_K),
+     MOEI_Q8_BOTH(avx2, Q5_K), MOEI_Q8_BOTH(avx2, Q6_K), MOEI_Q8_BOTH(avx2, IQ4_NL), MOEI_Q8_BOTH(avx2, IQ4_XS),
+     MOEI_Q8_BOTH(avx2, MXFP4), MOEI_Q8_BOTH(avx2, NVFP4), MOEI_Q8_BOTH(avx2, MXFP4_HF), MOEI_Q8_BOTH(avx2, NVFP4_HF),
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */
-     MOEI_Q8_DIRECT(avx2, INT8_CHANNEL), MOEI_Q8_DIRECT(avx2, INT4_GROUP)}, NULL};
+     MOEI_Q8_BOTH(avx2, INT8_CHANNEL), MOEI_Q8_BOTH(avx2, INT4_GROUP)}, NULL};
 /* clang-format on */
 
 #if MOEI_HAVE_VNNI
@@ -3602,7 +3899,7 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_dot8_vnni(uint32_t f, const __m512i v[4], c
     const __m512 x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
     return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)), _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd)));
 }
-MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, const moei_rows *w, size_t r, const void *const *x, uint32_t n, float *out,
+MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, const moei_rows *w, size_t r, size_t ahead, const void *const *x, uint32_t n, float *out,
                                            size_t out_stride) {
     const __m512i first = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
     const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(4));
@@ -3616,6 +3913,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, const moei_rows *w, size_
         __m512i v[4], pair[2];
         moei_q8s s;
         if (i == full) p = moei_q8_tail(f, w, p, tail);
+        else moei_q8_prefetch(p + ahead, moei_q8_step_bytes(f));
         if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
         moei_q8_scales_vnni(f, p, &side, i % MOEI_Q8_CHUNK, &s);
         moei_q8_bytes_vnni(f, p, v);
@@ -3632,11 +3930,11 @@ MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, const moei_rows *w, size_
 MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                            float *out, size_t out_stride) {
     for (uint32_t r = 0; r < n_rows; r++) {
-        moei_q8_prefetch(w, r, n_rows);
-        if (n_tokens == 1) moei_q8_row_vnni(f, w, r, x, 1, out + r, out_stride);
+        const size_t ahead = moei_ahead_of(w, n_rows, r);
+        if (n_tokens == 1) moei_q8_row_vnni(f, w, r, ahead, x, 1, out + r, out_stride);
         else
             for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
-                moei_q8_row_vnni(f, w, r, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : (uint32_t)MOEI_Q8_GROUP,
+                moei_q8_row_vnni(f, w, r, t ? 0 : ahead, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : (uint32_t)MOEI_Q8_GROUP,
                                  out + t * out_stride + r, out_stride);
     }
 }
@@ -3644,167 +3942,123 @@ MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint3
 MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
 
 /* ---- AVX512-VNNI: many tokens ----
-   LAYOUT      A panel is groups of 32 rows, for every block of 32 weights one entry: vectors of one dword (or float) per row, rows
-               0-15 and 16-31 in two registers: 8 pairs of weights (4 consecutive k each), the scale, and what else the kind has.
-   DEFINITION  as everywhere. A tile of 32 rows x C tokens walks the panel once from front to back; the accumulators of the 8 lanes
-               lie in L1 (per block, vector and token a load in the fma and a store, 8 blocks apart).
+   LAYOUT      Rows 0-15 and 16-31 of every vector in two registers: an entry is pairs of them. Weights all have an offset.
    REGISTERS   2 x C integer sums, 2 of weights, 1 broadcast activation that both use; another 2 x C with integer scales per 16.
-   LIMITS      per block, vector and token 8 dot products, a multiplication and an fma share two ports: at most 80 % of the peak; a
-               minimum makes it 73 %, scales per 16 67 %. Measured (Zen 5, k = 2048, panel in L2), tiles alone: C = 4 72 %, 5 73 %,
-               6 70 %, 8 69 %, 10 67 %; 16 rows x 12 tokens 55 %, 48 x 6 68 %, 64 x 4 61 %; one pass per lane with the
-               accumulators in registers, C = 6: 65 % (short loops). */
-
-enum { MOEI_Q8_ROWS = 32, MOEI_Q8_TOKENS = 5 }; /* of a tile */
+   LIMITS      Where ports 0 and 5 do all 512-bit arithmetic (Intel) a block, vector and token is 8 dot products, a conversion, a
+               multiplication and an fma: at most 73 % of the peak; with a minimum 67 %, with scales per 16 62 %, NVFP4 57 %.
+               Measured (Xeon, family 6 model 207; k = 2048, panel in L2), tiles alone: C = 5 62 %, 6 65 %, 8 67 % (minimum 63 %),
+               10 65 %, 12 65 %; 48 rows x 5 67 %, 64 x 4 67 %; lanes one after the other with the accumulators in registers 65 %,
+               at k = 768 58 %; start values computed per block and not gathered: 7 points less. */
 
 /* Entry of a block: pairs of vectors. */
 MOEI_FORCE size_t moei_q8_entry(uint32_t f) {
     size_t pairs = 9; /* weights, d */
     if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f)) pairs = 10;    /* m */
-    if (moei_q8_has_sub(f)) pairs = f == MOE_FORMAT_Q2_K ? 13 : 11; /* scale 0, scale 1; Q2_K: m, minima as two int16 */
+    if (moei_q8_has_sub(f)) pairs = f == MOE_FORMAT_Q2_K ? 13 : 11; /* scale 0, scale 1 as floats; Q2_K: m, minima as two int16 */
     return pairs * 128;
 }
-static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) {
-    return (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS * (k / 32) * moei_q8_entry(MOE_FORMAT_Q2_K);
-}
+static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) { return n_rows ? k / 32 * moei_q8_entry(MOE_FORMAT_Q2_K) : 0; }
 /* What the tile needs to know of a format: formats of a kind share its code. */
 MOEI_FORCE uint32_t moei_q8_kind(uint32_t f) {
     if (moei_q8_has_min(f)) return MOE_FORMAT_Q4_K;
     if (moei_q8_is_nvfp4(f)) return MOE_FORMAT_NVFP4;
     return f == MOE_FORMAT_Q2_K ? f : (uint32_t)(moei_q8_has_sub(f) ? MOE_FORMAT_Q6_K : MOE_FORMAT_Q8_0);
 }
-/* One block of c prepared rows: x are the rows, `q` the place of its 32 int8 in them, `s` that of its scale; the sums have the same
-   order in moei_q8, so that they are at fixed distances. */
-typedef struct moei_q8block {
-    const uint8_t *x[MOEI_Q8_TOKENS];
-    size_t q, s;
-} moei_q8block;
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_get(const moei_q8block *x, int t, size_t member) { /* offsetof */
-    return _mm512_set1_epi32((int)moei_q8_u32(x->x[t] + x->s + (member - offsetof(moei_q8, d))));
-}
-MOEI_FORCE MOEI_VNNI __m512 moei_q8_getf(const moei_q8block *x, int t, size_t member) {
-    return _mm512_castsi512_ps(moei_q8_get(x, t, member));
-}
-/* 16 weights of 32 rows, held in 8 registers, times c tokens. */
-MOEI_FORCE MOEI_VNNI void moei_q8_dots(const uint8_t *w, int half, int c, const moei_q8block *x, __m512i s[][2]) {
-    __m512i v[4][2];
-    MOEI_UNROLL for (int j = 0; j < 4; j++)
-        MOEI_UNROLL for (int r = 0; r < 2; r++) v[j][r] = moei_q8_ld512(w + 512 * half + 128 * j + 64 * r);
-    MOEI_UNROLL for (int t = 0; t < c; t++)
-        MOEI_UNROLL for (int j = 0; j < 4; j++) {
-            const __m512i q = _mm512_set1_epi32((int)moei_q8_u32(x->x[t] + x->q + 16 * half + 4 * j));
-            MOEI_UNROLL for (int r = 0; r < 2; r++) s[t][r] = _mm512_dpbusd_epi32(s[t][r], v[j][r], q);
+MOEI_FORCE MOEI_VNNI __m512 moei_q8_getf(const float *p) { return _mm512_set1_ps(*p); }
+/* 16 weights of 32 rows times c tokens. */
+MOEI_FORCE MOEI_VNNI void moei_q8_dots(const uint8_t *w, int c, const uint8_t *const *x, size_t at, __m512i s[][2]) {
+    MOEI_UNROLL for (size_t j = 0; j < 4; j++) {
+        const __m512i v0 = moei_q8_ld512(w + 128 * j), v1 = moei_q8_ld512(w + 128 * j + 64);
+        MOEI_UNROLL for (int t = 0; t < c; t++) {
+            const __m512i q = _mm512_set1_epi32((int)moei_q8_u32(x[t] + at + 4 * j));
+            s[t][0] = _mm512_dpbusd_epi32(s[t][0], v0, q), s[t][1] = _mm512_dpbusd_epi32(s[t][1], v1, q);
         }
-}
-/* What the sum over a half (2: the whole) starts from: minus offset * sum(q), or 0 where weights have no offset. */
-MOEI_FORCE MOEI_VNNI void moei_q8_start(uint32_t kind, int half, int c, const moei_q8block *x, __m512i shift, __m512i s[][2]) {
-    MOEI_UNROLL for (int t = 0; t < c; t++) {
-        __m512i sum = _mm512_setzero_si512();
-        if (half == 2) sum = _mm512_sllv_epi32(moei_q8_get(x, t, offsetof(moei_q8, sum)), shift);
-        else if (kind != MOE_FORMAT_Q2_K) {
-            sum = moei_q8_get(x, t, offsetof(moei_q8, sum16));
-            sum = _mm512_sllv_epi32(_mm512_srai_epi32(half ? sum : _mm512_slli_epi32(sum, 16), 16), shift);
-        }
-        s[t][0] = s[t][1] = kind == MOE_FORMAT_Q2_K || kind == MOE_FORMAT_Q4_K ? _mm512_setzero_si512() : _mm512_sub_epi32(_mm512_setzero_si512(), sum);
     }
 }
+MOEI_FORCE MOEI_VNNI void moei_q8_start(int c, const int32_t (*start)[8], size_t lane, int none, __m512i s[][2]) {
+    MOEI_UNROLL for (int t = 0; t < c; t++) s[t][0] = s[t][1] = none ? _mm512_setzero_si512() : _mm512_set1_epi32(start[t][lane]);
+}
 /* acc += s * (d * d_x) */
-MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int c, const float *d, const moei_q8block *x, __m512i s[][2], __m512 acc[][2]) {
+MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int c, const float *d, const float (*dx)[8], size_t lane, __m512 s[][2], __m512 acc[][2]) {
     const __m512 d0 = _mm512_loadu_ps(d), d1 = _mm512_loadu_ps(d + 16);
     MOEI_UNROLL for (int t = 0; t < c; t++) {
-        const __m512 dx = moei_q8_getf(x, t, offsetof(moei_q8, d));
-        acc[t][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[t][0]), _mm512_mul_ps(d0, dx), acc[t][0]);
-        acc[t][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[t][1]), _mm512_mul_ps(d1, dx), acc[t][1]);
+        const __m512 x = moei_q8_getf(&dx[t][lane]);
+        acc[t][0] = _mm512_fmadd_ps(s[t][0], _mm512_mul_ps(d0, x), acc[t][0]);
+        acc[t][1] = _mm512_fmadd_ps(s[t][1], _mm512_mul_ps(d1, x), acc[t][1]);
     }
 }
 /* One entry times c tokens. */
-MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int c, const uint8_t *w, const moei_q8block *x, __m512i shift, __m512 acc[][2]) {
+MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int c, const uint8_t *w, const uint8_t *const *x, const moei_q8scalars *by,
+                                             size_t lane, __m512 acc[][2]) {
     const float *d = (const float *)(const void *)(w + 1024), *m = d + (kind == MOE_FORMAT_Q2_K ? 96 : 32);
-    __m512i s[MOEI_Q8_TOKENS][2], h[MOEI_Q8_TOKENS][2];
-    if (kind == MOE_FORMAT_Q8_0 || kind == MOE_FORMAT_Q4_K) {
-        moei_q8_start(kind, 2, c, x, shift, s);
-        moei_q8_dots(w, 0, c, x, s), moei_q8_dots(w, 1, c, x, s);
+    __m512i s[MOEI_Q8_TOKENS][2];
+    __m512 f[MOEI_Q8_TOKENS][2];
+    moei_q8_start(c, by->start[0], lane, kind == MOE_FORMAT_Q4_K, s);
+    moei_q8_dots(w, c, x, 32 * lane, s);
+    if (moei_q8_has_sub(kind)) { /* (MOEI_MAGIC + h) * scale - MOEI_MAGIC * scale = h * scale: all exact */
+        MOEI_UNROLL for (int r = 0; r < 2; r++) {
+            const __m512 scale = _mm512_loadu_ps(d + 32 + 16 * r), less = _mm512_mul_ps(scale, _mm512_set1_ps(-MOEI_MAGIC));
+            MOEI_UNROLL for (int t = 0; t < c; t++) f[t][r] = _mm512_fmadd_ps(_mm512_castsi512_ps(s[t][r]), scale, less);
+        }
+        moei_q8_start(c, by->start[1], lane, kind == MOE_FORMAT_Q2_K, s);
     } else if (kind == MOE_FORMAT_NVFP4) {
-        moei_q8_start(kind, 0, c, x, shift, s), moei_q8_dots(w, 0, c, x, s);
-        moei_q8_scaled(c, d, x, s, acc);
-        moei_q8_start(kind, 1, c, x, shift, s), moei_q8_dots(w, 1, c, x, s);
+        MOEI_UNROLL for (int t = 0; t < c; t++) f[t][0] = _mm512_cvtepi32_ps(s[t][0]), f[t][1] = _mm512_cvtepi32_ps(s[t][1]);
+        moei_q8_scaled(c, d, by->d, lane, f, acc);
+        moei_q8_start(c, by->start[1], lane, 0, s);
         d = m;
-    } else {
-        moei_q8_start(kind, 0, c, x, shift, h), moei_q8_dots(w, 0, c, x, h);
-        MOEI_UNROLL for (int t = 0; t < c; t++)
-            MOEI_UNROLL for (int r = 0; r < 2; r++) h[t][r] = _mm512_mullo_epi32(h[t][r], moei_q8_ld512(w + 1152 + 64 * r));
-        moei_q8_start(kind, 1, c, x, shift, s), moei_q8_dots(w, 1, c, x, s);
-        MOEI_UNROLL for (int t = 0; t < c; t++)
-            MOEI_UNROLL for (int r = 0; r < 2; r++)
-                s[t][r] = _mm512_add_epi32(h[t][r], _mm512_mullo_epi32(s[t][r], moei_q8_ld512(w + 1280 + 64 * r)));
     }
-    moei_q8_scaled(c, d, x, s, acc);
+    moei_q8_dots(w + 512, c, x, 32 * lane + 16, s);
     MOEI_UNROLL for (int t = 0; t < c; t++)
         MOEI_UNROLL for (int r = 0; r < 2; r++) {
-            if (kind == MOE_FORMAT_Q4_K) acc[t][r] = _mm512_fmadd_ps(_mm512_loadu_ps(m + 16 * r), moei_q8_getf(x, t, offsetof(moei_q8, s)), acc[t][r]);
-            if (kind == MOE_FORMAT_Q2_K)
-                s[t][r] = _mm512_madd_epi16(moei_q8_ld512(m + 32 + 16 * r), moei_q8_get(x, t, offsetof(moei_q8, sum16)));
+            const __m512 h = _mm512_cvtepi32_ps(s[t][r]);
+            f[t][r] = moei_q8_has_sub(kind) ? _mm512_fmadd_ps(h, _mm512_loadu_ps(d + 64 + 16 * r), f[t][r]) : h;
         }
-    if (kind == MOE_FORMAT_Q2_K) moei_q8_scaled(c, m, x, s, acc);
+    moei_q8_scaled(c, d, by->d, lane, f, acc);
+    MOEI_UNROLL for (int t = 0; t < c; t++)
+        MOEI_UNROLL for (int r = 0; r < 2; r++) {
+            if (kind == MOE_FORMAT_Q4_K) acc[t][r] = _mm512_fmadd_ps(_mm512_loadu_ps(m + 16 * r), moei_q8_getf(&by->s[t][lane]), acc[t][r]);
+            if (kind == MOE_FORMAT_Q2_K)
+                f[t][r] = _mm512_cvtepi32_ps(_mm512_madd_epi16(moei_q8_ld512(m + 32 + 16 * r), _mm512_set1_epi32(by->sum16[t][lane])));
+        }
+    if (kind == MOE_FORMAT_Q2_K) moei_q8_scaled(c, m, by->d, lane, f, acc);
 }
-/* 32 rows times c tokens, of which n are wanted. gcc does not see that v == 7 sets saved[3]. */
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const uint8_t *panel, size_t n_blocks, const void *const *x, int n,
-                                            __m512i shift, uint32_t mask, float *out, size_t out_stride) {
-    moei_q8block at;
-    __m512 acc[8][MOEI_Q8_TOKENS][2];
-    MOEI_UNROLL for (int t = 0; t < c; t++) at.x[t] = (const uint8_t *)x[t < n ? t : n - 1];
-    for (int lane = 0; lane < 8; lane++)
-        MOEI_UNROLL for (int t = 0; t < c; t++) acc[lane][t][0] = acc[lane][t][1] = _mm512_setzero_ps();
-    for (size_t b = 0; b < n_blocks; b++, panel += moei_q8_entry(kind)) {
-        at.q = b / 8 * sizeof(moei_q8) + b % 8 * 32, at.s = b / 8 * sizeof(moei_q8) + offsetof(moei_q8, d) + b % 8 * 4;
-        moei_q8_entry_vnni(kind, c, panel, &at, shift, acc[b % 8]);
+MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, int offset,
+                                            moei_q8ahead *ahead, float *acc) {
+    const uint8_t *q[MOEI_Q8_TOKENS];
+    moei_q8scalars by;
+    moei_q8_gather(moei_q8_has_sub(kind) || moei_q8_is_nvfp4(kind), c, x, offset, moei_q8_has_sub(kind) ? MOEI_MAGIC_BITS : 0, &by);
+    MOEI_UNROLL for (int t = 0; t < c; t++) q[t] = (const uint8_t *)x[t];
+    for (size_t lane = 0; lane < n_blocks; lane++, entry += moei_q8_entry(kind), acc += MOEI_Q8_TOKENS * 32) {
+        moei_q8_prefetch_block(ahead);
+        moei_q8_entry_vnni(kind, c, entry, q, &by, lane, (__m512(*)[2])(void *)acc);
     }
-    for (int t = 0; t < n; t++)
+}
+static MOEI_VNNI void moei_q8_store_vnni(const float *acc, uint32_t c, uint32_t n_rows, float *out, size_t out_stride) {
+    const uint32_t mask = n_rows < 32 ? (1u << n_rows) - 1 : 0xffffffffu;
+    for (uint32_t t = 0; t < c; t++)
         for (int r = 0; r < 2; r++) {
             __m512 a[8];
-            MOEI_UNROLL for (int l = 0; l < 8; l++) a[l] = acc[l][t][r];
+            MOEI_UNROLL for (uint32_t l = 0; l < 8; l++) a[l] = _mm512_loadu_ps(acc + (MOEI_Q8_TOKENS * l + t) * 32 + 16 * r);
             MOEI_UNROLL for (int half = 4; half; half /= 2)
                 MOEI_UNROLL for (int l = 0; l < half; l++) a[l] = _mm512_add_ps(a[l], a[l + half]);
             a[0] = _mm512_add_ps(a[0], _mm512_setzero_ps());
-            _mm512_mask_storeu_ps(out + (size_t)t * out_stride + 16 * r, (__mmask16)(mask >> 16 * r), a[0]);
+            _mm512_mask_storeu_ps(out + t * out_stride + 16 * r, (__mmask16)(mask >> 16 * r), a[0]);
         }
 }
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
-MOEI_FORCE MOEI_VNNI void moei_q8_panel_kind(uint32_t kind, const uint8_t *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
-                                             uint32_t n_tokens, float *out, size_t out_stride) {
-    const size_t n_blocks = w->k / 32, groups = (n_tokens + MOEI_Q8_TOKENS - 1) / MOEI_Q8_TOKENS;
-    const size_t n_panels = (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS;
-    int offset = w->format == MOE_FORMAT_INT4_GROUP ? 128 : moei_q8_offset(w->format), log2 = 0;
-    while (offset >> log2 > 1) log2++;
-    const __m512i shift = _mm512_set1_epi32(log2);
-    for (size_t p = 0; p < n_panels; p++, panel += n_blocks * moei_q8_entry(kind), out += MOEI_Q8_ROWS) {
-        const uint32_t rows = n_rows - (uint32_t)p * MOEI_Q8_ROWS, mask = rows < 32 ? (1u << rows) - 1 : 0xffffffffu;
-        for (size_t g = 0; g < groups; g++) {
-            const size_t t = n_tokens * g / groups, n = n_tokens * (g + 1) / groups - t;
-            moei_q8_prefetch(w, p * groups + g, n_panels * groups);
-            if (n == 5) moei_q8_tile_vnni(kind, 5, panel, n_blocks, x + t, 5, shift, mask, out + t * out_stride, out_stride);
-            else moei_q8_tile_vnni(kind, 4, panel, n_blocks, x + t, (int)n, shift, mask, out + t * out_stride, out_stride);
-        }
-    }
-}
-#define MOEI_Q8_KIND(f)                                                                                                  \
-    static MOEI_VNNI void moei_q8_panel_##f(const uint8_t *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, \
-        uint32_t n, float *out, size_t stride) { moei_q8_panel_kind(MOE_FORMAT_##f, panel, w, n_rows, x, n, out, stride); }
-MOEI_Q8_KIND(Q8_0) MOEI_Q8_KIND(Q4_K) MOEI_Q8_KIND(Q6_K) MOEI_Q8_KIND(Q2_K) MOEI_Q8_KIND(NVFP4)
-static MOEI_VNNI void moei_q8_panel_vnni(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
-                                         float *out, size_t out_stride) {
-    const uint8_t *p = (const uint8_t *)panel;
-    switch (moei_q8_kind(w->format)) {
-    case MOE_FORMAT_Q4_K: moei_q8_panel_Q4_K(p, w, n_rows, x, n_tokens, out, out_stride); break;
-    case MOE_FORMAT_Q6_K: moei_q8_panel_Q6_K(p, w, n_rows, x, n_tokens, out, out_stride); break;
-    case MOE_FORMAT_Q2_K: moei_q8_panel_Q2_K(p, w, n_rows, x, n_tokens, out, out_stride); break;
-    case MOE_FORMAT_NVFP4: moei_q8_panel_NVFP4(p, w, n_rows, x, n_tokens, out, out_stride); break;
-    default: moei_q8_panel_Q8_0(p, w, n_rows, x, n_tokens, out, out_stride);
+#define MOEI_Q8_TILE_VNNI(f)                                                                                             \
+    static MOEI_VNNI void moei_q8_tile_vnni_##f(const uint8_t *entry, size_t n, const moei_q8 *const *x, uint32_t c, int offset, \
+        moei_q8ahead *ahead, float *acc) {                                                                               \
+        if (c == 8) moei_q8_tile_vnni(MOE_FORMAT_##f, 8, entry, n, x, offset, ahead, acc);                               \
+        else if (c == 6) moei_q8_tile_vnni(MOE_FORMAT_##f, 6, entry, n, x, offset, ahead, acc);                          \
+        else moei_q8_tile_vnni(MOE_FORMAT_##f, 4, entry, n, x, offset, ahead, acc); }
+MOEI_Q8_TILE_VNNI(Q8_0) MOEI_Q8_TILE_VNNI(Q4_K) MOEI_Q8_TILE_VNNI(Q6_K) MOEI_Q8_TILE_VNNI(Q2_K) MOEI_Q8_TILE_VNNI(NVFP4)
+static moei_q8_tile_fn *moei_q8_tile_of_vnni(uint32_t f) {
+    switch (moei_q8_kind(f)) {
+    case MOE_FORMAT_Q4_K: return moei_q8_tile_vnni_Q4_K;
+    case MOE_FORMAT_Q6_K: return moei_q8_tile_vnni_Q6_K;
+    case MOE_FORMAT_Q2_K: return moei_q8_tile_vnni_Q2_K;
+    case MOE_FORMAT_NVFP4: return moei_q8_tile_vnni_NVFP4;
+    default: return moei_q8_tile_vnni_Q8_0;
     }
 }
 
@@ -4019,11 +4273,16 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_sub(uint32_t f, const uint8_t *p, size_
     MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
         const size_t i = b % 2 * 2;
         moei_q8_put(to, b, 8, _mm512_castps_si512(d));
-        moei_q8_put(to, b, 9, moei_q8_byte(t[b / 2], i, 1)), moei_q8_put(to, b, 10, moei_q8_byte(t[b / 2], i + 1, 1));
+        MOEI_UNROLL for (size_t h = 0; h < 2; h++)
+            moei_q8_put(to, b, 9 + h, _mm512_castps_si512(_mm512_cvtepi32_ps(moei_q8_byte(t[b / 2], i + h, 1))));
         if (f != MOE_FORMAT_Q2_K) continue;
         moei_q8_put(to, b, 11, _mm512_castps_si512(m));
         moei_q8_put(to, b, 12, _mm512_or_si512(moei_q8_byte(u[b / 2], i, 0), _mm512_slli_epi32(moei_q8_byte(u[b / 2], i + 1, 0), 16)));
     }
+}
+/* Blocks of 32 with one half-precision scale. */
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales_32(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
+    for (size_t b = 0; b < to->n; b++, p += moei_q8_step_bytes(f) / 8) moei_q8_put(to, b, 8, _mm512_castps_si512(moei_q8_halves(p, stride)));
 }
 /* Others: row by row, then transposed. */
 typedef struct moei_q8rows {
@@ -4041,6 +4300,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales(uint32_t f, const uint8_t *p, si
     moei_q8rows rows;
     if (f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K) moei_q8_decode_scales_k(p, stride, to);
     else if (moei_q8_has_sub(f)) moei_q8_decode_sub(f, p, stride, to);
+    else if (f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_Q4_0 || f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_IQ4_NL) moei_q8_decode_scales_32(f, p, stride, to);
     else {
         for (size_t r = 0; r < 16; r++) {
             moei_q8s s;
@@ -4056,36 +4316,39 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales(uint32_t f, const uint8_t *p, si
         MOEI_UNROLL for (int b = 0; b < 8; b++) zero[b] = _mm512_mullo_epi32(zero[b], _mm512_set1_epi32(0x01010101)); /* to all bytes */
     }
 }
-/* 16 rows from row r; beyond the view's end the last one again. */
-MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, uint8_t *panel) {
+/* A step of 16 rows from row r; beyond the view's end the last one again. */
+MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, size_t i, moei_q8side *side, uint8_t *entry) {
     const size_t step = moei_q8_step_bytes(f), n_blocks = w->k / 32, last = n_rows - 1;
+    const moei_q8to to = {entry, moei_q8_entry(f), n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8};
+    const uint8_t *p = moei_row(w, r <= last ? r : last) + i * step;
     uint8_t copy[16 * 272];
-    moei_q8side side[16];
     __m512i zero[8];
-    for (size_t i = 0; 8 * i < n_blocks; i++, panel += 8 * moei_q8_entry(f)) {
-        const moei_q8to to = {panel, moei_q8_entry(f), n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8};
-        const uint8_t *p = moei_row(w, r <= last ? r : last) + i * step;
-        size_t stride = w->row_stride;
-        if (to.n < 8 || r + 15 > last) {
-            memset(copy, 0, sizeof copy);
-            for (size_t j = 0; j < 16; j++) memcpy(copy + j * step, moei_row(w, r + j < last ? r + j : last) + i * step, to.n * step / 8);
-            p = copy, stride = step;
-        }
-        for (size_t j = 0; moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0 && j < 16; j++)
-            moei_q8_sides(f, w, r + j < last ? r + j : last, i, &side[j]);
-        moei_q8_decode_scales(f, p, stride, side, i % MOEI_Q8_CHUNK, zero, &to);
-        moei_q8_decode_weights(f, p, stride, zero, &to);
+    size_t stride = w->row_stride;
+    if (to.n < 8 || r + 15 > last) {
+        memset(copy, 0, sizeof copy);
+        for (size_t j = 0; j < 16; j++) memcpy(copy + j * step, moei_row(w, r + j < last ? r + j : last) + i * step, to.n * step / 8);
+        p = copy, stride = step;
     }
+    for (size_t j = 0; moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0 && j < 16; j++)
+        moei_q8_sides(f, w, r + j < last ? r + j : last, i, &side[j]);
+    moei_q8_decode_scales(f, p, stride, side, i % MOEI_Q8_CHUNK, zero, &to);
+    moei_q8_decode_weights(f, p, stride, zero, &to);
 }
-MOEI_FORCE MOEI_VNNI void moei_q8_decode(uint32_t f, const moei_rows *w, uint32_t n_rows, void *panel) {
-    uint8_t *to = (uint8_t *)panel;
-    for (uint32_t r = 0; r < n_rows; r += MOEI_Q8_ROWS, to += w->k / 32 * moei_q8_entry(f))
-        moei_q8_decode16(f, w, r, n_rows, to), moei_q8_decode16(f, w, r + 16, n_rows, to + 64);
+#define MOEI_Q8_UNPACK(isa, target, f)                                                                                   \
+    static target void moei_q8_unpack_##isa##_##f(const moei_rows *w, size_t r, size_t n_rows, size_t step, moei_q8side side[32], uint8_t *entry) { \
+        moei_q8_decode16(MOE_FORMAT_##f, w, r, n_rows, step, side, entry);                                               \
+        moei_q8_decode16(MOE_FORMAT_##f, w, r + 16, n_rows, step, side + 16, entry + 64); }
+MOEI_Q8_FORMATS(MOEI_Q8_UNPACK, vnni, MOEI_VNNI)
+static moei_q8_unpack_fn *moei_q8_unpack_vnni(uint32_t f) {
+    switch (f) { MOEI_Q8_FORMATS(MOEI_Q8_CASE, vnni, ) default: return NULL; }
 }
-#define MOEI_Q8_DECODE(isa, target, f)                                                                                   \
-    static target void moei_q8_decode_##isa##_##f(const moei_rows *w, uint32_t n_rows, void *panel) {                    \
-        moei_q8_decode(MOE_FORMAT_##f, w, n_rows, panel); }
-MOEI_Q8_FORMATS(MOEI_Q8_DECODE, vnni, MOEI_VNNI)
+static void moei_q8_panel_vnni(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                               size_t out_stride) {
+    const uint32_t f = w->format;
+    const int offset = f == MOE_FORMAT_INT4_GROUP ? 128 : f == MOE_FORMAT_Q2_K || moei_q8_has_min(f) ? 0 : moei_q8_offset(f);
+    const moei_q8tier tier = {moei_q8_unpack_vnni(f), moei_q8_tile_of_vnni(f), moei_q8_store_vnni, moei_q8_entry(f), {8, 6, 4}, offset};
+    moei_q8_panel(&tier, panel, w, n_rows, x, n_tokens, out, out_stride);
+}
 /* clang-format off */
 MOEI_UNUSED static const moei_arith moei_q8_vnni = {
     MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_prepared_bytes, moei_q8_prepare, moei_q8_panel_bytes, moei_q8_panel_vnni,
@@ -6249,7 +6512,7 @@ static void moei_multiply(const moei_arith *a, const moei_rows *w, uint32_t n_ro
     /* For few tokens the panel stays in L1 (but transposed weights, whose cache lines hold many rows). */
     moei_rows part = *w;
     uint32_t few = (uint32_t)(MOEI_FEW_BYTES / a->row_bytes(w->k)) + 1;
-    uint32_t step = n > 4 || w->k_stride || few > MOEI_UP_ROWS ? MOEI_UP_ROWS : few;
+    uint32_t step = n > 4 || ops->dot || w->k_stride || few > MOEI_UP_ROWS ? MOEI_UP_ROWS : few;
     for (uint32_t r = 0, rows; r < n_rows; r += rows) {
         rows = n_rows - r < step ? n_rows - r : step;
         part.row0 = w->row0 + r;
