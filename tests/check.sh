@@ -45,7 +45,7 @@ done
 check "no data, no bss, no allocation or output in the object" nm "gcc -std=c11 -O2 -fno-pie -I. -c $out/emit.c -o $out/emit.o && ! nm $out/emit.o | grep -E ' [dDbBC] | U (malloc|calloc|realloc|free|printf|fprintf|puts|abort|exit|getenv|fopen)$'"
 check "address and undefined-behaviour sanitizers: layer" gcc "gcc -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all $I tests/test_layer.c -o $out/asan -lm && $out/asan 1"
 check "sanitizers: checkpoints" gcc "gcc -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all $I tests/test_checkpoint.c -o $out/asan -lm -lpthread && $out/asan"
-check "fuzz corpora" gcc "for f in safetensors gguf index; do gcc -std=c11 -O1 $I tests/fuzz/fuzz_\$f.c -o $out/fuzz_\$f && $out/fuzz_\$f tests/fuzz/corpus/\$f/* || exit 1; done"
+check "fuzz corpora" gcc "for f in safetensors gguf index route layer; do gcc -std=c11 -O1 $I tests/fuzz/fuzz_\$f.c -o $out/fuzz_\$f -lm && $out/fuzz_\$f tests/fuzz/corpus/\$f/* || exit 1; done"
 check "thread sanitizer: team and pool" gcc "gcc -std=c11 -O1 -g -fsanitize=thread $I examples/team.c -o $out/team -lm -lpthread && $out/team"
 check "aarch64 (qemu): formats" qemu-aarch64 "aarch64-linux-gnu-gcc -std=c11 -O2 -static $I tests/test_formats.c -o $out/a64 -lm && qemu-aarch64 $out/a64"
 check "oracle against the golden layers" python3 "python3 -c 'import numpy' && python3 tests/tools/oracle_vs_golden.py"
