@@ -66,6 +66,19 @@ accuracy: $(BUILD)/accuracy
 	$(BUILD)/accuracy
 exp: $(BUILD)/accuracy
 	$(BUILD)/accuracy --exp
+MINUTES  ?= 1
+$(BUILD)/soak: tests/test_layer.c
+soak: $(BUILD)/soak
+	$(BUILD)/soak $(MINUTES) $(SEED)
+
+mutate:
+	python3 tests/mutate.py --sample $(or $(SAMPLE),40) --seed $(or $(SEED),1)
+foreign: $(BUILD)/libmoe.so
+	@sh tests/foreign/run.sh
+static:
+	@sh tests/static.sh
+coverage:
+	@sh tests/coverage.sh
 
 # make fuzz TIME=seconds per target; make fuzz FUZZ="route index". The instruction sets take minutes to compile with sanitizers: all of
 # them with FUZZ_TIERS= (moe.h's configuration).
