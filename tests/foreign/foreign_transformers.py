@@ -3,6 +3,7 @@ import numpy as np, torch, transformers
 from moe import *
 
 torch.manual_seed(1)
+transformers.logging.set_verbosity_error()
 rng = np.random.default_rng(1)
 D, FF, E, K, N = 64, 48, 8, 2, 32
 
