@@ -1479,8 +1479,8 @@ static const char *moei_expert_bad(const moe_matrix *m, uint32_t expert, size_t 
 /* error.field: data, scale, zero or scale2; error.got: the first weight concerned, counted from expert 0's first.
    Absent experts are skipped. Scales of 0 are fine, divisors of 0 are not. */
 MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size_t rows, size_t k, moe_error *error) {
-    moe_status status = moei_weights_error(error, MOE_OK, "", 0, 0);
-    status = moei_check_matrix(matrix, n_experts, rows, k, error);
+    moei_weights_error(error, MOE_OK, "", 0, 0);
+    moe_status status = moei_check_matrix(matrix, n_experts, rows, k, error);
     for (uint32_t e = 0; !status && e < n_experts; e++) {
         uint64_t at = 0;
         const char *field = moei_expert_bad(matrix, e, rows, k, &at);
@@ -6704,21 +6704,18 @@ static int moei_gap(const void *const *call, const void *const *own, uint32_t e)
     const void *const *list = call ? call : own;
     return list && !list[e];
 }
+/* Is a pointer of expert e NULL? o: the call's lists, i: which of them. */
+static int moei_gaps(const moe_matrix *m, const moe_experts *o, int i, uint32_t e) {
+    return (m->format && moei_gap(o->data[i], m->expert, e)) || (m->scale.type && moei_gap(o->scale[i], m->scale.expert, e)) ||
+           (m->zero.type && moei_gap(o->zero[i], m->zero.expert, e)) || (m->scale2.type && moei_gap(o->scale2[i], m->scale2.expert, e)) ||
+           (m->bias.type && moei_gap(o->bias[i], m->bias.expert, e));
+}
 static int moei_absent(const moei_plan *p, uint32_t e) {
     moe_experts none; /* the desc's own pointers */
     const moei_bank *b = &p->layer->routed;
     memset(&none, 0, sizeof none);
     const moe_experts *o = p->io->experts ? p->io->experts : &none;
-    const moe_matrix *const all[3] = {&b->gate, &b->up, &b->down};
-    for (int i = 0; i < 3; i++) {
-        const moe_matrix *m = all[i];
-        if ((m->format && moei_gap(o->data[i], m->expert, e)) || (m->scale.type && moei_gap(o->scale[i], m->scale.expert, e)) ||
-            (m->zero.type && moei_gap(o->zero[i], m->zero.expert, e)) ||
-            (m->scale2.type && moei_gap(o->scale2[i], m->scale2.expert, e)) ||
-            (m->bias.type && moei_gap(o->bias[i], m->bias.expert, e)))
-            return 1;
-    }
-    return 0;
+    return moei_gaps(&b->gate, o, MOE_GATE, e) || moei_gaps(&b->up, o, MOE_UP, e) || moei_gaps(&b->down, o, MOE_DOWN, e);
 }
 
 /* The position of a global expert id among those held here, or -1. */
@@ -7276,6 +7273,25 @@ static moe_status moei_check_routing_input(const moei_plan *p, int needs_logits)
     return MOE_OK;
 }
 
+/* Only routed experts may be absent: what every token uses has no NULL in its lists. */
+static moe_status moei_check_present(const moei_plan *p, int partial) {
+    const moe_desc *d = &p->layer->desc;
+    const moei_bank *b = &p->layer->shared;
+    uint32_t end = !p->route_only && !partial, shared = end ? b->n_experts : 0, in = !p->route_only && !p->sums && d->latent.d;
+    const struct { const moe_matrix *m; uint32_t n; } all[] = {
+        {&d->router.weight, 1}, {&d->latent.in, in}, {&d->latent.out, end && d->latent.d}, {&b->gate, shared}, {&b->up, shared},
+        {&b->down, shared}, {&d->shared.gate_weight, shared && d->shared.gate_kind % MOE_SHARED_ROUTER_SINK}};
+    const moe_array *const arrays[] = {&d->router.input_scale, &d->latent.norm, &d->ffn.out_bias};
+    moe_experts none;
+    memset(&none, 0, sizeof none);
+    for (size_t i = 0; i < MOEI_COUNT(all); i++)
+        for (uint32_t e = 0; e < all[i].n; e++)
+            if (moei_gaps(all[i].m, &none, 0, e)) return moei_fail(p->io->error, MOE_ERR_NULL, "expert", e, 0);
+    for (size_t i = 0; i < MOEI_COUNT(arrays); i++)
+        if (arrays[i]->type && moei_gap(NULL, arrays[i]->expert, 0)) return moei_fail(p->io->error, MOE_ERR_NULL, "expert", 0, 0);
+    return MOE_OK;
+}
+
 static moe_status moei_check_io(moei_plan *p, int needs_logits) {
     moe_io *io = &p->call;
     const moe_desc *d = &p->layer->desc;
@@ -7294,6 +7310,7 @@ static moe_status moei_check_io(moei_plan *p, int needs_logits) {
         MOEI_TRY(moei_check_rows(io, io->y_type, &io->y_stride, y_width, "y_stride", "y_type"));
         MOEI_TRY(moei_check_alias(io, d->d_model, y_width));
     }
+    MOEI_TRY(moei_check_present(p, partial));
     return moei_check_routing_input(p, needs_logits);
 }
 
