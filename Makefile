@@ -15,7 +15,7 @@ TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 HEADERS  := moe.h $(wildcard examples/*.h tests/*.h bench/*.h tests/data/*.h tests/data/*/*.h)
 
 MAKEFLAGS += -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-.PHONY: all examples run test check bench bench-kernels lib install clean
+.PHONY: all examples run test check bench bench-kernels accuracy exp fuzz soak mutate foreign static coverage lib install clean
 
 all: examples $(BENCHES) $(TESTS) $(BUILD)/openmp $(BUILD)/cpp
 examples: $(EXAMPLES)
@@ -41,6 +41,7 @@ $(BUILD)/cpp: examples/cpp.cc $(HEADERS) $(BUILD)/moe.o
 	$(CXX) -std=c++11 $(CFLAGS) -Wall -I. -Iexamples -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
 $(INSIDE): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c)
 	$(COMPILE) -g0 $< -o $@ $(LIBS)
+$(BUILD)/test_amx: tests/test_layer.c # which it includes
 $(filter-out $(INSIDE),$(TESTS)): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c) $(BUILD)/moe.o
 	$(COMPILE) -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
 
@@ -62,6 +63,38 @@ bench: $(BUILD)/bench_layer
 	$(BUILD)/bench_layer --shape all
 bench-kernels: $(BUILD)/bench_kernels
 	$(BUILD)/bench_kernels
+
+# Proofs that take longer than a test; README.md says what each one shows.
+PROOFS   := $(BUILD)/accuracy $(BUILD)/soak
+$(PROOFS): $(BUILD)/%: tests/%.c $(HEADERS) | $(BUILD)
+	$(COMPILE) -g0 $< -o $@ $(LIBS)
+accuracy: $(BUILD)/accuracy
+	$(BUILD)/accuracy
+exp: $(BUILD)/accuracy
+	$(BUILD)/accuracy --exp
+MINUTES  ?= 1
+$(BUILD)/soak: tests/test_layer.c
+soak: $(BUILD)/soak
+	$(BUILD)/soak $(MINUTES) $(SEED)
+
+mutate:
+	python3 tests/mutate.py --sample $(or $(SAMPLE),40) --seed $(or $(SEED),1)
+foreign: $(BUILD)/libmoe.so
+	@sh tests/foreign/run.sh
+static:
+	@sh tests/static.sh
+coverage:
+	@sh tests/coverage.sh
+
+# make fuzz TIME=seconds per target; make fuzz FUZZ="route index". The instruction sets take minutes to compile with sanitizers: all of
+# them with FUZZ_TIERS= (any of moe.h's MOE_NO_ defines).
+TIME       ?= 60
+FUZZ       ?= gguf safetensors index route layer
+FUZZ_TIERS ?= -DMOE_NO_SIMD
+$(BUILD)/fuzz_%: tests/fuzz/fuzz_%.c $(HEADERS) $(wildcard tests/fuzz/*.h) | $(BUILD)
+	clang -std=c11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $(FUZZ_TIERS) -I. $< -o $@
+fuzz: $(FUZZ:%=$(BUILD)/fuzz_%)
+	@sh tests/fuzz/run.sh $(TIME) $(FUZZ)
 
 # For bindings from other languages; moe_sizeof tells the sizes of the structs.
 lib: $(BUILD)/libmoe.so

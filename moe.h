@@ -56,6 +56,8 @@
    layer     a validated desc: a plain value, immutable, shareable by threads; pointers in it are read during calls only.
    io        one call: rows in, rows out, workspace.
    Shapes are written [tokens][d_model], the last dimension is contiguous. Strides are in bytes. 0 strides mean "tight".
+   What a desc points to (weights, scales, biases, tables) is read as files hold it: little-endian, at any alignment. What an io
+   points to is in the machine's own byte order.
 
    NUMERICS (the contract; the plain-C code of the section `reference` is its definition)
    For one layer, tier set and compute, a token's output has the same bits for any number of workers, order of tasks,
@@ -63,7 +65,8 @@
    F32 and Q8 compute have the same bits on every tier, F32: 16 accumulators by k mod 16, each one chain of fused
    multiply-adds in ascending k, then a halving tree (8, 4, 2, 1), then + 0.0f. Q8: activations as int8 with one scale per 32
    values, integer dot products, 8 accumulators by block mod 8, one chain each, tree (4, 2, 1), + 0.0f.
-   BF16 uses the processor's bf16 dot products: the same bits within a tier, a bound across tiers.
+   BF16 uses the processor's bf16 dot products: the same bits within a tier, a bound across tiers; the sections bf16 and amx
+   define them. The tier amx (Linux; see moe_enable_amx) was tested on emulated instructions only.
    Experts are summed in ascending id by one owner per output element. A NaN or Inf in one token never reaches another.
    Router logits, scores, selection, norms and shared gates are always F32. NaN logits count as -Inf, ties go to the
    lowest id, selected ids are always distinct and in range. Suspended under -ffast-math (only the routing guards stay)
@@ -84,6 +87,8 @@
    MXFP4, MXFP8, NVFP4 of Hugging Face         scale as E8M0 or E4M3 [rows][k / 32 or 16]; NVFP4's second level: scale2, which
                                                ModelOpt multiplies by and compressed-tensors divides by (scale2_divides)
    int4 groups (compressed-tensors)            INT4_GROUP, scale.cols = group, zero (U4X8) if there are zero points
+   k_stride gathers rows at every use: 10 times the time of rows for one token, 3 times for 512 (measured on AVX-512, bf16
+   2560 x 2048); a one-time turn keeps the bits: ckpt_turn in examples/checkpoint_layer.h, 1 s per GB.
    GPTQ, AWQ                                   packed along outputs: repack once (examples/checkpoint_layer.h)
    Scales of fused tensors take the same offsets and strides in their own units. Families are rows of the table in >>presets.
 
@@ -483,8 +488,9 @@ MOE_API const char *moe_preset_name(uint32_t index); /* NULL after the last */
 MOE_API moe_status moe_layer_init(moe_layer *layer, const moe_desc *desc, moe_error *error);
 
 /* Bytes of workspace: moe_workspace_size reads each weight once per call; moe_workspace_min is the least that works
-   (tokens are then processed in blocks). Anything between is used; any alignment will do. SIZE_MAX on overflow. A call with
-   io->k > top_k slots per token needs as much as n_tokens * k / top_k (rounded up) tokens of top_k slots. */
+   (tokens are then processed in blocks). Anything between is used; any alignment will do; more tokens or tasks never need less.
+   SIZE_MAX on overflow. For a call with io->k > top_k slots per token ask for moe_workspace_size of n_tokens * k / top_k tokens
+   (rounded up); its least is not told. */
 MOE_API size_t moe_workspace_size(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks);
 MOE_API size_t moe_workspace_min(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks);
 
@@ -534,7 +540,7 @@ MOE_API uint32_t moe_tier_by_name(const char *name);   /* MOE_TIER_COUNT if unkn
 MOE_API uint32_t moe_compute_by_name(const char *name);/* MOE_COMPUTE_COUNT if unknown                 */
 MOE_API uint32_t moe_tiers(void);                      /* mask of what this build and machine can run  */
 MOE_API uint32_t moe_tier_mask(uint32_t tier);         /* the tier and those it builds on: for desc.tiers */
-MOE_API int moe_enable_amx(void);                      /* asks the kernel (process-wide); 1 = granted  */
+MOE_API int moe_enable_amx(void);                      /* asks the kernel (process-wide); 1 = layers made later use it */
 MOE_API uint32_t moe_layer_tier(const moe_layer *layer);
 MOE_API uint32_t moe_layer_compute(const moe_layer *layer, uint32_t matrix); /* MOE_GATE, MOE_UP, MOE_DOWN */
 MOE_API void moe_layer_counts(const moe_layer *layer, moe_counts *counts);
@@ -565,7 +571,7 @@ MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size
 
 /* ==== >>config: compilers, targets, small helpers =====================================================================
    Every tier's functions carry their target attribute themselves, so no compiler flag is needed and nothing of a tier can
-   leak into portable code. Sections below: numerics formats reference c avx2 avx512 vnni bf16 neon cpu choose validate
+   leak into portable code. Sections below: numerics formats reference c avx2 avx512 bf16 amx q8 neon cpu choose validate
    route layout phases api presets. Each may call what stands above it. */
 #include <string.h>
 #include <math.h>
@@ -580,12 +586,14 @@ MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size
 #define MOEI_NOINLINE __attribute__((noinline))
 #define MOEI_TARGET(s) __attribute__((target(s)))
 #define MOEI_PREFETCH(p) __builtin_prefetch(p)
+#define MOEI_PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
 #else
 #define MOEI_UNUSED
 #define MOEI_FORCE static __forceinline
 #define MOEI_NOINLINE
 #define MOEI_TARGET(s)
 #define MOEI_PREFETCH(p) ((void)(p))
+#define MOEI_PREFETCH_L2(p) ((void)(p))
 #endif
 #if defined(__clang__)
 #define MOEI_UNROLL _Pragma("clang loop unroll(full)")
@@ -619,6 +627,10 @@ MOEI_UNUSED static int moei_same_name(const char *a, const char *b) {
 #endif
 #if !defined(MOE_NO_BF16) && (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 10))
 #define MOEI_HAVE_AVX512BF16 1
+#if !defined(MOE_NO_AMX) && ((defined(__clang__) && __clang_major__ >= 12) ||                                            \
+                             (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11))
+#define MOEI_HAVE_AMX 1
+#endif
 #endif
 #endif
 #endif
@@ -670,6 +682,9 @@ MOEI_UNUSED static int moei_same_name(const char *a, const char *b) {
 #endif
 #ifndef MOEI_HAVE_AVX512BF16
 #define MOEI_HAVE_AVX512BF16 0
+#endif
+#ifndef MOEI_HAVE_AMX
+#define MOEI_HAVE_AMX 0
 #endif
 #ifndef MOEI_HAVE_NEON
 #define MOEI_HAVE_NEON 0
@@ -884,6 +899,15 @@ typedef struct moei_ops {       /* of one format */
     uint32_t dot_max;           /* beyond that many tokens the panel is faster */
 } moei_ops;
 
+/* Of an arithmetic that multiplies tokens in groups of 16 and needs the processor in a state of its own for it: x[16 i] of a dot or
+   panel is then group i. A group of n <= 16 tokens (the last may be short) takes n * row_bytes(k), and its first n * row_bytes(32)
+   hold the first 32 values. One token is a group as it is. */
+#define MOEI_GROUP 16u
+typedef struct moei_packing {
+    void (*begin)(void), (*end)(void);                                            /* around every task */
+    void (*pack)(void *to, const void *const *x, uint32_t n, size_t k);           /* n <= 16 prepared rows */
+} moei_packing;
+
 typedef struct moei_arith {     /* one compute on one tier */
     uint32_t compute, tier;
     size_t (*row_bytes)(size_t k);                                                /* of a prepared row, a multiple of 64 */
@@ -892,6 +916,7 @@ typedef struct moei_arith {     /* one compute on one tier */
     size_t (*panel_bytes)(uint32_t n_rows, size_t k);
     moei_panel_fn *panel;       /* NULL = no panels: ops[].dot takes any number of tokens */
     moei_ops ops[MOE_FORMAT_COUNT];
+    const moei_packing *packing; /* NULL = tokens are used as they were prepared */
 } moei_arith;
 
 typedef struct moei_vec {       /* elementwise, of one tier; each equal to its scalar definition, any n, any alignment */
@@ -1496,8 +1521,8 @@ static const char *moei_expert_bad(const moe_matrix *m, uint32_t expert, size_t 
 /* error.field: data, scale, zero or scale2; error.got: the first weight concerned, counted from expert 0's first.
    Absent experts are skipped. Scales of 0 are fine, divisors of 0 are not. */
 MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size_t rows, size_t k, moe_error *error) {
-    moe_status status = moei_weights_error(error, MOE_OK, "", 0, 0);
-    status = moei_check_matrix(matrix, n_experts, rows, k, error);
+    moei_weights_error(error, MOE_OK, "", 0, 0);
+    moe_status status = moei_check_matrix(matrix, n_experts, rows, k, error);
     for (uint32_t e = 0; !status && e < n_experts; e++) {
         uint64_t at = 0;
         const char *field = moei_expert_bad(matrix, e, rows, k, &at);
@@ -1711,15 +1736,22 @@ MOEI_UNUSED static void moei_prepare_q8(void *row, const float *x, size_t k0, si
 
 /* ---- Panels by the reference: decode, then prepare. Transposed rows are read as they are stored, 16 at a time */
 
+#if MOEI_HAVE_AVX2
+static size_t moei_turn_avx2(const moei_rows *w, uint32_t r0, uint32_t n_rows, size_t k0, size_t n, float *out, size_t stride);
+#endif
 MOEI_UNUSED static void moei_decode_default(const moei_arith *a, const moei_rows *w, uint32_t n_rows, void *panel) {
     float buf[1024];
-    uint32_t group = w->k_stride ? 16 : 1;
+    uint32_t group = w->k_stride ? 32 : 1; /* [in, out]: whole cache lines */
     size_t chunk = MOEI_COUNT(buf) / group, row_bytes = a->row_bytes(w->k);
     for (uint32_t r0 = 0; r0 < n_rows; r0 += group) {
         uint32_t rows = n_rows - r0 < group ? n_rows - r0 : group;
         for (size_t k0 = 0; k0 < w->k; k0 += chunk) {
             size_t n = w->k - k0 < chunk ? w->k - k0 : chunk;
-            moei_decode_tile(w, r0, rows, k0, n, buf, chunk);
+            size_t done = 0;
+#if MOEI_HAVE_AVX2
+            if (w->k_stride && a->tier != MOE_TIER_C) done = moei_turn_avx2(w, r0, rows, k0, n, buf, chunk);
+#endif
+            if (done < n) moei_decode_tile(w, r0, rows, k0 + done, n - done, buf + done, chunk);
             for (uint32_t r = 0; r < rows; r++)
                 a->prepare((uint8_t *)panel + (r0 + r) * row_bytes, buf + r * chunk, k0, n, w->k);
         }
@@ -1784,7 +1816,7 @@ MOEI_UNUSED static const moei_arith moei_f32_c = {
 #define MOE_X(id, name, n, bytes, rows, cols) {moei_dot_f32_c, NULL, MOEI_C_TOKENS},
      MOE_FORMATS(MOE_X)
 #undef MOE_X
-    }};
+    }, NULL};
 // clang-format on
 
 /* ---- Q8 */
@@ -1841,7 +1873,7 @@ MOEI_UNUSED static const moei_arith moei_q8_c = {
      MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C,                 /* iq4_nl iq4_xs mxfp4 nvfp4 */
      MOEI_Q8_C, MOEI_Q8_C,                                       /* mxfp4_hf nvfp4_hf */
      MOEI_Q8_DENSE, MOEI_Q8_DENSE, MOEI_Q8_DENSE,                /* mxfp8 fp8_block fp8_channel */
-     MOEI_Q8_C, MOEI_Q8_C}};                                     /* int8_channel int4_group */
+     MOEI_Q8_C, MOEI_Q8_C}, NULL};                                     /* int8_channel int4_group */
 // clang-format on
 
 /* ---- Elementwise */
@@ -1951,7 +1983,7 @@ MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r)
 }
 
 /* The scales of weights k .. k + 15 of row r; returns how many of the following k have the same (at least 16 are covered). */
-MOEI_UNUSED static size_t moei_scales16(const moei_rows *w, uint32_t r, size_t k, float *s) {
+MOEI_FORCE size_t moei_scales16(const moei_rows *w, uint32_t r, size_t k, float *s) {
     size_t row = w->row0 + r, cols = w->scale.cols;
     if (w->scale.data && cols % 16) { /* odd shapes: one by one */
         for (size_t i = 0; i < 16; i++) s[i] = k + i < w->k ? moei_scale_at(&w->scale, row, k + i) : 0.0f;
@@ -2012,6 +2044,38 @@ MOEI_FORCE MOEI_AVX2 void moei_load_avx2(const uint32_t format, const uint8_t *p
 }
 
 /* The trees 4, 2, 1 of four times 8 lanes. */
+/* 8 neighbours as f32 */
+MOEI_FORCE MOEI_AVX2 __m256 moei_load8_f32_avx2(uint32_t format, const uint8_t *p) {
+    if (format == MOE_FORMAT_F32) return _mm256_loadu_ps((const float *)(const void *)p);
+    __m128i v = _mm_loadu_si128((const __m128i *)(const void *)p);
+    if (format == MOE_FORMAT_F16) return _mm256_cvtph_ps(v);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
+}
+/* moei_decode_tile for [in, out] weights whose rows are neighbours: squares of 8 are turned in registers. Returns how many
+   inputs it did: whole eights if n_rows is whole eights, else none. */
+static MOEI_AVX2 size_t moei_turn_avx2(const moei_rows *w, uint32_t r0, uint32_t n_rows, size_t k0, size_t n, float *out,
+                                       size_t stride) {
+    size_t item = w->format == MOE_FORMAT_F32 ? 4 : 2, i;
+    const uint8_t *p = moei_row(w, r0) + k0 * w->k_stride;
+    if (w->row_stride != item || n_rows % 8 || w->scale.data) return 0;
+    for (i = 0; i + 8 <= n; i += 8)
+        for (uint32_t r = 0; r < n_rows; r += 8) {
+            __m256 v[8], t[8];
+            for (int j = 0; j < 8; j++) v[j] = moei_load8_f32_avx2(w->format, p + (i + (size_t)j) * w->k_stride + r * item);
+            for (int j = 0; j < 8; j += 2)
+                t[j] = _mm256_unpacklo_ps(v[j], v[j + 1]), t[j + 1] = _mm256_unpackhi_ps(v[j], v[j + 1]);
+            for (int j = 0; j < 8; j += 4)
+                for (int h = 0; h < 2; h++) {
+                    v[j + 2 * h] = _mm256_shuffle_ps(t[j + h], t[j + h + 2], 0x44);
+                    v[j + 2 * h + 1] = _mm256_shuffle_ps(t[j + h], t[j + h + 2], 0xee);
+                }
+            for (uint32_t j = 0; j < 4; j++) {
+                _mm256_storeu_ps(out + (r + j) * stride + i, _mm256_permute2f128_ps(v[j], v[j + 4], 0x20));
+                _mm256_storeu_ps(out + (r + j + 4) * stride + i, _mm256_permute2f128_ps(v[j], v[j + 4], 0x31));
+            }
+        }
+    return i;
+}
 MOEI_FORCE MOEI_AVX2 __m128 moei_sum4_avx2(__m256 a, __m256 b, __m256 c, __m256 d) {
     __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
     __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c, d, 0x20), _mm256_permute2f128_ps(c, d, 0x31));
@@ -2229,7 +2293,7 @@ MOEI_UNUSED static const moei_arith moei_f32_avx2 = {
         /* MXFP8        */ {NULL, moei_decode_fp8_avx2, 0},
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_avx2, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_avx2, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
 // clang-format on
 
 /* exp: see moei_exp. min and max return their second operand on NaN. */
@@ -2443,10 +2507,9 @@ static void moei_panel_avx512(const void *panel, const moei_rows *w, uint32_t n_
     moei_dot_avx512_F32(&rows, n_rows, x, n_tokens, out, out_stride);
 }
 
-#ifndef MOEI_WIDEN
-#define MOEI_WIDEN 12
-#endif
-/* Rows of 16 bits to a panel of f32. */
+/* Rows of 16 bits to a panel of f32, once for all tokens: in the tile the conversion costs two of the ports that the FMAs need
+   (Sapphire Rapids, in cache: 60 % of the peak from bf16 rows, 80 % from the panel; Zen 5: 88 and 94 %). */
+#define MOEI_WIDEN 12u
 MOEI_FORCE MOEI_AVX512 void moei_widen_avx512(const uint32_t format, const moei_rows *w, uint32_t n_rows, void *panel) {
     float *o = (float *)panel;
     for (uint32_t r = 0; r < n_rows; r++, o += moei_f32_row_bytes(w->k) / 4) {
@@ -2500,7 +2563,7 @@ MOEI_UNUSED static const moei_arith moei_f32_avx512 = {
         /* MXFP8        */ {NULL, moei_decode_fp8_avx512, 0},
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_avx512, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_avx512, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
 // clang-format on
 
 /* exp: see moei_exp. min and max return their second operand on NaN; scalef rounds once, as the two exact steps do. */
@@ -2702,7 +2765,247 @@ MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = {
         /* MXFP8        */ {NULL, moei_decode_fp8_bf16, 0},
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_bf16, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_bf16, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
+// clang-format on
+#endif
+
+/* ==== >>amx: BF16 on AMX tiles ==========================================================================================
+   SHAPES      32 rows (A: 2 tiles of 16 rows x 32 values, where the weights lie) x 32 tokens (B: 2 tiles of 16 pairs x 16 tokens)
+   DEFINITION  all of it with subnormals in and out taken as zeros, k padded with zeros to whole blocks of 32: for each block in
+               ascending k, e = the FMA chain from 0 over its even k, o = the one over its odd k, sum = sum + (e + o). That is what
+               one TDPBF16PS does (Intel SDM, volume 2), so every k is summed in the same order however rows, tokens and k are cut.
+   REGISTERS   4 sums, 2 A, 2 B: all 8 tiles; 4 tile loads per 4 products of 16 cycles
+   Weights are used as the A operand, so nothing of them is copied, but: the first 32 tokens leave the A tiles in a panel that
+   stays in L1 for those that follow; rows that don't fill a tile and the end of k are copied and padded with zeros.
+   Tokens come packed as B in groups of up to 16: dword i of token c of a group of n at i * n + c. A tile is always loaded with
+   16 columns; those beyond n are the next pairs' values, and their sums are not stored. One token is packed as it is.
+   Tiles are configured once per task, all alike, and released at its end (moei_packing). */
+
+#if MOEI_HAVE_AMX
+/* No intrinsics: gcc's don't tell that they read memory. */
+#define MOEI_TILE_CONFIG(p) __asm__ volatile("ldtilecfg %0" : : "m"(*(const uint8_t(*)[64])(p)))
+#define MOEI_TILE_RELEASE(none) __asm__ volatile("tilerelease" : : : "memory")
+#define MOEI_TILE_ZERO(t) __asm__ volatile("tilezero {%%tmm" #t "|tmm" #t "}" : : : "memory")
+#define MOEI_TILE_LOAD(t, p, stride)                                                                                      \
+    __asm__ volatile("tileloadd {(%0,%1,1), %%tmm" #t "|tmm" #t ", [%0+%1*1]}" : : "r"(p), "r"((size_t)(stride)) : "memory")
+#define MOEI_TILE_STORE(t, p, stride)                                                                                     \
+    __asm__ volatile("tilestored {%%tmm" #t ", (%0,%1,1)|[%0+%1*1], tmm" #t "}" : : "r"(p), "r"((size_t)(stride)) : "memory")
+#define MOEI_TILE_DOT(c, a, b)                                                                                            \
+    __asm__ volatile("tdpbf16ps {%%tmm" #b ", %%tmm" #a ", %%tmm" #c "|tmm" #c ", tmm" #a ", tmm" #b "}" : : : "memory")
+#ifndef MOEI_TILE /* tests replace these three, to run the same code on any processor */
+#define MOEI_TILE(op, ...) MOEI_TILE_##op(__VA_ARGS__)
+#define MOEI_AMX_ROLE(f) f
+#define MOEI_AMX MOEI_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")
+#endif
+#define MOEI_AMX_TOKENS 256u /* at a time */
+#define MOEI_AMX_STEPS 10u   /* of 32 values of k at a time: A, B and the sums of 32 tokens fit in 48 KB of L1 */
+
+static void moei_begin_amx(void) {
+    uint8_t config[64] = {1}; /* palette 1 */
+    for (int i = 0; i < 8; i++) config[16 + 2 * i] = 64, config[48 + i] = 16; /* bytes per row, rows */
+    MOEI_TILE(CONFIG, config);
+}
+static void moei_end_amx(void) { MOEI_TILE(RELEASE, 0); }
+
+/* 16 x 16 dwords transposed: to[j][i] = from[i][j] for i < n, j < m; the other rows of `from` are not read. */
+MOEI_BF16 static void moei_transpose_amx(const uint8_t *const *from, uint32_t n, uint8_t *to, size_t to_stride, uint32_t m) {
+    const __mmask16 mask = moei_mask_avx512(n);
+    __m512i v[16], t[16];
+    MOEI_UNROLL for (uint32_t i = 0; i < 16; i++) v[i] = i < n ? _mm512_loadu_si512(from[i]) : _mm512_setzero_si512();
+    MOEI_UNROLL for (uint32_t i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+    }
+    MOEI_UNROLL for (uint32_t i = 0; i < 16; i += 4) { /* lane l of v[i + c]: column 4 l + c of rows i .. i + 3 */
+        v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    MOEI_UNROLL for (uint32_t c = 0; c < 4; c++) {
+        __m512i a = _mm512_shuffle_i32x4(v[c], v[c + 4], 0x88), b = _mm512_shuffle_i32x4(v[c + 8], v[c + 12], 0x88);
+        __m512i d = _mm512_shuffle_i32x4(v[c], v[c + 4], 0xdd), e = _mm512_shuffle_i32x4(v[c + 8], v[c + 12], 0xdd);
+        t[c] = _mm512_shuffle_i32x4(a, b, 0x88);
+        t[c + 4] = _mm512_shuffle_i32x4(d, e, 0x88);
+        t[c + 8] = _mm512_shuffle_i32x4(a, b, 0xdd);
+        t[c + 12] = _mm512_shuffle_i32x4(d, e, 0xdd);
+    }
+    MOEI_UNROLL for (uint32_t j = 0; j < 16; j++)
+        if (j < m) _mm512_mask_storeu_epi32(to + j * to_stride, mask, t[j]);
+}
+static void moei_pack_amx(void *to, const void *const *x, uint32_t n, size_t k) {
+    const uint8_t *from[16];
+    for (size_t s = 0; s < (k + 31) / 32; s++) {
+        for (uint32_t i = 0; i < n; i++) from[i] = (const uint8_t *)x[i] + 64 * s;
+        MOEI_AMX_ROLE(moei_transpose_amx)(from, n, (uint8_t *)to + 64 * n * s, 4 * n, 16);
+    }
+}
+
+typedef struct moei_amx { /* a part of k of up to 32 rows and 32 tokens */
+    const uint8_t *rows;  /* A of the first `direct` steps: 16 rows, and 16 more */
+    size_t row_stride;
+    uint8_t *panel;       /* [steps][32][64]: A of the other steps */
+    size_t direct, steps;
+    const uint8_t *b[2], *b_last[2]; /* B, and that of the last step */
+    size_t b_stride[2];
+    uint8_t *sums;        /* [4] tiles */
+    int first, keep;      /* sums begin at 0; the panel is wanted later */
+    const uint8_t *ahead, *ahead_end; /* to prefetch, ahead_step bytes per step */
+    size_t ahead_step;
+} moei_amx;
+MOEI_FORCE MOEI_AMX void moei_pass_amx(const int M, const int N, moei_amx *p) {
+    if (p->first) {
+        MOEI_TILE(ZERO, 0);
+        if (N == 2) MOEI_TILE(ZERO, 1);
+        if (M == 2) MOEI_TILE(ZERO, 2);
+        if (M * N == 4) MOEI_TILE(ZERO, 3);
+    } else {
+        MOEI_TILE(LOAD, 0, p->sums, 64);
+        if (N == 2) MOEI_TILE(LOAD, 1, p->sums + 1024, 64);
+        if (M == 2) MOEI_TILE(LOAD, 2, p->sums + 2048, 64);
+        if (M * N == 4) MOEI_TILE(LOAD, 3, p->sums + 3072, 64);
+    }
+    for (size_t s = 0; s < p->steps; s++) {
+        const int direct = s < p->direct, last = s + 1 == p->steps;
+        const uint8_t *a = direct ? p->rows + 64 * s : p->panel + 2048 * s, *stop = p->ahead + p->ahead_step;
+        const size_t stride = direct ? p->row_stride : 64;
+        MOEI_TILE(LOAD, 6, (last ? p->b_last[0] : p->b[0] + 16 * s * p->b_stride[0]), p->b_stride[0]);
+        MOEI_TILE(LOAD, 4, a, stride);
+        MOEI_TILE(DOT, 0, 4, 6);
+        if (N == 2) {
+            MOEI_TILE(LOAD, 7, (last ? p->b_last[1] : p->b[1] + 16 * s * p->b_stride[1]), p->b_stride[1]);
+            MOEI_TILE(DOT, 1, 4, 7);
+        }
+        if (M == 2) {
+            MOEI_TILE(LOAD, 5, a + 16 * stride, stride);
+            MOEI_TILE(DOT, 2, 5, 6);
+            if (N == 2) MOEI_TILE(DOT, 3, 5, 7);
+        }
+        if (direct && p->keep) {
+            MOEI_TILE(STORE, 4, p->panel + 2048 * s, 64);
+            if (M == 2) MOEI_TILE(STORE, 5, p->panel + 2048 * s + 1024, 64);
+        }
+        if (p->ahead < p->ahead_end)
+            for (; p->ahead < stop; p->ahead += 64) MOEI_PREFETCH_L2(p->ahead);
+    }
+    MOEI_TILE(STORE, 0, p->sums, 64);
+    if (N == 2) MOEI_TILE(STORE, 1, p->sums + 1024, 64);
+    if (M == 2) MOEI_TILE(STORE, 2, p->sums + 2048, 64);
+    if (M * N == 4) MOEI_TILE(STORE, 3, p->sums + 3072, 64);
+}
+MOEI_AMX static void moei_pass_amx_any(int two_a, int two_b, moei_amx *p) {
+    if (two_a && two_b) moei_pass_amx(2, 2, p);
+    else if (two_a) moei_pass_amx(2, 1, p);
+    else if (two_b) moei_pass_amx(1, 2, p);
+    else moei_pass_amx(1, 1, p);
+}
+
+/* 32 values from k on of up to 32 rows, padded with zeros. */
+static void moei_copy_amx(const moei_rows *w, uint32_t row, uint32_t n_rows, size_t k, uint8_t *tiles) {
+    size_t n = w->k - k < 32 ? w->k - k : 32;
+    memset(tiles, 0, 2048);
+    for (uint32_t i = 0; i < n_rows; i++) memcpy(tiles + 64 * i, moei_row(w, row + i) + 2 * k, 2 * n);
+}
+
+/* The tokens of one call: x[16 i] is group i; `edge` is its last block of k where a tile would read beyond the last group. */
+typedef struct moei_amx_tokens {
+    const void *const *x;
+    uint32_t n;
+    const uint8_t *edge;
+} moei_amx_tokens;
+static void moei_group_amx(const moei_amx_tokens *x, uint32_t t, size_t from, int end, moei_amx *p, int i) {
+    size_t n = t < x->n ? x->n - t < 16 ? x->n - t : 16 : 0;
+    if (!n) return;
+    p->b_stride[i] = 4 * n;
+    p->b[i] = (const uint8_t *)x->x[t] + 64 * n * from;
+    p->b_last[i] = end && n < 16 ? x->edge : p->b[i] + 64 * n * (p->steps - 1);
+}
+/* Sums [32 rows][32 tokens] as 4 tiles to out[token][row]. */
+static void moei_give_amx(const uint8_t *sums, uint32_t n_rows, uint32_t n_tokens, float *out, size_t out_stride) {
+    const uint8_t *from[16];
+    for (uint32_t r = 0; r < n_rows; r += 16)
+        for (uint32_t t = 0; t < n_tokens; t += 16) {
+            uint32_t rows = n_rows - r < 16 ? n_rows - r : 16, tokens = n_tokens - t < 16 ? n_tokens - t : 16;
+            for (uint32_t i = 0; i < 16; i++) from[i] = sums + 128 * r + 64 * t + 64 * i;
+            MOEI_AMX_ROLE(moei_transpose_amx)(from, rows, (uint8_t *)(out + t * out_stride + r), 4 * out_stride, tokens);
+        }
+}
+/* Up to 32 rows. `space`: the panel, then the sums. What follows these rows in memory is prefetched line by line: tiles touch 32
+   rows at a time, which leaves the hardware's prefetcher a few percent short of the linear stream. */
+static void moei_rows_amx(const moei_rows *w, uint32_t row, uint32_t n_rows, const moei_amx_tokens *x, uint8_t *space, float *out,
+                          size_t out_stride, const uint8_t *next, size_t next_bytes) {
+    const size_t steps = (w->k + 31) / 32, whole = n_rows % 16 ? 0 : w->k / 32, passes = (x->n + 31) / 32;
+    const size_t parts = (steps + MOEI_AMX_STEPS - 1) / MOEI_AMX_STEPS, part = (steps + parts - 1) / parts;
+    uint8_t *sums = space + 2048 * MOEI_AMX_STEPS;
+    moei_amx p;
+    memset(&p, 0, sizeof p);
+    p.row_stride = w->row_stride, p.panel = space;
+    p.ahead = next, p.ahead_end = next + next_bytes;
+    p.ahead_step = (next_bytes / 64 / (steps * passes) + 1) * 64;
+    for (size_t s = 0; s < steps; s += part) {
+        p.steps = steps - s < part ? steps - s : part;
+        p.direct = whole < s ? 0 : whole - s < p.steps ? whole - s : p.steps;
+        p.rows = moei_row(w, row) + 64 * s, p.first = s == 0;
+        for (size_t i = p.direct; i < p.steps; i++) moei_copy_amx(w, row, n_rows, 32 * (s + i), p.panel + 2048 * i);
+        for (uint32_t t = 0; t < x->n; t += 32, p.direct = 0) {
+            p.keep = t == 0 && x->n > 32, p.sums = sums + 128 * t;
+            for (uint32_t i = 0; i < 2; i++) moei_group_amx(x, t + 16 * i, s, s + p.steps == steps, &p, (int)i);
+            moei_pass_amx_any(n_rows > 16, x->n - t > 16, &p);
+        }
+    }
+    for (uint32_t t = 0; t < x->n; t += 32)
+        moei_give_amx(sums + 128 * t, n_rows, x->n - t < 32 ? x->n - t : 32, out + t * out_stride, out_stride);
+}
+/* What is read after row `end` of the call: its further rows, what the caller names, or those that follow a lone block of rows. */
+static const uint8_t *moei_next_amx(const moei_rows *w, uint32_t n_rows, uint32_t end, size_t *bytes) {
+    uint32_t rows = n_rows - end < 32 ? n_rows - end : 32;
+    int named = !rows && w->prefetch;
+    *bytes = named ? w->prefetch_bytes : (rows || n_rows > 32 ? rows : n_rows) * w->row_stride;
+    return named ? w->prefetch : moei_row(w, end);
+}
+static void moei_dot_amx(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                         size_t out_stride) {
+    uint8_t memory[2048 * MOEI_AMX_STEPS + 128 * MOEI_AMX_TOKENS + 64 * 17 + 63], *space = memory + (-(uintptr_t)memory & 63);
+    uint8_t *edge = space + 2048 * MOEI_AMX_STEPS + 128 * MOEI_AMX_TOKENS;
+    for (uint32_t t = 0; t < n_tokens; t += MOEI_AMX_TOKENS) {
+        moei_amx_tokens part = {x + t, n_tokens - t < MOEI_AMX_TOKENS ? n_tokens - t : MOEI_AMX_TOKENS, edge};
+        size_t ragged = part.n % 16, block = 64 * ragged;
+        memset(edge + block, 0, 64);
+        if (ragged) memcpy(edge, (const uint8_t *)part.x[part.n - ragged] + block * ((w->k + 31) / 32 - 1), block);
+        for (uint32_t r = 0; r < n_rows; r += 32) {
+            uint32_t rows = n_rows - r < 32 ? n_rows - r : 32;
+            size_t bytes;
+            const uint8_t *next = moei_next_amx(w, n_rows, r + rows, &bytes);
+            moei_rows_amx(w, r, rows, &part, space, out + t * out_stride + r, out_stride, next, bytes);
+        }
+    }
+}
+static void moei_panel_amx(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                           float *out, size_t out_stride) {
+    moei_rows rows = *w;
+    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_bf16_row_bytes(w->k), rows.k = rows.row_stride / 2;
+    if (!rows.prefetch) rows.prefetch = rows.data, rows.prefetch_bytes = 0;
+    moei_dot_amx(&rows, n_rows, x, n_tokens, out, out_stride);
+}
+
+static const moei_packing moei_packing_amx = {moei_begin_amx, moei_end_amx, moei_pack_amx};
+// clang-format off
+MOEI_UNUSED static const moei_arith moei_bf16_amx = {
+    MOE_COMPUTE_BF16, MOE_TIER_AMX, moei_bf16_row_bytes, MOEI_AMX_ROLE(moei_prepare_bf16_avx512), moei_panel_bytes_bf16,
+    moei_panel_amx, {
+        /* NONE         */ MOEI_NO_OPS,
+        /* F32          */ {NULL, MOEI_AMX_ROLE(moei_decode_f32_bf16), 0},
+        /* F16          */ {NULL, MOEI_AMX_ROLE(moei_decode_f16_bf16), 0},
+        /* BF16         */ {moei_dot_amx, NULL, UINT32_MAX},
+        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
+        /* MXFP8        */ {NULL, MOEI_AMX_ROLE(moei_decode_fp8_bf16), 0},
+        /* FP8_BLOCK    */ {NULL, MOEI_AMX_ROLE(moei_decode_fp8_bf16), 0},
+        /* FP8_CHANNEL  */ {NULL, MOEI_AMX_ROLE(moei_decode_fp8_bf16), 0},
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
+    &moei_packing_amx};
 // clang-format on
 #endif
 #if MOEI_HAVE_AVX512 && defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
@@ -2718,6 +3021,11 @@ MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = {
                q come with the prepared row.
    LIMITS      vpmaddubsw saturates when two products exceed 32767: unsigned weights up to 129 are safe, 8-bit weights and the
                IQ4 table are not and go as |w| x sign(q, w). Of u <= 63 two products fit 16 bits twice over, of u <= 32 four times. */
+#if MOEI_HAVE_AVX512 && defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+#pragma GCC diagnostic push /* as in >>avx512 */
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #if MOEI_HAVE_AVX2
 
 typedef struct moei_q8s { /* of a step; unused ones stay undefined */
@@ -3006,10 +3314,11 @@ MOEI_FORCE const uint8_t *moei_q8_tail(uint32_t f, const moei_rows *w, const uin
     memset(tail, 0, moei_q8_step_bytes(f));
     return (const uint8_t *)memcpy(tail, p, w->k % 256 / 32 * (moei_q8_step_bytes(f) / 8));
 }
-MOEI_FORCE void moei_q8_prefetch(const moei_rows *w, size_t part, size_t parts) {
-    if (!w->prefetch) return;
-    for (size_t i = part * w->prefetch_bytes / parts / 64, end = (part + 1) * w->prefetch_bytes / parts / 64; i < end; i++)
-        MOEI_PREFETCH(w->prefetch + 64 * i);
+/* A step's lines of what is read later: see moei_ahead_of. Without them one core of a Xeon (model 207) reads rows of Q4_K at 51 %
+   of its bandwidth of 15.5 GB/s, with them at 82 % (Q8_0 65, 87); 4, 8 and 16 KB ahead are equal. In cache a row of Q4_0 or Q4_K
+   unpacks at 20 GB/s. */
+MOEI_FORCE void moei_q8_prefetch(const uint8_t *p, size_t bytes) {
+    MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH(p + i);
 }
 
 /* ---- AVX2: the weights of one step ---- */
@@ -3120,7 +3429,7 @@ enum { MOEI_Q8_GROUP = 8 }; /* tokens that share an unpacked step */
 
 /* One row times n tokens: n is the constant 1, or at most MOEI_Q8_GROUP. REGISTERS: 8 of weights and the fold's; with several
    tokens the accumulators live in L1 (a load and a store of about 40 micro-ops). */
-MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_t r, const void *const *x, uint32_t n, float *out,
+MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_t r, size_t ahead, const void *const *x, uint32_t n, float *out,
                                            size_t out_stride) {
     const size_t full = w->k / 256, steps = (w->k + 255) / 256;
     const uint8_t *p = moei_row(w, r);
@@ -3132,6 +3441,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_
         __m256i v[8], pair[4], a, b;
         moei_q8s s;
         if (i == full) p = moei_q8_tail(f, w, p, tail);
+        else moei_q8_prefetch(p + ahead, moei_q8_step_bytes(f));
         if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
         moei_q8_scales(f, p, &side, i % MOEI_Q8_CHUNK, &s);
         moei_q8_bytes_avx2(f, p, v);
@@ -3148,11 +3458,11 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_
 MOEI_FORCE MOEI_AVX2 void moei_q8_dot_avx2(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                            float *out, size_t out_stride) {
     for (uint32_t r = 0; r < n_rows; r++) {
-        moei_q8_prefetch(w, r, n_rows);
-        if (n_tokens == 1) moei_q8_row_avx2(f, w, r, x, 1, out + r, out_stride);
+        const size_t ahead = moei_ahead_of(w, n_rows, r);
+        if (n_tokens == 1) moei_q8_row_avx2(f, w, r, ahead, x, 1, out + r, out_stride);
         else
             for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
-                moei_q8_row_avx2(f, w, r, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : (uint32_t)MOEI_Q8_GROUP,
+                moei_q8_row_avx2(f, w, r, t ? 0 : ahead, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : (uint32_t)MOEI_Q8_GROUP,
                                  out + t * out_stride + r, out_stride);
     }
 }
@@ -3208,19 +3518,309 @@ static MOEI_AVX2 void moei_q8_prepare(void *row, const float *x, size_t k0, size
         for (size_t b = k / 32; b % 8; b++) moei_q8_block((moei_q8 *)row, b, none);
 }
 
-#define MOEI_Q8_DIRECT(isa, f) {moei_q8_dot_##isa##_##f, NULL, UINT32_MAX}
-#define MOEI_Q8_BOTH(isa, f) {moei_q8_dot_##isa##_##f, moei_q8_decode_##isa##_##f, 8}
+/* ---- many tokens: what the tiers share ----
+   LAYOUT      A panel is groups of 32 rows, for every block of 32 weights one entry: vectors of one dword (or float) per row: 8 of
+               weights (4 consecutive k each), the scale, and what else the kind has.
+   DEFINITION  as everywhere. A tile of 32 rows x C tokens walks the panel from front to back; the accumulators of the 8 lanes lie
+               in L1 (per block, vector and token a load in the fma and a store, 8 blocks apart). */
+
+enum { MOEI_Q8_ROWS = 32, MOEI_Q8_TOKENS = 8, MOEI_Q8_ACC = 8 * MOEI_Q8_TOKENS * MOEI_Q8_ROWS };
+
+/* What a step of the tokens is multiplied by, [token][lane], to be broadcast: gathered once per step, so that a block costs no
+   arithmetic on it. A sum over a half (or the whole) starts from minus offset * sum(q). */
+typedef struct moei_q8scalars {
+    float d[MOEI_Q8_TOKENS][8], s[MOEI_Q8_TOKENS][8];
+    int32_t start[2][MOEI_Q8_TOKENS][8], sum16[MOEI_Q8_TOKENS][8];
+} moei_q8scalars;
+MOEI_FORCE MOEI_AVX2 void moei_q8_gather(int halves, int c, const moei_q8 *const *x, int offset, int magic, moei_q8scalars *to) {
+    const __m256i times = _mm256_set1_epi32(-offset), more = _mm256_set1_epi32(magic);
+    MOEI_UNROLL for (int t = 0; t < c; t++) {
+        const __m256i pair = moei_q8_ld256(x[t]->sum16);
+        const __m256i first = halves ? _mm256_srai_epi32(_mm256_slli_epi32(pair, 16), 16) : moei_q8_ld256(x[t]->sum);
+        memcpy(to->d[t], x[t]->d, 32), memcpy(to->s[t], x[t]->s, 32), memcpy(to->sum16[t], x[t]->sum16, 32);
+        _mm256_storeu_si256((__m256i *)to->start[0][t], _mm256_add_epi32(_mm256_mullo_epi32(first, times), more));
+        if (halves) _mm256_storeu_si256((__m256i *)to->start[1][t], _mm256_mullo_epi32(_mm256_srai_epi32(pair, 16), times));
+    }
+}
+
+/* The next panel, to L2: `each` lines with every block. */
+typedef struct moei_q8ahead { const uint8_t *p, *end; size_t each; } moei_q8ahead;
+MOEI_FORCE MOEI_AVX2 void moei_q8_prefetch_block(moei_q8ahead *a) {
+    for (size_t i = 0; i < a->each && a->p < a->end; i++, a->p += 64) _mm_prefetch((const char *)a->p, _MM_HINT_T1);
+}
+
+/* The roles of a tier. A step is of 32 rows, of which those beyond the view's end repeat the last one; `side` is filled every
+   MOEI_Q8_CHUNK steps. x: the tokens' rows at the step; acc: [lane][token][row], `tokens` of them. */
+typedef void moei_q8_unpack_fn(const moei_rows *w, size_t r, size_t n_rows, size_t step, moei_q8side side[32], uint8_t *entry);
+typedef void moei_q8_tile_fn(const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, uint32_t c, int offset, moei_q8ahead *ahead, float *acc);
+typedef void moei_q8_store_fn(const float *acc, uint32_t c, uint32_t n_rows, float *out, size_t out_stride);
+typedef struct moei_q8tier {
+    moei_q8_unpack_fn *unpack;
+    moei_q8_tile_fn *tile;
+    moei_q8_store_fn *store;
+    size_t entry;       /* bytes */
+    uint32_t sizes[3];  /* of tiles in tokens, falling */
+    int offset;
+} moei_q8tier;
+/* As many tokens as the next tile has: the largest size while it fits, then such that no more than one is wasted (but for few). */
+static uint32_t moei_q8_group(const uint32_t sizes[3], uint32_t left) {
+    if (left == sizes[0] + 1 || left == sizes[0] + 2) return sizes[1]; /* 9 = 6 + 4, not 8 + 4 */
+    return left > sizes[1] ? sizes[0] : left > sizes[2] ? sizes[1] : sizes[2];
+}
+/* The first group's tiles decode the panel as they go: written all at once it would wait for the stores to L2 (Xeon model 207: 29
+   ns per block of 32 rows of Q4_K, 15 in L1). With 48 tokens decoding is then still a sixth of the time: 5 shuffles or inserts per
+   vector of 16 dwords, as a transposition needs. */
+static void moei_q8_panel(const moei_q8tier *tier, const void *memory, const moei_rows *w, uint32_t n_rows, const void *const *x,
+                          uint32_t n_tokens, float *out, size_t out_stride) {
+    const size_t n_blocks = w->k / 32, n_panels = (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS;
+    const uint8_t *next = w->prefetch ? w->prefetch : w->data;
+    const size_t lines = w->prefetch ? w->prefetch_bytes / 64 : 0, blocks = n_panels * n_blocks * ((n_tokens + tier->sizes[0] - 1) / tier->sizes[0]);
+    moei_q8ahead ahead = {next, next + 64 * lines, lines / blocks + 1};
+    moei_q8side side[MOEI_Q8_ROWS];
+    float room[MOEI_Q8_ACC + 16], *acc = (float *)(void *)(((uintptr_t)room + 63) & ~(uintptr_t)63);
+    for (uint32_t r = 0, n; r < n_rows; r += MOEI_Q8_ROWS)
+        for (uint32_t t = 0; t < n_tokens; t += n) {
+            const moei_q8 *at[MOEI_Q8_TOKENS];
+            uint8_t *entry = (uint8_t *)(uintptr_t)memory;
+            const uint32_t c = moei_q8_group(tier->sizes, n_tokens - t);
+            n = n_tokens - t < c ? n_tokens - t : c;
+            for (uint32_t i = 0; i < c; i++) at[i] = (const moei_q8 *)x[t + (i < n ? i : n - 1)];
+            memset(acc, 0, MOEI_Q8_ACC * sizeof *acc);
+            for (size_t i = 0; 8 * i < n_blocks; i++, entry += 8 * tier->entry) {
+                if (t == 0) tier->unpack(w, r, n_rows, i, side, entry);
+                tier->tile(entry, n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8, at, c, tier->offset, &ahead, acc);
+                for (uint32_t j = 0; j < c; j++) at[j]++;
+            }
+            tier->store(acc, n, n_rows - r < 32 ? n_rows - r : 32, out + t * out_stride + r, out_stride);
+        }
+}
+/* The panel decodes itself, as it is first used: this only says that there is one. */
+static void moei_q8_decode_later(const moei_rows *w, uint32_t n_rows, void *panel) { (void)w, (void)n_rows, (void)panel; }
+
+/* ---- AVX2: many tokens ----
+   LAYOUT      A step is 4 times 8 rows times 8 blocks, each an entry of its own. Wide formats have 16 vectors of weights: int16, bytes 0 and 2 of
+               every dword, then 1 and 3, and activations to match.
+   REGISTERS   8 rows x 4 tokens: 4 sums of 16 bits and 4 of 32, the weights, an activation.
+   LIMITS      per dword of narrow weights vpmaddubsw and an addition of 16 bits, 8 times (u > 16: 4, u > 32: twice) before they
+               become 32 bits by vpmaddwd, which also applies integer scales; wide ones vpmaddwd and an addition per 2 weights.
+               Measured (Xeon, family 6 model 207), decoding included, 32 / 128 tokens: Q4_0 1.67 / 1.88 times the FMA peak, Q4_K
+               1.64 / 1.80, Q6_K 1.35 / 1.47, MXFP4 1.6 / 1.8, Q8_0 1.02 / 1.13; straight from the rows 0.9, 0.9, 0.75, 0.85, 0.7. */
+
+MOEI_FORCE size_t moei_q8_entry_avx2(uint32_t f) { return (moei_q8_is_wide(f) ? 17 : 12) * 32; } /* weights; d m sub less */
+static size_t moei_q8_panel_bytes_avx2(uint32_t n_rows, size_t k) { return n_rows ? (k + 255) / 256 * 8 * 4 * 17 * 32 : 0; }
+MOEI_FORCE uint32_t moei_q8_kind_avx2(uint32_t f) {
+    if (moei_q8_is_wide(f)) return MOE_FORMAT_Q8_0;
+    if (moei_q8_has_min(f)) return f == MOE_FORMAT_Q5_1 || f == MOE_FORMAT_Q5_K ? MOE_FORMAT_Q5_K : MOE_FORMAT_Q4_K;
+    if (moei_q8_has_sub(f)) return f == MOE_FORMAT_Q2_K ? MOE_FORMAT_Q2_K : MOE_FORMAT_Q6_K;
+    if (moei_q8_is_nvfp4(f)) return MOE_FORMAT_NVFP4;
+    return moei_q8_is_e2m1(f) ? (uint32_t)MOE_FORMAT_Q5_0 : f; /* Q4_0 Q5_0 INT4_GROUP */
+}
+/* Dwords of 8 rows of 32 bytes, `stride` apart, to 8 columns. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_transpose_avx2(const uint8_t *p, size_t stride, __m256i v[8]) {
+    __m256i a[8], b[8];
+    MOEI_UNROLL for (size_t i = 0; i < 8; i++) { /* half i / 4 of rows i % 4 and i % 4 + 4 */
+        const uint8_t *q = p + i % 4 * stride + i / 4 * 16;
+        a[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(moei_q8_ld128(q)), moei_q8_ld128(q + 4 * stride), 1);
+    }
+    MOEI_UNROLL for (int i = 0; i < 8; i += 2) b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
+    MOEI_UNROLL for (int i = 0; i < 8; i += 4)
+        v[i] = _mm256_unpacklo_epi64(b[i], b[i + 2]), v[i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 2]),
+        v[i + 2] = _mm256_unpacklo_epi64(b[i + 1], b[i + 3]), v[i + 3] = _mm256_unpackhi_epi64(b[i + 1], b[i + 3]);
+}
+/* 8 rows of a vector per step to vector `slot` of its blocks' entries. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_put_avx2(const __m256i rows[8], uint8_t *entry, size_t size, size_t slot, size_t n) {
+    __m256i v[8];
+    moei_q8_transpose_avx2((const uint8_t *)rows, 32, v);
+    for (size_t b = 0; b < n; b++) _mm256_storeu_si256((__m256i *)(void *)(entry + b * size + 32 * slot), v[b]);
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack8_avx2(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, size_t i,
+                                              moei_q8side *side, uint8_t *entry) {
+    const size_t size = moei_q8_entry_avx2(f), left = w->k / 32 - 8 * i, n = left < 8 ? left : 8;
+    const int wide = moei_q8_is_wide(f);
+    __m256i q[8][8], d[8], m[8], sub[8], less[8], v[8];
+    for (size_t j = 0; j < 8; j++) {
+        const size_t row = r + j < n_rows ? r + j : n_rows - 1;
+        const uint8_t *p = moei_row(w, row) + i * moei_q8_step_bytes(f);
+        uint8_t tail[272];
+        moei_q8s s;
+        if (n < 8) p = moei_q8_tail(f, w, p, tail);
+        if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, row, i, &side[j]);
+        moei_q8_scales(f, p, &side[j], i % MOEI_Q8_CHUNK, &s);
+        moei_q8_bytes_avx2(f, p, q[j]);
+        d[j] = _mm256_castps_si256(s.d);
+        if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f) || f == MOE_FORMAT_Q2_K) m[j] = _mm256_castps_si256(s.m);
+        if (moei_q8_has_sub(f)) sub[j] = s.sub, less[j] = _mm256_mullo_epi16(s.sub, _mm256_set1_epi16((short)-moei_q8_offset(f)));
+        if (f == MOE_FORMAT_Q2_K) less[j] = s.min;
+        if (f == MOE_FORMAT_INT4_GROUP) less[j] = s.zero; /* times minus the sum */
+    }
+    for (size_t b = 0; b < n; b++) {
+        __m256i *to = (__m256i *)(void *)(entry + b * size);
+        moei_q8_transpose_avx2((const uint8_t *)&q[0][b], sizeof q[0], v);
+        MOEI_UNROLL for (int j = 0; j < 8; j++) {
+            if (!wide) _mm256_storeu_si256(to + j, v[j]);
+            else {
+                _mm256_storeu_si256(to + 2 * j, _mm256_srai_epi16(_mm256_slli_epi16(v[j], 8), 8));
+                _mm256_storeu_si256(to + 2 * j + 1, _mm256_srai_epi16(v[j], 8));
+            }
+        }
+    }
+    moei_q8_put_avx2(d, entry, size, wide ? 16 : 8, n);
+    if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f) || f == MOE_FORMAT_Q2_K) moei_q8_put_avx2(m, entry, size, 9, n);
+    if (moei_q8_has_sub(f)) moei_q8_put_avx2(sub, entry, size, 10, n);
+    if (moei_q8_has_sub(f) || f == MOE_FORMAT_INT4_GROUP) moei_q8_put_avx2(less, entry, size, 11, n);
+}
+/* acc += n * (d * d_x) */
+MOEI_FORCE MOEI_AVX2 void moei_q8_scaled_avx2(int c, const __m256i *d, const float (*dx)[8], size_t lane, const __m256i *n, float *acc) {
+    const __m256 scale = _mm256_castsi256_ps(_mm256_loadu_si256(d));
+    MOEI_UNROLL for (int t = 0; t < c; t++) {
+        const __m256 by = _mm256_mul_ps(scale, _mm256_broadcast_ss(&dx[t][lane]));
+        _mm256_storeu_ps(acc + 32 * t, _mm256_fmadd_ps(_mm256_cvtepi32_ps(n[t]), by, _mm256_loadu_ps(acc + 32 * t)));
+    }
+}
+/* Sums over dwords [j, end) of narrow weights, `fit` of them in 16 bits, times `by` (twice an int16). */
+MOEI_FORCE MOEI_AVX2 void moei_q8_narrow(int c, size_t fit, const __m256i *w, size_t j, size_t end, const moei_q8 *const *x, size_t lane,
+                                         __m256i by, int first, __m256i *n) {
+    __m256i s[4];
+    MOEI_UNROLL for (; j < end; j++) {
+        __m256i v = _mm256_loadu_si256(w + j);
+        MOEI_PIN(v);
+        MOEI_UNROLL for (int t = 0; t < c; t++) {
+            const __m256i p = _mm256_maddubs_epi16(v, _mm256_set1_epi32((int)moei_q8_u32(x[t]->q[lane] + 4 * j)));
+            s[t] = j % fit ? _mm256_add_epi16(s[t], p) : p;
+            MOEI_PIN(s[t]);
+            if (j % fit != fit - 1) continue;
+            s[t] = _mm256_madd_epi16(s[t], by), n[t] = first && j < fit ? s[t] : _mm256_add_epi32(n[t], s[t]);
+        }
+    }
+}
+typedef struct moei_q8wide { int16_t q[4][8][2][16]; } moei_q8wide; /* [token][lane][bytes 0 2 or 1 3] */
+MOEI_FORCE MOEI_AVX2 void moei_q8_entry8_avx2(uint32_t kind, int c, const __m256i *w, const moei_q8 *const *x, const moei_q8scalars *by,
+                                              const moei_q8wide *wide, size_t lane, float *acc) {
+    const __m256i one = _mm256_set1_epi16(1), *d = w + (kind == MOE_FORMAT_Q8_0 ? 16 : 8);
+    __m256i n[4], scale[2] = {one, one};
+    if (moei_q8_has_sub(kind)) { /* to both halves of the dword */
+        const __m256i sub = _mm256_loadu_si256(d + 2);
+        scale[0] = _mm256_blend_epi16(sub, _mm256_slli_epi32(sub, 16), 0xaa), scale[1] = _mm256_blend_epi16(_mm256_srli_epi32(sub, 16), sub, 0xaa);
+    }
+    MOEI_UNROLL for (int t = 0; t < c; t++) {
+        if (kind == MOE_FORMAT_Q8_0) n[t] = _mm256_setzero_si256();
+        else if (kind == MOE_FORMAT_INT4_GROUP) n[t] = _mm256_madd_epi16(_mm256_loadu_si256(d + 3), _mm256_set1_epi32(by->start[0][t][lane]));
+        else if (kind == MOE_FORMAT_Q6_K) n[t] = _mm256_madd_epi16(_mm256_loadu_si256(d + 3), _mm256_set1_epi32(by->sum16[t][lane]));
+        else n[t] = _mm256_set1_epi32(by->start[0][t][lane]);
+    }
+    if (kind == MOE_FORMAT_Q8_0)
+        MOEI_UNROLL for (size_t j = 0; j < 16; j++) {
+            __m256i v = _mm256_loadu_si256(w + j);
+            MOEI_PIN(v);
+            MOEI_UNROLL for (int t = 0; t < c; t++) {
+                int32_t q;
+                memcpy(&q, &wide->q[t][lane][j % 2][j / 2 * 2], 4);
+                n[t] = _mm256_add_epi32(n[t], _mm256_madd_epi16(v, _mm256_set1_epi32(q)));
+                MOEI_PIN(n[t]); /* integer sums are reassociated otherwise, and spilled */
+            }
+        }
+    else {
+        const int four = kind == MOE_FORMAT_Q4_0 || kind == MOE_FORMAT_Q4_K || kind == MOE_FORMAT_INT4_GROUP; /* bits */
+        const size_t fit = four ? 8 : kind == MOE_FORMAT_Q6_K ? 2 : 4;
+        const int fresh = moei_q8_has_min(kind) || kind == MOE_FORMAT_Q2_K; /* sums that start from 0 */
+        moei_q8_narrow(c, fit, w, 0, fit == 8 ? 8 : 4, x, lane, scale[0], fresh, n);
+        if (kind == MOE_FORMAT_NVFP4) {
+            moei_q8_scaled_avx2(c, d, by->d, lane, n, acc);
+            MOEI_UNROLL for (int t = 0; t < c; t++) n[t] = _mm256_set1_epi32(by->start[1][t][lane]);
+            d++;
+        }
+        if (fit != 8) moei_q8_narrow(c, fit, w, 4, 8, x, lane, scale[1], 0, n);
+    }
+    moei_q8_scaled_avx2(c, d, by->d, lane, n, acc);
+    if (moei_q8_has_min(kind))
+        MOEI_UNROLL for (int t = 0; t < c; t++) {
+            const __m256 m = _mm256_castsi256_ps(_mm256_loadu_si256(d + 1)), x_s = _mm256_broadcast_ss(&by->s[t][lane]);
+            _mm256_storeu_ps(acc + 32 * t, _mm256_fmadd_ps(m, x_s, _mm256_loadu_ps(acc + 32 * t)));
+        }
+    if (kind == MOE_FORMAT_Q2_K) {
+        MOEI_UNROLL for (int t = 0; t < c; t++) n[t] = _mm256_madd_epi16(_mm256_loadu_si256(d + 3), _mm256_set1_epi32(by->sum16[t][lane]));
+        moei_q8_scaled_avx2(c, d + 1, by->d, lane, n, acc);
+    }
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_tile_avx2(uint32_t kind, int c, const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, int offset,
+                                            moei_q8ahead *ahead, float *acc) {
+    const size_t size = moei_q8_entry_avx2(kind);
+    moei_q8scalars by;
+    moei_q8wide wide;
+    moei_q8_gather(moei_q8_is_nvfp4(kind), c, x, offset, 0, &by);
+    for (int t = 0; kind == MOE_FORMAT_Q8_0 && t < c; t++)
+        for (int b = 0; b < 8; b++) {
+            const __m256i q = moei_q8_ld256(x[t]->q[b]);
+            _mm256_storeu_si256((__m256i *)(void *)wide.q[t][b][0], _mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8));
+            _mm256_storeu_si256((__m256i *)(void *)wide.q[t][b][1], _mm256_srai_epi16(q, 8));
+        }
+    for (size_t h = 0; h < 4; h++, entry += 8 * size, acc += 8)
+        for (size_t lane = 0; lane < n_blocks; lane++) {
+            if (h % 4 == 0) moei_q8_prefetch_block(ahead);
+            moei_q8_entry8_avx2(kind, c, (const __m256i *)(const void *)(entry + lane * size), x, &by, &wide, lane, acc + lane * (4 * 32));
+        }
+}
+static MOEI_AVX2 void moei_q8_store_avx2(const float *acc, uint32_t c, uint32_t n_rows, float *out, size_t out_stride) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    for (uint32_t t = 0; t < c; t++)
+        for (uint32_t r = 0; r < n_rows; r += 8) {
+            __m256 a[8];
+            MOEI_UNROLL for (int l = 0; l < 8; l++) a[l] = _mm256_loadu_ps(acc + (4 * l + (int)t) * 32 + r);
+            MOEI_UNROLL for (int half = 4; half; half /= 2)
+                MOEI_UNROLL for (int l = 0; l < half; l++) a[l] = _mm256_add_ps(a[l], a[l + half]);
+            a[0] = _mm256_add_ps(a[0], _mm256_setzero_ps());
+            _mm256_maskstore_ps(out + t * out_stride + r, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n_rows - r)), lane), a[0]);
+        }
+}
+#define MOEI_Q8_TILE_AVX2(f)                                                                                             \
+    static MOEI_AVX2 void moei_q8_tile_avx2_##f(const uint8_t *entry, size_t n, const moei_q8 *const *x, uint32_t c, int offset, \
+        moei_q8ahead *ahead, float *acc) {                                                                               \
+        if (c == 4) moei_q8_tile_avx2(MOE_FORMAT_##f, 4, entry, n, x, offset, ahead, acc);                               \
+        else moei_q8_tile_avx2(MOE_FORMAT_##f, 2, entry, n, x, offset, ahead, acc); }
+MOEI_Q8_TILE_AVX2(Q8_0) MOEI_Q8_TILE_AVX2(Q4_0) MOEI_Q8_TILE_AVX2(Q4_K) MOEI_Q8_TILE_AVX2(Q6_K) MOEI_Q8_TILE_AVX2(Q2_K)
+MOEI_Q8_TILE_AVX2(NVFP4) MOEI_Q8_TILE_AVX2(INT4_GROUP) MOEI_Q8_TILE_AVX2(Q5_0) MOEI_Q8_TILE_AVX2(Q5_K)
+#define MOEI_Q8_UNPACK_AVX2(isa, target, f)                                                                              \
+    static target void moei_q8_unpack_##isa##_##f(const moei_rows *w, size_t r, size_t n_rows, size_t step, moei_q8side side[32], uint8_t *entry) { \
+        for (size_t j = 0; j < 4; j++)                                                                                   \
+            moei_q8_unpack8_avx2(MOE_FORMAT_##f, w, r + 8 * j, n_rows, step, side + 8 * j, entry + 64 * j / 8 * moei_q8_entry_avx2(MOE_FORMAT_##f)); }
+MOEI_Q8_FORMATS(MOEI_Q8_UNPACK_AVX2, avx2, MOEI_AVX2)
+#define MOEI_Q8_CASE(isa, target, f) case MOE_FORMAT_##f: return moei_q8_unpack_##isa##_##f;
+static moei_q8_unpack_fn *moei_q8_unpack_avx2(uint32_t f) {
+    switch (f) { MOEI_Q8_FORMATS(MOEI_Q8_CASE, avx2, ) default: return NULL; }
+}
+static moei_q8_tile_fn *moei_q8_tile_of_avx2(uint32_t f) {
+    switch (moei_q8_kind_avx2(f)) {
+    case MOE_FORMAT_Q8_0: return moei_q8_tile_avx2_Q8_0;
+    case MOE_FORMAT_Q4_K: return moei_q8_tile_avx2_Q4_K;
+    case MOE_FORMAT_Q6_K: return moei_q8_tile_avx2_Q6_K;
+    case MOE_FORMAT_Q2_K: return moei_q8_tile_avx2_Q2_K;
+    case MOE_FORMAT_NVFP4: return moei_q8_tile_avx2_NVFP4;
+    case MOE_FORMAT_INT4_GROUP: return moei_q8_tile_avx2_INT4_GROUP;
+    case MOE_FORMAT_Q5_0: return moei_q8_tile_avx2_Q5_0;
+    case MOE_FORMAT_Q5_K: return moei_q8_tile_avx2_Q5_K;
+    default: return moei_q8_tile_avx2_Q4_0;
+    }
+}
+static void moei_q8_panel_avx2(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                               size_t out_stride) {
+    const uint32_t f = w->format;
+    const int offset = f == MOE_FORMAT_INT4_GROUP ? 1 : moei_q8_offset(f);
+    const moei_q8tier tier = {moei_q8_unpack_avx2(f), moei_q8_tile_of_avx2(f), moei_q8_store_avx2, 4 * moei_q8_entry_avx2(f), {4, 2, 2}, offset};
+    moei_q8_panel(&tier, panel, w, n_rows, x, n_tokens, out, out_stride);
+}
+
+#define MOEI_Q8_BOTH(isa, f) {moei_q8_dot_##isa##_##f, moei_q8_decode_later, 8}
 #define MOEI_Q8_NONE {NULL, NULL, 0}
 /* clang-format off */
 MOEI_UNUSED static const moei_arith moei_q8_avx2 = {
-    MOE_COMPUTE_Q8, MOE_TIER_AVX2, moei_q8_prepared_bytes, moei_q8_prepare, NULL, NULL,
+    MOE_COMPUTE_Q8, MOE_TIER_AVX2, moei_q8_prepared_bytes, moei_q8_prepare, moei_q8_panel_bytes_avx2, moei_q8_panel_avx2,
     {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */
-     MOEI_Q8_DIRECT(avx2, Q8_0), MOEI_Q8_DIRECT(avx2, Q4_0), MOEI_Q8_DIRECT(avx2, Q4_1), MOEI_Q8_DIRECT(avx2, Q5_0),
-     MOEI_Q8_DIRECT(avx2, Q5_1), MOEI_Q8_DIRECT(avx2, Q2_K), MOEI_Q8_DIRECT(avx2, Q3_K), MOEI_Q8_DIRECT(avx2, Q4_K),
-     MOEI_Q8_DIRECT(avx2, Q5_K), MOEI_Q8_DIRECT(avx2, Q6_K), MOEI_Q8_DIRECT(avx2, IQ4_NL), MOEI_Q8_DIRECT(avx2, IQ4_XS),
-     MOEI_Q8_DIRECT(avx2, MXFP4), MOEI_Q8_DIRECT(avx2, NVFP4), MOEI_Q8_DIRECT(avx2, MXFP4_HF), MOEI_Q8_DIRECT(avx2, NVFP4_HF),
+     MOEI_Q8_BOTH(avx2, Q8_0), MOEI_Q8_BOTH(avx2, Q4_0), MOEI_Q8_BOTH(avx2, Q4_1), MOEI_Q8_BOTH(avx2, Q5_0),
+     MOEI_Q8_BOTH(avx2, Q5_1), MOEI_Q8_BOTH(avx2, Q2_K), MOEI_Q8_BOTH(avx2, Q3_K), MOEI_Q8_BOTH(avx2, Q4_K),
+     MOEI_Q8_BOTH(avx2, Q5_K), MOEI_Q8_BOTH(avx2, Q6_K), MOEI_Q8_BOTH(avx2, IQ4_NL), MOEI_Q8_BOTH(avx2, IQ4_XS),
+     MOEI_Q8_BOTH(avx2, MXFP4), MOEI_Q8_BOTH(avx2, NVFP4), MOEI_Q8_BOTH(avx2, MXFP4_HF), MOEI_Q8_BOTH(avx2, NVFP4_HF),
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */
-     MOEI_Q8_DIRECT(avx2, INT8_CHANNEL), MOEI_Q8_DIRECT(avx2, INT4_GROUP)}};
+     MOEI_Q8_BOTH(avx2, INT8_CHANNEL), MOEI_Q8_BOTH(avx2, INT4_GROUP)}, NULL};
 /* clang-format on */
 
 #if MOEI_HAVE_VNNI
@@ -3341,7 +3941,7 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_dot8_vnni(uint32_t f, const __m512i v[4], c
     const __m512 x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
     return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)), _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd)));
 }
-MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, const moei_rows *w, size_t r, const void *const *x, uint32_t n, float *out,
+MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, const moei_rows *w, size_t r, size_t ahead, const void *const *x, uint32_t n, float *out,
                                            size_t out_stride) {
     const __m512i first = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
     const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(4));
@@ -3355,6 +3955,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, const moei_rows *w, size_
         __m512i v[4], pair[2];
         moei_q8s s;
         if (i == full) p = moei_q8_tail(f, w, p, tail);
+        else moei_q8_prefetch(p + ahead, moei_q8_step_bytes(f));
         if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
         moei_q8_scales_vnni(f, p, &side, i % MOEI_Q8_CHUNK, &s);
         moei_q8_bytes_vnni(f, p, v);
@@ -3371,11 +3972,11 @@ MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, const moei_rows *w, size_
 MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                            float *out, size_t out_stride) {
     for (uint32_t r = 0; r < n_rows; r++) {
-        moei_q8_prefetch(w, r, n_rows);
-        if (n_tokens == 1) moei_q8_row_vnni(f, w, r, x, 1, out + r, out_stride);
+        const size_t ahead = moei_ahead_of(w, n_rows, r);
+        if (n_tokens == 1) moei_q8_row_vnni(f, w, r, ahead, x, 1, out + r, out_stride);
         else
             for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
-                moei_q8_row_vnni(f, w, r, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : (uint32_t)MOEI_Q8_GROUP,
+                moei_q8_row_vnni(f, w, r, t ? 0 : ahead, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : (uint32_t)MOEI_Q8_GROUP,
                                  out + t * out_stride + r, out_stride);
     }
 }
@@ -3383,167 +3984,123 @@ MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint3
 MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
 
 /* ---- AVX512-VNNI: many tokens ----
-   LAYOUT      A panel is groups of 32 rows, for every block of 32 weights one entry: vectors of one dword (or float) per row, rows
-               0-15 and 16-31 in two registers: 8 pairs of weights (4 consecutive k each), the scale, and what else the kind has.
-   DEFINITION  as everywhere. A tile of 32 rows x C tokens walks the panel once from front to back; the accumulators of the 8 lanes
-               lie in L1 (per block, vector and token a load in the fma and a store, 8 blocks apart).
+   LAYOUT      Rows 0-15 and 16-31 of every vector in two registers: an entry is pairs of them. Weights all have an offset.
    REGISTERS   2 x C integer sums, 2 of weights, 1 broadcast activation that both use; another 2 x C with integer scales per 16.
-   LIMITS      per block, vector and token 8 dot products, a multiplication and an fma share two ports: at most 80 % of the peak; a
-               minimum makes it 73 %, scales per 16 67 %. Measured (Zen 5, k = 2048, panel in L2), tiles alone: C = 4 72 %, 5 73 %,
-               6 70 %, 8 69 %, 10 67 %; 16 rows x 12 tokens 55 %, 48 x 6 68 %, 64 x 4 61 %; one pass per lane with the
-               accumulators in registers, C = 6: 65 % (short loops). */
-
-enum { MOEI_Q8_ROWS = 32, MOEI_Q8_TOKENS = 5 }; /* of a tile */
+   LIMITS      Where ports 0 and 5 do all 512-bit arithmetic (Intel) a block, vector and token is 8 dot products, a conversion, a
+               multiplication and an fma: at most 73 % of the peak; with a minimum 67 %, with scales per 16 62 %, NVFP4 57 %.
+               Measured (Xeon, family 6 model 207; k = 2048, panel in L2), tiles alone: C = 5 62 %, 6 65 %, 8 67 % (minimum 63 %),
+               10 65 %, 12 65 %; 48 rows x 5 67 %, 64 x 4 67 %; lanes one after the other with the accumulators in registers 65 %,
+               at k = 768 58 %; start values computed per block and not gathered: 7 points less. */
 
 /* Entry of a block: pairs of vectors. */
 MOEI_FORCE size_t moei_q8_entry(uint32_t f) {
     size_t pairs = 9; /* weights, d */
     if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f)) pairs = 10;    /* m */
-    if (moei_q8_has_sub(f)) pairs = f == MOE_FORMAT_Q2_K ? 13 : 11; /* scale 0, scale 1; Q2_K: m, minima as two int16 */
+    if (moei_q8_has_sub(f)) pairs = f == MOE_FORMAT_Q2_K ? 13 : 11; /* scale 0, scale 1 as floats; Q2_K: m, minima as two int16 */
     return pairs * 128;
 }
-static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) {
-    return (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS * (k / 32) * moei_q8_entry(MOE_FORMAT_Q2_K);
-}
+static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) { return n_rows ? k / 32 * moei_q8_entry(MOE_FORMAT_Q2_K) : 0; }
 /* What the tile needs to know of a format: formats of a kind share its code. */
 MOEI_FORCE uint32_t moei_q8_kind(uint32_t f) {
     if (moei_q8_has_min(f)) return MOE_FORMAT_Q4_K;
     if (moei_q8_is_nvfp4(f)) return MOE_FORMAT_NVFP4;
     return f == MOE_FORMAT_Q2_K ? f : (uint32_t)(moei_q8_has_sub(f) ? MOE_FORMAT_Q6_K : MOE_FORMAT_Q8_0);
 }
-/* One block of c prepared rows: x are the rows, `q` the place of its 32 int8 in them, `s` that of its scale; the sums have the same
-   order in moei_q8, so that they are at fixed distances. */
-typedef struct moei_q8block {
-    const uint8_t *x[MOEI_Q8_TOKENS];
-    size_t q, s;
-} moei_q8block;
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_get(const moei_q8block *x, int t, size_t member) { /* offsetof */
-    return _mm512_set1_epi32((int)moei_q8_u32(x->x[t] + x->s + (member - offsetof(moei_q8, d))));
-}
-MOEI_FORCE MOEI_VNNI __m512 moei_q8_getf(const moei_q8block *x, int t, size_t member) {
-    return _mm512_castsi512_ps(moei_q8_get(x, t, member));
-}
-/* 16 weights of 32 rows, held in 8 registers, times c tokens. */
-MOEI_FORCE MOEI_VNNI void moei_q8_dots(const uint8_t *w, int half, int c, const moei_q8block *x, __m512i s[][2]) {
-    __m512i v[4][2];
-    MOEI_UNROLL for (int j = 0; j < 4; j++)
-        MOEI_UNROLL for (int r = 0; r < 2; r++) v[j][r] = moei_q8_ld512(w + 512 * half + 128 * j + 64 * r);
-    MOEI_UNROLL for (int t = 0; t < c; t++)
-        MOEI_UNROLL for (int j = 0; j < 4; j++) {
-            const __m512i q = _mm512_set1_epi32((int)moei_q8_u32(x->x[t] + x->q + 16 * half + 4 * j));
-            MOEI_UNROLL for (int r = 0; r < 2; r++) s[t][r] = _mm512_dpbusd_epi32(s[t][r], v[j][r], q);
+MOEI_FORCE MOEI_VNNI __m512 moei_q8_getf(const float *p) { return _mm512_set1_ps(*p); }
+/* 16 weights of 32 rows times c tokens. */
+MOEI_FORCE MOEI_VNNI void moei_q8_dots(const uint8_t *w, int c, const uint8_t *const *x, size_t at, __m512i s[][2]) {
+    MOEI_UNROLL for (size_t j = 0; j < 4; j++) {
+        const __m512i v0 = moei_q8_ld512(w + 128 * j), v1 = moei_q8_ld512(w + 128 * j + 64);
+        MOEI_UNROLL for (int t = 0; t < c; t++) {
+            const __m512i q = _mm512_set1_epi32((int)moei_q8_u32(x[t] + at + 4 * j));
+            s[t][0] = _mm512_dpbusd_epi32(s[t][0], v0, q), s[t][1] = _mm512_dpbusd_epi32(s[t][1], v1, q);
         }
-}
-/* What the sum over a half (2: the whole) starts from: minus offset * sum(q), or 0 where weights have no offset. */
-MOEI_FORCE MOEI_VNNI void moei_q8_start(uint32_t kind, int half, int c, const moei_q8block *x, __m512i shift, __m512i s[][2]) {
-    MOEI_UNROLL for (int t = 0; t < c; t++) {
-        __m512i sum = _mm512_setzero_si512();
-        if (half == 2) sum = _mm512_sllv_epi32(moei_q8_get(x, t, offsetof(moei_q8, sum)), shift);
-        else if (kind != MOE_FORMAT_Q2_K) {
-            sum = moei_q8_get(x, t, offsetof(moei_q8, sum16));
-            sum = _mm512_sllv_epi32(_mm512_srai_epi32(half ? sum : _mm512_slli_epi32(sum, 16), 16), shift);
-        }
-        s[t][0] = s[t][1] = kind == MOE_FORMAT_Q2_K || kind == MOE_FORMAT_Q4_K ? _mm512_setzero_si512() : _mm512_sub_epi32(_mm512_setzero_si512(), sum);
     }
 }
+MOEI_FORCE MOEI_VNNI void moei_q8_start(int c, const int32_t (*start)[8], size_t lane, int none, __m512i s[][2]) {
+    MOEI_UNROLL for (int t = 0; t < c; t++) s[t][0] = s[t][1] = none ? _mm512_setzero_si512() : _mm512_set1_epi32(start[t][lane]);
+}
 /* acc += s * (d * d_x) */
-MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int c, const float *d, const moei_q8block *x, __m512i s[][2], __m512 acc[][2]) {
+MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int c, const float *d, const float (*dx)[8], size_t lane, __m512 s[][2], __m512 acc[][2]) {
     const __m512 d0 = _mm512_loadu_ps(d), d1 = _mm512_loadu_ps(d + 16);
     MOEI_UNROLL for (int t = 0; t < c; t++) {
-        const __m512 dx = moei_q8_getf(x, t, offsetof(moei_q8, d));
-        acc[t][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[t][0]), _mm512_mul_ps(d0, dx), acc[t][0]);
-        acc[t][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[t][1]), _mm512_mul_ps(d1, dx), acc[t][1]);
+        const __m512 x = moei_q8_getf(&dx[t][lane]);
+        acc[t][0] = _mm512_fmadd_ps(s[t][0], _mm512_mul_ps(d0, x), acc[t][0]);
+        acc[t][1] = _mm512_fmadd_ps(s[t][1], _mm512_mul_ps(d1, x), acc[t][1]);
     }
 }
 /* One entry times c tokens. */
-MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int c, const uint8_t *w, const moei_q8block *x, __m512i shift, __m512 acc[][2]) {
+MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int c, const uint8_t *w, const uint8_t *const *x, const moei_q8scalars *by,
+                                             size_t lane, __m512 acc[][2]) {
     const float *d = (const float *)(const void *)(w + 1024), *m = d + (kind == MOE_FORMAT_Q2_K ? 96 : 32);
-    __m512i s[MOEI_Q8_TOKENS][2], h[MOEI_Q8_TOKENS][2];
-    if (kind == MOE_FORMAT_Q8_0 || kind == MOE_FORMAT_Q4_K) {
-        moei_q8_start(kind, 2, c, x, shift, s);
-        moei_q8_dots(w, 0, c, x, s), moei_q8_dots(w, 1, c, x, s);
+    __m512i s[MOEI_Q8_TOKENS][2];
+    __m512 f[MOEI_Q8_TOKENS][2];
+    moei_q8_start(c, by->start[0], lane, kind == MOE_FORMAT_Q4_K, s);
+    moei_q8_dots(w, c, x, 32 * lane, s);
+    if (moei_q8_has_sub(kind)) { /* (MOEI_MAGIC + h) * scale - MOEI_MAGIC * scale = h * scale: all exact */
+        MOEI_UNROLL for (int r = 0; r < 2; r++) {
+            const __m512 scale = _mm512_loadu_ps(d + 32 + 16 * r), less = _mm512_mul_ps(scale, _mm512_set1_ps(-MOEI_MAGIC));
+            MOEI_UNROLL for (int t = 0; t < c; t++) f[t][r] = _mm512_fmadd_ps(_mm512_castsi512_ps(s[t][r]), scale, less);
+        }
+        moei_q8_start(c, by->start[1], lane, kind == MOE_FORMAT_Q2_K, s);
     } else if (kind == MOE_FORMAT_NVFP4) {
-        moei_q8_start(kind, 0, c, x, shift, s), moei_q8_dots(w, 0, c, x, s);
-        moei_q8_scaled(c, d, x, s, acc);
-        moei_q8_start(kind, 1, c, x, shift, s), moei_q8_dots(w, 1, c, x, s);
+        MOEI_UNROLL for (int t = 0; t < c; t++) f[t][0] = _mm512_cvtepi32_ps(s[t][0]), f[t][1] = _mm512_cvtepi32_ps(s[t][1]);
+        moei_q8_scaled(c, d, by->d, lane, f, acc);
+        moei_q8_start(c, by->start[1], lane, 0, s);
         d = m;
-    } else {
-        moei_q8_start(kind, 0, c, x, shift, h), moei_q8_dots(w, 0, c, x, h);
-        MOEI_UNROLL for (int t = 0; t < c; t++)
-            MOEI_UNROLL for (int r = 0; r < 2; r++) h[t][r] = _mm512_mullo_epi32(h[t][r], moei_q8_ld512(w + 1152 + 64 * r));
-        moei_q8_start(kind, 1, c, x, shift, s), moei_q8_dots(w, 1, c, x, s);
-        MOEI_UNROLL for (int t = 0; t < c; t++)
-            MOEI_UNROLL for (int r = 0; r < 2; r++)
-                s[t][r] = _mm512_add_epi32(h[t][r], _mm512_mullo_epi32(s[t][r], moei_q8_ld512(w + 1280 + 64 * r)));
     }
-    moei_q8_scaled(c, d, x, s, acc);
+    moei_q8_dots(w + 512, c, x, 32 * lane + 16, s);
     MOEI_UNROLL for (int t = 0; t < c; t++)
         MOEI_UNROLL for (int r = 0; r < 2; r++) {
-            if (kind == MOE_FORMAT_Q4_K) acc[t][r] = _mm512_fmadd_ps(_mm512_loadu_ps(m + 16 * r), moei_q8_getf(x, t, offsetof(moei_q8, s)), acc[t][r]);
-            if (kind == MOE_FORMAT_Q2_K)
-                s[t][r] = _mm512_madd_epi16(moei_q8_ld512(m + 32 + 16 * r), moei_q8_get(x, t, offsetof(moei_q8, sum16)));
+            const __m512 h = _mm512_cvtepi32_ps(s[t][r]);
+            f[t][r] = moei_q8_has_sub(kind) ? _mm512_fmadd_ps(h, _mm512_loadu_ps(d + 64 + 16 * r), f[t][r]) : h;
         }
-    if (kind == MOE_FORMAT_Q2_K) moei_q8_scaled(c, m, x, s, acc);
+    moei_q8_scaled(c, d, by->d, lane, f, acc);
+    MOEI_UNROLL for (int t = 0; t < c; t++)
+        MOEI_UNROLL for (int r = 0; r < 2; r++) {
+            if (kind == MOE_FORMAT_Q4_K) acc[t][r] = _mm512_fmadd_ps(_mm512_loadu_ps(m + 16 * r), moei_q8_getf(&by->s[t][lane]), acc[t][r]);
+            if (kind == MOE_FORMAT_Q2_K)
+                f[t][r] = _mm512_cvtepi32_ps(_mm512_madd_epi16(moei_q8_ld512(m + 32 + 16 * r), _mm512_set1_epi32(by->sum16[t][lane])));
+        }
+    if (kind == MOE_FORMAT_Q2_K) moei_q8_scaled(c, m, by->d, lane, f, acc);
 }
-/* 32 rows times c tokens, of which n are wanted. gcc does not see that v == 7 sets saved[3]. */
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const uint8_t *panel, size_t n_blocks, const void *const *x, int n,
-                                            __m512i shift, uint32_t mask, float *out, size_t out_stride) {
-    moei_q8block at;
-    __m512 acc[8][MOEI_Q8_TOKENS][2];
-    MOEI_UNROLL for (int t = 0; t < c; t++) at.x[t] = (const uint8_t *)x[t < n ? t : n - 1];
-    for (int lane = 0; lane < 8; lane++)
-        MOEI_UNROLL for (int t = 0; t < c; t++) acc[lane][t][0] = acc[lane][t][1] = _mm512_setzero_ps();
-    for (size_t b = 0; b < n_blocks; b++, panel += moei_q8_entry(kind)) {
-        at.q = b / 8 * sizeof(moei_q8) + b % 8 * 32, at.s = b / 8 * sizeof(moei_q8) + offsetof(moei_q8, d) + b % 8 * 4;
-        moei_q8_entry_vnni(kind, c, panel, &at, shift, acc[b % 8]);
+MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, int offset,
+                                            moei_q8ahead *ahead, float *acc) {
+    const uint8_t *q[MOEI_Q8_TOKENS];
+    moei_q8scalars by;
+    moei_q8_gather(moei_q8_has_sub(kind) || moei_q8_is_nvfp4(kind), c, x, offset, moei_q8_has_sub(kind) ? MOEI_MAGIC_BITS : 0, &by);
+    MOEI_UNROLL for (int t = 0; t < c; t++) q[t] = (const uint8_t *)x[t];
+    for (size_t lane = 0; lane < n_blocks; lane++, entry += moei_q8_entry(kind), acc += MOEI_Q8_TOKENS * 32) {
+        moei_q8_prefetch_block(ahead);
+        moei_q8_entry_vnni(kind, c, entry, q, &by, lane, (__m512(*)[2])(void *)acc);
     }
-    for (int t = 0; t < n; t++)
+}
+static MOEI_VNNI void moei_q8_store_vnni(const float *acc, uint32_t c, uint32_t n_rows, float *out, size_t out_stride) {
+    const uint32_t mask = n_rows < 32 ? (1u << n_rows) - 1 : 0xffffffffu;
+    for (uint32_t t = 0; t < c; t++)
         for (int r = 0; r < 2; r++) {
             __m512 a[8];
-            MOEI_UNROLL for (int l = 0; l < 8; l++) a[l] = acc[l][t][r];
+            MOEI_UNROLL for (uint32_t l = 0; l < 8; l++) a[l] = _mm512_loadu_ps(acc + (MOEI_Q8_TOKENS * l + t) * 32 + 16 * r);
             MOEI_UNROLL for (int half = 4; half; half /= 2)
                 MOEI_UNROLL for (int l = 0; l < half; l++) a[l] = _mm512_add_ps(a[l], a[l + half]);
             a[0] = _mm512_add_ps(a[0], _mm512_setzero_ps());
-            _mm512_mask_storeu_ps(out + (size_t)t * out_stride + 16 * r, (__mmask16)(mask >> 16 * r), a[0]);
+            _mm512_mask_storeu_ps(out + t * out_stride + 16 * r, (__mmask16)(mask >> 16 * r), a[0]);
         }
 }
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
-MOEI_FORCE MOEI_VNNI void moei_q8_panel_kind(uint32_t kind, const uint8_t *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
-                                             uint32_t n_tokens, float *out, size_t out_stride) {
-    const size_t n_blocks = w->k / 32, groups = (n_tokens + MOEI_Q8_TOKENS - 1) / MOEI_Q8_TOKENS;
-    const size_t n_panels = (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS;
-    int offset = w->format == MOE_FORMAT_INT4_GROUP ? 128 : moei_q8_offset(w->format), log2 = 0;
-    while (offset >> log2 > 1) log2++;
-    const __m512i shift = _mm512_set1_epi32(log2);
-    for (size_t p = 0; p < n_panels; p++, panel += n_blocks * moei_q8_entry(kind), out += MOEI_Q8_ROWS) {
-        const uint32_t rows = n_rows - (uint32_t)p * MOEI_Q8_ROWS, mask = rows < 32 ? (1u << rows) - 1 : 0xffffffffu;
-        for (size_t g = 0; g < groups; g++) {
-            const size_t t = n_tokens * g / groups, n = n_tokens * (g + 1) / groups - t;
-            moei_q8_prefetch(w, p * groups + g, n_panels * groups);
-            if (n == 5) moei_q8_tile_vnni(kind, 5, panel, n_blocks, x + t, 5, shift, mask, out + t * out_stride, out_stride);
-            else moei_q8_tile_vnni(kind, 4, panel, n_blocks, x + t, (int)n, shift, mask, out + t * out_stride, out_stride);
-        }
-    }
-}
-#define MOEI_Q8_KIND(f)                                                                                                  \
-    static MOEI_VNNI void moei_q8_panel_##f(const uint8_t *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, \
-        uint32_t n, float *out, size_t stride) { moei_q8_panel_kind(MOE_FORMAT_##f, panel, w, n_rows, x, n, out, stride); }
-MOEI_Q8_KIND(Q8_0) MOEI_Q8_KIND(Q4_K) MOEI_Q8_KIND(Q6_K) MOEI_Q8_KIND(Q2_K) MOEI_Q8_KIND(NVFP4)
-static MOEI_VNNI void moei_q8_panel_vnni(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
-                                         float *out, size_t out_stride) {
-    const uint8_t *p = (const uint8_t *)panel;
-    switch (moei_q8_kind(w->format)) {
-    case MOE_FORMAT_Q4_K: moei_q8_panel_Q4_K(p, w, n_rows, x, n_tokens, out, out_stride); break;
-    case MOE_FORMAT_Q6_K: moei_q8_panel_Q6_K(p, w, n_rows, x, n_tokens, out, out_stride); break;
-    case MOE_FORMAT_Q2_K: moei_q8_panel_Q2_K(p, w, n_rows, x, n_tokens, out, out_stride); break;
-    case MOE_FORMAT_NVFP4: moei_q8_panel_NVFP4(p, w, n_rows, x, n_tokens, out, out_stride); break;
-    default: moei_q8_panel_Q8_0(p, w, n_rows, x, n_tokens, out, out_stride);
+#define MOEI_Q8_TILE_VNNI(f)                                                                                             \
+    static MOEI_VNNI void moei_q8_tile_vnni_##f(const uint8_t *entry, size_t n, const moei_q8 *const *x, uint32_t c, int offset, \
+        moei_q8ahead *ahead, float *acc) {                                                                               \
+        if (c == 8) moei_q8_tile_vnni(MOE_FORMAT_##f, 8, entry, n, x, offset, ahead, acc);                               \
+        else if (c == 6) moei_q8_tile_vnni(MOE_FORMAT_##f, 6, entry, n, x, offset, ahead, acc);                          \
+        else moei_q8_tile_vnni(MOE_FORMAT_##f, 4, entry, n, x, offset, ahead, acc); }
+MOEI_Q8_TILE_VNNI(Q8_0) MOEI_Q8_TILE_VNNI(Q4_K) MOEI_Q8_TILE_VNNI(Q6_K) MOEI_Q8_TILE_VNNI(Q2_K) MOEI_Q8_TILE_VNNI(NVFP4)
+static moei_q8_tile_fn *moei_q8_tile_of_vnni(uint32_t f) {
+    switch (moei_q8_kind(f)) {
+    case MOE_FORMAT_Q4_K: return moei_q8_tile_vnni_Q4_K;
+    case MOE_FORMAT_Q6_K: return moei_q8_tile_vnni_Q6_K;
+    case MOE_FORMAT_Q2_K: return moei_q8_tile_vnni_Q2_K;
+    case MOE_FORMAT_NVFP4: return moei_q8_tile_vnni_NVFP4;
+    default: return moei_q8_tile_vnni_Q8_0;
     }
 }
 
@@ -3758,11 +4315,16 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_sub(uint32_t f, const uint8_t *p, size_
     MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
         const size_t i = b % 2 * 2;
         moei_q8_put(to, b, 8, _mm512_castps_si512(d));
-        moei_q8_put(to, b, 9, moei_q8_byte(t[b / 2], i, 1)), moei_q8_put(to, b, 10, moei_q8_byte(t[b / 2], i + 1, 1));
+        MOEI_UNROLL for (size_t h = 0; h < 2; h++)
+            moei_q8_put(to, b, 9 + h, _mm512_castps_si512(_mm512_cvtepi32_ps(moei_q8_byte(t[b / 2], i + h, 1))));
         if (f != MOE_FORMAT_Q2_K) continue;
         moei_q8_put(to, b, 11, _mm512_castps_si512(m));
         moei_q8_put(to, b, 12, _mm512_or_si512(moei_q8_byte(u[b / 2], i, 0), _mm512_slli_epi32(moei_q8_byte(u[b / 2], i + 1, 0), 16)));
     }
+}
+/* Blocks of 32 with one half-precision scale. */
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales_32(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
+    for (size_t b = 0; b < to->n; b++, p += moei_q8_step_bytes(f) / 8) moei_q8_put(to, b, 8, _mm512_castps_si512(moei_q8_halves(p, stride)));
 }
 /* Others: row by row, then transposed. */
 typedef struct moei_q8rows {
@@ -3780,6 +4342,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales(uint32_t f, const uint8_t *p, si
     moei_q8rows rows;
     if (f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K) moei_q8_decode_scales_k(p, stride, to);
     else if (moei_q8_has_sub(f)) moei_q8_decode_sub(f, p, stride, to);
+    else if (f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_Q4_0 || f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_IQ4_NL) moei_q8_decode_scales_32(f, p, stride, to);
     else {
         for (size_t r = 0; r < 16; r++) {
             moei_q8s s;
@@ -3795,36 +4358,39 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales(uint32_t f, const uint8_t *p, si
         MOEI_UNROLL for (int b = 0; b < 8; b++) zero[b] = _mm512_mullo_epi32(zero[b], _mm512_set1_epi32(0x01010101)); /* to all bytes */
     }
 }
-/* 16 rows from row r; beyond the view's end the last one again. */
-MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, uint8_t *panel) {
+/* A step of 16 rows from row r; beyond the view's end the last one again. */
+MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, size_t i, moei_q8side *side, uint8_t *entry) {
     const size_t step = moei_q8_step_bytes(f), n_blocks = w->k / 32, last = n_rows - 1;
+    const moei_q8to to = {entry, moei_q8_entry(f), n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8};
+    const uint8_t *p = moei_row(w, r <= last ? r : last) + i * step;
     uint8_t copy[16 * 272];
-    moei_q8side side[16];
     __m512i zero[8];
-    for (size_t i = 0; 8 * i < n_blocks; i++, panel += 8 * moei_q8_entry(f)) {
-        const moei_q8to to = {panel, moei_q8_entry(f), n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8};
-        const uint8_t *p = moei_row(w, r <= last ? r : last) + i * step;
-        size_t stride = w->row_stride;
-        if (to.n < 8 || r + 15 > last) {
-            memset(copy, 0, sizeof copy);
-            for (size_t j = 0; j < 16; j++) memcpy(copy + j * step, moei_row(w, r + j < last ? r + j : last) + i * step, to.n * step / 8);
-            p = copy, stride = step;
-        }
-        for (size_t j = 0; moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0 && j < 16; j++)
-            moei_q8_sides(f, w, r + j < last ? r + j : last, i, &side[j]);
-        moei_q8_decode_scales(f, p, stride, side, i % MOEI_Q8_CHUNK, zero, &to);
-        moei_q8_decode_weights(f, p, stride, zero, &to);
+    size_t stride = w->row_stride;
+    if (to.n < 8 || r + 15 > last) {
+        memset(copy, 0, sizeof copy);
+        for (size_t j = 0; j < 16; j++) memcpy(copy + j * step, moei_row(w, r + j < last ? r + j : last) + i * step, to.n * step / 8);
+        p = copy, stride = step;
     }
+    for (size_t j = 0; moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0 && j < 16; j++)
+        moei_q8_sides(f, w, r + j < last ? r + j : last, i, &side[j]);
+    moei_q8_decode_scales(f, p, stride, side, i % MOEI_Q8_CHUNK, zero, &to);
+    moei_q8_decode_weights(f, p, stride, zero, &to);
 }
-MOEI_FORCE MOEI_VNNI void moei_q8_decode(uint32_t f, const moei_rows *w, uint32_t n_rows, void *panel) {
-    uint8_t *to = (uint8_t *)panel;
-    for (uint32_t r = 0; r < n_rows; r += MOEI_Q8_ROWS, to += w->k / 32 * moei_q8_entry(f))
-        moei_q8_decode16(f, w, r, n_rows, to), moei_q8_decode16(f, w, r + 16, n_rows, to + 64);
+#define MOEI_Q8_UNPACK(isa, target, f)                                                                                   \
+    static target void moei_q8_unpack_##isa##_##f(const moei_rows *w, size_t r, size_t n_rows, size_t step, moei_q8side side[32], uint8_t *entry) { \
+        moei_q8_decode16(MOE_FORMAT_##f, w, r, n_rows, step, side, entry);                                               \
+        moei_q8_decode16(MOE_FORMAT_##f, w, r + 16, n_rows, step, side + 16, entry + 64); }
+MOEI_Q8_FORMATS(MOEI_Q8_UNPACK, vnni, MOEI_VNNI)
+static moei_q8_unpack_fn *moei_q8_unpack_vnni(uint32_t f) {
+    switch (f) { MOEI_Q8_FORMATS(MOEI_Q8_CASE, vnni, ) default: return NULL; }
 }
-#define MOEI_Q8_DECODE(isa, target, f)                                                                                   \
-    static target void moei_q8_decode_##isa##_##f(const moei_rows *w, uint32_t n_rows, void *panel) {                    \
-        moei_q8_decode(MOE_FORMAT_##f, w, n_rows, panel); }
-MOEI_Q8_FORMATS(MOEI_Q8_DECODE, vnni, MOEI_VNNI)
+static void moei_q8_panel_vnni(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                               size_t out_stride) {
+    const uint32_t f = w->format;
+    const int offset = f == MOE_FORMAT_INT4_GROUP ? 128 : f == MOE_FORMAT_Q2_K || moei_q8_has_min(f) ? 0 : moei_q8_offset(f);
+    const moei_q8tier tier = {moei_q8_unpack_vnni(f), moei_q8_tile_of_vnni(f), moei_q8_store_vnni, moei_q8_entry(f), {8, 6, 4}, offset};
+    moei_q8_panel(&tier, panel, w, n_rows, x, n_tokens, out, out_stride);
+}
 /* clang-format off */
 MOEI_UNUSED static const moei_arith moei_q8_vnni = {
     MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_prepared_bytes, moei_q8_prepare, moei_q8_panel_bytes, moei_q8_panel_vnni,
@@ -3834,7 +4400,7 @@ MOEI_UNUSED static const moei_arith moei_q8_vnni = {
      MOEI_Q8_BOTH(vnni, Q5_K), MOEI_Q8_BOTH(vnni, Q6_K), MOEI_Q8_BOTH(vnni, IQ4_NL), MOEI_Q8_BOTH(vnni, IQ4_XS),
      MOEI_Q8_BOTH(vnni, MXFP4), MOEI_Q8_BOTH(vnni, NVFP4), MOEI_Q8_BOTH(vnni, MXFP4_HF), MOEI_Q8_BOTH(vnni, NVFP4_HF),
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */
-     MOEI_Q8_BOTH(vnni, INT8_CHANNEL), MOEI_Q8_BOTH(vnni, INT4_GROUP)}};
+     MOEI_Q8_BOTH(vnni, INT8_CHANNEL), MOEI_Q8_BOTH(vnni, INT4_GROUP)}, NULL};
 /* clang-format on */
 #endif
 #endif
@@ -4031,7 +4597,7 @@ MOEI_UNUSED static const moei_arith moei_f32_neon = {
         /* MXFP8        */ {NULL, moei_decode_fp8_neon, 0},
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_neon, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_neon, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
 // clang-format on
 
 /* ---- BF16 on FEAT_BF16
@@ -4075,7 +4641,7 @@ MOEI_UNUSED static const moei_arith moei_bf16_neonbf16 = {
         /* MXFP8        */ {NULL, moei_decode_fp8_neonbf16, 0},
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_neonbf16, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_neonbf16, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}};
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
 // clang-format on
 #endif
 
@@ -4562,7 +5128,7 @@ MOEI_FORCE void moei_panel_q8_neon(const uint32_t flags, const int mm, moei_half
             /* IQ4_NL, _XS  */ ops(plain), ops(plain),                                                                  \
             /* MXFP4, NVFP4 */ ops(plain), ops(two), ops(plain), ops(two),                                              \
             /* MXFP8, FP8   */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                                   \
-            /* INT8, INT4   */ ops(plain), ops(plain)}};
+            /* INT8, INT4   */ ops(plain), ops(plain)}, NULL};
 #define MOEI_Q8_OPS_NEON(kind) {moei_dot_q8_neon_##kind, NULL, UINT32_MAX}
 #define MOEI_Q8_OPS_DOTPROD(kind) {moei_dot_q8_dotprod_##kind, moei_decode_q8_dotprod_##kind, 4}
 #define MOEI_Q8_OPS_I8MM(kind) {moei_dot_q8_dotprod_##kind, moei_decode_q8_i8mm_##kind, 4}
@@ -4608,15 +5174,16 @@ MOEI_Q8_ARITH_NEON(I8MM, i8mm, moei_panel_bytes_q8_neon, moei_panel_q8_i8mm, MOE
 #ifndef MOEI_HAVE_AVXVNNI
 #define MOEI_HAVE_AVXVNNI 0
 #endif
-#ifndef MOEI_HAVE_AMX
-#define MOEI_HAVE_AMX 0
-#endif
 #define MOEI_TIERS_BUILT                                                                                               \
     (MOE_TIER_BIT(MOE_TIER_C) | (uint32_t)MOEI_HAVE_AVX2 << MOE_TIER_AVX2 | (uint32_t)MOEI_HAVE_AVXVNNI << MOE_TIER_AVXVNNI | \
      (uint32_t)MOEI_HAVE_AVX512 << MOE_TIER_AVX512 | (uint32_t)MOEI_HAVE_VNNI << MOE_TIER_VNNI |                       \
      (uint32_t)MOEI_HAVE_AVX512BF16 << MOE_TIER_AVX512BF16 | (uint32_t)MOEI_HAVE_AMX << MOE_TIER_AMX |                 \
      (uint32_t)MOEI_HAVE_NEON << MOE_TIER_NEON | (uint32_t)MOEI_HAVE_DOTPROD << MOE_TIER_DOTPROD |                     \
      (uint32_t)MOEI_HAVE_I8MM << MOE_TIER_I8MM | (uint32_t)MOEI_HAVE_NEONBF16 << MOE_TIER_NEONBF16)
+
+#ifndef MOEI_TIERS_EMULATED /* by a test */
+#define MOEI_TIERS_EMULATED 0u
+#endif
 
 /* x86: words of cpuid leaf 1, leaf 7 and leaf 7.1, XCR0 (what the OS saves), the XSAVE features this process may use. */
 typedef struct moei_cpuid {
@@ -4700,12 +5267,12 @@ static void moei_cpuid_get(moei_cpuid *id) {
 MOEI_UNUSED static uint32_t moei_cpu(void) {
     moei_cpuid id;
     moei_cpuid_get(&id);
-    return moei_cpu_decide(&id) & MOEI_TIERS_BUILT;
+    return (moei_cpu_decide(&id) & MOEI_TIERS_BUILT) | MOEI_TIERS_EMULATED;
 }
 MOE_API int moe_enable_amx(void) {
     moei_cpuid id;
     moei_cpuid_get(&id);
-    if (!(id.leaf7_edx >> 24 & 1)) return 0;
+    if (!MOEI_HAVE_AMX || !(id.leaf7_edx >> 24 & 1)) return 0;
     moei_permit_amx();
     id.permitted = moei_permitted();
     return (moei_cpu_decide(&id) >> MOE_TIER_AMX & 1) != 0;
@@ -4866,6 +5433,91 @@ static void moei_top_few(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *
     }
 }
 
+/* The same without branches that random keys mislead, for k <= MOEI_LANES <= n: the k-th largest of what lies in every
+   MOEI_LANES-th place is a bound that at least k keys reach, and few do (about 11 of 512 for k = 8); those find their
+   places by counting the larger. Where many reach it, such as equal keys, the list is as quick. */
+#define MOEI_LANES 16
+static uint32_t moei_top_bound(const uint32_t *most, uint32_t k) {
+    uint32_t bound = UINT32_MAX, i, j;
+    for (i = 0; i < MOEI_LANES; i++) {
+        uint32_t above = 0;
+        for (j = 0; j < MOEI_LANES; j++) above += most[j] > most[i];
+        bound = above < k && most[i] < bound ? most[i] : bound;
+    }
+    return bound;
+}
+/* Those that reach the bound, in ascending order of index. Every key is stored, and stays if it does. */
+static uint32_t moei_top_reach(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
+    uint32_t most[MOEI_LANES], count = 0, bound, i, j;
+    memcpy(most, key, sizeof most);
+    for (i = MOEI_LANES; i < n; i += MOEI_LANES)
+        for (j = 0; j < MOEI_LANES && i + j < n; j++) most[j] = key[i + j] > most[j] ? key[i + j] : most[j];
+    bound = moei_top_bound(most, k);
+    for (i = 0; i < n; i++) {
+        best[count] = (uint64_t)key[i] << 32 | (uint32_t)~i;
+        count += key[i] >= bound;
+    }
+    return count;
+}
+#if MOEI_HAVE_AVX2
+MOEI_FORCE MOEI_AVX2 __m256i moei_load8_avx2(const uint32_t *key) { /* in the order of signed numbers */
+    return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)key), _mm256_set1_epi32(INT32_MIN));
+}
+static MOEI_AVX2 uint32_t moei_top_reach_avx2(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
+    uint32_t whole = n & ~7u, count = 0, i, j;
+    __m256i most[2], above[2], bound = _mm256_set1_epi32(INT32_MAX);
+    for (j = 0; j < 2; j++) most[j] = moei_load8_avx2(key + 8 * j), above[j] = _mm256_setzero_si256();
+    for (i = MOEI_LANES; i < whole; i += 8) /* the last of an odd number of eights goes to the first lanes again */
+        most[i >> 3 & 1] = _mm256_max_epi32(most[i >> 3 & 1], moei_load8_avx2(key + i));
+    int32_t lane[MOEI_LANES];
+    for (j = 0; j < 2; j++) _mm256_storeu_si256((__m256i *)(lane + 8 * j), most[j]);
+    for (i = 0; i < MOEI_LANES; i++)
+        for (j = 0; j < 2; j++)
+            above[j] = _mm256_sub_epi32(above[j], _mm256_cmpgt_epi32(_mm256_set1_epi32(lane[i]), most[j]));
+    for (j = 0; j < 2; j++) { /* the least that fewer than k lanes are above */
+        __m256i in = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)k), above[j]);
+        bound = _mm256_min_epi32(bound, _mm256_blendv_epi8(_mm256_set1_epi32(INT32_MAX), most[j], in));
+    }
+    bound = _mm256_min_epi32(bound, _mm256_permute2x128_si256(bound, bound, 1));
+    bound = _mm256_min_epi32(bound, _mm256_shuffle_epi32(bound, 0x4e));
+    bound = _mm256_min_epi32(bound, _mm256_shuffle_epi32(bound, 0xb1));
+    for (i = 0; i < whole; i += 8) {
+        uint32_t below = (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(bound, moei_load8_avx2(key + i))));
+        if (below == 255) continue;
+        for (j = 0; j < 8; j++) {
+            best[count] = (uint64_t)key[i + j] << 32 | (uint32_t)~(i + j);
+            count += ~below >> j & 1;
+        }
+    }
+    uint32_t least = (uint32_t)_mm_cvtsi128_si32(_mm256_castsi256_si128(bound)) ^ 0x80000000u;
+    for (; i < n; i++) {
+        best[count] = (uint64_t)key[i] << 32 | (uint32_t)~i;
+        count += key[i] >= least;
+    }
+    return count;
+}
+#endif
+static void moei_top_lanes(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best, uint32_t wide) {
+    uint64_t some[4 * MOEI_LANES];
+    uint32_t count, i, j;
+#if MOEI_HAVE_AVX2
+    count = wide ? moei_top_reach_avx2(key, n, k, best) : moei_top_reach(key, n, k, best);
+#else
+    (void)wide;
+    count = moei_top_reach(key, n, k, best);
+#endif
+    if (count > 4 * MOEI_LANES) {
+        moei_top_few(key, n, k, best);
+        return;
+    }
+    memcpy(some, best, count * sizeof *some);
+    for (i = 0; i < count; i++) {
+        uint32_t above = 0;
+        for (j = 0; j < count; j++) above += some[j] > some[i];
+        best[above < k ? above : k] = some[i]; /* k < n: there is room for the others */
+    }
+}
+
 /* Sinks best[i] in a heap with the least entry on top. */
 static void moei_sink_down(uint64_t *best, uint32_t i, uint32_t n) {
     uint64_t v = best[i];
@@ -4894,8 +5546,9 @@ static void moei_top_many(const uint32_t *key, uint32_t n, uint32_t k, uint64_t 
         moei_sink_down(best, 0, i);
     }
 }
-static void moei_top_k(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
-    if (k <= 32) moei_top_few(key, n, k, best);
+static void moei_top_k(const moei_router *r, const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
+    if (k <= 12 && n >= 4 * MOEI_LANES) moei_top_lanes(key, n, k, best, r->vec != &moei_vec_c);
+    else if (k <= 32) moei_top_few(key, n, k, best);
     else moei_top_many(key, n, k, best);
 }
 MOEI_FORCE uint32_t moei_top_index(uint64_t entry) { return ~(uint32_t)entry; }
@@ -4970,16 +5623,37 @@ static void moei_scores(const moei_router *r) {
 
 /* ---- R4, R5: keys and groups ---- */
 
-static void moei_keys(const moei_router *r) {
-    const float *from = r->d->router.select_on == MOE_SELECT_LOGIT ? r->l : r->s;
-    uint32_t i;
-    if (r->bias)
-        for (i = 0; i < r->n_ids; i++) r->q[i] = from[i] + r->bias[i];
-    else
-        for (i = 0; i < r->n_ids; i++) r->q[i] = from[i];
+static int moei_limited(const moe_router *p) {
+    return (p->group == MOE_GROUP_MAX || p->group == MOE_GROUP_TOP2_SUM) && p->topk_group < p->n_group;
 }
-static void moei_order(const moei_router *r) {
-    for (uint32_t i = 0; i < r->n_ids; i++) r->key[i] = moei_key(r->q[i]);
+/* The keys: in r->q, unless they are the scores or logits themselves. */
+static const float *moei_keys(const moei_router *r) {
+    const float *from = r->d->router.select_on == MOE_SELECT_LOGIT ? r->l : r->s;
+    if (!r->bias && !moei_limited(&r->d->router)) return from;
+    for (uint32_t i = 0; i < r->n_ids; i++) r->q[i] = r->bias ? from[i] + r->bias[i] : from[i];
+    return r->q;
+}
+#if MOEI_HAVE_AVX2
+/* moei_key as signed numbers, whole eights; returns how many. */
+static MOEI_AVX2 uint32_t moei_order_avx2(const float *q, uint32_t n, uint32_t *key) {
+    const __m256i sign = _mm256_set1_epi32(INT32_MIN), inf = _mm256_set1_epi32(0x7f800000);
+    const __m256i least = _mm256_xor_si256(sign, _mm256_set1_epi32(0x00800000));
+    uint32_t i;
+    for (i = 0; i + 8 <= n; i += 8) {
+        __m256i u = _mm256_loadu_si256((const __m256i *)(q + i));
+        u = _mm256_blendv_epi8(u, _mm256_sub_epi32(sign, u), _mm256_srai_epi32(u, 31));
+        u = _mm256_blendv_epi8(u, least, _mm256_cmpgt_epi32(u, inf));
+        _mm256_storeu_si256((__m256i *)(key + i), _mm256_xor_si256(_mm256_max_epi32(u, least), sign));
+    }
+    return i;
+}
+#endif
+static void moei_order(const moei_router *r, const float *q) {
+    uint32_t i = 0;
+#if MOEI_HAVE_AVX2
+    if (r->vec != &moei_vec_c) i = moei_order_avx2(q, r->n_ids, r->key);
+#endif
+    for (; i < r->n_ids; i++) r->key[i] = moei_key(q[i]);
 }
 
 /* A group's best key (DeepSeek-V2), or the sum of its two best (DeepSeek-V3). */
@@ -5000,7 +5674,7 @@ static void moei_limit_groups(const moei_router *r) {
     for (i = 0; i < r->n_ids; i++) r->q[i] = moei_is_nan(r->q[i]) ? -moei_inf() : r->q[i];
     for (g = 0; g < k->n_group; g++)
         r->key[g] = moei_key(moei_group_score(r->q + g * size, size, k->group == MOE_GROUP_TOP2_SUM));
-    moei_top_k(r->key, k->n_group, k->topk_group, r->best);
+    moei_top_k(r, r->key, k->n_group, k->topk_group, r->best);
     for (g = 0; g < k->topk_group; g++) r->key[moei_top_index(r->best[g])] = 0; /* no key is 0 */
     for (g = 0; g < k->n_group; g++)
         for (i = 0; r->key[g] && i < size; i++) r->q[g * size + i] = mask;
@@ -5008,15 +5682,14 @@ static void moei_limit_groups(const moei_router *r) {
 
 /* ---- R6: ids ---- */
 
-static void moei_pick_top(const moei_router *r, uint32_t k, int32_t *ids) {
+static void moei_pick_top(const moei_router *r, const float *q, uint32_t k, int32_t *ids) {
     const moe_router *p = &r->d->router;
     uint32_t g, j, parts = p->group == MOE_GROUP_PER_GROUP ? p->n_group : 1;
     uint32_t size = r->n_ids / parts, each = k / parts;
-    int limited = p->group == MOE_GROUP_MAX || p->group == MOE_GROUP_TOP2_SUM;
-    if (limited && p->topk_group < p->n_group) moei_limit_groups(r);
-    moei_order(r);
+    if (moei_limited(p)) moei_limit_groups(r);
+    moei_order(r, q);
     for (g = 0; g < parts; g++) {
-        moei_top_k(r->key + g * size, size, each, r->best);
+        moei_top_k(r, r->key + g * size, size, each, r->best);
         for (j = 0; j < each; j++) ids[g * each + j] = (int32_t)(g * size + moei_top_index(r->best[j]));
     }
 }
@@ -5032,7 +5705,7 @@ static void moei_sparsemixer(const moei_router *r, const int32_t *given, uint32_
         for (i = 0; i < n; i++) r->key[i] = moei_key(m[i]);
         for (i = 0; i < j; i++)
             if (ids[i] >= 0) r->key[ids[i]] = 0; /* a masked expert comes after all, even those of -Inf */
-        moei_top_k(r->key, n, 1, r->best);
+        moei_top_k(r, r->key, n, 1, r->best);
         float t = r->l[moei_top_index(r->best[0])];
         ids[j] = given ? given[j] : (int32_t)moei_top_index(r->best[0]);
         for (i = 0; i < n; i++) {
@@ -5047,9 +5720,9 @@ static void moei_sparsemixer(const moei_router *r, const int32_t *given, uint32_
 
 /* ---- R7, R8, R9: weights ---- */
 
-static void moei_gather(const moei_router *r, uint32_t k, const int32_t *ids, float *w) {
+static void moei_gather(const moei_router *r, const float *q, uint32_t k, const int32_t *ids, float *w) {
     uint32_t from = r->d->router.weight_from, j;
-    const float *v = from == MOE_WEIGHT_BIASED ? r->q : from == MOE_WEIGHT_SOFTMAX_SELECTED ? r->l : r->s;
+    const float *v = from == MOE_WEIGHT_BIASED ? q : from == MOE_WEIGHT_SOFTMAX_SELECTED ? r->l : r->s;
     float none = from == MOE_WEIGHT_SOFTMAX_SELECTED ? -moei_inf() : 0.0f; /* a skipped slot */
     for (j = 0; j < k; j++) w[j] = ids[j] < 0 ? none : v[ids[j]];
     if (from == MOE_WEIGHT_SOFTMAX_SELECTED) moei_softmax(r, w, w, k);
@@ -5087,7 +5760,7 @@ static uint32_t moei_drop_small(const moei_router *r, uint32_t k, float *w) {
     float sum = 0.0f, before = 0.0f, least, most;
     if (!(p->drop_below > 0.0f) && !(p->top_p > 0.0f)) return 0;
     for (j = 0; j < k; j++) r->key[j] = moei_key(moei_magnitude(w[j]));
-    moei_top_k(r->key, k, k, r->best);
+    moei_top_k(r, r->key, k, k, r->best);
     for (j = 0; j < k; j++) sum += moei_magnitude(w[moei_top_index(r->best[j])]);
     least = moei_magnitude(w[moei_top_index(r->best[0])]) * p->drop_below, most = sum * p->top_p;
     if (!(p->top_p > 0.0f && p->top_p < 1.0f)) most = moei_inf();
@@ -5119,10 +5792,10 @@ static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float 
         moei_sparsemixer(r, given, k, ids, weights);
     } else {
         if (!r->logits_only) moei_scores(r);
-        moei_keys(r);
+        const float *q = moei_keys(r);
         if (given) memmove(ids, given, k * sizeof *ids);
-        else moei_pick_top(r, k, ids);
-        moei_gather(r, k, ids, weights);
+        else moei_pick_top(r, q, k, ids);
+        moei_gather(r, q, k, ids, weights);
     }
     if (!sink) sink = r->s + r->n_ids;
     else memcpy(sink, r->s + r->n_ids, r->n_sink * sizeof *sink);
@@ -5337,11 +6010,16 @@ static moe_status moei_check_router(const moe_desc *d, moe_error *error) {
 
 #define MOEI_SELECT_ROWS 2048 /* its scratch is on the stack: 64 KiB */
 
-/* Asking the processor takes longer than a few tokens (20 us in a virtual machine). The bits are the same. */
+/* Asking the processor takes longer than a few tokens (20 us in a virtual machine), but compilers' runtime libraries have
+   asked. The bits are the same. */
 static const moei_vec *moei_select_vec(const moe_desc *d, size_t n_tokens) {
 #if MOEI_HAVE_AVX2
     uint32_t avx2 = MOE_TIER_BIT(MOE_TIER_AVX2), allowed = d->tiers ? d->tiers : avx2;
-    if (n_tokens >= 4096 / moei_route_rows(d) + 1 && (allowed & avx2) && (moei_cpu() & avx2)) return &moei_vec_avx2;
+#if defined(__GNUC__) && defined(__linux__)
+    if ((allowed & avx2) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &moei_vec_avx2;
+#else
+    if (n_tokens >= 512 / moei_route_rows(d) + 1 && (allowed & avx2) && (moei_cpu() & avx2)) return &moei_vec_avx2;
+#endif
 #endif
     (void)d, (void)n_tokens;
     return &moei_vec_c;
@@ -5446,19 +6124,18 @@ static const moei_family moei_families[] = {
     /* norm_topk_prob is false in Qwen2's releases, true in Qwen3's whatever the class's default, absent from 3.5's
        and on */
     {"qwen2_moe\0qwen2moe\0", "shared_sigmoid", MOEI_PLAIN},
-    {"qwen3_moe\0qwen3moe\0qwen3_vl_moe\0qwen3_vl_moe_text\0qwen3vlmoe\0qwen3_omni_moe\0qwen3_omni_moe_text\0"
-     "qwen3_omni_moe_thinker\0",
+    {"qwen3_moe\0qwen3moe\0qwen3_vl_moe\0qwen3vlmoe\0qwen3_omni_moe\0qwen3_omni_moe_thinker\0qwen3_omni_moe_talker\0",
      "sum", MOEI_PLAIN},
-    {"qwen3_next\0qwen3next\0qwen3_5_moe\0qwen3_5_moe_text\0qwen35moe\0", "sum shared_sigmoid", MOEI_PLAIN},
+    {"qwen3_next\0qwen3next\0qwen3_5_moe\0qwen35moe\0qwen3_6_moe\0", "sum shared_sigmoid", MOEI_PLAIN},
     /* softmax over all, not renormalised */
-    {"olmoe\0flex_olmo\0jamba\0llada_moe\0", "", MOEI_PLAIN},
+    {"olmoe\0flex_olmo\0jamba\0llada_moe\0llada\0", "", MOEI_PLAIN},
     {"deepseek\0deepseek_moe\0deepseek_v2_lite\0", "max", 0.0f, 0.0f, 0.0f, 1, 1},
     /* The 236B. Lite has the same model_type, topk_method "greedy" (no groups) and scale 1. */
     {"deepseek_v2\0", "max", 0.0f, 16.0f, 0.0f, 8, 3},
     /* GGUF has one name for V2, V3, Kimi-K2 and GLM-4.7-Flash: its keys tell them apart. No expert_gating_func means
        V2; with sigmoid start from deepseek_v3, because the groups' statistic has no key. */
-    {"deepseek2\0", "max", 0.0f, 0.0f, 0.0f, 1, 1},
-    {"deepseek_v3\0deepseek_v32\0deepseek_r1\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 8, 4},
+    {"deepseek2\0deepseek2_ocr\0", "max", 0.0f, 0.0f, 0.0f, 1, 1},
+    {"deepseek_v3\0deepseek_v32\0deepseek32\0deepseek_r1\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 8, 4},
     /* Flash; Pro scales by 2.5. The first three layers pick by a table; their weights are the learned gate's all the
        same. */
     {"deepseek_v4\0deepseek4\0", "sqrtsoftplus sum pre", 1e-20f, 1.5f, 10.0f, 0, 0},
@@ -5473,14 +6150,14 @@ static const moei_family moei_families[] = {
     {"glm4_moe_lite\0", "sigmoid sum top2", 1e-20f, 1.8f, 0.0f, 1, 1},
     /* biases of 12 against scores of 1e-8 */
     {"glm_moe_dsa\0glm_dsa\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1},
-    {"llama4\0llama4_text\0", "sigmoid logit input", MOEI_PLAIN},
+    {"llama4\0", "sigmoid logit input", MOEI_PLAIN},
     {"gpt_oss\0", "logit selected oai pre", 0.0f, 0.0f, 7.0f, 0, 0},
     {"phimoe\0", "logit sparsemixer", MOEI_PLAIN}, /* weights sum to about 2 */
     {"dbrx\0", "sum", MOEI_PLAIN}, /* an L1 norm of positive numbers */
     /* Grok-1's code has no softcap; some serve it with 30. Grok-2 is known from serving code: its dense MLP goes in
        as a shared expert, (moe + mlp) / sqrt 2. */
     {"grok_1\0grok1\0grok\0", "gelu_tanh", MOEI_PLAIN},
-    {"grok_2\0grok2\0", "gelu_tanh softcap30 sqrt_half", MOEI_PLAIN},
+    {"grok_2\0grok2\0git\0", "gelu_tanh softcap30 sqrt_half", MOEI_PLAIN},
     {"granitemoe\0granitemoeshared\0granitemoehybrid\0granitehybrid\0", "logit selected", MOEI_PLAIN},
     {"arctic\0", "sum", MOEI_PLAIN}, /* reads the norm of the layer's input, not of the attention's output */
     /* No capacity here though configs have one (64 tokens): with it a token depends on its company. */
@@ -5494,27 +6171,29 @@ static const moei_family moei_families[] = {
     {"jacobs1991\0", "relu ungated", MOEI_PLAIN}, /* Jacobs et al. 1991: top_k = n_experts */
     {"minimax\0minimax_text_01\0minimax_m1\0", "sum", MOEI_PLAIN},
     {"minimax_m2\0", "sigmoid sum", MOEI_PLAIN},
-    {"minimax_m3\0", "sigmoid sum oai pre", 0.0f, 2.0f, 7.0f, 0, 0},
-    {"ernie4_5_moe\0ernie4_5_vl_moe\0", "sum floor1e-12", MOEI_PLAIN}, /* softmax, and yet a selection bias */
+    {"minimax_m3\0minimax_m3_vl\0", "sigmoid sum oai pre", 0.0f, 2.0f, 7.0f, 0, 0},
+    {"ernie4_5_moe\0ernie4_5_vl_moe\0ernie4_5_moe_vl\0", "sum floor1e-12", MOEI_PLAIN}, /* softmax, and yet a selection bias */
     {"hunyuan_v1_moe\0hunyuan_moe\0hunyuan\0", "sum skip_k1", MOEI_PLAIN},
-    {"hy_v3\0hy_mt2\0", "sigmoid sum", MOEI_PLAIN}, /* scale: config */
+    {"hy_v3\0hy_mt2\0", "sigmoid sum", 1e-20f, 0.0f, 0.0f, 0, 0}, /* scale: config */
     {"dots1\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1}, /* scale: M */
-    {"longcat_flash\0", "", 0.0f, 6.0f, 0.0f, 0, 0}, /* zero experts are the identity; scale: M */
+    {"longcat_flash\0longcat_flash_ngram\0", "", 0.0f, 6.0f, 0.0f, 0, 0}, /* zero experts are the identity; scale: M */
     {"bailing_moe\0bailingmoe\0", "sum", MOEI_PLAIN}, /* Ling, Ring */
-    {"bailing_moe_v2\0bailingmoe2\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 8, 4}, /* Ling 2; scale: M */
-    {"bailing_hybrid\0", "sigmoid sum top2", 0.0f, 0.0f, 0.0f, 8, 4}, /* Ling 3: late layers clamp POST, by config */
-    {"afmoe\0", "sigmoid sum top2", 1e-20f, 2.826f, 0.0f, 1, 1}, /* Trinity */
+    /* Ling 2; scale: M. Ling 3: late layers clamp POST, by config */
+    {"bailing_moe_v2\0bailingmoe2\0bailing_moe_v2_5\0bailing_moe_linear\0bailing_moe_v2_linear\0llada2_moe\0",
+     "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 8, 4},
+    {"bailing_hybrid\0bailing_moe_v3\0bailingmoe3\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 8, 4},
+    {"afmoe\0trinity\0", "sigmoid sum top2", 1e-20f, 2.826f, 0.0f, 1, 1}, /* Trinity */
     /* Super, Ultra: 5 */
     {"nemotron_h\0nemotron_h_moe\0", "sigmoid sum top2 relu2 ungated", 1e-20f, 2.5f, 0.0f, 1, 1},
     {"jetmoe\0", "logit selected", MOEI_PLAIN}, /* its FFN: its attention is a mixture too */
-    {"gemma4\0gemma4_text\0", "sum gelu_tanh rms1e-6", MOEI_PLAIN}, /* has input_scale and expert_scale */
-    {"step3\0step3_text\0step3_vl\0", "", MOEI_PLAIN},
+    {"gemma4\0", "sum gelu_tanh rms1e-6", MOEI_PLAIN}, /* has input_scale and expert_scale */
+    {"step3\0step3_vl\0", "", MOEI_PLAIN},
     {"step3p5\0step35\0step3p7\0", "sigmoid sum", 1e-20f, 3.0f, 0.0f, 0, 0}, /* last layers clamp POST, by config */
-    {"mimo_v2_flash\0mimo2\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 1, 1},
+    {"mimo_v2_flash\0mimo_v2\0mimo2\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 1, 1},
     {"exaone_moe\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1}, /* some layers clamp PRE, by config */
     {"axk1\0a.x_k1\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 8, 4}, /* scale: config */
     /* DeepSeek-V3's class; scale: config */
-    {"solar_open\0param2\0param2moe\0sarvam\0sarvam_moe\0openpangu\0pangu_ultra_moe\0joyai\0joyai_llm_flash\0",
+    {"solar_open\0param2\0param2moe\0sarvam\0sarvam_moe\0sarvam_mla\0openpangu\0pangu_ultra_moe\0joyai\0joyai_llm_flash\0",
      "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 1, 1},
     {"lfm2_moe\0lfm2moe\0", "sigmoid sum", 1e-6f, 0.0f, 0.0f, 0, 0},
     /* DeepSeek-V3's shape with softmax: the groups' statistic can't be derived from the score */
@@ -5522,11 +6201,11 @@ static const moei_family moei_families[] = {
     {"cohere2_moe\0cohere2moe\0", "sigmoid sum", MOEI_PLAIN}, /* combine_scale 0.5 where the config says "average" */
     {"laguna\0", "sigmoid sum", MOEI_PLAIN}, /* configs may say sqrtsoftplus, a softcap, weights on the input */
     {"klear\0", "sigmoid sum shared_softmax", MOEI_PLAIN},
-    {"inkling\0", "sigmoid sum+shared sink hidden", 0.0f, 8.0f, 0.0f, 0, 0}, /* times global_scale */
+    {"inkling\0inkling_mm_model\0", "sigmoid sum+shared sink hidden", 0.0f, 8.0f, 0.0f, 0, 0}, /* times global_scale */
     {"interns1_pro\0intern_s1_pro\0", "sum pergroup", 0.0f, 0.0f, 0.0f, 1, 1}, /* number of groups: config */
     {"smallthinker\0", "sum relu", MOEI_PLAIN}, /* gated ReLU; configs may say sigmoid */
-    {"aria\0aria_text\0mellum\0rnd1\0", "sum", MOEI_PLAIN},
-    {"nomic_bert_moe\0", "gelu_erf ungated", MOEI_PLAIN}, /* which GELU: M */
+    {"aria\0aria_moe_lm\0mellum\0rnd1\0", "sum", MOEI_PLAIN},
+    {"nomic_bert_moe\0nomic_bert\0", "gelu_erf ungated", MOEI_PLAIN}, /* which GELU: M */
     {"grovemoe\0soft_moe\0expert_choice\0", NULL, MOEI_PLAIN}};
 
 static void moei_apply_word(moe_desc *desc, const char *word, size_t n) {
@@ -5551,11 +6230,21 @@ static moe_status moei_apply_family(moe_desc *desc, const moei_family *f) {
     return MOE_OK;
 }
 
+/* The language model inside a multimodal one is named NAME_text. */
+static int moei_family_name(const char *name, const char *model_type) {
+    char text[64];
+    size_t n = strlen(name);
+    if (moei_same_name(name, model_type)) return 1;
+    if (n > sizeof text - 6) return 0;
+    memcpy(text, name, n), memcpy(text + n, "_text", 6);
+    return moei_same_name(text, model_type);
+}
+
 MOE_API moe_status moe_preset(moe_desc *desc, const char *model_type) {
     if (!desc || !model_type) return MOE_ERR_NULL;
     for (size_t i = 0; i < MOEI_COUNT(moei_families); i++)
         for (const char *name = moei_families[i].names; *name; name += strlen(name) + 1)
-            if (moei_same_name(name, model_type)) return moei_apply_family(desc, &moei_families[i]);
+            if (moei_family_name(name, model_type)) return moei_apply_family(desc, &moei_families[i]);
     return MOE_ERR_MODEL;
 }
 
@@ -5717,6 +6406,9 @@ static const moei_tier_row moei_tier_rows[] = {
 #endif
 #if MOEI_HAVE_AVX512BF16
     {MOE_TIER_AVX512BF16, NULL,             {NULL, NULL,             &moei_bf16_avx512bf16,   NULL}},
+#endif
+#if MOEI_HAVE_AMX
+    {MOE_TIER_AMX,        NULL,             {NULL, NULL,             &moei_bf16_amx,          NULL}},
 #endif
 #if MOEI_HAVE_NEON
     {MOE_TIER_NEON,       &moei_vec_neon,   {NULL, &moei_f32_neon,   NULL,                    &moei_q8_neon}},
@@ -6071,35 +6763,43 @@ static size_t moei_max(size_t a, size_t b) { return a > b ? a : b; }
 static size_t moei_min(size_t a, size_t b) { return a < b ? a : b; }
 
 /* Output rows per slice: a private [block][slice] sum should stay in the second-level cache. */
+#define MOEI_SLICE_MIN ((size_t)64)
+#define MOEI_SLICE_MAX ((size_t)1024)
 static size_t moei_slice_rows(size_t block) {
-    size_t rows = block ? (size_t)65536 / block / 16 * 16 : 1024;
-    return moei_min(moei_max(rows, 64), 1024);
+    size_t rows = block ? (size_t)65536 / block / 16 * 16 : MOEI_SLICE_MAX;
+    return moei_min(moei_max(rows, MOEI_SLICE_MIN), MOEI_SLICE_MAX);
 }
 
 static size_t moei_panel_scratch(const moei_arith *a, size_t k) {
     return a && a->panel ? a->panel_bytes(MOEI_UP_ROWS, k) + 64 : 0;
 }
 
-/* A task's scratch: tile pointers, a tile's results, row scales and biases, a panel, the slice's sums, an f32 row. */
+/* A task's scratch: tile pointers, a tile's results, row scales and biases, a panel, the slice's sums, an f32 row. Slices shrink in
+   steps as blocks grow, so what holds one is as large as the largest of any smaller block: more tokens never need less. */
 typedef struct moei_scratch {
     const void **x;        /* [MOEI_PARTS] */
     float *out[2];         /* gate's results, up's or down's: [MOEI_TILE_FLOATS] */
     float *act;            /* [MOEI_PARTS][MOEI_UP_ROWS] for activations */
-    float *scale[2], *bias[2]; /* [slice] */
+    float *scale[2], *bias[2]; /* [slice], room for MOEI_SLICE_MAX */
     float *sum;            /* [block][slice] */
     float *row;            /* [widest] */
     void *route;           /* moei_router's */
     uint8_t *panel;
+    uint8_t *packed;       /* up to MOEI_PARTS tokens, for an arithmetic that packs them */
 } moei_scratch;
 
 static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
     const moe_layer *l = p->layer;
     const moe_desc *d = &l->desc;
-    size_t rows = moei_max(MOEI_UP_ROWS, p->slice), widest = moei_max(moei_max(d->d_model, l->routed.d_in), rows);
+    size_t rows = MOEI_SLICE_MAX, widest = moei_max(moei_max(d->d_model, l->routed.d_in), rows);
     const moei_arith *const ariths[] = {l->router, l->routed.in, l->routed.mid, l->shared.in, l->shared.mid, l->latent_in, l->latent_out};
     const size_t ks[] = {d->d_model, l->routed.d_in, l->routed.d_ff, l->shared.d_in, l->shared.d_ff, d->d_model, d->latent.d};
-    size_t panel = 0;
-    for (size_t i = 0; i < MOEI_COUNT(ariths); i++) panel = moei_max(panel, moei_panel_scratch(ariths[i], ks[i]));
+    size_t panel = 0, packed = 0, tokens = moei_min(MOEI_PARTS, p->block * p->k);
+    size_t sums = moei_max(p->block, moei_min(p->block, 64) * (MOEI_SLICE_MAX / MOEI_SLICE_MIN)); /* in units of SLICE_MIN */
+    for (size_t i = 0; i < MOEI_COUNT(ariths); i++) {
+        panel = moei_max(panel, moei_panel_scratch(ariths[i], ks[i]));
+        if (ariths[i] && ariths[i]->packing) packed = moei_max(packed, ariths[i]->row_bytes(ks[i]));
+    }
     s->x = (const void **)moei_take(p, MOEI_PARTS, sizeof(void *));
     for (int i = 0; i < 2; i++) {
         s->out[i] = (float *)moei_take(p, i ? MOEI_TILE_FLOATS : MOEI_PARTS * MOEI_UP_ROWS, sizeof(float));
@@ -6107,10 +6807,11 @@ static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
         s->bias[i] = (float *)moei_take(p, rows, sizeof(float));
     }
     s->act = (float *)moei_take(p, MOEI_PARTS * MOEI_UP_ROWS, sizeof(float));
-    s->sum = (float *)moei_take(p, p->block, p->slice * sizeof(float));
+    s->sum = (float *)moei_take(p, sums, MOEI_SLICE_MIN * sizeof(float));
     s->row = (float *)moei_take(p, widest + 64, 2 * sizeof(float));
     s->route = moei_take(p, moei_select_scratch(d, p->k), 1);
     s->panel = (uint8_t *)moei_take(p, panel, 1);
+    s->packed = (uint8_t *)moei_take(p, tokens, packed);
 }
 
 static void moei_lay_group(moei_plan *p, moei_group *g, const moei_bank *b, size_t slots, int has_source) {
@@ -6188,8 +6889,7 @@ static size_t moei_bytes_for(const moei_plan *p, size_t block) {
     return q.used;
 }
 
-/* A large block of tokens that fits, where they do all blocks equal. Bytes don't quite grow with the block, because its slice of
-   rows shrinks in steps: smaller blocks may need more. 0 if not even one token fits. */
+/* The largest block of tokens that fits, or a smaller one that makes all blocks equal. 0 if not even one token fits. */
 static size_t moei_fit_block(const moei_plan *p, size_t bytes) {
     size_t lo = 0, hi = p->n_tokens;
     if (moei_bytes_for(p, hi) <= bytes) return hi;
@@ -6199,8 +6899,8 @@ static size_t moei_fit_block(const moei_plan *p, size_t bytes) {
         else hi = mid;
     }
     if (!lo) return 0;
-    size_t blocks = (p->n_tokens + lo - 1) / lo, even = (p->n_tokens + blocks - 1) / blocks;
-    return moei_bytes_for(p, even) <= bytes ? even : lo;
+    size_t blocks = (p->n_tokens + lo - 1) / lo;
+    return (p->n_tokens + blocks - 1) / blocks;
 }
 
 #define MOEI_SPARE 63 /* to align the workspace */
@@ -6269,8 +6969,19 @@ static void moei_write_row(uint8_t *row, uint32_t type, size_t first, size_t n, 
     }
 }
 
+/* Prepared rows x of n tokens become what the arithmetic multiplies; `to` has room for n of them. */
+static void moei_pack(const moei_arith *a, const void **x, uint32_t n, size_t k, uint8_t *to) {
+    for (uint32_t i = 0; i + 1 < n && a->packing; i += MOEI_GROUP) { /* a single token is a group already */
+        uint32_t group = n - i < MOEI_GROUP ? n - i : MOEI_GROUP;
+        if (group == 1) break;
+        a->packing->pack(to + i * a->row_bytes(k), x + i, group, k);
+        x[i] = to + i * a->row_bytes(k);
+    }
+}
+
 static const uint8_t *moei_x_row(const moei_plan *p, size_t token) { return (const uint8_t *)p->io->x + token * p->io->x_stride; }
 
+#define MOEI_FEW_BYTES 16384u
 /* out[t][r] for n_rows rows from w->row0 on and n tokens: straight from the weights, or through panels decoded once. */
 static void moei_multiply(const moei_arith *a, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n, float *out,
                           size_t out_stride, uint8_t *panel) {
@@ -6279,9 +6990,12 @@ static void moei_multiply(const moei_arith *a, const moei_rows *w, uint32_t n_ro
         ops->dot(w, n_rows, x, n, out, out_stride);
         return;
     }
+    /* For few tokens the panel stays in L1 (but transposed weights, whose cache lines hold many rows). */
     moei_rows part = *w;
-    for (uint32_t r = 0; r < n_rows; r += MOEI_UP_ROWS) {
-        uint32_t rows = n_rows - r < MOEI_UP_ROWS ? n_rows - r : MOEI_UP_ROWS;
+    uint32_t few = (uint32_t)(MOEI_FEW_BYTES / a->row_bytes(w->k)) + 1;
+    uint32_t step = n > 4 || ops->dot || w->k_stride || few > MOEI_UP_ROWS ? MOEI_UP_ROWS : few;
+    for (uint32_t r = 0, rows; r < n_rows; r += rows) {
+        rows = n_rows - r < step ? n_rows - r : step;
         part.row0 = w->row0 + r;
         if (r) part.prefetch += part.prefetch ? part.prefetch_bytes : 0;
         part.prefetch_bytes = w->prefetch_bytes * rows / n_rows;
@@ -6395,6 +7109,7 @@ static void moei_project(const moei_plan *p, const moei_arith *a, const moe_matr
     for (size_t t = t0; t < t1; t += MOEI_PARTS) {
         uint32_t part = (uint32_t)moei_min(MOEI_PARTS, t1 - t);
         for (uint32_t i = 0; i < part; i++) s.x[i] = x + (t + i) * x_stride;
+        moei_pack(a, s.x, part, k, s.packed);
         moei_multiply(a, &w, (uint32_t)(r1 - r0), s.x, part, out + t * rows + r0, rows, s.panel);
     }
     for (size_t r = r0; r < r1; r += p->slice) {
@@ -6419,15 +7134,11 @@ static void moei_logits(const moei_plan *p, size_t block, uint32_t ith, uint32_t
                  p->logits, ith, nth);
 }
 
-static const int32_t *moei_ids_row(const moei_plan *p, size_t token) {
-    return (const int32_t *)(const void *)((const uint8_t *)p->io->ids_in + token * p->io->ids_stride);
-}
-
 /* The ids that a table or the caller gives; those out of range count as skipped here and are reported by SETTLE. */
 static const int32_t *moei_given_ids(const moei_plan *p, size_t token, int32_t *ids) {
     const moe_router *r = &p->layer->desc.router;
     if (p->io->ids_in) {
-        memcpy(ids, moei_ids_row(p, token), p->k * sizeof(int32_t));
+        memcpy(ids, (const uint8_t *)p->io->ids_in + token * p->io->ids_stride, p->k * sizeof(int32_t));
     } else if (r->pick == MOE_PICK_TABLE) {
         (void)moei_table_row(&p->layer->desc, p->io->token_ids[token], p->k, ids); /* checked before the first phase */
     } else {
@@ -6474,21 +7185,18 @@ static int moei_gap(const void *const *call, const void *const *own, uint32_t e)
     const void *const *list = call ? call : own;
     return list && !list[e];
 }
+/* Is a pointer of expert e NULL? o: the call's lists, i: which of them. */
+static int moei_gaps(const moe_matrix *m, const moe_experts *o, int i, uint32_t e) {
+    return (m->format && moei_gap(o->data[i], m->expert, e)) || (m->scale.type && moei_gap(o->scale[i], m->scale.expert, e)) ||
+           (m->zero.type && moei_gap(o->zero[i], m->zero.expert, e)) || (m->scale2.type && moei_gap(o->scale2[i], m->scale2.expert, e)) ||
+           (m->bias.type && moei_gap(o->bias[i], m->bias.expert, e));
+}
 static int moei_absent(const moei_plan *p, uint32_t e) {
     moe_experts none; /* the desc's own pointers */
     const moei_bank *b = &p->layer->routed;
     memset(&none, 0, sizeof none);
     const moe_experts *o = p->io->experts ? p->io->experts : &none;
-    const moe_matrix *const all[3] = {&b->gate, &b->up, &b->down};
-    for (int i = 0; i < 3; i++) {
-        const moe_matrix *m = all[i];
-        if ((m->format && moei_gap(o->data[i], m->expert, e)) || (m->scale.type && moei_gap(o->scale[i], m->scale.expert, e)) ||
-            (m->zero.type && moei_gap(o->zero[i], m->zero.expert, e)) ||
-            (m->scale2.type && moei_gap(o->scale2[i], m->scale2.expert, e)) ||
-            (m->bias.type && moei_gap(o->bias[i], m->bias.expert, e)))
-            return 1;
-    }
-    return 0;
+    return moei_gaps(&b->gate, o, MOE_GATE, e) || moei_gaps(&b->up, o, MOE_UP, e) || moei_gaps(&b->down, o, MOE_DOWN, e);
 }
 
 /* The position of a global expert id among those held here, or -1. */
@@ -6535,8 +7243,9 @@ static void moei_give_routing(const moei_plan *p) {
         for (size_t j = 0; j < p->k; j++) {
             int32_t id = p->ids[t * p->k + j];
             float w = id < 0 ? 0.0f : p->weights[t * p->k + j];
-            if (io->ids_out) ((int32_t *)(void *)((uint8_t *)io->ids_out + t * io->ids_stride))[j] = id < -1 ? -2 - id : id;
-            if (io->weights_out) ((float *)(void *)((uint8_t *)io->weights_out + t * io->weights_stride))[j] = w;
+            id = id < -1 ? -2 - id : id;
+            if (io->ids_out) memcpy((uint8_t *)io->ids_out + t * io->ids_stride + 4 * j, &id, 4); /* strides may be odd */
+            if (io->weights_out) memcpy((uint8_t *)io->weights_out + t * io->weights_stride + 4 * j, &w, 4);
         }
 }
 
@@ -6732,30 +7441,58 @@ static void moei_up_matrix(const moei_plan *p, const moei_scratch *s, const moei
     }
 }
 
-/* One block of rows of h for every slot of one expert. */
-static void moei_up_block(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint32_t block) {
+/* A block of rows of n slots' h, prepared for down: rows of their own, or the groups that down multiplies, at their first slot. */
+static void moei_keep_h(const moei_group *g, uint32_t slot, uint32_t n, uint32_t row, uint32_t rows, const float *h) {
+    const moei_arith *a = g->bank->mid;
+    uint64_t one[MOEI_GROUP][8]; /* 32 values */
+    const void *x[MOEI_GROUP];
+    for (uint32_t i = 0, group; i < n; i += group) {
+        uint8_t *to = g->h + (slot + i) * g->h_stride;
+        group = !a->packing ? 1 : n - i < MOEI_GROUP ? n - i : MOEI_GROUP;
+        if (group == 1) {
+            a->prepare(to, h + (size_t)i * MOEI_UP_ROWS, row, rows, g->bank->d_ff);
+            continue;
+        }
+        for (uint32_t j = 0; j < group; j++) a->prepare(one[j], h + (size_t)(i + j) * MOEI_UP_ROWS, 0, rows, rows), x[j] = one[j];
+        a->packing->pack(to + group * a->row_bytes(row), x, group, rows);
+    }
+}
+
+/* One block of rows of h for n slots of one expert. */
+static void moei_up_block(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint32_t block,
+                          uint32_t slot, uint32_t n) {
     const moei_bank *b = g->bank;
     const moe_ffn *f = &p->layer->desc.ffn;
     uint32_t row = block * MOEI_UP_ROWS, rows = b->d_ff - row < MOEI_UP_ROWS ? b->d_ff - row : MOEI_UP_ROWS;
     int at_hidden = g == &p->groups[0] && f->weight_at == MOE_WEIGHT_AT_HIDDEN, gated = b->gate.format != 0;
     float *up = s->out[1], *gate = gated ? s->out[0] : up, *scratch = s->act;
-    for (uint32_t slot = g->start[expert]; slot < g->start[expert + 1]; slot += MOEI_PARTS) {
-        uint32_t n = (uint32_t)moei_min(MOEI_PARTS, g->start[expert + 1] - slot);
-        for (uint32_t i = 0; i < n; i++) s->x[i] = g->x + g->token[slot + i] * g->x_stride;
-        if (gated) moei_up_matrix(p, s, g, &b->gate, MOE_GATE, expert, row, rows, slot, n, gate);
-        moei_up_matrix(p, s, g, &b->up, MOE_UP, expert, row, rows, slot, n, up);
-        if (rows == MOEI_UP_ROWS) { /* the results lie densely: one long run */
-            moei_glu(p->layer->vec, f, b->clamp, b->limit, gate, gated ? up : NULL, scratch, (size_t)n * rows);
-        } else {
-            for (uint32_t i = 0; i < n; i++)
-                moei_glu(p->layer->vec, f, b->clamp, b->limit, gate + i * MOEI_UP_ROWS, gated ? up + i * MOEI_UP_ROWS : NULL, scratch, rows);
-        }
-        for (uint32_t i = 0; i < n; i++) {
-            float *h = gate + (size_t)i * MOEI_UP_ROWS;
-            for (uint32_t r = 0; r < rows && at_hidden; r++) h[r] = h[r] * g->weight[slot + i];
-            b->mid->prepare(g->h + (slot + i) * g->h_stride, h, row, rows, b->d_ff);
-        }
+    if (gated) moei_up_matrix(p, s, g, &b->gate, MOE_GATE, expert, row, rows, slot, n, gate);
+    moei_up_matrix(p, s, g, &b->up, MOE_UP, expert, row, rows, slot, n, up);
+    if (rows == MOEI_UP_ROWS) { /* the results lie densely: one long run */
+        moei_glu(p->layer->vec, f, b->clamp, b->limit, gate, gated ? up : NULL, scratch, (size_t)n * rows);
+    } else {
+        for (uint32_t i = 0; i < n; i++)
+            moei_glu(p->layer->vec, f, b->clamp, b->limit, gate + i * MOEI_UP_ROWS, gated ? up + i * MOEI_UP_ROWS : NULL, scratch, rows);
     }
+    for (uint32_t i = 0; i < n && at_hidden; i++)
+        for (uint32_t r = 0; r < rows; r++) gate[i * MOEI_UP_ROWS + r] = gate[i * MOEI_UP_ROWS + r] * g->weight[slot + i];
+    moei_keep_h(g, slot, n, row, rows, gate);
+}
+
+/* Blocks [from, to) of an expert. Tokens that must be packed are packed once for several blocks, whose weights stay in the last
+   cache when more tokens than one chunk pass over them. */
+static void moei_up_blocks(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint64_t from,
+                           uint64_t to) {
+    const moei_bank *b = g->bank;
+    uint32_t end = g->start[expert + 1];
+    uint64_t run = !b->in->packing ? 1 : end - g->start[expert] <= MOEI_PARTS ? to - from : 8;
+    for (uint64_t at = from; at < to; at += run)
+        for (uint32_t slot = g->start[expert]; slot < end; slot += (uint32_t)MOEI_PARTS) {
+            uint32_t n = (uint32_t)moei_min(MOEI_PARTS, end - slot);
+            for (uint32_t i = 0; i < n; i++) s->x[i] = g->x + g->token[slot + i] * g->x_stride;
+            moei_pack(b->in, s->x, n, b->d_in, s->packed);
+            for (uint64_t i = at; i < to && i < at + run; i++) moei_up_block(p, s, g, expert, (uint32_t)i, slot, n);
+        }
 }
 
 /* The blocks whose cost begins in this task's share of the total. */
@@ -6768,7 +7505,7 @@ static void moei_up(const moei_plan *p, uint32_t ith, uint32_t nth) {
         if (w[1].begin <= lo && ith) continue;
         if (w->begin >= hi) break;
         uint64_t from = w->begin >= lo ? 0 : (lo - w->begin + w->cost - 1) / w->cost, to = (hi - w->begin + w->cost - 1) / w->cost;
-        for (uint64_t b = from; b < to && b < w->blocks; b++) moei_up_block(p, &s, &p->groups[w->group], w->expert, (uint32_t)b);
+        moei_up_blocks(p, &s, &p->groups[w->group], w->expert, from, to < w->blocks ? to : w->blocks);
     }
 }
 
@@ -6783,7 +7520,7 @@ static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moe
     const moei_bank *b = g->bank;
     const moei_vec *v = p->layer->vec;
     int routed = g == &p->groups[0], weighted = !routed || p->layer->desc.ffn.weight_at == MOE_WEIGHT_AT_OUTPUT;
-    size_t chunk = moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n);
+    size_t chunk = moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n / MOEI_GROUP * MOEI_GROUP); /* n is at most 1024 */
     for (uint32_t e = 0; e < b->n_experts; e++) {
         moei_rows w;
         if (g->start[e] == g->start[e + 1]) continue;
@@ -6830,6 +7567,7 @@ static void moei_latent_out(const moei_plan *p, const moei_scratch *s, size_t to
     for (size_t t = 0; t < tokens; t += chunk) {
         uint32_t part = (uint32_t)moei_min(chunk, tokens - t);
         for (uint32_t i = 0; i < part; i++) s->x[i] = p->latent_row + (t + i) * p->latent_row_stride;
+        moei_pack(l->latent_out, s->x, part, k, s->packed);
         moei_multiply(l->latent_out, &w, (uint32_t)n, s->x, part, s->sum + t * n, n, s->panel);
         for (uint32_t i = 0; i < part && affine; i++) l->vec->affine(s->sum + (t + i) * n, s->scale[0], s->bias[0], n);
     }
@@ -6950,7 +7688,15 @@ static void moei_latent_norm(const moei_plan *p, size_t block, uint32_t ith, uin
 
 /* ---- one scheduler ---- */
 
-static void moei_run_phase(const moei_plan *p, uint32_t kind, size_t block, uint32_t ith, uint32_t nth) {
+/* What has to be done around a task, or NULL. */
+static const moei_packing *moei_task_state(const moe_layer *l) {
+    const moei_arith *const used[] = {l->routed.in, l->routed.mid, l->shared.in, l->shared.mid, l->latent_in, l->latent_out};
+    for (size_t i = 0; i < MOEI_COUNT(used); i++)
+        if (used[i] && used[i]->packing) return used[i]->packing;
+    return NULL;
+}
+
+static void moei_run_task(const moei_plan *p, uint32_t kind, size_t block, uint32_t ith, uint32_t nth) {
     switch (kind) {
     case MOEI_PREPARE_ROUTER: moei_prepare(p, block, 1, p->prepare_once, ith, nth); break;
     case MOEI_LOGITS: moei_logits(p, block, ith, nth); break;
@@ -6965,6 +7711,12 @@ static void moei_run_phase(const moei_plan *p, uint32_t kind, size_t block, uint
     case MOEI_LATENT_NORM: moei_latent_norm(p, block, ith, nth); break;
     default: moei_down(p, block, 1, ith, nth); break;
     }
+}
+static void moei_run_phase(const moei_plan *p, uint32_t kind, size_t block, uint32_t ith, uint32_t nth) {
+    const moei_packing *state = moei_task_state(p->layer);
+    if (state) state->begin();
+    moei_run_task(p, kind, block, ith, nth);
+    if (state) state->end();
 }
 
 /* ---- a call becomes a plan ---- */
@@ -7002,6 +7754,25 @@ static moe_status moei_check_routing_input(const moei_plan *p, int needs_logits)
     return MOE_OK;
 }
 
+/* Only routed experts may be absent: what every token uses has no NULL in its lists. */
+static moe_status moei_check_present(const moei_plan *p, int partial) {
+    const moe_desc *d = &p->layer->desc;
+    const moei_bank *b = &p->layer->shared;
+    uint32_t end = !p->route_only && !partial, shared = end ? b->n_experts : 0, in = !p->route_only && !p->sums && d->latent.d;
+    const struct { const moe_matrix *m; uint32_t n; } all[] = {
+        {&d->router.weight, 1}, {&d->latent.in, in}, {&d->latent.out, end && d->latent.d}, {&b->gate, shared}, {&b->up, shared},
+        {&b->down, shared}, {&d->shared.gate_weight, shared && d->shared.gate_kind % MOE_SHARED_ROUTER_SINK}};
+    const moe_array *const arrays[] = {&d->router.input_scale, &d->latent.norm, &d->ffn.out_bias};
+    moe_experts none;
+    memset(&none, 0, sizeof none);
+    for (size_t i = 0; i < MOEI_COUNT(all); i++)
+        for (uint32_t e = 0; e < all[i].n; e++)
+            if (moei_gaps(all[i].m, &none, 0, e)) return moei_fail(p->io->error, MOE_ERR_NULL, "expert", e, 0);
+    for (size_t i = 0; i < MOEI_COUNT(arrays); i++)
+        if (arrays[i]->type && moei_gap(NULL, arrays[i]->expert, 0)) return moei_fail(p->io->error, MOE_ERR_NULL, "expert", 0, 0);
+    return MOE_OK;
+}
+
 static moe_status moei_check_io(moei_plan *p, int needs_logits) {
     moe_io *io = &p->call;
     const moe_desc *d = &p->layer->desc;
@@ -7020,6 +7791,7 @@ static moe_status moei_check_io(moei_plan *p, int needs_logits) {
         MOEI_TRY(moei_check_rows(io, io->y_type, &io->y_stride, y_width, "y_stride", "y_type"));
         MOEI_TRY(moei_check_alias(io, d->d_model, y_width));
     }
+    MOEI_TRY(moei_check_present(p, partial));
     return moei_check_routing_input(p, needs_logits);
 }
 

@@ -580,7 +580,7 @@ static int model_choose(model *m, uint32_t compute, uint32_t tier, int skewed) {
 /* The peak loop of what a compute runs on. The c tier has none of its own: it is held against AVX2. */
 static limits_peak_id peak_of(const moe_layer *l, uint32_t compute) {
     uint32_t tiers = moe_tiers() & (l->desc.tiers ? l->desc.tiers : ~0u);
-    if (compute == MOE_COMPUTE_BF16) return LIMITS_BF16_512;
+    if (compute == MOE_COMPUTE_BF16) return tiers & MOE_TIER_BIT(MOE_TIER_AMX) ? LIMITS_BF16_AMX : LIMITS_BF16_512;
     if (compute == MOE_COMPUTE_Q8) return tiers & MOE_TIER_BIT(MOE_TIER_VNNI) ? LIMITS_VNNI_512 : LIMITS_MADDUBS_256;
     return tiers & MOE_TIER_BIT(MOE_TIER_AVX512) ? LIMITS_F32_512 : LIMITS_F32_256;
 }

@@ -218,7 +218,7 @@ static void bench_cache(void) {
     printf("\n");
 }
 static void bench_many(void) {
-    static double rate[MAX_REPS], share[MAX_REPS], decode[MAX_REPS];
+    static double rate[MAX_REPS], share[MAX_REPS];
     static const uint32_t counts[] = {4, 8, 12, 16, 24, 32, 48, 64, 96, 128};
     static float y[SLICE * TOKENS];
     const size_t n_rows = 2048;
@@ -243,16 +243,6 @@ static void bench_many(void) {
                     }
                     printf("%7.2f", median(share, reps)), fflush(stdout);
                 }
-                for (int i = 0; panel && i < reps; i++) {
-                    subject s;
-                    moei_rows w;
-                    subject_init(&s, a, f, 1, POOL);
-                    subject_rows(&s, 0, &w);
-                    double time = now();
-                    for (int j = 0; j < 50; j++) a->ops[f].decode(&w, height, memory);
-                    decode[i] = 50.0 * height * (double)(s.row_bytes + s.side_bytes) / (now() - time) / 1e9;
-                }
-                if (panel) printf("  decode %.1f GB/s", best(decode, reps));
                 free(memory);
             }
     printf("\n");

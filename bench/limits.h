@@ -85,9 +85,9 @@ static double limits_run(int n, void (*fn)(void *arg, int i), void *arg) {
 /* ---- peaks --------------------------------------------------------------------------------------------------------------- */
 
 /* One multiply-add counts as 2 operations. */
-typedef enum limits_peak_id { LIMITS_F32_256, LIMITS_F32_512, LIMITS_BF16_512, LIMITS_VNNI_512, LIMITS_MADDUBS_256, LIMITS_PEAKS } limits_peak_id;
+typedef enum limits_peak_id { LIMITS_F32_256, LIMITS_F32_512, LIMITS_BF16_512, LIMITS_VNNI_512, LIMITS_MADDUBS_256, LIMITS_BF16_AMX, LIMITS_PEAKS } limits_peak_id;
 static const char *const limits_peak_names[LIMITS_PEAKS] LIMITS_UNUSED = {"fma f32 256", "fma f32 512", "vdpbf16ps 512",
-                                                                          "vpdpbusd 512", "vpmaddubsw 256"};
+                                                                          "vpdpbusd 512", "vpmaddubsw 256", "tdpbf16ps"};
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define LIMITS_LOOP 20000
@@ -120,11 +120,32 @@ LIMITS_PEAK(limits_bf16_512, "avx512f,avx512bf16", __m512, LIMITS_DPBF16)
 LIMITS_PEAK(limits_vnni_512, "avx512f,avx512vnni", __m512i, LIMITS_DPBUSD)
 LIMITS_PEAK(limits_maddubs_256, "avx2", __m256i, LIMITS_MADDUBS)
 
+/* Three rounds of four independent sums per step; tiles as moe.h configures them. */
+#if !defined(MOE_NO_AMX) && ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11))
+#define LIMITS_TDP(c, a, b) "tdpbf16ps %%tmm" b ", %%tmm" a ", %%tmm" c "\n\t"
+#define LIMITS_TDP4 LIMITS_TDP("0", "4", "6") LIMITS_TDP("1", "4", "7") LIMITS_TDP("2", "5", "6") LIMITS_TDP("3", "5", "7")
+static __attribute__((noinline)) void limits_bf16_amx(void) {
+    uint8_t config[64] = {1}, data[1024];
+    for (int i = 0; i < 8; i++) config[16 + 2 * i] = 64, config[48 + i] = 16;
+    limits_fill(data, sizeof data);
+    __asm__ volatile("ldtilecfg %0\n\ttilezero %%tmm0\n\ttilezero %%tmm1\n\ttilezero %%tmm2\n\ttilezero %%tmm3\n\t"
+                     "tileloadd (%1,%2,1), %%tmm4\n\ttileloadd (%1,%2,1), %%tmm5\n\t"
+                     "tileloadd (%1,%2,1), %%tmm6\n\ttileloadd (%1,%2,1), %%tmm7"
+                     :
+                     : "m"(config), "r"(data), "r"((size_t)64)
+                     : "memory");
+    for (int n = 0; n < LIMITS_LOOP; n++) __asm__ volatile(LIMITS_TDP4 LIMITS_TDP4 LIMITS_TDP4 : : : "memory");
+    __asm__ volatile("tilerelease" : : : "memory");
+}
+#else
+static void limits_bf16_amx(void) {}
+#endif
+
 /* Operations per second of one core, the best of a few milliseconds; 0 = this machine has no such instruction. */
 static LIMITS_UNUSED double limits_peak(limits_peak_id id) {
-    static void (*const loops[])(void) = {limits_fma_256, limits_fma_512, limits_bf16_512, limits_vnni_512, limits_maddubs_256};
-    static const double ops[] = {16, 32, 64, 128, 64};
-    static const uint32_t tiers[] = {MOE_TIER_AVX2, MOE_TIER_AVX512, MOE_TIER_AVX512BF16, MOE_TIER_VNNI, MOE_TIER_AVX2};
+    static void (*const loops[])(void) = {limits_fma_256, limits_fma_512, limits_bf16_512, limits_vnni_512, limits_maddubs_256, limits_bf16_amx};
+    static const double ops[] = {16, 32, 64, 128, 64, 16384};
+    static const uint32_t tiers[] = {MOE_TIER_AVX2, MOE_TIER_AVX512, MOE_TIER_AVX512BF16, MOE_TIER_VNNI, MOE_TIER_AVX2, MOE_TIER_AMX};
     double best = 0;
     if (!(moe_tiers() >> tiers[id] & 1)) return 0;
     for (int i = 0; i < 16; i++) {

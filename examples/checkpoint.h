@@ -1572,6 +1572,10 @@ static inline int ckpti_open_config(ckpt *c, const char *path) {
     const char *config = ckpti_beside(c, path, "config.json");
     if (!config) return -1;
     int status = ckpti_load_path(c, config, &s, 1);
+    if (status > 0) { /* Mistral's own name for it */
+        if (!(config = ckpti_beside(c, path, "params.json"))) return -1;
+        status = ckpti_load_path(c, config, &s, 1);
+    }
     if (!status && s.size > CKPT_MAX_CONFIG) status = ckpti_fail(c, "more than %d bytes", CKPT_MAX_CONFIG);
     if (!status) status = ckpti_flatten(c, &c->config, s.data, (size_t)s.size);
     ckpti_unload(c, &s);

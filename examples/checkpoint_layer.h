@@ -36,11 +36,11 @@
 
 #define CKPT_LAYER_TEXT 224 /* bytes of a name or an origin */
 
-typedef struct ckpt_layer {       /* a layer that has experts */
-    char name[48];                /* "3", "encoder.1", "mtp.0"                          */
+typedef struct ckpt_layer { /* a layer that has experts */
+    char name[48];          /* "3", "encoder.1", "mtp.0", "vision.3": the experts for images, if they are others */
     char prefix[CKPT_LAYER_TEXT]; /* "model.layers.3."                                  */
     char base[32];                /* "mlp.": where in the layer the block's tensors are */
-    uint32_t index;
+    uint32_t index, bank;         /* bank 1: the second set of experts under the same names (ERNIE-VL)           */
 } ckpt_layer;
 
 typedef struct ckpt_layers { /* in the order of name and number */
@@ -73,6 +73,13 @@ CKPT_DEF int ckpt_layer_desc(const ckpt *c, const ckpt_layer *layer, moe_desc *d
                              char *err);
 CKPT_DEF void ckpt_layer_free(ckpt_layer_info *info);
 
+/* Weights stored [in, out] (Llama-4, Qwen3-VL, gpt-oss in bf16, Aria, DBRX's down) run where they lie, but are gathered
+   into rows at every use: of bf16 experts of 2560 x 2048 a token takes 10 times as long as of rows, 512 tokens 3 times
+   (AVX-512). Turning them round once takes their bytes again and a second per GB; the results have the same bits.
+   turn_size: bytes needed (0: nothing to turn); turn: copies into `to` (any alignment) and points the desc there. */
+CKPT_DEF size_t ckpt_turn_size(const moe_desc *desc);
+CKPT_DEF void ckpt_turn(moe_desc *desc, void *to);
+
 /* Repacking one matrix whose tensors are STEM.qweight, STEM.scales, ...: size (0: an error), pack, use. The bytes are
    the same on every machine and need no alignment; `use` checks them and points the matrix into them. */
 CKPT_DEF size_t ckpt_repack_size(const ckpt *c, const char *stem, char *err);
@@ -92,9 +99,9 @@ typedef struct ckptl { /* one layer being read */
     char base[CKPT_LAYER_TEXT + 32];
     uint32_t block_rows, block_cols; /* of block-wise scales */
     int interleaved;                 /* fused gate and up rows alternate */
-    /* ERNIE-VL has a bank of experts for text, read here, and one for images: lists and vectors are pairs */
-    int first_of_two;
-    char *origin[64]; /* by field */
+    int two_banks;                   /* ERNIE-VL: experts for text and for images; lists and vectors are pairs */
+    uint32_t first_expert;           /* number of the first in the names */
+    char *origin[64];                /* by field */
 } ckptl;
 
 static inline int ckptl_fail(char *err, const char *format, ...) CKPT_PRINTF(2, 3);
@@ -182,6 +189,7 @@ static const ckptl_place ckptl_places[] = {
     {"moe.", "experts. gate_proj. up_proj. down_proj. gate_up_proj"},
     {"mlp.moe.", "experts."},
     {"mlp.text_moe.", "experts."},
+    {"mlp.vision_moe.", "experts."},
     {"moe_mlp.", "experts."},
     {"layer.1.mlp.", "experts."},
     {"layer.2.mlp.", "experts."},
@@ -266,6 +274,35 @@ static int ckptl_compare(const void *a, const void *b) {
     return p->index < q->index ? -1 : p->index > q->index ? 1 : strcmp(p->prefix, q->prefix);
 }
 
+/* Experts for images beside those for text: one more layer, "vision.3". */
+static int ckptl_list_vision(const ckpt *c, ckpt_layers *out, char *err) {
+    size_t n = out->n, more = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        for (size_t i = 0; i < n; i++) {
+            ckpt_layer l = out->items[i];
+            int apart = ckpt_findf(c, "%smlp.vision_moe.gate.weight", l.prefix) != NULL;
+            if (!apart && !ckpt_findf(c, "%s%sgate.weight_1", l.prefix, l.base)) continue;
+            if (!pass) {
+                more++;
+                continue;
+            }
+            if (apart) snprintf(out->items[i].base, sizeof l.base, "mlp.text_moe.");
+            if (apart) snprintf(l.base, sizeof l.base, "mlp.vision_moe.");
+            snprintf(l.name, sizeof l.name, "vision.%" PRIu32, l.index);
+            l.bank = 1;
+            out->items[out->n++] = l;
+        }
+        if (pass || !more) return 0;
+        ckpt_layer *grown = (ckpt_layer *)realloc(out->items, (n + more) * sizeof *grown);
+        if (!grown) {
+            ckpt_layers_free(out);
+            return ckptl_fail(err, "out of memory");
+        }
+        out->items = grown;
+    }
+    return 0;
+}
+
 /* Linear in the number of tensors: a table of the prefixes met so far, and most tensors follow one of their own
    layer. */
 CKPT_DEF int ckpt_layer_list(const ckpt *c, ckpt_layers *out, char *err) {
@@ -303,6 +340,7 @@ CKPT_DEF int ckpt_layer_list(const ckpt *c, ckpt_layers *out, char *err) {
         table[s] = (uint32_t)out->n;
     }
     free(table);
+    if (ckptl_list_vision(c, out, err)) return -1;
     if (out->n) qsort(out->items, out->n, sizeof *out->items, ckptl_compare);
     return 0;
 }
@@ -344,7 +382,7 @@ static inline int ckptl_element(const ckpt *c, const char *key, uint64_t i, ckpt
 /* The first of `keys` (a list of words) that the configuration has, under its full name. An array means one value per
    layer. */
 static inline int ckptl_value(const ckptl *x, const char *keys, ckpt_value *v, char *key, size_t size) {
-    uint32_t index = x->first_of_two ? 0 : x->layer->index;
+    uint32_t index = x->two_banks ? x->layer->bank : x->layer->index;
     for (const char *p = keys; p && *p; p += strcspn(p, " "), p += *p == ' ') {
         int n = (int)strcspn(p, " ");
         if (x->c->is_gguf) {
@@ -383,29 +421,13 @@ static inline const char *ckptl_word(const ckptl *x, const char *keys) {
 
 /* Names in released files that are not a preset's own -> the preset. */
 static const char *const ckptl_aliases[][2] = {
-    {"git", "grok_2"}, /* sic: Grok-2's model_type */
     {"Grok1ModelForCausalLM", "grok_1"},
     {"Grok1ForCausalLM", "grok_1"},
-    {"qwen3_6_moe", "qwen3_5_moe"},
-    {"qwen3_omni_moe_talker", "qwen3_moe"},
     {"FlexOlmoForCausalLM", "flex_olmo"},
     {"FlexOlmo", "flex_olmo"},
     {"MiniMaxText01ForCausalLM", "minimax_text_01"},
     {"MiniMaxM1ForCausalLM", "minimax_m1"},
-    {"minimax_m3_vl", "minimax_m3"},
-    {"ernie4_5_moe_vl", "ernie4_5_vl_moe"},
-    {"longcat_flash_ngram", "longcat_flash"},
-    {"bailing_moe_linear", "bailing_moe_v2"},
-    {"bailing_moe_v2_5", "bailing_moe_v2"},
-    {"bailing_moe_v3", "bailing_hybrid"},
-    {"bailing_moe_v2_linear", "bailing_moe_v2"},
-    {"llada2_moe", "bailing_moe_v2"},
-    {"trinity", "afmoe"},
-    {"mimo_v2", "mimo_v2_flash"},
-    {"inkling_mm_model", "inkling"},
-    {"interns1_pro", "intern_s1_pro"},
-    {"sarvam_mla", "sarvam"},
-    {"nomic_bert", "nomic_bert_moe"},
+    {"LLaDAMoEModelLM", "llada_moe"},
     {"phi3_5_moe", "phimoe"},
     {"Phi3.5-MoE", "phimoe"},
     {"dotsmoe", "dots1"},
@@ -413,44 +435,38 @@ static const char *const ckptl_aliases[][2] = {
 
 static inline int ckptl_try_family(ckptl *x, const char *name, const char *key) {
     char plain[64];
-    size_t n = strlen(name);
+    size_t n = strlen(name), count = sizeof ckptl_aliases / sizeof *ckptl_aliases, i = 0;
+    moe_desc d;
     if (!n || n >= sizeof plain) return 0;
-    for (int pass = 0; pass < 2; pass++) { /* as it is, then without "_text" */
-        snprintf(plain, sizeof plain, "%s", name);
-        if (pass) {
-            if (n <= 5 || strcmp(name + n - 5, "_text")) return 0;
-            plain[n - 5] = 0;
-        }
-        for (int hop = 0; hop < 4; hop++) { /* along the aliases */
-            moe_desc d;
-            memset(&d, 0, sizeof d);
-            if (moe_preset(&d, plain) == MOE_OK) {
-                *x->d = d;
-                uint32_t i = 0; /* as the preset spells it */
-                while (moe_preset_name(i) && !ckptl_same(moe_preset_name(i), plain)) i++;
-                snprintf(x->info->family, sizeof x->info->family, "%s",
-                         moe_preset_name(i) ? moe_preset_name(i) : plain);
-                snprintf(x->info->family_origin, CKPT_LAYER_TEXT, "%s %.64s", key, name);
-                return 1;
-            }
-            size_t i = 0, count = sizeof ckptl_aliases / sizeof *ckptl_aliases;
-            while (i < count && !ckptl_same(ckptl_aliases[i][0], plain)) i++;
-            if (i == count) break;
-            snprintf(plain, sizeof plain, "%s", ckptl_aliases[i][1]);
-        }
-    }
-    return 0;
+    while (i < count && !ckptl_same(ckptl_aliases[i][0], name)) i++;
+    snprintf(plain, sizeof plain, "%s", i < count ? ckptl_aliases[i][1] : name);
+    if (n > 5 && !strcmp(name + n - 5, "_text")) plain[n - 5] = 0;
+    memset(&d, 0, sizeof d);
+    uint32_t spelt = 0; /* as the presets spell it */
+    while (moe_preset_name(spelt) && !ckptl_same(moe_preset_name(spelt), plain)) spelt++;
+    if (!moe_preset_name(spelt) || moe_preset(&d, moe_preset_name(spelt)) != MOE_OK) return 0;
+    *x->d = d;
+    snprintf(x->info->family, sizeof x->info->family, "%s", moe_preset_name(spelt));
+    snprintf(x->info->family_origin, CKPT_LAYER_TEXT, "%s %.64s", key, name);
+    return 1;
 }
 
 static inline int ckptl_unknown_family(const ckptl *x, const char *what) {
     char known[CKPT_ERR - 128];
     size_t used = 0;
+    moe_desc d;
     known[0] = 0;
+    memset(&d, 0, sizeof d);
+    if (moe_preset(&d, what) == MOE_ERR_UNSUPPORTED)
+        return ckptl_fail(x->err, "model family \"%.64s\" is no weighted sum of independent experts: not supported",
+                          what);
     for (uint32_t i = 0; moe_preset_name(i) && used + 40 < sizeof known; i++)
         used += (size_t)snprintf(known + used, sizeof known - used, " %s", moe_preset_name(i));
     return ckptl_fail(x->err, "unknown model family \"%.64s\"; known are:%s%s", what, known,
                       used + 40 < sizeof known ? "" : " ...");
 }
+
+static inline int ckptl_has(const ckptl *x, const char *prefix, const char *relative);
 
 static int ckptl_family(ckptl *x) {
     static const char *const keys[] = {"model_type",
@@ -475,6 +491,10 @@ static int ckptl_family(ckptl *x) {
         if (*name && !*seen) seen = name;
         if (ckptl_try_family(x, name, keys[i])) return 0;
     }
+    /* files that were released before they had a model_type */
+    if (!*seen && ckptl_has(x, "", "mlp1_weight") && ckptl_try_family(x, "gpt_oss", "tensor mlp1_weight:")) return 0;
+    if (!*seen && ckpt_get(x->c, "moe.num_experts_per_tok"))
+        return !ckptl_try_family(x, *x->layer->base ? "mixtral" : "mistral_large_3", "config key moe:");
     if (!*seen) return ckptl_fail(x->err, "config.json (with model_type) is missing: the family is not known");
     return ckptl_unknown_family(x, seen);
 }
@@ -1195,6 +1215,75 @@ CKPT_DEF int ckpt_repack_use(const void *packed, size_t size, uint64_t rows, uin
     return 0;
 }
 
+/* -- Turning [in, out] into rows ---------------------------------------------------------------------------------- */
+
+typedef struct ckptl_turned {
+    moe_matrix *m;
+    uint64_t n, rows, k;
+} ckptl_turned;
+
+static inline size_t ckptl_turnable(moe_desc *d, ckptl_turned *all) {
+    uint64_t in = d->latent.d ? d->latent.d : d->d_model, n = d->expert_count ? d->expert_count : d->n_experts,
+             shared = d->shared.count ? d->shared.count : 1,
+             sink = d->shared.gate_kind == MOE_SHARED_ROUTER_SINK ? shared : 0;
+    ckptl_turned list[] = {{&d->gate, n, d->d_ff, in},
+                           {&d->up, n, d->d_ff, in},
+                           {&d->down, n, in, d->d_ff},
+                           {&d->shared.gate, shared, d->shared.d_ff, d->d_model},
+                           {&d->shared.up, shared, d->shared.d_ff, d->d_model},
+                           {&d->shared.down, shared, d->d_model, d->shared.d_ff},
+                           {&d->router.weight, 1, (uint64_t)d->n_experts + d->n_zero_experts + sink, d->d_model},
+                           {&d->latent.in, 1, in, d->d_model},
+                           {&d->latent.out, 1, d->d_model, in}};
+    size_t found = 0;
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++)
+        if (list[i].m->format && list[i].m->k_stride) all[found++] = list[i];
+    return found;
+}
+
+CKPT_DEF size_t ckpt_turn_size(const moe_desc *desc) {
+    ckptl_turned all[9];
+    moe_desc d = *desc;
+    size_t n = ckptl_turnable(&d, all), size = 0;
+    for (size_t i = 0; i < n; i++) /* the sizes are those of tensors in memory */
+        size += (size_t)(all[i].n * all[i].rows) * moe_row_bytes(all[i].m->format, (size_t)all[i].k);
+    return size;
+}
+
+/* One expert, in blocks that keep to few pages; item is 2 or 4. */
+static inline void ckptl_turn_expert(const uint8_t *from, const moe_matrix *m, size_t rows, size_t k, size_t item,
+                                     uint8_t *to) {
+    enum { ROWS = 256, INPUTS = 64 };
+    size_t row = m->row_stride ? m->row_stride : item;
+    for (size_t r0 = 0; r0 < rows; r0 += ROWS)
+        for (size_t k0 = 0; k0 < k; k0 += INPUTS)
+            for (size_t r = r0; r < rows && r < r0 + ROWS; r++) {
+                const uint8_t *p = from + r * row + k0 * m->k_stride;
+                uint8_t *q = to + (r * k + k0) * item, *end = q + (k - k0 < INPUTS ? k - k0 : INPUTS) * item;
+                if (item == 2)
+                    for (; q < end; q += 2, p += m->k_stride) memcpy(q, p, 2);
+                else
+                    for (; q < end; q += 4, p += m->k_stride) memcpy(q, p, 4);
+            }
+}
+
+CKPT_DEF void ckpt_turn(moe_desc *desc, void *to) {
+    ckptl_turned all[9];
+    uint8_t *at = (uint8_t *)to;
+    size_t n = ckptl_turnable(desc, all);
+    for (size_t i = 0; i < n; i++) {
+        moe_matrix *m = all[i].m, old = *m;
+        size_t rows = (size_t)all[i].rows, k = (size_t)all[i].k, item = m->format == MOE_FORMAT_F32 ? 4 : 2;
+        size_t step = old.expert_stride ? old.expert_stride : k * old.k_stride;
+        m->data = at, m->expert = NULL, m->offset = m->row_stride = m->expert_stride = m->k_stride = 0;
+        for (uint64_t e = 0; e < all[i].n; e++, at += rows * k * item) {
+            const uint8_t *from =
+                old.expert ? (const uint8_t *)old.expert[e] : (const uint8_t *)old.data + (size_t)e * step;
+            if (from) ckptl_turn_expert(from + old.offset, &old, rows, k, item, at);
+        }
+    }
+}
+
 /* -- From tensors to a moe_matrix -------------------------------------------------------------------------------- */
 
 typedef enum ckptl_part {
@@ -1232,7 +1321,7 @@ static void ckptl_note(ckptl *x, const char *role, const char *name, const char 
 static int ckptl_load_set(ckptl *x, const ckptl_want *w, uint32_t expert, uint64_t rows, ckptl_set *s) {
     char stem[CKPT_LAYER_TEXT * 2], want[160];
     uint64_t a = w->transposed ? w->k : rows, b = w->transposed ? rows : w->k;
-    ckptl_stem_of(w->stem, expert, stem, sizeof stem);
+    ckptl_stem_of(w->stem, x->first_expert + expert, stem, sizeof stem);
     ckptl_collect(x->c, stem, s);
     if (!s->weight)
         return ckptl_fail(x->err, "tensor %s%s is missing (%s)", stem,
@@ -1476,9 +1565,10 @@ static int ckptl_vector(ckptl *x, const char *name, uint64_t n, const char *role
     a->type = ckptl_array_type(t->type);
     if (!a->type) return ckptl_fail(x->err, "tensor %s: %s is no type of a vector", t->name, ckpt_type_name(t->type));
     snprintf(want, sizeof want, "%" PRIu64 " values", n);
-    if (ckpt_elements(t) != n && !(x->first_of_two && ckpt_elements(t) == 2 * n))
-        return ckptl_shape_error(x, t, want);
+    int pair = x->two_banks && ckpt_elements(t) == 2 * n;
+    if (ckpt_elements(t) != n && !pair) return ckptl_shape_error(x, t, want);
     a->data = t->data;
+    if (pair && x->layer->bank) a->offset = (size_t)n * (a->type == MOE_TYPE_F32 ? 4 : 2);
     ckptl_note(x, role, t->name, ckptl_dims_text(t->dims, t->n_dims, have, sizeof have), ckpt_type_name(t->type));
     return 1;
 }
@@ -1551,6 +1641,7 @@ static const ckptl_scheme ckptl_shared_schemes[] = {
     {NULL, "w1", "w2", 0},
 };
 static const ckptl_scheme ckptl_gguf_shared = {"ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp", 0};
+static const ckptl_scheme ckptl_gguf_dense = {"ffn_gate", "ffn_up", "ffn_down", 0};
 static const ckptl_scheme ckptl_gguf_shared_ungated = {NULL, "ffn_up_shexp", "ffn_down_shexp", 0};
 
 static const char *const ckptl_router_stems[] = {
@@ -1584,7 +1675,7 @@ static inline int ckptl_has(const ckptl *x, const char *prefix, const char *rela
     ckptl_set s;
     if (!relative) return 0;
     snprintf(stem, sizeof stem, "%s%s", prefix, relative);
-    ckptl_stem_of(stem, 0, first, sizeof first);
+    ckptl_stem_of(stem, x->first_expert, first, sizeof first);
     ckptl_collect(x->c, ckptl_name(x, first, full, sizeof full), &s);
     return s.weight != NULL;
 }
@@ -1637,7 +1728,7 @@ typedef struct ckptl_bank { /* routed or shared experts */
 static int ckptl_width(ckptl *x, ckptl_bank *b, const char *up, int transposed) {
     char stem[CKPT_LAYER_TEXT * 2];
     ckptl_set s;
-    ckptl_stem_of(up, 0, stem, sizeof stem);
+    ckptl_stem_of(up, x->first_expert, stem, sizeof stem);
     ckptl_collect(x->c, stem, &s);
     if (!s.weight) return ckptl_fail(x->err, "tensor %s.weight is missing (%s up)", stem, b->what);
     if (ckptl_dims(x->c, &s, b->stacked, x->err)) return -1;
@@ -1687,6 +1778,7 @@ static int ckptl_router(ckptl *x) {
     ckptl_set s;
     memset(&s, 0, sizeof s);
     if (x->c->is_gguf) ckptl_collect(x->c, ckptl_name(x, "ffn_gate_inp", stem, sizeof stem), &s);
+    if (x->layer->bank) ckptl_collect(x->c, ckptl_name(x, "gate.weight_1", stem, sizeof stem), &s);
     for (size_t i = 0; !x->c->is_gguf && !s.weight && ckptl_router_stems[i]; i++)
         ckptl_collect(x->c, ckptl_name(x, ckptl_router_stems[i], stem, sizeof stem), &s);
     if (!s.weight || s.weight->n_dims != 2)
@@ -1694,7 +1786,7 @@ static int ckptl_router(ckptl *x) {
                           x->c->is_gguf ? "ffn_gate_inp.weight" : "gate.weight");
     if (ckptl_dims(x->c, &s, 0, x->err)) return -1;
     if (!d->d_model && s.k <= UINT32_MAX) d->d_model = (uint32_t)s.k, CKPTL_ORIGIN(x, d_model, "tensor shape");
-    int transposed = x->first_of_two && s.k == d->n_experts && s.rows == d->d_model && s.k != s.rows;
+    int transposed = x->two_banks && s.k == d->n_experts && s.rows == d->d_model && s.k != s.rows;
     if (transposed) s.k = d->d_model, s.rows = d->n_experts; /* ERNIE-VL: [in, out] */
     uint64_t sinks = d->shared.gate_kind == MOE_SHARED_ROUTER_SINK ? d->shared.count : 0;
     uint64_t more = sinks + d->n_zero_experts;
@@ -1841,16 +1933,16 @@ static int ckptl_special_keys(ckptl *x) {
     ckpt_value v;
     double value = 0;
     int found;
+    const char *strategy = ckptl_word(x, "shared_expert_combination_strategy");
+    if (!strcmp(strategy, "average") || (!*strategy && ckptl_listed("cohere2_moe cohere2moe", x->info->family))) {
+        d->ffn.combine_scale = 0.5f;
+        CKPTL_ORIGIN(x, ffn.combine_scale,
+                     *strategy ? "config key shared_expert_combination_strategy" : "the class's default, average");
+    }
     if (x->c->is_gguf) {
         if (ckptl_value(x, "expert_gating_func", &v, key, sizeof key) && v.u == 3) /* softmax over the selected */
             d->router.weight_from = MOE_WEIGHT_SOFTMAX_SELECTED, d->router.norm = MOE_NORM_NONE;
         return 0;
-    }
-    const char *strategy = ckptl_word(x, "shared_expert_combination_strategy");
-    if (!strcmp(strategy, "average") || (!*strategy && ckptl_same(x->info->family, "cohere2_moe"))) {
-        d->ffn.combine_scale = 0.5f;
-        CKPTL_ORIGIN(x, ffn.combine_scale,
-                     *strategy ? "config key shared_expert_combination_strategy" : "the class's default, average");
     }
     if (!strcmp(ckptl_word(x, "expert_selection_fn"), "softmax")) { /* Cohere2: over the selected */
         d->router.weight_from = MOE_WEIGHT_SOFTMAX_SELECTED, d->router.norm = MOE_NORM_NONE,
@@ -1947,7 +2039,7 @@ static int ckptl_routed(ckptl *x) {
                           x->base, b.scheme->up, x->info->family);
     if (ckptl_load_bank(x, &b, &d->gate, &d->up, &d->down)) return -1;
     char name[CKPT_LAYER_TEXT * 2], one[CKPT_LAYER_TEXT * 2];
-    if (strstr(b.scheme->up, "%u") && !x->first_of_two) { /* an expert too many is a wrong configuration */
+    if (strstr(b.scheme->up, "%u") && !x->two_banks) { /* an expert too many is a wrong configuration */
         ckptl_set s;
         ckptl_stem_of(ckptl_name(x, b.scheme->up, name, sizeof name), d->n_experts, one, sizeof one);
         ckptl_collect(x->c, one, &s);
@@ -1995,12 +2087,13 @@ static int ckptl_shared_gate(ckptl *x) {
 static int ckptl_shared(ckptl *x) {
     moe_desc *d = x->d;
     ckptl_bank b = {"shared ", "", NULL, 1, d->d_model, 0, 0};
-    int complete = 0, grok2 = !strcmp(x->info->family, "grok_2") || !strcmp(x->info->family, "grok2");
+    int complete = 0, grok2 = ckptl_listed("grok_2 grok2 git", x->info->family);
     if (x->c->is_gguf) {
         if (ckptl_has(x, "", "ffn_up_shexp") || ckptl_has(x, "", "ffn_gate_shexp"))
             b.scheme = d->ffn.ungated ? &ckptl_gguf_shared_ungated : &ckptl_gguf_shared;
         else if (ckptl_has(x, "", "ffn_down_shexp"))
             return ckptl_fail(x->err, "layer %s: a shared expert of down alone", x->layer->name);
+        else if (grok2 && ckptl_has(x, "", "ffn_up")) b.scheme = &ckptl_gguf_dense;
     }
     for (size_t i = 0;
          !x->c->is_gguf && !b.scheme && i < sizeof ckptl_shared_prefixes / sizeof *ckptl_shared_prefixes; i++) {
@@ -2093,11 +2186,13 @@ static int ckptl_prepare(ckptl *x) {
         int sigmoid = ckptl_value(x, "expert_gating_func", &v, key, sizeof key)
                           ? v.u == 2
                           : ckpt_findf(x->c, "%sexp_probs_b.bias", x->base) != NULL;
-        if (sigmoid && ckptl_try_family(x, "deepseek_v3", "general.architecture deepseek2 with sigmoid:"))
-            d->router.n_group = d->router.topk_group = 0;
+        if (sigmoid) ckptl_try_family(x, "deepseek_v3", "general.architecture deepseek2 with sigmoid:");
     }
+    if (x->c->is_gguf && ckptl_same(x->info->family, "grok") &&
+        ckptl_has(x, "", "ffn_up")) /* only Grok-2 has a dense MLP */
+        ckptl_try_family(x, "grok_2", "general.architecture grok with ffn_up:");
     x->interleaved = !x->c->is_gguf && ckptl_same(x->info->family, "gpt_oss");
-    x->first_of_two = ckptl_same(x->info->family, "ernie4_5_vl_moe");
+    x->two_banks = ckptl_same(x->info->family, "ernie4_5_vl_moe") || ckptl_same(x->info->family, "ernie4_5_moe_vl");
     const ckpt_value *rows = ckpt_get(x->c, "quantization_config.weight_block_size[0]"),
                      *cols = ckpt_get(x->c, "quantization_config.weight_block_size[1]");
     if (!rows || !cols) {
@@ -2109,7 +2204,9 @@ static int ckptl_prepare(ckptl *x) {
         (!ckpt_as_u64(rows, &r) || !ckpt_as_u64(cols, &c) || !r || !c || r > UINT32_MAX || c > UINT32_MAX))
         return ckptl_fail(x->err, "config key quantization_config.weight_block_size is not two sizes");
     x->block_rows = (uint32_t)r, x->block_cols = (uint32_t)c;
+    if (x->c->is_gguf) d->router.n_group = d->router.topk_group = 0; /* a file without their keys has no groups */
     if (ckptl_read_fields(x)) return -1;
+    if (x->layer->bank && !strcmp(x->layer->base, "mlp.")) x->first_expert = d->n_experts; /* after those for text */
     if (d->shared.gate_kind == MOE_SHARED_ROUTER_SINK) {
         int found = ckptl_size(x, x->c->is_gguf ? "expert_shared_count" : "n_shared_experts num_shared_experts",
                                &d->shared.count, key, sizeof key);
@@ -2141,6 +2238,11 @@ static int ckptl_settle(ckptl *x) {
     double eps = 0;
     ckptl_groups(x);
     if (ckptl_clamps(x)) return -1;
+    if (x->c->is_gguf && ckptl_same(x->info->family, "gemma4") &&
+        d->down.scale2.type) { /* the router's, by its name */
+        d->router.expert_scale = d->down.scale2;
+        memset(&d->down.scale2, 0, sizeof d->down.scale2);
+    }
     if (d->router.input_scale.type) {
         int found = ckptl_number(x, x->c->is_gguf ? "attention.layer_norm_rms_epsilon" : "rms_norm_eps", 1, &eps, key,
                                  sizeof key);
@@ -2151,7 +2253,10 @@ static int ckptl_settle(ckptl *x) {
         d->router.input_norm_eps = 0;
     }
     x->info->needs_token_ids = d->router.pick == MOE_PICK_TABLE;
-    x->info->needs_router_input = d->router.input_scale.type || !strcmp(x->info->family, "smallthinker");
+    ckpt_value early;
+    int late = ckptl_value(x, "moe_enable_early_router", &early, key, sizeof key) && early.type == CKPT_VALUE_BOOL &&
+               !early.u;
+    x->info->needs_router_input = d->router.input_scale.type || (!strcmp(x->info->family, "smallthinker") && !late);
     return 0;
 }
 

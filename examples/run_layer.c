@@ -431,6 +431,7 @@ static int load_layer(run *r, const options *o, const ckpt_layer *l) {
     r->desc.compute = o->compute;
     if (o->tier < MOE_TIER_COUNT) {
         r->desc.tiers = moe_tier_mask(o->tier);
+        if (o->tier == MOE_TIER_AMX) moe_enable_amx(); /* the kernel gives AMX to those that ask */
         if (!(moe_tiers() & MOE_TIER_BIT(o->tier)))
             return fail("tier %s: this machine or build does not have it", moe_tier_name(o->tier));
     }

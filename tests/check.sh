@@ -47,6 +47,15 @@ for t in formats route; do
 done
 for t in checkpoint errors generate; do check gcc "sanitizers: $t" "$san tests/test_$t.c -o @/t -lm -lpthread && @/t"; done
 check gcc "thread sanitizer: team and pool" "gcc -std=c11 -O1 -g -fsanitize=thread $T examples/team.c -o @/t -lm -lpthread && @/t"
+check gcc "sanitizers: emulated tiles" "$san tests/test_amx.c -o @/t -lm && @/t"
+check gcc "sanitizers: buffers between guard pages" "$san tests/test_memory.c -o @/t -lm && @/t 120"
+check gcc "thread sanitizer: callbacks, teams, many callers" "gcc -std=c11 -O1 -g -fsanitize=thread $T tests/test_invariance.c -o @/t -lm -lpthread && @/t threads"
+hashes="$T tests/test_invariance.c -o @/t -lm -lpthread &&"
+check clang "stored hashes: clang -O3 -march=native, contracted products" "clang -std=c11 -O3 -march=native -ffp-contract=fast $hashes @/t hashes"
+check gcc "stored hashes: gcc -O0" "gcc -std=gnu11 -O0 $hashes @/t hashes"
+check qemu-aarch64 "stored hashes: aarch64 (qemu)" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $hashes qemu-aarch64 @/t hashes"
+check qemu-s390x "stored hashes: s390x, big-endian (qemu)" "s390x-linux-gnu-gcc -std=gnu11 -O2 -static $hashes qemu-s390x @/t hashes"
+check i686-linux-gnu-gcc "stored hashes: i686" "i686-linux-gnu-gcc -std=c11 -O2 -msse2 -mfpmath=sse -static $hashes @/t hashes"
 check clang "clang: same bits with contracted products" "clang -std=gnu11 -O2 -ffp-contract=fast $T tests/test_layer.c -o @/t -lm && @/t 1"
 for t in errors route; do check gcc "gcc -Ofast: $t" "gcc -std=gnu11 -Ofast $T tests/test_$t.c -o @/t -lm && @/t"; done
 for cc in gcc clang; do
@@ -64,6 +73,7 @@ check i686-linux-gnu-gcc "i686: all warnings" "i686-linux-gnu-gcc -std=c11 -O1 $
 check nm "no data, no bss, no allocation or output in the object" "gcc -std=c11 -O2 -fno-pie -I. -c $all/emit.c -o @/emit.o && ! nm @/emit.o | grep -E ' [dDbBC] | U (malloc|calloc|realloc|free|printf|fprintf|puts|abort|exit|getenv|fopen)\$'"
 check gcc "fuzz corpora" "for f in tests/fuzz/fuzz_*.c; do n=\$(basename \$f .c) && gcc -std=c11 -O1 $T \$f -o @/\$n -lm && @/\$n tests/fuzz/corpus/\${n#fuzz_}/* || exit 1; done"
 check python3 "oracle against the golden layers" "python3 -c 'import numpy' && python3 tests/tools/oracle_vs_golden.py"
+check python3 "every family's checkpoint against the oracle" "python3 -c 'import numpy' && python3 tests/tools/families.py"
 check clang-format "format of the tests, examples and benches" "clang-format --dry-run -Werror tests/*.[ch] tests/fuzz/*.[ch] examples/*.[ch] bench/*.[ch]"
 check grep "the version is the changelog's newest" "grep -m1 '^## ' CHANGELOG.md | grep -q \"^## \$(sed -n 's/^#define MOE_VERSION_\\(MAJOR\\|MINOR\\|PATCH\\) *\\([0-9]*\\).*/\\2/p' moe.h | paste -sd.)\""
 

@@ -623,6 +623,21 @@ static void test_call_absent(void) {
     }
 }
 
+/* What every token uses may not be absent: lists of one with a NULL. */
+static void test_call_gaps(void) {
+    static const void *const gap[1] = {NULL};
+    for (int which = 0; which < 10; which++) {
+        moe_desc d = good_desc();
+        add_shared(&d, 1, MOE_SHARED_SIGMOID), add_latent(&d);
+        moe_matrix *const all[] = {&d.router.weight, &d.shared.gate, &d.shared.up, &d.shared.down, &d.shared.gate_weight, &d.latent.in, &d.latent.out};
+        moe_array *const arrays[] = {&d.router.input_scale, &d.latent.norm, &d.ffn.out_bias};
+        if (which < 7) all[which]->expert = gap, all[which]->data = NULL;
+        else d.router.input_norm_eps = d.latent.norm_eps = 1e-6f, arrays[which - 7]->type = MOE_TYPE_F32, arrays[which - 7]->expert = gap;
+        moe_layer l = good_layer(&d);
+        CALL("a list with a gap", ERR_NULL, "expert", EARLY, (void)0);
+    }
+}
+
 /* A list of scales, zero points, second scales or biases with a NULL for a needed expert. */
 static void test_call_absent_sides(void) {
     enum { GONE = 3, KINDS = 4 };
@@ -976,6 +991,7 @@ int main(void) {
     test_call_tokens();
     test_call_absent();
     test_call_absent_sides();
+    test_call_gaps();
     test_ids_in();
     test_overlap();
     test_in_place(120);

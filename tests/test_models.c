@@ -34,7 +34,7 @@ static int check(int ok, const char *name, const char *format, ...) {
 
 enum { D = 8, FF = 6, E = 4, LATENT = 4 }; /* the sizes of all rows: d_model, d_ff, experts; k is 2 unless said */
 
-/* tensors: "NAME[dims]" or "NAME:TYPE[dims]" separated by blanks; %e stands for each expert; TYPE f32 (usual), bf16,
+/* tensors: "NAME[dims]" or "NAME:TYPE[dims]" separated by blanks; %e stands for each expert (%v: for one of the second bank); TYPE f32 (usual), bf16,
    i64, i32.
    gate, up, down: "LAYOUT NAME": how element (expert e, row r, input k) lies in the tensor NAME.
      .  [rows,k] or [E,rows,k]      a  the first half of stored rows      b  the second half
@@ -254,6 +254,27 @@ static const family families[] = {
      "experts.4.gate_proj.weight[4,8] " M1 "experts.4.up_proj.weight[4,8] " M1
      "experts.4.down_proj.weight[8,4] " SHARED(M1 "shared_experts.", "6"),
      PER_AT(M1), "router.norm_min=1e-12;router.score=softmax;d_ff=6"},
+    {"ERNIE-4.5-VL image experts", "vision.1",
+     "{'model_type':'ernie4_5_moe_vl','hidden_size':8,'moe_num_experts':[4,4],'moe_intermediate_size':[4,6],'moe_k':"
+     "2,"
+     "'moe_num_shared_experts':1,'moe_layer_start_index':[1,1],'hidden_act':'silu'}",
+     M1 "gate.weight[8,4] " M1 "gate.weight_1[8,4] " M1 "moe_statics.e_score_correction_bias[2,4] " M1
+        "experts.%e.gate_proj.weight[4,8] " M1 "experts.%e.up_proj.weight[4,8] " M1
+        "experts.%e.down_proj.weight[8,4] " M1 "experts.%v.gate_proj.weight[6,8] " M1
+        "experts.%v.up_proj.weight[6,8] " M1 "experts.%v.down_proj.weight[8,6] " SHARED(M1 "shared_experts.", "4"),
+     ". " M1 "experts.%v.gate_proj.weight", ". " M1 "experts.%v.up_proj.weight",
+     ". " M1 "experts.%v.down_proj.weight", "router.norm_min=1e-12;router.score=softmax;d_ff=6;shared.d_ff=4"},
+#define L1 "model.language_model.layers.1.mlp."
+    {"ERNIE-4.5-VL image experts, fused", "vision.1",
+     "{'model_type':'ernie4_5_vl_moe','text_config':{'model_type':'ernie4_5_vl_moe_text','hidden_size':8,'moe_num_"
+     "experts':4,"
+     "'moe_intermediate_size':[4,6],'moe_k':2,'moe_num_shared_experts':1,'hidden_act':'silu'}}",
+     L1 "text_moe.gate.weight[4,8] " L1 "text_moe.gate.moe_statics.e_score_correction_bias[1,4] " L1
+        "text_moe.experts.gate_up_proj[4,8,8] " L1 "text_moe.experts.down_proj[4,8,4] " L1
+        "vision_moe.gate.weight[4,8] " L1 "vision_moe.gate.moe_statics.e_score_correction_bias[1,4] " L1
+        "vision_moe.experts.gate_up_proj[4,12,8] " L1
+        "vision_moe.experts.down_proj[4,8,6] " SHARED(L1 "shared_experts.", "4"),
+     FUSED_AT(L1 "vision_moe."), "router.norm_min=1e-12;d_ff=6;shared.d_ff=4"},
     {"Hunyuan-A13B", "1",
      "{'model_type':'hunyuan_v1_moe','hidden_size':8,'intermediate_size':6,'num_experts':4,'moe_topk':[2,2],'num_"
      "shared_expert':[1,1],'moe_intermediate_size':[6,6],'hidden_act':'silu'}",
@@ -476,6 +497,30 @@ static const family families[] = {
      "{'model_type':'mellum','hidden_size':8,'num_local_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':6,"
      "'norm_topk_prob':true}",
      M1 "gate.weight[4,8] " PER(M1), PER_AT(M1), "router.score=softmax;router.norm=sum"},
+    {"LLaDA-MoE under its first name", "1",
+     "{'architectures':['LLaDAMoEModelLM'],'model_type':'llada','hidden_size':8,'num_experts':4,'num_experts_per_tok'"
+     ":2,'expert_"
+     "intermediate_size':6,'norm_topk_prob':null,'routed_scaling_factor':null,'moe_router_score_function':'softmax'}",
+     M1 "gate.weight[4,8] " PER(M1), PER_AT(M1), "router.norm=none;router.score=softmax"},
+    {"Mixtral as first released", "1",
+     "{'dim':8,'n_layers':2,'hidden_dim':6,'moe':{'num_experts_per_tok':2,'num_experts':4}}",
+     "layers.1.feed_forward.gate.weight[4,8] " W123("layers.1.feed_forward."), W123_AT("layers.1.feed_forward."),
+     "router.norm=sum;router.score=softmax;top_k=2"},
+    {"gpt-oss as first released, its own config", "1",
+     "{'num_hidden_layers':2,'num_experts':4,'experts_per_token':2,'hidden_size':8,'intermediate_size':6,'swiglu_"
+     "limit':7.0}",
+     "block.1.mlp.gate.weight[4,8] block.1.mlp.gate.bias[4] block.1.mlp.mlp1_weight:bf16[4,12,8] "
+     "block.1.mlp.mlp1_bias:bf16[4,12] block.1.mlp.mlp2_weight:bf16[4,8,6] block.1.mlp.mlp2_bias:bf16[4,8]",
+     "i block.1.mlp.mlp1_weight", "j block.1.mlp.mlp1_weight", ". block.1.mlp.mlp2_weight",
+     "ffn.activation=oai;ffn.limit=7"},
+    {"SmallThinker, router late", "1",
+     "{'model_type':'smallthinker','hidden_size':8,'moe_num_primary_experts':4,'moe_num_active_primary_experts':2,'"
+     "moe_ffn_hidden_size':6,'moe_primary_router_apply_softmax':true,'moe_enable_early_router':false,'norm_topk_prob'"
+     ":true}",
+     S1 "primary_router.weight[4,8] " S1 "experts.%e.gate.weight[6,8] " S1 "experts.%e.up.weight[6,8] " S1
+        "experts.%e.down.weight[8,6]",
+     ". " S1 "experts.%e.gate.weight", ". " S1 "experts.%e.up.weight", ". " S1 "experts.%e.down.weight",
+     "router.score=softmax"},
     {"LLaDA-MoE", "1",
      "{'model_type':'llada_moe','hidden_size':8,'num_experts':4,'num_experts_per_tok':2,'expert_intermediate_size':"
      "6}",
@@ -534,6 +579,14 @@ static void add_tensor(built *b, const char *name, ckpt_dtype type, const char *
     fill(o, b->data[b->n++]);
 }
 
+/* Returns if the name has an expert's number in it. */
+static int expert_name(const char *name, uint32_t e, char *to, size_t size) {
+    const char *at = strchr(name, '%');
+    if (at) snprintf(to, size, "%.*s%u%.100s", (int)(at - name), name, (unsigned)(at[1] == 'v' ? e + E : e), at + 2);
+    else snprintf(to, size, "%s", name);
+    return at != NULL;
+}
+
 static void build(built *b, const char *text) {
     b->n = 0;
     while (*text) {
@@ -546,10 +599,8 @@ static void build(built *b, const char *text) {
         if (!dims) continue;
         ckpt_dtype t = !type ? CKPT_F32 : !strncmp(type, ":bf16", 5) ? CKPT_BF16 : CKPT_I64;
         snprintf(name, sizeof name, "%.*s", (int)((type ? type : dims) - word), word);
-        char *at = strstr(name, "%e");
-        for (int e = 0; e < (at ? E : 1); e++) {
-            if (at) snprintf(one, sizeof one, "%.*s%d%.100s", (int)(at - name), name, e, at + 2);
-            else snprintf(one, sizeof one, "%s", name);
+        for (uint32_t e = 0; e < (strchr(name, '%') ? E : 1); e++) {
+            expert_name(name, e, one, sizeof one);
             add_tensor(b, one, t, dims + 1);
         }
     }
@@ -593,13 +644,10 @@ static void check_matrix(const char *who, const char *role, const moe_matrix *m,
     for (uint32_t e = 0; e < E && !wrong; e++)
         for (uint32_t r = 0; r < rows && !wrong; r++) {
             char name[160];
-            const char *at = strstr(where + 2, "%e");
-            if (at)
-                snprintf(name, sizeof name, "%.*s%u%.100s", (int)(at - where - 2), where + 2, (unsigned)e, at + 2);
-            else snprintf(name, sizeof name, "%s", where + 2);
+            int each = expert_name(where + 2, e, name, sizeof name);
             wrong = moe_dequantize(m, e, E, rows, k, r, 1, line) != MOE_OK;
             for (uint32_t i = 0; i < k && !wrong; i++) {
-                float want = value_of(name, place(where[0], at != NULL, e, r, i, rows, k));
+                float want = value_of(name, place(where[0], each, e, r, i, rows, k));
                 wrong = !(line[i] >= want && line[i] <= want);
             }
         }
@@ -644,8 +692,19 @@ static void check_runs(const char *who, const moe_desc *d, const ckpt_layer_info
     if (info->needs_token_ids) io.token_ids = tokens;
     io.workspace_size = moe_workspace_size(&layer, T, 1), io.workspace = malloc(io.workspace_size);
     moe_status s = moe_forward(&layer, &io);
-    free(io.workspace);
     check(!s, who, "forward: %s", moe_status_text(s));
+    size_t turned = ckpt_turn_size(d);
+    if (turned) { /* stored [in, out]: turned round, the same bits */
+        float again[T * D];
+        moe_desc rows = *d;
+        void *to = malloc(turned);
+        ckpt_turn(&rows, to);
+        io.y = again;
+        check(!ckpt_turn_size(&rows) && !moe_layer_init(&layer, &rows, &e), who, "turned");
+        check(!moe_forward(&layer, &io) && !memcmp(y, again, sizeof y), who, "turned round, the output differs");
+        free(to);
+    }
+    free(io.workspace);
     for (int i = 0; i < T * D && !s; i++)
         if (!(fabsf(y[i]) < 1e4f)) {
             check(0, who, "output %d is %g", i, (double)y[i]);
@@ -660,7 +719,9 @@ static void check_layer(const char *name, const ckpt *c, const family *f) {
     char err[CKPT_ERR];
     if (!check(!ckpt_layer_list(c, &layers, err), name, "%s", err)) return;
     const ckpt_layer *l = ckpt_layer_find(&layers, f->layer);
-    if (check(layers.n == 1 && l, name, "%zu layers, %s%s", layers.n, l ? "" : "not ", f->layer) &&
+    size_t banks = strstr(f->config, "_vl_moe'") || strstr(f->config, "_moe_vl'") ? 2 : 1;
+    if (strstr(f->config, "qwen3_vl")) banks = 1;
+    if (check(layers.n == banks && l, name, "%zu layers, %s%s", layers.n, l ? "" : "not ", f->layer) &&
         check(!ckpt_layer_desc(c, l, &d, &info, err), name, "%s", err)) {
         uint32_t in = d.latent.d ? d.latent.d : d.d_model;
         if (check(d.d_model == D && d.d_ff == FF && d.n_experts == E, name, "sizes %u %u %u", (unsigned)d.d_model,
@@ -812,6 +873,24 @@ static const family ggufs[] = {
     {"deepseek4", "1", G_SIZES "expert_gating_func=4 expert_weights_norm=true expert_weights_scale=1.5",
      G1 "gate_inp.weight[4,8] " G1 "gate_tid2eid.weight:i64[16,2] " G_EXPS G_SHARED("6"), G_AT,
      "router.pick=table;router.score=sqrt(softplus);ffn.limit=10"},
+    {"grok", "1", G_SIZES "router_logit_softcapping=30.0", /* Grok-2: its dense MLP is a shared expert */
+     G1 "gate_inp.weight[4,8] " G_EXPS G1 "gate.weight[16,8] " G1 "up.weight[16,8] " G1 "down.weight[8,16]", G_AT,
+     "router.softcap=30;shared.d_ff=16;ffn.combine_scale=0.7071068;router.norm=none;ffn.activation=gelu tanh"},
+    {"grok", "1", "embedding_length=8 expert_count=4 expert_used_count=2 feed_forward_length=6", /* Grok-1 */
+     G1 "gate_inp.weight[4,8] " G_EXPS, G_AT, "router.softcap=0;shared.d_ff=0;ffn.combine_scale=0;router.norm=none"},
+    {"cohere2moe", "1", G_SIZES "expert_gating_func=2 expert_weights_norm=true expert_shared_count=2",
+     G1 "gate_inp.weight[4,8] " G_EXPS G_SHARED("12"), G_AT,
+     "router.score=sigmoid;ffn.combine_scale=0.5;shared.d_ff=12"},
+    {"deepseek32", "1",
+     G_SIZES "expert_gating_func=2 expert_weights_norm=true expert_weights_scale=2.5 expert_group_count=2 "
+             "expert_group_used_count=1",
+     G1 "gate_inp.weight[4,8] blk.1.exp_probs_b.bias[4] " G_EXPS G_SHARED("6"), G_AT,
+     "router.score=sigmoid;router.group=sum of 2 best;router.n_group=2;router.routed_scale=2.5"},
+    {"bailingmoe3", "1",
+     G_SIZES "expert_gating_func=2 expert_weights_norm=true expert_weights_scale=2.5 swiglu_clamp_exp=4.0 "
+             "swiglu_clamp_shexp=5.0",
+     G1 "gate_inp.weight[4,8] blk.1.exp_probs_b.bias[4] " G_EXPS G_SHARED("6"), G_AT,
+     "router.score=sigmoid;router.group=none;ffn.clamp=after;ffn.limit=4;shared.limit=5"},
     {"qwen2moe", "1", G_SIZES "expert_shared_feed_forward_length=10",
      G1 "gate_inp.weight[4,8] " G_EXPS G_SHARED("10") G1 "gate_inp_shexp.weight[8]", G_AT,
      "router.norm=none;shared.gate_kind=sigmoid"},
@@ -841,9 +920,12 @@ static void test_ggufs(void) {
                 check_matrix(label, "up", &d.up, f.up, FF, D);
                 float line[FF];
                 check(!moe_dequantize(&d.down, 2, E, D, FF, 3, 1, line), label, "down");
-                float want =
-                    value_of(G1 "down_exps.weight", (2 * D + 3) * FF + 1) * value_of(G1 "down_exps.scale", 2);
+                float want = value_of(G1 "down_exps.weight", (2 * D + 3) * FF + 1), scale;
                 check(fabsf(line[1] - want) <= 1e-6f, label, "down is %g, not %g", (double)line[1], (double)want);
+                memcpy(&scale, (const char *)d.router.expert_scale.data + 8, 4);
+                check(d.router.expert_scale.type == MOE_TYPE_F32 && !d.down.scale2.type &&
+                          scale >= value_of(G1 "down_exps.scale", 2) && scale <= value_of(G1 "down_exps.scale", 2),
+                      label, "down's scale is the router's");
                 check(info.needs_router_input, label, "the router reads something else");
                 check_knobs(label, &info, f.knobs);
                 check_runs(label, &d, &info);
@@ -910,6 +992,8 @@ static void test_refusals(void) {
         const char *name, *config, *tensors, *says;
     } bad[] = {
         {"unknown family", "{'model_type':'frobnitz'}", M1 "gate.weight[4,8] " PER(M1), "frobnitz"},
+        {"GroveMoE", "{'model_type':'grovemoe','hidden_size':8,'num_experts':4,'num_experts_per_tok':2}",
+         M1 "gate.weight[4,8] " PER(M1), "grovemoe\" is no weighted sum of independent experts"},
         {"no family", "{'hidden_size':8}", M1 "gate.weight[4,8] " PER(M1), "model_type"},
         {"hidden_size", "{'model_type':'qwen3_moe','hidden_size':16,'num_experts':4,'num_experts_per_tok':2}",
          M1 "gate.weight[4,8] " PER(M1), "[4,8], not 4 x 16"},

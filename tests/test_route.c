@@ -850,14 +850,35 @@ static void test_exhaustive(void) {
 }
 
 static void test_top_k(void) {
-    static uint32_t key[300];
-    static uint64_t few[300], many[300];
-    current = "both ways to find the k largest agree";
+    static uint32_t key[600], other[600];
+    static float q[600];
+    static uint64_t few[600], many[600], lanes[600];
+    uint32_t wide = 0;
+#if MOEI_HAVE_AVX2
+    wide = moei_cpu() >> MOE_TIER_AVX2 & 1;
+#endif
+    current = "all ways to find the k largest agree";
     for (seed = 5; seed != 0;) {
-        uint32_t n = 1 + below(300), k = 1 + below(n), range = 1u << below(32), ok = 1;
-        for (uint32_t i = 0; i < n; i++) key[i] = below(range);
+        uint32_t n = 1 + below(below(2) ? 600 : 100), k = 1 + below(below(2) && n > 12 ? 12 : n), range = 1u << below(32), ok = 1;
+        uint32_t many_equal = below(4) == 0;
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t bits = many_equal ? below(3) * 0x7f800000u : rnd();
+            memcpy(&q[i], &bits, 4);
+            key[i] = below(range);
+        }
         moei_top_few(key, n, k, few), moei_top_many(key, n, k, many);
         CHECK(!memcmp(few, many, k * sizeof *few));
+        for (uint32_t v = 0; v <= wide && n >= 64 && k <= 12; v++) {
+            moei_top_lanes(key, n, k, lanes, v);
+            CHECK(!memcmp(few, lanes, k * sizeof *few));
+        }
+#if MOEI_HAVE_AVX2
+        uint32_t whole = wide ? moei_order_avx2(q, n, other) : 0;
+        CHECK(!wide || whole == n / 8 * 8);
+        for (uint32_t i = 0; i < whole; i++) ok &= other[i] == moei_key(q[i]);
+#else
+        (void)other;
+#endif
         for (uint32_t j = 0; j < k; j++) ok &= key[moei_top_index(few[j])] == few[j] >> 32;
         for (uint32_t j = 1; j < k; j++) ok &= few[j] < few[j - 1];
         CHECK(ok);

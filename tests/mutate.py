@@ -1,0 +1,243 @@
+#!/usr/bin/env python3
+"""mutate.py [--sample N] [--seed S] [--section NAME] [--semantic | --generic]: does the test suite notice when moe.h is wrong?
+
+Each mutant is moe.h with one change, compiled at -O1 into the quick test programs of its section until one fails: killed. A mutant whose
+program has the same machine code as the original is equivalent, one that doesn't compile is void; what passes everything survived.
+SEMANTIC are the mistakes that people make (trust in the suite rests on these); the others come from generic operators on random lines."""
+import argparse, os, random, re, resource, subprocess, sys, tempfile, time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SRC = open(os.path.join(ROOT, "moe.h"), encoding="utf-8").read()
+CC = os.environ.get("CC", "cc")
+HAS_FMA = os.path.exists("/proc/cpuinfo") and " fma " in open("/proc/cpuinfo").read()
+PORTABLE, NATIVE = ["-DMOE_NO_SIMD"] + ["-mfma"] * HAS_FMA, []  # an emulated fma takes ten times as long
+SECONDS = 300  # of processor time: a mutant that loops is killed
+
+# section: (flags, test programs and arguments). What a section is made of decides whether instruction sets must be compiled.
+TESTS = {
+    "numerics": (PORTABLE, ["test_formats", "test_route", "test_layer 1"]),
+    "contract": (PORTABLE, ["test_layer 1"]),
+    "formats": (PORTABLE, ["test_formats", "test_errors", "test_layer 1"]),
+    "reference": (PORTABLE, ["test_layer 1", "test_formats", "test_q8"]),
+    "dense": (NATIVE, ["test_layer 1", "test_tiers"]),
+    "avx2": (NATIVE, ["test_layer 1", "test_tiers", "test_formats"]),
+    "avx512": (NATIVE, ["test_layer 1", "test_tiers", "test_formats"]),
+    "bf16": (NATIVE, ["test_layer 1", "test_tiers", "test_formats"]),
+    "q8": (NATIVE, ["test_q8", "test_layer 1"]),
+    "cpu": (NATIVE, ["test_tiers"]),
+    "route": (PORTABLE, ["test_route", "test_errors"]),
+    "presets": (PORTABLE, ["test_models", "test_errors"]),
+    "choose": (NATIVE, ["test_tiers", "test_layer 1"]),
+    "validate": (PORTABLE, ["test_errors", "test_layer 1"]),
+    "layout": (PORTABLE, ["test_layer 1", "test_errors"]),
+    "phases": (PORTABLE, ["test_layer 1", "test_errors"]),
+    "api": (PORTABLE, ["test_errors", "test_layer 1"]),
+}
+
+# (what, text of moe.h, its replacement, the program that should notice)
+SEMANTIC = [
+    ("ties to the highest id", "if (count == k && key[i] <= least) continue;", "if (count == k && key[i] < least) continue;", "test_route"),
+    ("ties within the list reversed", "best[j - 1] < v; j--)", "best[j - 1] >> 32 <= v >> 32; j--)", "test_route"),
+    ("ties of the heap", "if (key[i] <= (uint32_t)(best[0] >> 32)) continue;", "if (key[i] < (uint32_t)(best[0] >> 32)) continue;", "test_route"),
+    ("the bias enters the weights", "from == MOE_WEIGHT_BIASED ? r->q :", "from != MOE_WEIGHT_SOFTMAX_SELECTED ? r->q :", "test_route"),
+    ("masked groups get 0", "float mask = k->group_mask_zero ? 0.0f : -moei_inf();", "float mask = 0.0f;", "test_route"),
+    ("group score: best instead of two best", "return two && n > 1 ? a + b : a;", "return a;", "test_route"),
+    ("NaN logits as they come", "moei_is_nan(logits[i]) ? -moei_inf() : logits[i]", "logits[i]", "test_route"),
+    ("NaN keys win", "return key > 0xff800000u || key < 0x00800000u ? 0x00800000u : key;", "return key;", "test_route"),
+    ("-0 below +0", "key = u >> 31 ? 0u - u : u | 0x80000000u;", "key = u >> 31 ? ~u : u | 0x80000000u;", "test_route"),
+    ("renormalisation omitted", "for (j = 0; j < k; j++) w[j] = sum > 0.0f ? w[j] / sum : 0.0f;", "", "test_route"),
+    ("norm_eps omitted", "sum += p->norm_eps;", "", "test_route"),
+    ("routed_scale omitted", "for (j = 0; j < k; j++) w[j] *= r->routed_scale;", "", "test_route"),
+    ("softmax without its maximum", "for (i = 0; i < n; i++) y[i] = x[i] - top;", "for (i = 0; i < n; i++) y[i] = x[i];", "test_route"),
+    ("capacity one place more", "used[h->ids[at]]++ < places", "used[h->ids[at]]++ <= places", "test_route"),
+    ("nibbles swapped", "b->q[i] = (int8_t)((qs[i] & 15) - bias);\n        b->q[i + 16] = (int8_t)((qs[i] >> 4) - bias);",
+     "b->q[i + 16] = (int8_t)((qs[i] & 15) - bias);\n        b->q[i] = (int8_t)((qs[i] >> 4) - bias);", "test_formats"),
+    ("nibbles of pairs swapped", "b->q[2 * i] = moei_e2m1x2[p[i] & 15], b->q[2 * i + 1] = moei_e2m1x2[p[i] >> 4];",
+     "b->q[2 * i + 1] = moei_e2m1x2[p[i] & 15], b->q[2 * i] = moei_e2m1x2[p[i] >> 4];", "test_formats"),
+    ("MXFP4 without the half", "p[0] > 1 ? (uint32_t)(p[0] - 1) << 23", "p[0] > 1 ? (uint32_t)(p[0]) << 23", "test_formats"),
+    ("E2M1 pairs without the half", "moei_one_scale(b, 0.5f);", "moei_one_scale(b, 1.0f);", "test_formats"),
+    ("Q4_1 minimum's sign", "b->min[0] = b->min[1] = -1;", "b->min[0] = b->min[1] = 1;", "test_formats"),
+    ("K scales: minimum from the scale's bits", "(uint32_t)(sc[j] >> 6) << 4;", "(uint32_t)(sc[j - 4] >> 6) << 4;", "test_formats"),
+    ("Q6_K scale index", "b->scale[h] = (int8_t)p[192 + 2 * j + h];", "b->scale[h] = (int8_t)p[192 + 2 * j];", "test_formats"),
+    ("Q5 high bits of the wrong lane", "(int)(bits >> i & 1) * 16", "(int)(bits >> (i ^ 1) & 1) * 16", "test_formats"),
+    ("Q5_K high bits of the wrong lane", "(qh[i] >> j & 1) << 4", "(qh[i] >> (j ^ 1) & 1) << 4", "test_formats"),
+    ("Q3_K without its 4", "(p[i] >> j & 1 ? 0 : 4)", "(p[i] >> j & 1 ? 4 : 0)", "test_formats"),
+    ("IQ4_XS without its 32", "b->scale[0] = b->scale[1] = (int16_t)((int)(low | high << 4) - 32);",
+     "b->scale[0] = b->scale[1] = (int16_t)(low | high << 4);", "test_formats"),
+    ("fp8 without subnormals", "return moei_float(sign | moei_bits((float)m * 0.001953125f));", "return moei_float(sign);", "test_formats"),
+    ("bf16 rounds half up", "return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);", "return (uint16_t)((u + 0x8000) >> 16);", "test_formats"),
+    ("gate and up swapped", "for (i = 0; i < n; i++) g[i] = g[i] * u[i];", "for (i = 0; i < n; i++) g[i] = u[i] * u[i];", "test_layer"),
+    ("gate reads up's rows", "moei_up_matrix(p, s, g, &b->gate, MOE_GATE,", "moei_up_matrix(p, s, g, &b->up, MOE_GATE,", "test_layer"),
+    ("alpha 1", "d->ffn.alpha = moei_or(d->ffn.alpha, 1.702f);", "d->ffn.alpha = moei_or(d->ffn.alpha, 1.0f);", "test_layer"),
+    ("gpt-oss's + 1", "u[i] = u[i] + 1.0f;", "u[i] = u[i];", "test_layer"),
+    ("clamp of gate on both sides", "g[i] = g[i] > limit ? limit : g[i];\n    moei_activation", "g[i] = g[i] > limit ? limit : g[i] < -limit ? -limit : g[i];\n    moei_activation", "test_layer"),
+    ("combine skips an expert's last slot", "for (uint32_t slot = g->start[e]; slot < g->start[e + 1]; slot += (uint32_t)chunk) {",
+     "for (uint32_t slot = g->start[e]; slot + 1 < g->start[e + 1]; slot += (uint32_t)chunk) {", "test_layer"),
+    ("combine skips the last expert", "for (uint32_t e = 0; e < b->n_experts; e++) {\n        moei_rows w;", "for (uint32_t e = 0; e + 1 < b->n_experts; e++) {\n        moei_rows w;", "test_layer"),
+    ("combine without weights", "weighted ? g->weight[slot + i] : 1.0f", "1.0f", "test_layer"),
+    ("combine_scale ignored", "s->scale[0][i] = d->ffn.combine_scale;", "s->scale[0][i] = 1.0f;", "test_layer"),
+    ("y_add stores", "v[i] = s->row[i] + v[i];", "v[i] = v[i];", "test_errors"),
+    ("blocks at a task's border done twice", "from = w->begin >= lo ? 0 : (lo - w->begin + w->cost - 1) / w->cost", "from = w->begin >= lo ? 0 : (lo - w->begin) / w->cost", None),
+    ("unmasked tail (AVX-512, f32)", "if (format == MOE_FORMAT_F32) return _mm512_maskz_loadu_ps(m, p);", "if (format == MOE_FORMAT_F32) return _mm512_loadu_ps(p);", "test_tiers"),
+    ("expert pointers not checked", "MOE_ERR_EXPERT_ABSENT, \"", "MOE_OK, \"", "test_errors"),
+    ("canary not checked", "desc->begin_ != MOE_CANARY || desc->end_ != MOE_CANARY", "0", "test_errors"),
+    ("top_k not checked", "d->top_k == 0 || d->top_k > d->n_experts + d->n_zero_experts", "d->top_k == 0", "test_errors"),
+    ("overflow of sizes not noticed", "if (b && a > SIZE_MAX / 2 / b) return 0;", "", "test_errors"),
+]
+
+# Generic operators: (name, pattern, replacement)
+OPERATORS = [
+    ("relational", r" < ", " <= "), ("relational", r" <= ", " < "), ("relational", r" > ", " >= "), ("relational", r" >= ", " > "),
+    ("relational", r" == ", " != "), ("relational", r" != ", " == "), ("arithmetic", r" \+ ", " - "), ("arithmetic", r" - ", " + "),
+    ("arithmetic", r" \* ", " + "), ("arithmetic", r" / ", " * "), ("logical", r" && ", " || "), ("logical", r" \|\| ", " && "),
+    ("constant", r"(?<![\w.])1(?![\w.])", "2"), ("constant", r"(?<![\w.])0(?![\w.])", "1"), ("constant", r"(?<![\w.])(16|31|32|15|8)(?![\w.])", r"(\1 + 1)"),
+    ("negation", r"if \((.+)\) (return|continue|break)", r"if (!(\1)) \2"), ("drop", r"^( {4,}[\w>\[\].*+ -]+ [+|*-]?= [^;]+;)$", r"    ;"),
+    ("drop", r"^( {4,}\w+\([^;]*\);)$", r"    ;"),
+]
+
+
+def sections():
+    """(name, first, last) by offset; the implementation only."""
+    marks = [(m.group(1), m.start()) for m in re.finditer(r"^/\* ==== >>(\w+):", SRC, re.M)]
+    return [(n, a, b) for (n, a), (_, b) in zip(marks, marks[1:] + [("", len(SRC))])]
+
+
+def section_of(at):
+    return next((n for n, a, b in sections() if a <= at < b), "")
+
+
+def semantic():
+    for what, old, new, killer in SEMANTIC:
+        at = SRC.find(old, SRC.find(">>config:"))
+        if at < 0:
+            yield what, None, None, "gone", killer
+        else:
+            yield what, at, SRC[:at] + new + SRC[at + len(old):], section_of(at), killer
+
+
+def generic(rng, wanted):
+    """Sites of every section in turn, so that each gets its share."""
+    pools = {}
+    for name, a, b in sections():
+        if name not in TESTS or (wanted and name != wanted):
+            continue
+        sites, comment, at = [], False, a
+        for line in SRC[a:b].splitlines(keepends=True):
+            starts, ends = line.count("/*"), line.count("*/")
+            code = not comment and starts == 0 and not re.match(r"\s*(#|//|X\(|static const|MOEI_ASSERT|enum)", line) and not line.rstrip().endswith("\\")
+            comment = comment + starts - ends > 0
+            for op, pattern, to in OPERATORS if code else ():
+                body = line.split("//")[0].rstrip("\n")
+                for m in re.finditer(pattern, body):
+                    sites.append((op, at, line, body[:m.start()] + m.expand(to) + body[m.end():]))
+            at += len(line)
+        rng.shuffle(sites)
+        if sites:
+            pools[name] = sites
+    while pools:
+        for name in list(pools):
+            op, at, line, new = pools[name].pop()
+            yield f"{op}: {' '.join(line.split())[:70]}  ->  {' '.join(new.split())[:70]}", at, SRC[:at] + new + "\n" + SRC[at + len(line):], name, None
+            if not pools[name]:
+                del pools[name]
+
+
+def tree(to):
+    """The repository with a moe.h of its own: real directories, because sources say "../moe.h", of links to files."""
+    for part in ("tests", "examples", "bench"):
+        os.mkdir(os.path.join(to, part))
+        for name in os.listdir(os.path.join(ROOT, part)):
+            os.symlink(os.path.join(ROOT, part, name), os.path.join(to, part, name))
+
+
+def build(test, flags, root, out):
+    cmd = [CC, "-std=c11", "-O1", "-g0", "-w", *flags, "-I.", "-Iexamples", "-Itests", "-Ibench", f"tests/{test}.c", "-o", out, "-lm", "-lpthread"]
+    return subprocess.run(cmd, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=900).returncode == 0
+
+
+def code_of(path):
+    text = path + ".text"
+    subprocess.run(["objcopy", "-O", "binary", "--only-section=.text", "--only-section=.rodata", path, text], check=False)
+    return open(text, "rb").read() if os.path.exists(text) else b""
+
+
+def passes(command):
+    limit = lambda: resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=limit)
+    return done.returncode == 0
+
+
+class Judge:
+    def __init__(self, tmp):
+        self.tmp, self.originals = tmp, {}
+
+    def original(self, test, flags):
+        """The machine code of the program as it is; it has to pass."""
+        key = test, tuple(flags)
+        if key not in self.originals:
+            out = os.path.join(self.tmp, "original")
+            if not build(test.split()[0], flags, ROOT, out) or not passes([out] + test.split()[1:]):
+                sys.exit(f"{test} fails without a mutant")
+            self.originals[key] = code_of(out)
+        return self.originals[key]
+
+    def verdict(self, text, section, killer=None):
+        flags, tests = TESTS[section]
+        tests = sorted(tests, key=lambda t: t.split()[0] != killer)
+        if killer and tests[0].split()[0] != killer:
+            tests = [killer] + tests
+        open(os.path.join(self.tmp, "moe.h"), "w", encoding="utf-8").write(text)
+        out, same = os.path.join(self.tmp, "mutant"), True
+        for test in tests:
+            original = self.original(test, flags)
+            if not build(test.split()[0], flags, self.tmp, out):
+                return "void", test
+            if code_of(out) == original:
+                continue
+            same = False
+            if not passes([out] + test.split()[1:]):
+                return "killed", test
+        return ("equivalent" if same else "survived"), ""
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument("--sample", type=int, default=40)
+    ap.add_argument("--seed", type=int, default=1)
+    ap.add_argument("--section", default="")
+    ap.add_argument("--semantic", action="store_true")
+    ap.add_argument("--generic", action="store_true")
+    ap.add_argument("--minutes", type=float, default=1e9)
+    args = ap.parse_args()
+    todo = [] if args.generic else [("semantic",) + m for m in semantic() if not args.section or m[3] == args.section]
+    if not args.semantic:
+        todo += [("generic",) + m for m, _ in zip(generic(random.Random(args.seed), args.section), range(args.sample))]
+    counts, survivors, start = {}, [], time.time()
+    with tempfile.TemporaryDirectory() as tmp:
+        tree(tmp)
+        judge = Judge(tmp)
+        for i, (kind, what, at, text, section, killer) in enumerate(todo):
+            if time.time() - start > 60 * args.minutes:
+                print(f"out of time: {len(todo) - i} mutants not tried")
+                break
+            result, by = ("gone", "") if at is None else judge.verdict(text, section, killer)
+            line = SRC.count("\n", 0, at) + 1 if at is not None else 0
+            print(f"{i + 1:4}/{len(todo)} {result:10} {section:9} line {line:4}  {what}" + (f"  [{by}]" if by else ""), flush=True)
+            counts.setdefault((kind, section), {}).setdefault(result, 0)
+            counts[kind, section][result] += 1
+            if result in ("survived", "gone"):
+                survivors.append(what)
+    print("\nkind      section    killed  survived  equivalent  void  rate")
+    total = {"killed": 0, "survived": 0}
+    for (kind, section), c in counts.items():
+        killed, survived = c.get("killed", 0), c.get("survived", 0) + c.get("gone", 0)
+        total["killed"] += killed
+        total["survived"] += survived
+        rate = f"{100 * killed / (killed + survived):.0f} %" if killed + survived else "-"
+        print(f"{kind:9} {section:9} {killed:7} {survived:9} {c.get('equivalent', 0):11} {c.get('void', 0):5}  {rate}")
+    print(f"mutate: {total['killed']} killed, {total['survived']} survived, {time.time() - start:.0f} s, seed {args.seed}")
+    sys.exit(any(s in [m[0] for m in SEMANTIC] for s in survivors))
+
+
+if __name__ == "__main__":
+    main()
