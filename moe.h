@@ -65,8 +65,9 @@
    F32 and Q8 compute have the same bits on every tier, F32: 16 accumulators by k mod 16, each one chain of fused
    multiply-adds in ascending k, then a halving tree (8, 4, 2, 1), then + 0.0f. Q8: activations as int8 with one scale per 32
    values, integer dot products, 8 accumulators by block mod 8, one chain each, tree (4, 2, 1), + 0.0f.
-   BF16 uses the processor's bf16 dot products: the same bits within a tier, a bound across tiers; the sections bf16 and amx
-   define them. The tier amx (Linux; see moe_enable_amx) was tested on emulated instructions only.
+   BF16 uses the processor's bf16 dot products: the same bits within a tier, a bound across tiers; the sections bf16, amx and
+   neon define them. The tiers amx (Linux; see moe_enable_amx), neon, dotprod, i8mm and neonbf16 were tested on emulated instructions
+   only.
    Experts are summed in ascending id by one owner per output element. A NaN or Inf in one token never reaches another.
    Router logits, scores, selection, norms and shared gates are always F32. NaN logits count as -Inf, ties go to the
    lowest id, selected ids are always distinct and in range. Suspended under -ffast-math (only the routing guards stay)
@@ -4445,13 +4446,15 @@ MOEI_FORCE float32x2_t moei_sum2_neon(const float32x4_t *a, const float32x4_t *b
 typedef float32x4_t moei_pairs_neon_fn(float32x4_t acc, float32x4_t w, float32x4_t x);
 MOEI_FORCE void moei_step_neon(const uint32_t format, moei_pairs_neon_fn *dot, const int R, const int C, const uint8_t *const *w,
                                size_t at, const uint8_t *const *x, size_t x_at, float32x4_t (*a)[MOEI_NEON_ROWS][4]) {
-    const size_t bytes = dot || format == MOE_FORMAT_F32 ? 16 : 8;
+    const uint32_t as = dot ? (uint32_t)MOE_FORMAT_F32 : format; /* a vector of pairs is loaded as one of f32 */
+    const size_t bytes = as == MOE_FORMAT_F32 ? 16 : 8;
     MOEI_UNROLL for (size_t v = 0; v < 4; v++) {
         float32x4_t wv[MOEI_NEON_ROWS];
-        MOEI_UNROLL for (int r = 0; r < R; r++) wv[r] = moei_load_neon(dot ? (uint32_t)MOE_FORMAT_F32 : format, w[r] + at + bytes * v);
+        MOEI_UNROLL for (int r = 0; r < R; r++) wv[r] = moei_load_neon(as, w[r] + at + bytes * v);
         MOEI_UNROLL for (int c = 0; c < C; c++) {
             float32x4_t xv = moei_load_neon(MOE_FORMAT_F32, x[c] + x_at + 16 * v);
-            MOEI_UNROLL for (int r = 0; r < R; r++) a[c][r][v] = dot ? dot(a[c][r][v], wv[r], xv) : vfmaq_f32(a[c][r][v], wv[r], xv);
+            MOEI_UNROLL for (int r = 0; r < R; r++)
+                a[c][r][v] = dot ? dot(a[c][r][v], wv[r], xv) : vfmaq_f32(a[c][r][v], wv[r], xv);
         }
     }
 }
@@ -4631,7 +4634,8 @@ static void moei_decode_fp8_neonbf16(const moei_rows *w, uint32_t n_rows, void *
 }
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_bf16_neonbf16 = {
-    MOE_COMPUTE_BF16, MOE_TIER_NEONBF16, moei_bf16_row_bytes, moei_prepare_neonbf16, moei_panel_bytes_neonbf16, moei_panel_neonbf16, {
+    MOE_COMPUTE_BF16, MOE_TIER_NEONBF16, moei_bf16_row_bytes, moei_prepare_neonbf16, moei_panel_bytes_neonbf16,
+    moei_panel_neonbf16, {
         /* NONE - F16   */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
         /* BF16         */ {moei_dot_neonbf16_BF16, NULL, UINT32_MAX},
         /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
@@ -4757,11 +4761,12 @@ MOEI_FORCE void moei_zeros_neon(const moei_side *s, size_t row, size_t k, size_t
     for (size_t i = 0; at.p && i < n; i++, moei_walk_on_neon(&at, 32))
         out[i] = (int8_t)(packed ? *at.p >> line % 2 * 4 & 15 : *at.p > 127 ? 127 : *at.p);
 }
-MOEI_FORCE void moei_scales_apart_neon(const uint32_t f, const moei_rows *w, uint32_t r, size_t k, moei_unpacked_neon *g) {
+MOEI_FORCE void moei_scales_apart_neon(const uint32_t f, const moei_rows *w, uint32_t r, size_t k, size_t n,
+                                       moei_unpacked_neon *g) {
     const uint32_t flags = moei_codecs[f].flags;
-    const size_t unit = flags & MOEI_TWO ? 16 : 32, left = w->k - k < 256 ? w->k - k : 256;
+    const size_t unit = flags & MOEI_TWO ? 16 : 32;
     float d[16];
-    moei_apart_neon(&w->scale, w->row0 + r, k, unit, left / unit, flags & MOEI_DOUBLED ? 0.5f : 1.0f, d);
+    moei_apart_neon(&w->scale, w->row0 + r, k, unit, n * (32 / unit), flags & MOEI_DOUBLED ? 0.5f : 1.0f, d);
     if (flags & MOEI_TWO) {
         float32x4x2_t a = vld2q_f32(d), b = vld2q_f32(d + 8);
         moei_put_neon(g->v[0], a.val[0], b.val[0]), moei_put_neon(g->v[1], a.val[1], b.val[1]);
@@ -4769,7 +4774,8 @@ MOEI_FORCE void moei_scales_apart_neon(const uint32_t f, const moei_rows *w, uin
 }
 /* 8 scales and 8 minima of 6 bits each in 12 bytes (Q4_K, Q5_K); 16 scales of 6 bits in 12 bytes (Q3_K). */
 MOEI_FORCE void moei_scales_k45_neon(const uint8_t *p, moei_unpacked_neon *g) {
-    const uint32_t a = moei_load32(p + 4), b = moei_load32(p + 8), c = moei_load32(p + 12), six = 0x3f3f3f3f, low = 0x0f0f0f0f, top = 0x30303030;
+    const uint32_t a = moei_load32(p + 4), b = moei_load32(p + 8), c = moei_load32(p + 12);
+    const uint32_t six = 0x3f3f3f3f, low = 0x0f0f0f0f, top = 0x30303030;
     moei_put_times_neon(g->v[0], moei_half1_neon(p), moei_words_neon(a & six, (c & low) | (a >> 2 & top)));
     moei_put_times_neon(g->v[1], -moei_half1_neon(p + 2), moei_words_neon(b & six, (c >> 4 & low) | (b >> 2 & top)));
 }
@@ -4811,7 +4817,7 @@ MOEI_FORCE void moei_scales_neon(const uint32_t f, const uint8_t *p, moei_unpack
         }
         break;
     case MOE_FORMAT_MXFP4:
-        for (int j = 0; j < 8; j++) d[0][j] = moei_float(p[17 * j] > 1 ? (uint32_t)(p[17 * j] - 1) << 23 : 0x00200000u << p[17 * j]);
+        for (int j = 0; j < 8; j++, p += 17) d[0][j] = moei_float(*p > 1 ? (uint32_t)(*p - 1) << 23 : 0x00200000u << *p);
         break;
     case MOE_FORMAT_NVFP4: /* half of E4M3 without its sign; 0x7f (but not 0xff) is 0 */
         for (int j = 0; j < 16; j++) {
@@ -4847,7 +4853,8 @@ MOEI_FORCE uint8x16_t moei_codes_neon(const uint32_t f, const uint8_t *p, int j,
         return vorrq_u8(moei_field_neon(p + 32 + 32 * (j / 4) + 16 * h, 2 * (j % 4), 2, 0), moei_field_neon(p + 16 * h, j, 1, 2));
     case MOE_FORMAT_Q4_K: return moei_field_neon(p + 16 + 32 * (j / 2) + 16 * h, 4 * (j % 2), 4, 0);
     case MOE_FORMAT_Q5_K:
-        return vorrq_u8(moei_field_neon(p + 48 + 32 * (j / 2) + 16 * h, 4 * (j % 2), 4, 0), moei_field_neon(p + 16 + 16 * h, j, 1, 4));
+        return vorrq_u8(moei_field_neon(p + 48 + 32 * (j / 2) + 16 * h, 4 * (j % 2), 4, 0),
+                        moei_field_neon(p + 16 + 16 * h, j, 1, 4));
     case MOE_FORMAT_Q6_K:
         return vorrq_u8(moei_field_neon(p + 64 * (j / 4) + 32 * (j % 2) + 16 * h, j % 4 / 2 * 4, 4, 0),
                         moei_field_neon(p + 128 + 32 * (j / 4) + 16 * h, 2 * (j % 4), 2, 4));
@@ -4873,18 +4880,20 @@ MOEI_FORCE int8x16_t moei_signed_neon(const uint32_t f, uint8x16_t v, int8_t zer
 }
 /* Row r from weight k (a multiple of 256) on. */
 MOEI_FORCE void moei_unpack_neon(const uint32_t f, const moei_rows *w, uint32_t r, size_t k, moei_unpacked_neon *g) {
-    const size_t n = (w->k - k) / 32; /* blocks left */
-    const int8_t zero = f == MOE_FORMAT_Q4_0 ? 8 : f == MOE_FORMAT_Q5_0 ? 16 : f == MOE_FORMAT_Q3_K ? 4 : f == MOE_FORMAT_Q6_K ? 32 : 0;
+    const size_t n = w->k - k < 256 ? (w->k - k) / 32 : 8; /* blocks */
+    const int8_t zero = f == MOE_FORMAT_Q3_K ? 4 : f == MOE_FORMAT_Q4_0 ? 8 : f == MOE_FORMAT_Q5_0 ? 16 : f == MOE_FORMAT_Q6_K ? 32 : 0;
     const uint8_t *p = moei_row(w, r) + k / moei_layouts[f].n * moei_layouts[f].bytes;
     uint8_t tail[288];
     int8_t zeros[8] = {0};
-    if (n < 8) memset(tail, 0, sizeof tail), p = (const uint8_t *)memcpy(tail, p, 32 * n / moei_layouts[f].n * moei_layouts[f].bytes);
-    if (moei_codecs[f].flags & MOEI_APART) moei_scales_apart_neon(f, w, r, k, g);
+    if (n < 8) memset(tail, 0, sizeof tail);
+    if (n < 8) p = (const uint8_t *)memcpy(tail, p, 32 * n / moei_layouts[f].n * moei_layouts[f].bytes);
+    if (moei_codecs[f].flags & MOEI_APART) moei_scales_apart_neon(f, w, r, k, n, g);
     else moei_scales_neon(f, p, g);
     if (f == MOE_FORMAT_INT4_GROUP) moei_zeros_neon(&w->zero, w->row0 + r, k, n, zeros);
     MOEI_UNROLL for (int j = 0; j < 8; j++)
         for (int h = 0; h < 2; h++)
-            vst1q_s8(g->q[j] + 16 * h, moei_signed_neon(f, moei_codes_neon(f, p, j, h), f == MOE_FORMAT_INT4_GROUP ? zeros[j] : zero));
+            vst1q_s8(g->q[j] + 16 * h,
+                     moei_signed_neon(f, moei_codes_neon(f, p, j, h), f == MOE_FORMAT_INT4_GROUP ? zeros[j] : zero));
 }
 #define MOEI_NEON_FORMATS(X)                                                                                            \
     X(Q8_0) X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_NL) X(IQ4_XS) X(MXFP4)         \
@@ -5023,7 +5032,8 @@ MOEI_FORCE int32x4_t moei_both16_neon(int32_t a, int32_t b) { return vsetq_lane_
 MOEI_FORCE moei_lanes_neon moei_token_neon(const int mm, const moei_q8 *const *x, int c, size_t lane) {
     const moei_q8 *a = x[mm ? c & ~1 : c], *b = x[mm ? c | 1 : c];
     moei_lanes_neon l = {moei_both_neon(a->d[lane], b->d[lane]), moei_both_neon(a->s[lane], b->s[lane]),
-                         {moei_both16_neon(a->sum16[lane][0], b->sum16[lane][0]), moei_both16_neon(a->sum16[lane][1], b->sum16[lane][1])}};
+                         {moei_both16_neon(a->sum16[lane][0], b->sum16[lane][0]),
+                          moei_both16_neon(a->sum16[lane][1], b->sum16[lane][1])}};
     return l;
 }
 /* Adds the entry at e times block `lane` of C tokens. */
@@ -5051,7 +5061,8 @@ MOEI_FORCE void moei_store_neon(float *out, float32x4_t v, uint32_t n_rows) {
 }
 /* n <= C of the tokens are wanted. */
 MOEI_FORCE void moei_q8_tile_neon(const uint32_t flags, const int mm, const int C, moei_half_neon_fn *half, const uint8_t *e,
-                                  size_t steps, const void *const *tokens, int n, float *out, size_t out_stride, uint32_t n_rows) {
+                                  size_t steps, const void *const *tokens, int n, float *out, size_t out_stride,
+                                  uint32_t n_rows) {
     float32x4_t sum[8][8], acc[8];
     const moei_q8 *x[8];
     for (size_t lane = 0; lane < 8; lane++) {
@@ -5073,8 +5084,9 @@ MOEI_FORCE void moei_q8_tile_neon(const uint32_t flags, const int mm, const int 
         if (c < n) moei_store_neon(out + (size_t)c * out_stride, !mm ? a : c % 2 ? vuzp2q_f32(a, b) : vuzp1q_f32(a, b), n_rows);
     }
 }
-MOEI_FORCE void moei_panel_q8_neon(const uint32_t flags, const int mm, moei_half_neon_fn *half, const void *panel, const moei_rows *w,
-                                   uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
+MOEI_FORCE void moei_panel_q8_neon(const uint32_t flags, const int mm, moei_half_neon_fn *half, const void *panel,
+                                   const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                                   size_t out_stride) {
     const size_t steps = (w->k + 255) / 256, groups = ((size_t)n_tokens + 7) / 8;
     const uint8_t *e = (const uint8_t *)panel;
     for (uint32_t r = 0; r < n_rows; r += 4, e += steps * 8 * (128 + 16 * (size_t)moei_sides_neon(flags)))

@@ -53,6 +53,14 @@ check gcc "thread sanitizer: callbacks, teams, many callers" "gcc -std=c11 -O1 -
 hashes="$T tests/test_invariance.c -o @/t -lm -lpthread &&"
 check clang "stored hashes: clang -O3 -march=native, contracted products" "clang -std=c11 -O3 -march=native -ffp-contract=fast $hashes @/t hashes"
 check gcc "stored hashes: gcc -O0" "gcc -std=gnu11 -O0 $hashes @/t hashes"
+for t in q8 tiers; do
+    check qemu-aarch64 "aarch64 (qemu): $t" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_$t.c -o @/t -lm && qemu-aarch64 -cpu max @/t"
+done
+check qemu-aarch64 "aarch64 (qemu) without dot products: tiers" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_tiers.c -o @/t -lm && qemu-aarch64 -cpu cortex-a72 @/t | tee @/out && grep -q '^this machine and build: c neon\$' @/out"
+check aarch64-linux-gnu-g++ "aarch64: all warnings, C++11" "aarch64-linux-gnu-g++ -std=c++11 -O1 $W -I. -c $all/emit.cc -o @/emit.o"
+for o in -O0 -O2 "-O2 -mcpu=neoverse-v1" "-O2 -march=armv8.4-a" "-O2 -march=armv8.1-a" "-O2 -DMOE_NO_DOTPROD" "-O2 -DMOE_NO_I8MM" "-O2 -DMOE_NO_BF16"; do
+    check aarch64-linux-gnu-gcc "aarch64 $o, all warnings" "aarch64-linux-gnu-gcc -std=c11 $o $WC -I. -c $all/emit.c -o @/emit.o"
+done
 check qemu-aarch64 "stored hashes: aarch64 (qemu)" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $hashes qemu-aarch64 @/t hashes"
 check qemu-s390x "stored hashes: s390x, big-endian (qemu)" "s390x-linux-gnu-gcc -std=gnu11 -O2 -static $hashes qemu-s390x @/t hashes"
 check i686-linux-gnu-gcc "stored hashes: i686" "i686-linux-gnu-gcc -std=c11 -O2 -msse2 -mfpmath=sse -static $hashes @/t hashes"
