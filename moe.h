@@ -4881,7 +4881,11 @@ MOEI_FORCE int8x16_t moei_signed_neon(const uint32_t f, uint8x16_t v, int8_t zer
 /* Row r from weight k (a multiple of 256) on. */
 MOEI_FORCE void moei_unpack_neon(const uint32_t f, const moei_rows *w, uint32_t r, size_t k, moei_unpacked_neon *g) {
     const size_t n = w->k - k < 256 ? (w->k - k) / 32 : 8; /* blocks */
-    const int8_t zero = f == MOE_FORMAT_Q3_K ? 4 : f == MOE_FORMAT_Q4_0 ? 8 : f == MOE_FORMAT_Q5_0 ? 16 : f == MOE_FORMAT_Q6_K ? 32 : 0;
+    const int8_t zero = f == MOE_FORMAT_Q3_K   ? 4
+                        : f == MOE_FORMAT_Q4_0 ? 8
+                        : f == MOE_FORMAT_Q5_0 ? 16
+                        : f == MOE_FORMAT_Q6_K ? 32
+                                               : 0;
     const uint8_t *p = moei_row(w, r) + k / moei_layouts[f].n * moei_layouts[f].bytes;
     uint8_t tail[288];
     int8_t zeros[8] = {0};
