@@ -6,7 +6,8 @@ WARNINGS = -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wst
 PREFIX   ?= /usr/local
 BUILD    ?= build
 
-COMPILE  = $(CC) -std=c11 $(CFLAGS) $(WARNINGS) -I. -Iexamples -Itests -Ibench
+FLAGS    = -std=c11 $(CFLAGS) $(WARNINGS) -I. -Iexamples -Itests -Ibench
+COMPILE  = $(CC) $(FLAGS)
 LIBS     = -lm -lpthread
 
 EXAMPLES := $(patsubst examples/%.c,$(BUILD)/%,$(filter-out examples/openmp.c,$(wildcard examples/*.c)))
@@ -24,8 +25,9 @@ $(BUILD):
 	@mkdir -p $@
 
 # The implementation takes a while to compile, so it is compiled once: MOEI_ONCE makes the programs that emit it (as a user's one file
-# would) leave it to moe.o. Tests that look inside compile it themselves.
+# would) leave it to moe.o. Tests that look inside compile it themselves, or only its sections up to >>formats, and link the rest.
 INSIDE   := $(patsubst tests/%.c,$(BUILD)/%,$(shell grep -l 'moei_\|random_layer.h' tests/test_*.c))
+FORMATS  := $(patsubst %,$(BUILD)/test_%,layer invariance memory errors)
 INBENCH  := $(patsubst bench/%.c,$(BUILD)/%,$(shell grep -l 'moei_' bench/*.c))
 $(BUILD)/moe.o: moe.h | $(BUILD)
 	$(CC) -std=c11 $(CFLAGS) $(WARNINGS) -DMOE_IMPLEMENTATION -x c -c moe.h -o $@
@@ -39,8 +41,13 @@ $(BUILD)/openmp: examples/openmp.c $(HEADERS) | $(BUILD)
 	$(COMPILE) -fopenmp $< -o $@ $(LIBS)
 $(BUILD)/cpp: examples/cpp.cc $(HEADERS) $(BUILD)/moe.o
 	$(CXX) -std=c++11 $(CFLAGS) -Wall -I. -Iexamples -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
-$(INSIDE): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c)
-	$(COMPILE) -g0 $< -o $@ $(LIBS)
+$(BUILD)/formats/moe.h: moe.h
+	@mkdir -p $(BUILD)/formats
+	sed '/==== >>reference/,/^#endif .. MOEI_ONCE/d; /^#include "moe.h"/d' moe.h | sed '$$a #endif' >$@
+$(FORMATS): $(BUILD)/%: tests/%.c $(HEADERS) $(BUILD)/formats/moe.h $(BUILD)/moe.o
+	$(CC) -I$(BUILD)/formats $(FLAGS) -DMOE_API='extern __attribute__((weak))' -Wno-unused-function $< $(BUILD)/moe.o -o $@ $(LIBS)
+$(filter-out $(FORMATS),$(INSIDE)): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c)
+	$(COMPILE) -g0 $(if $(findstring formats,$@),-DMOE_NO_SIMD) $< -o $@ $(LIBS)
 $(BUILD)/test_amx: tests/test_layer.c # which it includes
 $(filter-out $(INSIDE),$(TESTS)): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c) $(BUILD)/moe.o
 	$(COMPILE) -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)

@@ -37,28 +37,27 @@ printf '#define MOE_STATIC\n#define MOE_IMPLEMENTATION\n#include "moe.h"\nint NA
 printf 'int one(void);\nint two(void);\nint main(void) { return one() != two(); }\n' >$all/main.c
 
 # Long ones first.
-san="gcc -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all $T"
-check gcc "address and undefined-behaviour sanitizers: layer" "$san tests/test_layer.c -o @/t -lm && @/t 1"
+san="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
+linked="test_layer test_memory test_errors test_checkpoint test_models test_corners test_api test_generate"
+check gcc "address and undefined-behaviour sanitizers: $linked" "make CC=gcc BUILD=@ CFLAGS='$san' $(for t in $linked; do printf '@/%s ' $t; done) && @/test_layer 1 && @/test_memory 120 && for t in ${linked#* * }; do @/\$t || exit 1; done"
+check gcc "sanitizers: emulated tiles" "gcc -std=c11 $san $T -DMOE_NO_VNNI tests/test_amx.c -o @/t -lm && @/t"
 for t in formats route; do
+    check gcc "sanitizers: $t" "gcc -std=c11 $san $T -DMOE_NO_SIMD tests/test_$t.c -o @/t -lm && @/t"
     check qemu-s390x "s390x, big-endian (qemu): $t" "s390x-linux-gnu-gcc -std=gnu11 -O2 -static $T tests/test_$t.c -o @/t -lm && qemu-s390x @/t"
     check qemu-aarch64 "aarch64 (qemu): $t" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_$t.c -o @/t -lm && qemu-aarch64 @/t"
     check i686-linux-gnu-gcc "i686: $t" "i686-linux-gnu-gcc -std=c11 -O2 -msse2 -mfpmath=sse -static $T tests/test_$t.c -o @/t -lm && @/t"
-    check gcc "sanitizers: $t" "$san tests/test_$t.c -o @/t -lm && @/t"
 done
-for t in checkpoint errors generate; do check gcc "sanitizers: $t" "$san tests/test_$t.c -o @/t -lm -lpthread && @/t"; done
 check gcc "thread sanitizer: team and pool" "gcc -std=c11 -O1 -g -fsanitize=thread $T examples/team.c -o @/t -lm -lpthread && @/t"
-check gcc "sanitizers: emulated tiles" "$san tests/test_amx.c -o @/t -lm && @/t"
-check gcc "sanitizers: buffers between guard pages" "$san tests/test_memory.c -o @/t -lm && @/t 120"
-check gcc "thread sanitizer: callbacks, teams, many callers" "gcc -std=c11 -O1 -g -fsanitize=thread $T tests/test_invariance.c -o @/t -lm -lpthread && @/t threads"
+check gcc "thread sanitizer: callbacks, teams, many callers" "gcc -std=c11 -O1 -g -fsanitize=thread -DMOE_NO_AVX512 $T tests/test_invariance.c -o @/t -lm -lpthread && @/t threads"
 hashes="$T tests/test_invariance.c -o @/t -lm -lpthread &&"
 check clang "stored hashes: clang -O3 -march=native, contracted products" "clang -std=c11 -O3 -march=native -ffp-contract=fast $hashes @/t hashes"
-check gcc "stored hashes: gcc -O0" "gcc -std=gnu11 -O0 $hashes @/t hashes"
+check gcc "stored hashes: gcc -O0" "gcc -std=gnu11 -O0 -DMOE_NO_VNNI $hashes @/t hashes"
 for t in q8 tiers; do
     check qemu-aarch64 "aarch64 (qemu): $t" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_$t.c -o @/t -lm && qemu-aarch64 -cpu max @/t"
 done
 check qemu-aarch64 "aarch64 (qemu) without dot products: tiers" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_tiers.c -o @/t -lm && qemu-aarch64 -cpu cortex-a72 @/t | tee @/out && grep -q '^this machine and build: c neon\$' @/out"
 check aarch64-linux-gnu-g++ "aarch64: all warnings, C++11" "aarch64-linux-gnu-g++ -std=c++11 -O1 $W -I. -c $all/emit.cc -o @/emit.o"
-for o in -O0 -O2 "-O2 -mcpu=neoverse-v1" "-O2 -march=armv8.4-a" "-O2 -march=armv8.1-a" "-O2 -DMOE_NO_DOTPROD" "-O2 -DMOE_NO_I8MM" "-O2 -DMOE_NO_BF16"; do
+for o in -O0 "-O2 -mcpu=neoverse-v1" "-O1 -march=armv8.4-a" "-O0 -march=armv8.1-a" "-O0 -DMOE_NO_DOTPROD" "-O0 -DMOE_NO_I8MM" "-O0 -DMOE_NO_BF16"; do
     check aarch64-linux-gnu-gcc "aarch64 $o, all warnings" "aarch64-linux-gnu-gcc -std=c11 $o $WC -I. -c $all/emit.c -o @/emit.o"
 done
 check qemu-aarch64 "stored hashes: aarch64 (qemu)" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $hashes qemu-aarch64 @/t hashes"

@@ -20,6 +20,11 @@ static inline float rl_gauss(rl_rng *r) {
     return s * 0.8660254f;
 }
 
+/* Those of the tiers that multiply in BF16. */
+static inline uint32_t rl_bf16(uint32_t tiers) {
+    return tiers & (MOE_TIER_BIT(MOE_TIER_AVX512BF16) | MOE_TIER_BIT(MOE_TIER_AMX) | MOE_TIER_BIT(MOE_TIER_NEONBF16));
+}
+
 enum { RL_MAX_BUFFERS = 96 };
 typedef struct rl_layer {
     rl_rng rng;

@@ -16,7 +16,7 @@ static void one_of_each(uint64_t seed) {
     one_random(seed, format, other, MOE_COMPUTE_DEFAULT, mask, unit);
     if (is_integer(format)) one_random(seed, format, other, MOE_COMPUTE_Q8, mask, larger(unit, 32));
     same_bits(seed, format, is_integer(format) && rl_one_in(&r, 2) ? MOE_COMPUTE_Q8 : MOE_COMPUTE_F32, larger(unit, 32));
-    if (moei_choose_arith(have, MOE_COMPUTE_BF16)) same_bits(seed, format, MOE_COMPUTE_BF16, unit);
+    if (rl_bf16(have)) same_bits(seed, format, MOE_COMPUTE_BF16, unit);
 }
 
 int main(int argc, char **argv) {

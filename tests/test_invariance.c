@@ -988,7 +988,7 @@ static uint32_t a_tier(uint32_t format, uint32_t compute,
                        uint64_t seed) { /* one that has the compute; c only for small layers */
     uint32_t list[MOE_TIER_COUNT], n = 0;
     for (uint32_t t = 0; t < MOE_TIER_COUNT; t++) {
-        if (!(moe_tiers() & MOE_TIER_BIT(t)) || !moei_choose_arith(moe_tier_mask(t), compute)) continue;
+        if (!(moe_tiers() & MOE_TIER_BIT(t)) || (compute == MOE_COMPUTE_BF16 && !rl_bf16(moe_tier_mask(t)))) continue;
         if (t != MOE_TIER_C || least_unit(format, compute) <= 32 || moe_tiers() == MOE_TIER_BIT(MOE_TIER_C))
             list[n++] = t;
     }
@@ -1030,7 +1030,7 @@ static void test_subjects(int rounds, int part) {
         test_many(MOE_FORMAT_F32, MOE_COMPUTE_F32), test_many(MOE_FORMAT_Q4_0, MOE_COMPUTE_Q8),
             test_many(MOE_FORMAT_BF16, MOE_COMPUTE_DEFAULT);
     free(space0.data);
-    if (!moei_choose_arith(moe_tiers(), MOE_COMPUTE_BF16)) printf("  skipped: BF16 (no tier here has it)\n");
+    if (!rl_bf16(moe_tiers())) printf("  skipped: BF16 (no tier here has it)\n");
 }
 
 int main(int argc, char **argv) {
