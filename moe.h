@@ -890,8 +890,9 @@ typedef struct moei_q8 {
 /* out[t * out_stride + r] = sum over k of row r (r < n_rows) times prepared row x[t] (t < n_tokens) */
 typedef void moei_dot_fn(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                          size_t out_stride);
+/* A panel function may decode on the way, while the first tokens pass: then decode does nothing. */
 typedef void moei_decode_fn(const moei_rows *w, uint32_t n_rows, void *panel);
-typedef void moei_panel_fn(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+typedef void moei_panel_fn(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                            float *out, size_t out_stride);
 
 typedef struct moei_ops {       /* of one format */
@@ -1799,7 +1800,7 @@ static void moei_dot_f32_c(const moei_rows *w, uint32_t n_rows, const void *cons
                                 out_stride);
 }
 static size_t moei_panel_bytes_f32_c(uint32_t n_rows, size_t k) { return n_rows * moei_f32_row_bytes(k); }
-static void moei_panel_f32_c(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
+static void moei_panel_f32_c(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
                              uint32_t n_tokens, float *out, size_t out_stride) {
     size_t n = moei_round_up(w->k, 16);
     for (uint32_t t = 0; t < n_tokens; t++)
@@ -2214,7 +2215,7 @@ MOEI_AVX2 static void moei_dot_avx2_BF16(const moei_rows *w, uint32_t n_rows, co
     if (n_tokens <= 4) moei_dot_avx2(MOE_FORMAT_BF16, w, n_rows, x, n_tokens, out, out_stride);
     else moei_sweep(&moei_tiles_avx2_BF16, w, n_rows, x, n_tokens, out, out_stride);
 }
-static void moei_panel_avx2(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+static void moei_panel_avx2(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
     moei_rows rows = *w;
     rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_f32_row_bytes(w->k);
@@ -2501,7 +2502,7 @@ MOEI_DOT_AVX512(F32)
 MOEI_DOT_AVX512(F16)
 MOEI_DOT_AVX512(BF16)
 
-static void moei_panel_avx512(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+static void moei_panel_avx512(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                               float *out, size_t out_stride) {
     moei_rows rows = *w;
     rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_f32_row_bytes(w->k);
@@ -2698,7 +2699,7 @@ MOEI_BF16 static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const v
     default: moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);
     }
 }
-static void moei_panel_bf16(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+static void moei_panel_bf16(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
     moei_rows rows = *w;
     rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_bf16_row_bytes(w->k);
@@ -2981,7 +2982,7 @@ static void moei_dot_amx(const moei_rows *w, uint32_t n_rows, const void *const 
         }
     }
 }
-static void moei_panel_amx(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+static void moei_panel_amx(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                            float *out, size_t out_stride) {
     moei_rows rows = *w;
     rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_bf16_row_bytes(w->k), rows.k = rows.row_stride / 2;
@@ -3571,7 +3572,7 @@ static uint32_t moei_q8_group(const uint32_t sizes[3], uint32_t left) {
 /* The first group's tiles decode the panel as they go: written all at once it would wait for the stores to L2 (Xeon model 207: 29
    ns per block of 32 rows of Q4_K, 15 in L1). With 48 tokens decoding is then still a sixth of the time: 5 shuffles or inserts per
    vector of 16 dwords, as a transposition needs. */
-static void moei_q8_panel(const moei_q8tier *tier, const void *memory, const moei_rows *w, uint32_t n_rows, const void *const *x,
+static void moei_q8_panel(const moei_q8tier *tier, void *memory, const moei_rows *w, uint32_t n_rows, const void *const *x,
                           uint32_t n_tokens, float *out, size_t out_stride) {
     const size_t n_blocks = w->k / 32, n_panels = (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS;
     const uint8_t *next = w->prefetch ? w->prefetch : w->data;
@@ -3582,7 +3583,7 @@ static void moei_q8_panel(const moei_q8tier *tier, const void *memory, const moe
     for (uint32_t r = 0, n; r < n_rows; r += MOEI_Q8_ROWS)
         for (uint32_t t = 0; t < n_tokens; t += n) {
             const moei_q8 *at[MOEI_Q8_TOKENS];
-            uint8_t *entry = (uint8_t *)(uintptr_t)memory;
+            uint8_t *entry = (uint8_t *)memory;
             const uint32_t c = moei_q8_group(tier->sizes, n_tokens - t);
             n = n_tokens - t < c ? n_tokens - t : c;
             for (uint32_t i = 0; i < c; i++) at[i] = (const moei_q8 *)x[t + (i < n ? i : n - 1)];
@@ -3802,7 +3803,7 @@ static moei_q8_tile_fn *moei_q8_tile_of_avx2(uint32_t f) {
     default: return moei_q8_tile_avx2_Q4_0;
     }
 }
-static void moei_q8_panel_avx2(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+static void moei_q8_panel_avx2(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                                size_t out_stride) {
     const uint32_t f = w->format;
     const int offset = f == MOE_FORMAT_INT4_GROUP ? 1 : moei_q8_offset(f);
@@ -4385,7 +4386,7 @@ MOEI_Q8_FORMATS(MOEI_Q8_UNPACK, vnni, MOEI_VNNI)
 static moei_q8_unpack_fn *moei_q8_unpack_vnni(uint32_t f) {
     switch (f) { MOEI_Q8_FORMATS(MOEI_Q8_CASE, vnni, ) default: return NULL; }
 }
-static void moei_q8_panel_vnni(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+static void moei_q8_panel_vnni(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                                size_t out_stride) {
     const uint32_t f = w->format;
     const int offset = f == MOE_FORMAT_INT4_GROUP ? 128 : f == MOE_FORMAT_Q2_K || moei_q8_has_min(f) ? 0 : moei_q8_offset(f);
@@ -4543,7 +4544,7 @@ MOEI_DOT_NEON(F32, neon, , NULL)
 MOEI_DOT_NEON(F16, neon, , NULL)
 MOEI_DOT_NEON(BF16, neon, , NULL)
 
-static void moei_panel_neon(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
+static void moei_panel_neon(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
                             uint32_t n_tokens, float *out, size_t out_stride) {
     moei_rows rows = *w;
     rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_f32_row_bytes(w->k);
@@ -4616,7 +4617,7 @@ MOEI_FORCE MOEI_NEONBF16 float32x4_t moei_bfdot_neon(float32x4_t acc, float32x4_
 MOEI_DOT_NEON(BF16, neonbf16, MOEI_NEONBF16, moei_bfdot_neon)
 
 static size_t moei_panel_bytes_neonbf16(uint32_t n_rows, size_t k) { return n_rows * moei_bf16_row_bytes(k); }
-static void moei_panel_neonbf16(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
+static void moei_panel_neonbf16(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                 uint32_t n_tokens, float *out, size_t out_stride) {
     moei_rows rows = *w;
     rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_bf16_row_bytes(w->k);
@@ -5088,7 +5089,7 @@ MOEI_FORCE void moei_q8_tile_neon(const uint32_t flags, const int mm, const int 
         if (c < n) moei_store_neon(out + (size_t)c * out_stride, !mm ? a : c % 2 ? vuzp2q_f32(a, b) : vuzp1q_f32(a, b), n_rows);
     }
 }
-MOEI_FORCE void moei_panel_q8_neon(const uint32_t flags, const int mm, moei_half_neon_fn *half, const void *panel,
+MOEI_FORCE void moei_panel_q8_neon(const uint32_t flags, const int mm, moei_half_neon_fn *half, void *panel,
                                    const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                                    size_t out_stride) {
     const size_t steps = (w->k + 255) / 256, groups = ((size_t)n_tokens + 7) / 8;
@@ -5116,12 +5117,12 @@ MOEI_FORCE void moei_panel_q8_neon(const uint32_t flags, const int mm, moei_half
     static void moei_decode_q8_##tier##_##kind(const moei_rows *w, uint32_t n_rows, void *panel) {                      \
         moei_decode_q8_neon(flags, mm, w, n_rows, panel);                                                               \
     }                                                                                                                   \
-    static target void moei_panel_q8_##tier##_##kind(const void *panel, const moei_rows *w, uint32_t n_rows,            \
+    static target void moei_panel_q8_##tier##_##kind(void *panel, const moei_rows *w, uint32_t n_rows,            \
                                                      const void *const *x, uint32_t n, float *out, size_t stride) {     \
         moei_panel_q8_neon(flags, mm, moei_half_##tier, panel, w, n_rows, x, n, out, stride);                           \
     }
 #define MOEI_Q8_PANELS_NEON(tier) /* the panel function of a tier's formats */                                          \
-    static void moei_panel_q8_##tier(const void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,      \
+    static void moei_panel_q8_##tier(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x,      \
                                      uint32_t n, float *out, size_t stride) {                                           \
         switch (moei_codecs[w->format].flags & (MOEI_MIN | MOEI_SUB16 | MOEI_TWO)) {                                    \
         case MOEI_MIN: moei_panel_q8_##tier##_min(panel, w, n_rows, x, n, out, stride); break;                          \
