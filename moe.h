@@ -68,6 +68,7 @@
    BF16 uses the processor's bf16 dot products: the same bits within a tier, a bound across tiers; the sections bf16, amx and
    neon define them. The tiers amx (Linux; see moe_enable_amx), neon, dotprod, i8mm and neonbf16 were tested on emulated instructions
    only.
+   Subnormal activations count as 0 in BF16 and Q8.
    Experts are summed in ascending id by one owner per output element. A NaN or Inf in one token never reaches another.
    Router logits, scores, selection, norms and shared gates are always F32. NaN logits count as -Inf, ties go to the
    lowest id, selected ids are always distinct and in range. Suspended under -ffast-math (only the routing guards stay)
