@@ -29,7 +29,10 @@ static const struct {
     uint32_t format;
     const char *name;
     size_t bytes;
-} formats[] = {{MOE_FORMAT_BF16, "bf16", 2}, {MOE_FORMAT_F32, "f32", 4}, {MOE_FORMAT_F16, "f16", 2}, {MOE_FORMAT_FP8_CHANNEL, "fp8", 1}};
+} formats[] = {{MOE_FORMAT_BF16, "bf16", 2},
+               {MOE_FORMAT_F32, "f32", 4},
+               {MOE_FORMAT_F16, "f16", 2},
+               {MOE_FORMAT_FP8_CHANNEL, "fp8", 1}};
 
 static size_t memory_bytes = (size_t)1536 << 20, k = 2048;
 static uint32_t panel_rows = 64;
@@ -51,7 +54,8 @@ static void run_part(void *arg, int thread) {
     void *panel = aligned_alloc(64, job->arith->panel_bytes(panel_rows, k) + 64);
     moei_rows w;
     memset(&w, 0, sizeof w);
-    w.data = memory + (size_t)thread * (memory_bytes / (size_t)threads), w.row_stride = job->row_bytes, w.k = k, w.format = job->format;
+    w.data = memory + (size_t)thread * (memory_bytes / (size_t)threads), w.row_stride = job->row_bytes, w.k = k,
+    w.format = job->format;
     for (size_t i = 0; i < job->n_panels; i++) {
         w.row0 = (uint32_t)(job->cold ? i * panel_rows : 0);
         w.prefetch_bytes = panel_rows * job->row_bytes;
@@ -78,10 +82,12 @@ static void bench_one(const kernel *kern, size_t f, uint32_t n_tokens, uint8_t *
     run job;
     double warm[MAX_ROUNDS], cold[MAX_ROUNDS], stream[MAX_ROUNDS], rate[MAX_ROUNDS], ops, bytes;
     size_t stride = kern->arith->row_bytes(k) | 64; /* an odd number of cache lines: powers of two would alias */
-    job.arith = kern->arith, job.format = formats[f].format, job.n_tokens = n_tokens, job.row_bytes = k * formats[f].bytes;
+    job.arith = kern->arith, job.format = formats[f].format, job.n_tokens = n_tokens,
+    job.row_bytes = k * formats[f].bytes;
     for (uint32_t t = 0; t < n_tokens; t++) job.x[t] = prepared + t * stride;
     for (int i = 0; i < rounds; i++) {
-        double peak = limits_peak(kern->peak) * threads, read = limits_read(memory, memory_bytes / (n_tokens > 16 ? 8 : 1), threads);
+        double peak = limits_peak(kern->peak) * threads,
+               read = limits_read(memory, memory_bytes / (n_tokens > 16 ? 8 : 1), threads);
         job.cold = 0;
         double t = run_timed(&job, 0.03 * peak, &ops, &bytes);
         warm[i] = ops / t / peak;
@@ -106,7 +112,8 @@ static void bench_kernel(const kernel *kern, const char *format, const char *tok
     for (size_t f = 0; f < sizeof formats / sizeof *formats; f++) {
         const moei_ops *ops = &kern->arith->ops[formats[f].format];
         if ((format && strcmp(format, formats[f].name)) || (!ops->dot && !ops->decode)) continue;
-        for (const char *t = tokens; *t; t += strcspn(t, ","), t += *t == ',') bench_one(kern, f, (uint32_t)atoi(t), prepared);
+        for (const char *t = tokens; *t; t += strcspn(t, ","), t += *t == ',')
+            bench_one(kern, f, (uint32_t)atoi(t), prepared);
     }
     free(prepared), free(x);
 }
@@ -131,7 +138,10 @@ int main(int argc, char **argv) {
         else if (c == 'j') threads = atoi(optarg);
         else if (c == 'n') rounds = atoi(optarg) < MAX_ROUNDS ? atoi(optarg) : MAX_ROUNDS;
         else if (c == 'm') memory_bytes = (size_t)atol(optarg) << 20;
-        else return fprintf(stderr, "bench_kernels [-k K] [-r rows] [-t tokens,...] [-a name] [-f format] [-j threads] [-n rounds] [-m MiB]\n"), 1;
+        else
+            return fprintf(stderr, "bench_kernels [-k K] [-r rows] [-t tokens,...] [-a name] [-f format] [-j "
+                                   "threads] [-n rounds] [-m MiB]\n"),
+                   1;
     }
     memory = (uint8_t *)limits_memory(memory_bytes);
     if (!memory) return perror("mmap"), 1;
@@ -140,8 +150,8 @@ int main(int argc, char **argv) {
         ((uint32_t *)(void *)memory)[i] = (u & 0x81ff81ffu) | 0x3c003c00u;
     }
     print_limits();
-    printf("%d thread%s, panels of %u rows; %% of peak warm, cold; %% of read bandwidth, GB/s of weights cold\n", threads,
-           threads > 1 ? "s" : "", panel_rows);
+    printf("%d thread%s, panels of %u rows; %% of peak warm, cold; %% of read bandwidth, GB/s of weights cold\n",
+           threads, threads > 1 ? "s" : "", panel_rows);
     printf("%-16s %-5s %5s %5s %8s %8s %8s %8s\n", "kernel", "rows", "k", "N", "warm %", "cold %", "read %", "GB/s");
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++)
         if ((!name || !strcmp(name, kernels[i].name)) && (moe_tiers() >> kernels[i].arith->tier & 1))

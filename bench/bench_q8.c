@@ -13,10 +13,12 @@
 
 enum { K = 2048, SLICE = 128, TOKENS = 128, MAX_REPS = 31 };
 static const size_t POOL = (size_t)1600 << 20;
-static const struct { const char *name; size_t elements, bytes; } formats[] = {
-    {"none", 1, 0},
+static const struct {
+    const char *name;
+    size_t elements, bytes;
+} formats[] = {{"none", 1, 0},
 #define MOE_X(id, name, n, bytes, rows, cols) {name, n, bytes},
-    MOE_FORMATS(MOE_X)
+               MOE_FORMATS(MOE_X)
 #undef MOE_X
 };
 static uint8_t *pool;
@@ -28,7 +30,9 @@ static double clock_time(clockid_t clock) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 static double now(void) { return clock_time(CLOCK_THREAD_CPUTIME_ID); }
-static int compare(const void *a, const void *b) { return *(const double *)a < *(const double *)b ? -1 : *(const double *)a > *(const double *)b; }
+static int compare(const void *a, const void *b) {
+    return *(const double *)a < *(const double *)b ? -1 : *(const double *)a > *(const double *)b;
+}
 static double best(const double *v, int n) { /* of short runs: other processes only make them slower */
     double b = v[0];
     for (int i = 1; i < n; i++) b = v[i] > b ? v[i] : b;
@@ -43,7 +47,12 @@ static double median(const double *v, int n) {
 
 /* ---- threads: job(i) on CPU i, started together ---- */
 
-typedef struct job { void (*run)(void *arg, int i, int n); void *arg; int i, n; double time; } job;
+typedef struct job {
+    void (*run)(void *arg, int i, int n);
+    void *arg;
+    int i, n;
+    double time;
+} job;
 static int waiting, go;
 static void pin(int cpu) {
     cpu_set_t set;
@@ -96,10 +105,11 @@ static MOEI_AVX2 void read_pool(void *arg, int i, int n) {
     a = _mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_xor_si256(c, d));
     sink = _mm256_extract_epi32(a, 3);
 }
-#define DP(n) "vpdpbusd %%zmm13,%%zmm12,%%zmm" #n "\n\t"
-#define FM(n) "vfmadd231ps %%ymm13,%%ymm12,%%ymm" #n "\n\t"
+#define DP(n)     "vpdpbusd %%zmm13,%%zmm12,%%zmm" #n "\n\t"
+#define FM(n)     "vfmadd231ps %%ymm13,%%ymm12,%%ymm" #n "\n\t"
 #define TWELVE(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11)
-#define CLOBBERS "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13"
+#define CLOBBERS                                                                                                     \
+    "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13"
 static double peak_vnni(void) { /* GOP/s of one core, multiply-add = 2 */
     double t = now();
     for (int i = 0; i < 400000; i++) __asm__ volatile(TWELVE(DP)::: CLOBBERS);
@@ -123,14 +133,21 @@ typedef struct subject {
 static void subject_init(subject *s, const moei_arith *arith, uint32_t format, uint32_t n_tokens, size_t bytes) {
     s->arith = arith, s->format = format, s->n_tokens = n_tokens, s->panel = 0;
     s->row_bytes = K / formats[format].elements * formats[format].bytes;
-    s->side_bytes = format == MOE_FORMAT_MXFP4_HF ? K / 32 : format == MOE_FORMAT_NVFP4_HF ? K / 16 : format == MOE_FORMAT_INT4_GROUP ? K / 128 * 2 : 0;
+    s->side_bytes = format == MOE_FORMAT_MXFP4_HF     ? K / 32
+                    : format == MOE_FORMAT_NVFP4_HF   ? K / 16
+                    : format == MOE_FORMAT_INT4_GROUP ? K / 128 * 2
+                                                      : 0;
     s->n_rows = bytes / (s->row_bytes + s->side_bytes) / SLICE * SLICE, s->side_at = s->n_rows * s->row_bytes;
 }
 static void subject_rows(const subject *s, size_t row, moei_rows *w) {
     memset(w, 0, sizeof *w);
     w->data = pool, w->row_stride = s->row_bytes, w->k = K, w->format = s->format, w->row0 = (uint32_t)row;
-    w->scale.type = s->format == MOE_FORMAT_MXFP4_HF ? MOE_TYPE_E8M0 : s->format == MOE_FORMAT_NVFP4_HF ? MOE_TYPE_E4M3 : MOE_TYPE_BF16;
-    w->scale.rows = 1, w->scale.cols = s->format == MOE_FORMAT_MXFP4_HF ? 32 : s->format == MOE_FORMAT_NVFP4_HF ? 16 : 128;
+    w->scale.type = s->format == MOE_FORMAT_MXFP4_HF   ? MOE_TYPE_E8M0
+                    : s->format == MOE_FORMAT_NVFP4_HF ? MOE_TYPE_E4M3
+                                                       : MOE_TYPE_BF16;
+    w->scale.rows = 1, w->scale.cols = s->format == MOE_FORMAT_MXFP4_HF   ? 32
+                                       : s->format == MOE_FORMAT_NVFP4_HF ? 16
+                                                                          : 128;
     w->scale.row_stride = s->side_bytes, w->scale.data = s->side_bytes ? pool + s->side_at : NULL;
 }
 static void run_dot(void *arg, int i, int n) { /* this thread's share of all rows, a slice at a time */
@@ -156,7 +173,10 @@ static void run_panel(const subject *s, size_t n_rows, uint32_t height, uint8_t 
     }
 }
 
-static const struct { const char *name; const moei_arith *arith; } tiers[] = {
+static const struct {
+    const char *name;
+    const moei_arith *arith;
+} tiers[] = {
     {"avx2", &moei_q8_avx2},
 #if MOEI_HAVE_VNNI
     {"vnni", &moei_q8_vnni},
@@ -180,7 +200,8 @@ static void bench_cold(void) {
                     subject_init(&s, tiers[t].arith, f, counts[c], POOL);
                     for (int i = 0; i < reps; i++) {
                         read[i] = (double)POOL / parallel(n, read_pool, NULL) / 1e9;
-                        rate[i] = (double)s.n_rows * (double)(s.row_bytes + s.side_bytes) / parallel(n, run_dot, &s) / 1e9;
+                        rate[i] =
+                            (double)s.n_rows * (double)(s.row_bytes + s.side_bytes) / parallel(n, run_dot, &s) / 1e9;
                         share[i] = 100 * rate[i] / read[i];
                     }
                     printf("  %5.1f%% (%5.1f)", median(share, reps), median(rate, reps)), fflush(stdout);
@@ -192,7 +213,8 @@ static void bench_cache(void) {
     static double rate[MAX_REPS];
     static const uint32_t counts[] = {1, 2, 4, 8};
     double peak = peak_vnni(), fma = peak_fma();
-    printf("rows in cache, k = %d, one core: GB/s (%% of the VNNI peak %.0f GOP/s; AVX2 FMA peak %.0f)\n%-14s %-5s", K, peak, fma, "", "");
+    printf("rows in cache, k = %d, one core: GB/s (%% of the VNNI peak %.0f GOP/s; AVX2 FMA peak %.0f)\n%-14s %-5s",
+           K, peak, fma, "", "");
     for (size_t c = 0; c < MOEI_COUNT(counts); c++) printf("  %u tok         ", counts[c]);
     for (uint32_t f = MOE_FORMAT_Q8_0; f < MOE_FORMAT_COUNT; f++)
         for (size_t t = 0; t < MOEI_COUNT(tiers); t++) {
@@ -208,7 +230,8 @@ static void bench_cache(void) {
                 for (int i = 0; i < reps; i++) {
                     double time = now();
                     for (int j = 0; j < 100; j++)
-                        s.arith->ops[f].dot(&w, (uint32_t)s.n_rows, (const void *const *)prepared, s.n_tokens, y, SLICE);
+                        s.arith->ops[f].dot(&w, (uint32_t)s.n_rows, (const void *const *)prepared, s.n_tokens, y,
+                                            SLICE);
                     rate[i] = 100.0 * (double)s.n_rows * (double)(s.row_bytes + s.side_bytes) / (now() - time) / 1e9;
                 }
                 double g = best(rate, reps), ops = 2.0 * K / (double)(s.row_bytes + s.side_bytes) * g * s.n_tokens;
@@ -223,7 +246,9 @@ static void bench_many(void) {
     static float y[SLICE * TOKENS];
     const size_t n_rows = 2048;
     const uint32_t height = 32;
-    printf("many tokens, k = %d, one core, %zu cold rows in panels of %u: %% of the VNNI peak (for avx2: times the AVX2 FMA peak)\n%-14s %-5s %-6s", K, n_rows, height, "", "", "");
+    printf("many tokens, k = %d, one core, %zu cold rows in panels of %u: %% of the VNNI peak (for avx2: times the "
+           "AVX2 FMA peak)\n%-14s %-5s %-6s",
+           K, n_rows, height, "", "", "");
     for (size_t c = 0; c < MOEI_COUNT(counts); c++) printf("%7u", counts[c]);
     for (uint32_t f = MOE_FORMAT_Q8_0; f < MOE_FORMAT_COUNT; f++)
         for (size_t t = 0; t < MOEI_COUNT(tiers); t++)
@@ -239,7 +264,8 @@ static void bench_many(void) {
                     for (int i = 0; i < reps; i++) {
                         double peak = strcmp(tiers[t].name, "avx2") ? peak_vnni() / 100 : peak_fma(), time = now();
                         run_panel(&s, n_rows, height, memory, y);
-                        rate[i] = 2.0 * (double)n_rows * K * s.n_tokens / (now() - time) / 1e9, share[i] = rate[i] / peak;
+                        rate[i] = 2.0 * (double)n_rows * K * s.n_tokens / (now() - time) / 1e9,
+                        share[i] = rate[i] / peak;
                     }
                     printf("%7.2f", median(share, reps)), fflush(stdout);
                 }

@@ -85,28 +85,36 @@ static double limits_run(int n, void (*fn)(void *arg, int i), void *arg) {
 /* ---- peaks --------------------------------------------------------------------------------------------------------------- */
 
 /* One multiply-add counts as 2 operations. */
-typedef enum limits_peak_id { LIMITS_F32_256, LIMITS_F32_512, LIMITS_BF16_512, LIMITS_VNNI_512, LIMITS_MADDUBS_256, LIMITS_BF16_AMX, LIMITS_PEAKS } limits_peak_id;
-static const char *const limits_peak_names[LIMITS_PEAKS] LIMITS_UNUSED = {"fma f32 256", "fma f32 512", "vdpbf16ps 512",
-                                                                          "vpdpbusd 512", "vpmaddubsw 256", "tdpbf16ps"};
+typedef enum limits_peak_id {
+    LIMITS_F32_256,
+    LIMITS_F32_512,
+    LIMITS_BF16_512,
+    LIMITS_VNNI_512,
+    LIMITS_MADDUBS_256,
+    LIMITS_BF16_AMX,
+    LIMITS_PEAKS
+} limits_peak_id;
+static const char *const limits_peak_names[LIMITS_PEAKS] LIMITS_UNUSED = {
+    "fma f32 256", "fma f32 512", "vdpbf16ps 512", "vpdpbusd 512", "vpmaddubsw 256", "tdpbf16ps"};
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define LIMITS_LOOP 20000
 /* 12 independent chains: enough for two pipes of 5 cycles' latency. The vectors hold plain numbers: some processors are faster
    on zeros. */
-#define LIMITS_PEAK(name, isa, vec, op)                                                                                \
-    __attribute__((target(isa), noinline)) static void name(void) {                                                    \
-        vec a, b, c, d, e, f, g, h, i, j, k, l, m;                                                                     \
-        limits_fill(&m, sizeof m), a = b = c = d = e = f = g = h = i = j = k = l = m;                                  \
-        for (int n = 0; n < LIMITS_LOOP; n++)                                                                          \
-            __asm__ volatile(op("0") op("1") op("2") op("3") op("4") op("5") op("6") op("7") op("8") op("9") op("10")  \
-                                 op("11")                                                                              \
-                             : "+x"(a), "+x"(b), "+x"(c), "+x"(d), "+x"(e), "+x"(f), "+x"(g), "+x"(h), "+x"(i),        \
-                               "+x"(j), "+x"(k), "+x"(l)                                                               \
-                             : "x"(m));                                                                                \
+#define LIMITS_PEAK(name, isa, vec, op)                                                                              \
+    __attribute__((target(isa), noinline)) static void name(void) {                                                  \
+        vec a, b, c, d, e, f, g, h, i, j, k, l, m;                                                                   \
+        limits_fill(&m, sizeof m), a = b = c = d = e = f = g = h = i = j = k = l = m;                                \
+        for (int n = 0; n < LIMITS_LOOP; n++)                                                                        \
+            __asm__ volatile(op("0") op("1") op("2") op("3") op("4") op("5") op("6") op("7") op("8") op("9")         \
+                                 op("10") op("11")                                                                   \
+                             : "+x"(a), "+x"(b), "+x"(c), "+x"(d), "+x"(e), "+x"(f), "+x"(g), "+x"(h), "+x"(i),      \
+                               "+x"(j), "+x"(k), "+x"(l)                                                             \
+                             : "x"(m));                                                                              \
     }
-#define LIMITS_FMA(n) "vfmadd231ps %12, %12, %" n "\n\t"
-#define LIMITS_DPBF16(n) "vdpbf16ps %12, %12, %" n "\n\t"
-#define LIMITS_DPBUSD(n) "vpdpbusd %12, %12, %" n "\n\t"
+#define LIMITS_FMA(n)     "vfmadd231ps %12, %12, %" n "\n\t"
+#define LIMITS_DPBF16(n)  "vdpbf16ps %12, %12, %" n "\n\t"
+#define LIMITS_DPBUSD(n)  "vpdpbusd %12, %12, %" n "\n\t"
 #define LIMITS_MADDUBS(n) "vpmaddubsw %12, %" n ", %" n "\n\t"
 static void limits_fill(void *to, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 4) {
@@ -123,7 +131,8 @@ LIMITS_PEAK(limits_maddubs_256, "avx2", __m256i, LIMITS_MADDUBS)
 /* Three rounds of four independent sums per step; tiles as moe.h configures them. */
 #if !defined(MOE_NO_AMX) && ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11))
 #define LIMITS_TDP(c, a, b) "tdpbf16ps %%tmm" b ", %%tmm" a ", %%tmm" c "\n\t"
-#define LIMITS_TDP4 LIMITS_TDP("0", "4", "6") LIMITS_TDP("1", "4", "7") LIMITS_TDP("2", "5", "6") LIMITS_TDP("3", "5", "7")
+#define LIMITS_TDP4                                                                                                  \
+    LIMITS_TDP("0", "4", "6") LIMITS_TDP("1", "4", "7") LIMITS_TDP("2", "5", "6") LIMITS_TDP("3", "5", "7")
 static __attribute__((noinline)) void limits_bf16_amx(void) {
     uint8_t config[64] = {1}, data[1024];
     for (int i = 0; i < 8; i++) config[16 + 2 * i] = 64, config[48 + i] = 16;
@@ -143,9 +152,11 @@ static void limits_bf16_amx(void) {}
 
 /* Operations per second of one core, the best of a few milliseconds; 0 = this machine has no such instruction. */
 static LIMITS_UNUSED double limits_peak(limits_peak_id id) {
-    static void (*const loops[])(void) = {limits_fma_256, limits_fma_512, limits_bf16_512, limits_vnni_512, limits_maddubs_256, limits_bf16_amx};
+    static void (*const loops[])(void) = {limits_fma_256,  limits_fma_512,     limits_bf16_512,
+                                          limits_vnni_512, limits_maddubs_256, limits_bf16_amx};
     static const double ops[] = {16, 32, 64, 128, 64, 16384};
-    static const uint32_t tiers[] = {MOE_TIER_AVX2, MOE_TIER_AVX512, MOE_TIER_AVX512BF16, MOE_TIER_VNNI, MOE_TIER_AVX2, MOE_TIER_AMX};
+    static const uint32_t tiers[] = {MOE_TIER_AVX2, MOE_TIER_AVX512, MOE_TIER_AVX512BF16,
+                                     MOE_TIER_VNNI, MOE_TIER_AVX2,   MOE_TIER_AMX};
     double best = 0;
     if (!(moe_tiers() >> tiers[id] & 1)) return 0;
     for (int i = 0; i < 16; i++) {

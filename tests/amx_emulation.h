@@ -37,7 +37,9 @@ static inline float amx_float(uint32_t u) {
     memcpy(&f, &u, 4);
     return f;
 }
-static inline float amx_flush(float f) { return amx_bits(f) & 0x7f800000u ? f : amx_float(amx_bits(f) & 0x80000000u); }
+static inline float amx_flush(float f) {
+    return amx_bits(f) & 0x7f800000u ? f : amx_float(amx_bits(f) & 0x80000000u);
+}
 /* A result is tiny if it is below 2^-126 when rounded to 24 bits without a limit to the exponent. Where fmaf gives just 2^-126 the
    subnormals' coarser rounding may have lifted it: rounding 2^24 times the value tells. */
 static inline float amx_fma(float a, float b, float c) {
@@ -83,14 +85,17 @@ static AMX_UNUSED void amx_ZERO(int t) {
 static AMX_UNUSED void amx_LOAD(int t, const void *from, size_t stride) {
     if (!amx_usable(t)) return;
     memset(&amx_state.tile[t], 0, sizeof(amx_tile));
-    for (size_t r = 0; r < amx_state.rows[t]; r++) memcpy(amx_state.tile[t].row[r], (const uint8_t *)from + r * stride, amx_state.bytes[t]);
+    for (size_t r = 0; r < amx_state.rows[t]; r++)
+        memcpy(amx_state.tile[t].row[r], (const uint8_t *)from + r * stride, amx_state.bytes[t]);
 }
 static AMX_UNUSED void amx_STORE(int t, void *to, size_t stride) {
     if (!amx_usable(t)) return;
-    for (size_t r = 0; r < amx_state.rows[t]; r++) memcpy((uint8_t *)to + r * stride, amx_state.tile[t].row[r], amx_state.bytes[t]);
+    for (size_t r = 0; r < amx_state.rows[t]; r++)
+        memcpy((uint8_t *)to + r * stride, amx_state.tile[t].row[r], amx_state.bytes[t]);
 }
 /* The two chains of row m for all 16 columns. */
-static AMX_UNUSED void amx_chains(const amx_tile *a, const amx_tile *b, uint32_t m, uint32_t k, float *even, float *odd) {
+static AMX_UNUSED void amx_chains(const amx_tile *a, const amx_tile *b, uint32_t m, uint32_t k, float *even,
+                                  float *odd) {
     for (uint32_t i = 0; i < k; i++)
         for (uint32_t n = 0; n < 16; n++) {
             uint32_t u = a->row[m][i], v = b->row[i][n];
@@ -105,8 +110,9 @@ static AMX_UNUSED void amx_chains(const amx_tile *a, const amx_tile *b, uint32_t
 #else
 #define AMX_FMA __attribute__((target("avx2,fma"), optimize("O3")))
 #endif
-#define AMX_FLUSH(bits) ((bits) & ((bits) & 0x7f800000u ? 0xffffffffu : 0x80000000u))
-AMX_FMA static AMX_UNUSED int amx_chains_fma(const amx_tile *a, const amx_tile *b, uint32_t m, uint32_t k, float *even, float *odd) {
+#define AMX_FLUSH(bits) ((bits) & ((bits)&0x7f800000u ? 0xffffffffu : 0x80000000u))
+AMX_FMA static AMX_UNUSED int amx_chains_fma(const amx_tile *a, const amx_tile *b, uint32_t m, uint32_t k,
+                                             float *even, float *odd) {
     uint32_t edge[16] = {0}, sum[2][16] = {{0}};
     for (uint32_t i = 0; i < k; i++)
         for (uint32_t h = 0; h < 2; h++) {
@@ -125,15 +131,18 @@ AMX_FMA static AMX_UNUSED int amx_chains_fma(const amx_tile *a, const amx_tile *
     for (int n = 1; n < 16; n++) edge[0] |= edge[n];
     return !edge[0];
 }
-static AMX_UNUSED int amx_has_fma(void) { return !amx_plain && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static AMX_UNUSED int amx_has_fma(void) {
+    return !amx_plain && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
 #else
 #define amx_chains_fma(a, b, m, k, even, odd) 0
-#define amx_has_fma() 0
+#define amx_has_fma()                         0
 #endif
 static AMX_UNUSED void amx_DOT(int c, int a, int b) {
     const struct amx_state *s = &amx_state;
     if (!amx_usable(a) || !amx_usable(b) || !amx_usable(c)) return;
-    if (a == b || a == c || b == c || s->bytes[c] != s->bytes[b] || s->rows[c] != s->rows[a] || s->bytes[a] / 4 != s->rows[b]) {
+    if (a == b || a == c || b == c || s->bytes[c] != s->bytes[b] || s->rows[c] != s->rows[a] ||
+        s->bytes[a] / 4 != s->rows[b]) {
         amx_faults++;
         return;
     }
@@ -145,17 +154,18 @@ static AMX_UNUSED void amx_DOT(int c, int a, int b) {
             amx_chains(&s->tile[a], &s->tile[b], m, s->rows[b], even, odd);
         }
         for (uint32_t n = 0; n < s->bytes[c] / 4; n++)
-            amx_state.tile[c].row[m][n] = amx_bits(amx_add(amx_float(s->tile[c].row[m][n]), amx_add(even[n], odd[n])));
+            amx_state.tile[c].row[m][n] =
+                amx_bits(amx_add(amx_float(s->tile[c].row[m][n]), amx_add(even[n], odd[n])));
     }
     amx_dots++;
 }
 
 /* ---- into moe.h ---- */
 
-#define MOEI_TILE(op, ...)                                                                                             \
-    do {                                                                                                               \
-        if (amx_real) MOEI_TILE_##op(__VA_ARGS__);                                                                     \
-        else amx_##op(__VA_ARGS__);                                                                                    \
+#define MOEI_TILE(op, ...)                                                                                           \
+    do {                                                                                                             \
+        if (amx_real) MOEI_TILE_##op(__VA_ARGS__);                                                                   \
+        else amx_##op(__VA_ARGS__);                                                                                  \
     } while (0)
 #define MOEI_TIERS_EMULATED ((uint32_t)MOEI_HAVE_AMX << MOE_TIER_AMX)
 #define MOEI_AMX
@@ -192,10 +202,10 @@ void amx_moei_transpose_amx(const uint8_t *const *from, uint32_t n, uint8_t *to,
     for (uint32_t j = 0; j < m; j++)
         for (uint32_t i = 0; i < n; i++) memcpy(to + j * to_stride + 4 * i, from[i] + 4 * j, 4);
 }
-#define AMX_DECODE(format)                                                                                             \
-    void amx_moei_decode_##format##_bf16(const moei_rows *w, uint32_t n_rows, void *panel) {                    \
-        if (amx_has_avx512()) moei_decode_##format##_bf16(w, n_rows, panel);                                           \
-        else moei_decode_default(&moei_bf16_amx, w, n_rows, panel);                                                    \
+#define AMX_DECODE(format)                                                                                           \
+    void amx_moei_decode_##format##_bf16(const moei_rows *w, uint32_t n_rows, void *panel) {                         \
+        if (amx_has_avx512()) moei_decode_##format##_bf16(w, n_rows, panel);                                         \
+        else moei_decode_default(&moei_bf16_amx, w, n_rows, panel);                                                  \
     }
 AMX_DECODE(f32)
 AMX_DECODE(f16)

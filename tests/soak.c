@@ -8,14 +8,16 @@
 
 static void one_of_each(uint64_t seed) {
     rl_rng r = {seed};
-    uint32_t tier, have = moe_tiers(), format = 1 + rl_below(&r, MOE_FORMAT_COUNT - 1), other = rl_one_in(&r, 3) ? MOE_FORMAT_BF16 : format;
+    uint32_t tier, have = moe_tiers(), format = 1 + rl_below(&r, MOE_FORMAT_COUNT - 1),
+                   other = rl_one_in(&r, 3) ? MOE_FORMAT_BF16 : format;
     do tier = rl_below(&r, MOE_TIER_COUNT);
     while (!(have & MOE_TIER_BIT(tier)));
     uint32_t mask = moe_tier_mask(tier), unit = unit_of(format);
     one_random(seed, format, other, MOE_COMPUTE_F32, mask, unit);
     one_random(seed, format, other, MOE_COMPUTE_DEFAULT, mask, unit);
     if (is_integer(format)) one_random(seed, format, other, MOE_COMPUTE_Q8, mask, larger(unit, 32));
-    same_bits(seed, format, is_integer(format) && rl_one_in(&r, 2) ? MOE_COMPUTE_Q8 : MOE_COMPUTE_F32, larger(unit, 32));
+    same_bits(seed, format, is_integer(format) && rl_one_in(&r, 2) ? MOE_COMPUTE_Q8 : MOE_COMPUTE_F32,
+              larger(unit, 32));
     if (rl_bf16(have)) same_bits(seed, format, MOE_COMPUTE_BF16, unit);
 }
 
@@ -24,7 +26,9 @@ int main(int argc, char **argv) {
     uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 10) : (uint64_t)time(NULL) << 20;
     time_t start = time(NULL), now = start, shown = 0;
     for (; difftime(now, start) < 60 * minutes && !failed; seed++, now = time(NULL)) {
-        if (now != shown) fprintf(stderr, "\r%.1f of %g min: %d cases, %ld elements, seed %llu ", difftime(now, start) / 60, minutes, passed, elements, (unsigned long long)seed);
+        if (now != shown)
+            fprintf(stderr, "\r%.1f of %g min: %d cases, %ld elements, seed %llu ", difftime(now, start) / 60,
+                    minutes, passed, elements, (unsigned long long)seed);
         shown = now;
         one_of_each(seed);
     }

@@ -28,7 +28,9 @@ static guarded guarded_new(size_t bytes, int at_end) {
     guarded g;
     g.bytes = inner + 2 * page;
     g.map = (uint8_t *)mmap(NULL, g.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (g.map == (uint8_t *)MAP_FAILED || mprotect(g.map, page, PROT_NONE) || mprotect(g.map + page + inner, page, PROT_NONE)) abort();
+    if (g.map == (uint8_t *)MAP_FAILED || mprotect(g.map, page, PROT_NONE) ||
+        mprotect(g.map + page + inner, page, PROT_NONE))
+        abort();
     g.data = g.map + page + (at_end ? inner - bytes : 0);
     return g;
 }
@@ -39,11 +41,13 @@ static void guarded_free(guarded *g) { munmap(g->map, g->bytes); }
 static void test_arithmetic(void) {
     const float min = amx_float(0x00800000u), sub = amx_float(0x007fffffu), e = 1.0f / 8388608.0f; /* 2^-23 */
     check(amx_fma(sub, 4.0f, 1.0f) == 1.0f && amx_fma(sub, 4.0f, 0.0f) == 0.0f, "subnormal factors are zeros");
-    check(amx_bits(amx_fma(min, 0.5f, 0.0f)) == 0 && amx_bits(amx_fma(-min, 0.5f, 0.0f)) == 0x80000000u, "subnormal results are zeros");
+    check(amx_bits(amx_fma(min, 0.5f, 0.0f)) == 0 && amx_bits(amx_fma(-min, 0.5f, 0.0f)) == 0x80000000u,
+          "subnormal results are zeros");
     check(amx_add(sub, 0.0f) == 0.0f, "subnormal sums are zeros");
     check(amx_fma(1.0f + e, 1.0f + e, -1.0f) == fmaf(1.0f + e, 1.0f + e, -1.0f), "products are not rounded");
     check(amx_fma(min, 1.0f - e * 0.5f, 0.0f) == 0.0f, "tiny is what 24 bits can tell from 2^-126");
-    check(amx_fma(1.0f + e, 1.0f - e * 0.5f, 0.0f) > 0.0f && amx_fma(min, 1.0f, 0.0f) == min, "2^-126 itself is no subnormal");
+    check(amx_fma(1.0f + e, 1.0f - e * 0.5f, 0.0f) > 0.0f && amx_fma(min, 1.0f, 0.0f) == min,
+          "2^-126 itself is no subnormal");
 }
 /* The processor's FMA with DAZ and FTZ set is what the manual says each step is. Exponents meet where results are tiny. */
 __attribute__((target("fma"))) static long differ_from_processor(long rounds) {
@@ -51,11 +55,15 @@ __attribute__((target("fma"))) static long differ_from_processor(long rounds) {
     long bad = 0;
     unsigned mode = _mm_getcsr();
     for (long i = 0; i < rounds; i++) {
-        uint32_t u = (uint32_t)rl_u64(&rng), v = (uint32_t)rl_u64(&rng), w = (uint32_t)rl_u64(&rng), e = 1 + rl_below(&rng, 128);
+        uint32_t u = (uint32_t)rl_u64(&rng), v = (uint32_t)rl_u64(&rng), w = (uint32_t)rl_u64(&rng),
+                 e = 1 + rl_below(&rng, 128);
         if (i & 1) u &= 0xffff0000u, v &= 0xffff0000u;
-        float a = amx_float((u & 0x807fffffu) | e << 23), b = amx_float((v & 0x807fffffu) | (128 - e + (v >> 23) % 4) << 23);
+        float a = amx_float((u & 0x807fffffu) | e << 23),
+              b = amx_float((v & 0x807fffffu) | (128 - e + (v >> 23) % 4) << 23);
         float c = amx_float((w & 0x807fffffu) | rl_below(&rng, 4) << 23), mine = amx_fma(a, b, c);
-        if (i % 4 == 0) a = amx_float(0x00800000u), b = amx_float(0x3f7ffff8u + rl_below(&rng, 16)), c = amx_float(w & 0x80000000u), mine = amx_fma(a, b, c);
+        if (i % 4 == 0)
+            a = amx_float(0x00800000u), b = amx_float(0x3f7ffff8u + rl_below(&rng, 16)),
+            c = amx_float(w & 0x80000000u), mine = amx_fma(a, b, c);
         __m128 x = _mm_set_ss(a), y = _mm_set_ss(b), z = _mm_set_ss(c);
         _mm_setcsr(mode | 0x8040);
         z = _mm_fmadd_ss(x, y, z);
@@ -87,7 +95,9 @@ static void test_tiles(void) {
     amx_CONFIG(config);
     amx_LOAD(0, a, 64), amx_LOAD(1, b, 64), amx_ZERO(2), amx_DOT(2, 0, 1), amx_DOT(2, 0, 1), amx_STORE(2, c, 64);
     float even = 0, odd = 0;
-    for (int k = 0; k < 16; k++) even = fmaf(moei_bf16(a[5][2 * k]), moei_bf16(b[k][2 * 7]), even), odd = fmaf(moei_bf16(a[5][2 * k + 1]), moei_bf16(b[k][2 * 7 + 1]), odd);
+    for (int k = 0; k < 16; k++)
+        even = fmaf(moei_bf16(a[5][2 * k]), moei_bf16(b[k][2 * 7]), even),
+        odd = fmaf(moei_bf16(a[5][2 * k + 1]), moei_bf16(b[k][2 * 7 + 1]), odd);
     check(c[5][7] == (even + odd) + (even + odd), "tdpbf16ps, twice");
     check(amx_faults == faults, "no faults so far");
     amx_DOT(2, 0, 0);
@@ -110,7 +120,8 @@ static void test_transpose(void) { /* with AVX-512 and in C */
         for (uint32_t m = 1; m <= 16; m += 5) {
             memset(out, 0xee, sizeof out);
             for (uint32_t i = 0; i < 16; i++) from[i] = i < n ? (const uint8_t *)in[i] : NULL;
-            for (amx_plain = 0; amx_plain < 2; amx_plain++) amx_moei_transpose_amx(from, n, (uint8_t *)out[amx_plain], 80, m);
+            for (amx_plain = 0; amx_plain < 2; amx_plain++)
+                amx_moei_transpose_amx(from, n, (uint8_t *)out[amx_plain], 80, m);
             for (uint32_t j = 0; j < m; j++)
                 for (uint32_t i = 0; i < n; i++) ok &= out[0][j][i] == i * 16 + j;
             ok &= !memcmp(out[0], out[1], sizeof out[0]);
@@ -123,7 +134,8 @@ static void test_permission(void) { /* init never asks for it: the tier exists o
     memset(&id, 0xff, sizeof id);
     check(moei_cpu_decide(&id) >> MOE_TIER_AMX & 1, "amx where everything is there");
     id.permitted = ~(1ull << 18);
-    check(!(moei_cpu_decide(&id) >> MOE_TIER_AMX & 1) && (moei_cpu_decide(&id) >> MOE_TIER_AVX512BF16 & 1), "amx without permission");
+    check(!(moei_cpu_decide(&id) >> MOE_TIER_AMX & 1) && (moei_cpu_decide(&id) >> MOE_TIER_AVX512BF16 & 1),
+          "amx without permission");
     id.permitted = ~0ull, id.xcr0 = ~(1ull << 17);
     check(!(moei_cpu_decide(&id) >> MOE_TIER_AMX & 1), "amx without the system's support");
     id.xcr0 = ~0ull, id.leaf7_edx = ~(1u << 22);
@@ -142,7 +154,8 @@ static float define_dot(const float *w, const float *x, size_t k) {
     for (size_t block = 0; block < k; block += 32) {
         float chain[2] = {0.0f, 0.0f};
         for (size_t i = block; i < block + 32; i++) {
-            float a = i < k ? moei_bf16(moei_to_bf16(amx_flush(w[i]))) : 0.0f, b = i < k ? moei_bf16(moei_to_bf16(amx_flush(x[i]))) : 0.0f;
+            float a = i < k ? moei_bf16(moei_to_bf16(amx_flush(w[i]))) : 0.0f,
+                  b = i < k ? moei_bf16(moei_to_bf16(amx_flush(x[i]))) : 0.0f;
             chain[i % 2] = amx_fma(a, b, chain[i % 2]);
         }
         sum = amx_add(sum, amx_add(chain[0], chain[1]));
@@ -166,17 +179,22 @@ static void subject_new(subject *s, uint32_t format, size_t k, uint32_t n_tokens
     for (size_t r = 0; r < ROWS; r++)
         for (size_t i = 0; i < k; i++) {
             uint8_t *p = s->rows.data + r * s->w.row_stride + i * size;
-            float f = rl_one_in(&rng, 50) ? moei_float((uint32_t)rl_u64(&rng) & 0x80ffffffu) : rl_gauss(&rng); /* around 2^-126 */
+            float f = rl_one_in(&rng, 50) ? moei_float((uint32_t)rl_u64(&rng) & 0x80ffffffu)
+                                          : rl_gauss(&rng); /* around 2^-126 */
             rl_put_dense(format, p, f);
-            weight[r][i] = format == MOE_FORMAT_F32 ? f : format == MOE_FORMAT_F16 ? moei_f16(moei_to_f16(f)) : moei_bf16(moei_to_bf16(f));
+            weight[r][i] = format == MOE_FORMAT_F32   ? f
+                           : format == MOE_FORMAT_F16 ? moei_f16(moei_to_f16(f))
+                                                      : moei_bf16(moei_to_bf16(f));
         }
     for (uint32_t t = 0; t < n_tokens; t++) {
-        for (size_t i = 0; i < k; i++) token[t][i] = rl_one_in(&rng, 50) ? moei_float((uint32_t)rl_u64(&rng) & 0x80ffffffu) : rl_gauss(&rng);
+        for (size_t i = 0; i < k; i++)
+            token[t][i] = rl_one_in(&rng, 50) ? moei_float((uint32_t)rl_u64(&rng) & 0x80ffffffu) : rl_gauss(&rng);
         if (t % 7 == 3) token[t][rl_below(&rng, (uint32_t)k)] = moei_float(0x7fc00001u);
         if (t % 7 == 5) token[t][rl_below(&rng, (uint32_t)k)] = moei_float(0xff800000u);
         if (t % 7 == 6) token[t][rl_below(&rng, (uint32_t)k)] = 3.0e38f;
         memset(s->tokens.data + t * row, 0xff, row);
-        for (size_t i = 0; i < k; i += 96) moei_bf16_amx.prepare(s->tokens.data + t * row, token[t] + i, i, k - i < 96 ? k - i : 96, k);
+        for (size_t i = 0; i < k; i += 96)
+            moei_bf16_amx.prepare(s->tokens.data + t * row, token[t] + i, i, k - i < 96 ? k - i : 96, k);
         s->x[t] = s->tokens.data + t * row;
         for (size_t r = 0; r < ROWS; r++) expect[t][r] = define_dot(weight[r], token[t], k);
     }
@@ -204,7 +222,8 @@ static size_t wrong_products(subject *s, uint32_t row0, uint32_t n_rows, uint32_
     }
     moei_end_amx();
     for (uint32_t t = 0; t < TOKENS; t++)
-        for (uint32_t r = 0; r < ROWS + 3; r++) wrong += !same_float(got[t][r], t < n && r < n_rows ? expect[t][row0 + r] : untouched);
+        for (uint32_t r = 0; r < ROWS + 3; r++)
+            wrong += !same_float(got[t][r], t < n && r < n_rows ? expect[t][row0 + r] : untouched);
     return wrong;
 }
 static const uint32_t row_counts[] = {1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 79, 80};
@@ -249,12 +268,16 @@ static void test_state(void) {
     l.desc.tiers = moe_tier_mask(MOE_TIER_AMX);
     rl_rng rng = {9};
     call_new(&c, &l, 20, &rng);
-    check(moe_layer_init(&c.layer, &l.desc, &e) == MOE_OK && moe_layer_tier(&c.layer) == MOE_TIER_AMX, "a layer on amx");
-    check(moe_layer_compute(&c.layer, MOE_GATE) == MOE_COMPUTE_BF16 && moe_layer_compute(&c.layer, MOE_DOWN) == MOE_COMPUTE_BF16, "bf16 by default");
+    check(moe_layer_init(&c.layer, &l.desc, &e) == MOE_OK && moe_layer_tier(&c.layer) == MOE_TIER_AMX,
+          "a layer on amx");
+    check(moe_layer_compute(&c.layer, MOE_GATE) == MOE_COMPUTE_BF16 &&
+              moe_layer_compute(&c.layer, MOE_DOWN) == MOE_COMPUTE_BF16,
+          "bf16 by default");
     amx_configs = amx_releases = amx_dots = 0;
     check(run(&c, 3, 0) == MOE_OK && amx_dots > 0, "a call");
     check(!amx_state.configured && amx_configs == amx_releases && amx_configs > 0, "released after a call");
-    c.io.n_tasks = 3, c.io.workspace_size = moe_workspace_size(&c.layer, c.n, 3), c.io.workspace = grab(c.io.workspace_size);
+    c.io.n_tasks = 3, c.io.workspace_size = moe_workspace_size(&c.layer, c.n, 3),
+    c.io.workspace = grab(c.io.workspace_size);
     int clean = 1;
     for (uint32_t phase = 0; phase < moe_phase_count(&c.layer, &c.io); phase++)
         for (uint32_t i = 0; i < 3; i++) {
@@ -300,13 +323,17 @@ static void test_repeated_ids(void) {
     moe_layer l;
     moe_io io;
     memset(&d, 0, sizeof d), memset(&io, 0, sizeof io);
-    for (size_t i = 0; i < FF * D; i++) gate[i] = moei_to_bf16(rl_gauss(&rng)), up[i] = moei_to_bf16(rl_gauss(&rng)), down[i] = moei_to_bf16(rl_gauss(&rng));
+    for (size_t i = 0; i < FF * D; i++)
+        gate[i] = moei_to_bf16(rl_gauss(&rng)), up[i] = moei_to_bf16(rl_gauss(&rng)),
+        down[i] = moei_to_bf16(rl_gauss(&rng));
     for (size_t i = 0; i < N * D; i++) x[i] = rl_gauss(&rng);
     for (size_t i = 0; i < N * K; i++) weights[i] = rl_gauss(&rng);
     moe_preset(&d, "mixtral");
     d.d_model = D, d.d_ff = FF, d.n_experts = 1, d.top_k = 1, d.tiers = moe_tier_mask(MOE_TIER_AMX);
-    d.gate.format = d.up.format = d.down.format = MOE_FORMAT_BF16, d.gate.data = gate, d.up.data = up, d.down.data = down;
-    io.x = x, io.y = y, io.x_type = io.y_type = MOE_TYPE_F32, io.n_tokens = N, io.ids_in = ids, io.weights_in = weights, io.k = K;
+    d.gate.format = d.up.format = d.down.format = MOE_FORMAT_BF16, d.gate.data = gate, d.up.data = up,
+    d.down.data = down;
+    io.x = x, io.y = y, io.x_type = io.y_type = MOE_TYPE_F32, io.n_tokens = N, io.ids_in = ids,
+    io.weights_in = weights, io.k = K;
     if (moe_layer_init(&l, &d, NULL)) FAIL("repeated ids: init");
     io.workspace_size = moe_workspace_size(&l, N * K, 1), io.workspace = grab(io.workspace_size);
     int ok = moe_forward(&l, &io) == MOE_OK;
@@ -324,7 +351,8 @@ static void test_layers(int rounds) {
     for (uint32_t f = MOE_FORMAT_F32; f < MOE_FORMAT_COUNT; f++)
         for (int i = 0; i < (f == MOE_FORMAT_BF16 ? 16 * rounds : rounds); i++)
             one_random(900000 + 1000 * f + (uint64_t)i, f, f, MOE_COMPUTE_BF16, tiers, unit_of(f));
-    for (size_t i = 0; i < MOEI_COUNT(splits); i++) same_bits(990000 + i, splits[i], MOE_COMPUTE_BF16, unit_of(splits[i]));
+    for (size_t i = 0; i < MOEI_COUNT(splits); i++)
+        same_bits(990000 + i, splits[i], MOE_COMPUTE_BF16, unit_of(splits[i]));
     check(amx_faults == 0, "layers: no faults");
 }
 

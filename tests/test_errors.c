@@ -23,7 +23,8 @@ enum { D = 32, FF = 48, E = 8, K = 2, T = 5, VOCAB = 7, SLOTS = 4, ZERO = 2, DL 
 
 static struct {
     float gate[E * FF * D], up[E * FF * D], down[E * D * FF], router[(IDS + 2) * D], bias[E * FF];
-    float shared_gate[2 * FF * D], shared_up[2 * FF * D], shared_down[2 * D * FF], shared_w[2 * D], latent_in[DL * D], latent_out[D * DL];
+    float shared_gate[2 * FF * D], shared_up[2 * FF * D], shared_down[2 * D * FF], shared_w[2 * D], latent_in[DL * D],
+        latent_out[D * DL];
     int32_t table[VOCAB * K];
     int64_t table64[VOCAB * K];
     float x[T * D], rx[T * D], logits_in[T * (IDS + 2)], weights_in[T * SLOTS], sums[T * D];
@@ -44,10 +45,11 @@ static size_t workspace_size;
 
 static void fill_inputs(void) {
     rl_rng r = {42};
-    float *lists[] = {in.gate, in.up, in.down, in.router, in.bias, in.shared_gate, in.shared_up, in.shared_down, in.shared_w, in.latent_in,
-                      in.latent_out, in.x, in.rx, in.logits_in, in.weights_in, in.sums};
-    size_t n[] = {E * FF * D, E * FF * D, E * D * FF, (IDS + 2) * D, E * FF, 2 * FF * D, 2 * FF * D, 2 * D * FF, 2 * D, DL * D,
-                  D * DL, T * D, T * D, T * (IDS + 2), T * SLOTS, T * D};
+    float *lists[] = {in.gate,      in.up,          in.down,       in.router,    in.bias,       in.shared_gate,
+                      in.shared_up, in.shared_down, in.shared_w,   in.latent_in, in.latent_out, in.x,
+                      in.rx,        in.logits_in,   in.weights_in, in.sums};
+    size_t n[] = {E * FF * D, E * FF * D, E * D * FF, (IDS + 2) * D, E * FF, 2 * FF * D,    2 * FF * D, 2 * D * FF,
+                  2 * D,      DL * D,     D * DL,     T * D,         T * D,  T * (IDS + 2), T * SLOTS,  T * D};
     for (size_t a = 0; a < sizeof n / sizeof *n; a++) /* weights little-endian, tokens in the machine's order */
         for (size_t i = 0; i < n[a]; i++) {
             if (a < 11) rl_put32((uint8_t *)(lists[a] + i), 0.3f * rl_gauss(&r));
@@ -67,13 +69,15 @@ static moe_desc good_desc(void) {
     moe_desc d;
     memset(&d, 0, sizeof d);
     d.d_model = D, d.d_ff = FF, d.n_experts = E, d.top_k = K;
-    set_matrix(&d.gate, in.gate), set_matrix(&d.up, in.up), set_matrix(&d.down, in.down), set_matrix(&d.router.weight, in.router);
+    set_matrix(&d.gate, in.gate), set_matrix(&d.up, in.up), set_matrix(&d.down, in.down),
+        set_matrix(&d.router.weight, in.router);
     d.tiers = MOE_TIER_BIT(MOE_TIER_C);
     return d;
 }
 static void add_shared(moe_desc *d, uint32_t count, uint32_t kind) {
     d->shared.d_ff = FF, d->shared.count = count, d->shared.gate_kind = kind;
-    set_matrix(&d->shared.gate, in.shared_gate), set_matrix(&d->shared.up, in.shared_up), set_matrix(&d->shared.down, in.shared_down);
+    set_matrix(&d->shared.gate, in.shared_gate), set_matrix(&d->shared.up, in.shared_up),
+        set_matrix(&d->shared.down, in.shared_down);
     if (kind == MOE_SHARED_SIGMOID || kind == MOE_SHARED_SOFTMAX2) set_matrix(&d->shared.gate_weight, in.shared_w);
 }
 static void add_latent(moe_desc *d) {
@@ -101,7 +105,8 @@ static moe_io good_io(void) {
 static void poison_outputs(void) {
     memset(&out, 0xee, sizeof out);
     memset(&out.stats, 0, sizeof out.stats);
-    memset(out.tokens, 0, sizeof out.tokens), memset(out.weight, 0, sizeof out.weight), memset(out.score, 0, sizeof out.score);
+    memset(out.tokens, 0, sizeof out.tokens), memset(out.weight, 0, sizeof out.weight),
+        memset(out.score, 0, sizeof out.score);
     out.stats.tokens = out.tokens, out.stats.weight = out.weight, out.stats.score = out.score;
     memcpy(&before, &out, sizeof out);
 }
@@ -109,7 +114,8 @@ static void poison_outputs(void) {
 /* ---- init ---- */
 
 /* part or field NULL: any. */
-static int error_is(const char *name, const moe_error *e, moe_status got, moe_status want, const char *part, const char *field) {
+static int error_is(const char *name, const moe_error *e, moe_status got, moe_status want, const char *part,
+                    const char *field) {
     if (got != want) return FAIL("%s: status %d (%s), wanted %d", name, (int)got, moe_status_text(got), (int)want), 0;
     if (e->status != want) return FAIL("%s: error.status %d", name, (int)e->status), 0;
     if (!e->part || !e->field) return FAIL("%s: error without part or field", name), 0;
@@ -130,11 +136,11 @@ static void expect_init(const char *name, const moe_desc *d, moe_status want, co
     else passed++;
 }
 /* One change of the good desc, and what init says of it. */
-#define INIT(name, status, part, field, ...)                                                                                \
-    do {                                                                                                                    \
-        moe_desc d = good_desc();                                                                                           \
-        __VA_ARGS__;                                                                                                        \
-        expect_init(name, &d, MOE_##status, part, field);                                                                   \
+#define INIT(name, status, part, field, ...)                                                                         \
+    do {                                                                                                             \
+        moe_desc d = good_desc();                                                                                    \
+        __VA_ARGS__;                                                                                                 \
+        expect_init(name, &d, MOE_##status, part, field);                                                            \
     } while (0)
 
 static void test_init_knobs(void) {
@@ -144,12 +150,26 @@ static void test_init_knobs(void) {
         uint32_t count;
     } knobs[] = {
 #define KNOB(field, count) {#field, offsetof(moe_desc, field), (uint32_t)(count)}
-        KNOB(router.score, MOE_SCORE_COUNT), KNOB(router.select_on, MOE_SELECT_COUNT), KNOB(router.pick, MOE_PICK_COUNT),
-        KNOB(router.weight_from, MOE_WEIGHT_COUNT), KNOB(router.norm, MOE_NORM_COUNT), KNOB(router.group, MOE_GROUP_COUNT),
-        KNOB(router.group_mask_zero, 2), KNOB(router.norm_skip_k1, 2), KNOB(router.logit_bf16, 2), KNOB(router.capacity_drop, MOE_DROP_COUNT),
-        KNOB(router.capacity_by_score, 2), KNOB(router.capacity_norm_after, 2), KNOB(shared.gate_kind, MOE_SHARED_COUNT),
-        KNOB(zero_kind, MOE_ZERO_COUNT), KNOB(ffn.activation, MOE_ACT_COUNT), KNOB(ffn.ungated, 2), KNOB(ffn.clamp, MOE_CLAMP_COUNT),
-        KNOB(shared.clamp, MOE_CLAMP_COUNT), KNOB(ffn.weight_at, MOE_WEIGHT_AT_COUNT), KNOB(compute, MOE_COMPUTE_COUNT)};
+        KNOB(router.score, MOE_SCORE_COUNT),
+        KNOB(router.select_on, MOE_SELECT_COUNT),
+        KNOB(router.pick, MOE_PICK_COUNT),
+        KNOB(router.weight_from, MOE_WEIGHT_COUNT),
+        KNOB(router.norm, MOE_NORM_COUNT),
+        KNOB(router.group, MOE_GROUP_COUNT),
+        KNOB(router.group_mask_zero, 2),
+        KNOB(router.norm_skip_k1, 2),
+        KNOB(router.logit_bf16, 2),
+        KNOB(router.capacity_drop, MOE_DROP_COUNT),
+        KNOB(router.capacity_by_score, 2),
+        KNOB(router.capacity_norm_after, 2),
+        KNOB(shared.gate_kind, MOE_SHARED_COUNT),
+        KNOB(zero_kind, MOE_ZERO_COUNT),
+        KNOB(ffn.activation, MOE_ACT_COUNT),
+        KNOB(ffn.ungated, 2),
+        KNOB(ffn.clamp, MOE_CLAMP_COUNT),
+        KNOB(shared.clamp, MOE_CLAMP_COUNT),
+        KNOB(ffn.weight_at, MOE_WEIGHT_AT_COUNT),
+        KNOB(compute, MOE_COMPUTE_COUNT)};
 #undef KNOB
     for (size_t i = 0; i < sizeof knobs / sizeof *knobs; i++) {
         const uint32_t values[] = {knobs[i].count, knobs[i].count + 1, 0x7fffffffu, 0x80000000u, 0xffffffffu};
@@ -168,11 +188,23 @@ static void test_init_floats(void) {
         float low, high; /* accepted range */
     } floats[] = {
 #define FLOAT(field, low, high) {#field, offsetof(moe_desc, field), low, high}
-        FLOAT(router.softcap, 0, 3e38f), FLOAT(router.jitter, 0, 3e38f), FLOAT(router.norm_eps, 0, 3e38f), FLOAT(router.norm_min, 0, 3e38f),
-        FLOAT(router.routed_scale, -3e38f, 3e38f), FLOAT(router.capacity_factor, 0, 3e38f), FLOAT(router.drop_below, 0, 1),
-        FLOAT(router.top_p, 0, 1), FLOAT(router.input_norm_eps, 0, 3e38f), FLOAT(latent.norm_eps, 0, 3e38f), FLOAT(ffn.alpha, -3e38f, 3e38f),
-        FLOAT(ffn.beta, -3e38f, 3e38f), FLOAT(ffn.linear_beta, -3e38f, 3e38f), FLOAT(ffn.expert_out_scale, -3e38f, 3e38f),
-        FLOAT(ffn.combine_scale, -3e38f, 3e38f), FLOAT(ffn.limit, 0, 3e38f), FLOAT(shared.limit, 0, 3e38f)};
+        FLOAT(router.softcap, 0, 3e38f),
+        FLOAT(router.jitter, 0, 3e38f),
+        FLOAT(router.norm_eps, 0, 3e38f),
+        FLOAT(router.norm_min, 0, 3e38f),
+        FLOAT(router.routed_scale, -3e38f, 3e38f),
+        FLOAT(router.capacity_factor, 0, 3e38f),
+        FLOAT(router.drop_below, 0, 1),
+        FLOAT(router.top_p, 0, 1),
+        FLOAT(router.input_norm_eps, 0, 3e38f),
+        FLOAT(latent.norm_eps, 0, 3e38f),
+        FLOAT(ffn.alpha, -3e38f, 3e38f),
+        FLOAT(ffn.beta, -3e38f, 3e38f),
+        FLOAT(ffn.linear_beta, -3e38f, 3e38f),
+        FLOAT(ffn.expert_out_scale, -3e38f, 3e38f),
+        FLOAT(ffn.combine_scale, -3e38f, 3e38f),
+        FLOAT(ffn.limit, 0, 3e38f),
+        FLOAT(shared.limit, 0, 3e38f)};
 #undef FLOAT
     const float odd[] = {(float)NAN, (float)INFINITY, -(float)INFINITY};
     for (size_t i = 0; i < sizeof floats / sizeof *floats; i++) {
@@ -182,7 +214,11 @@ static void test_init_floats(void) {
             float value = v < 3 ? odd[v] : v < 5 ? ends[v - 3] : outside[v - 5];
             memcpy((char *)&d + floats[i].at, &value, 4);
             int refused = value < floats[i].low || value > floats[i].high;
-            expect_init(floats[i].field, &d, v < 3 ? MOE_ERR_VALUE : refused ? MOE_ERR_KNOB : MOE_OK, "", v < 3 || refused ? floats[i].field : "");
+            expect_init(floats[i].field, &d,
+                        v < 3     ? MOE_ERR_VALUE
+                        : refused ? MOE_ERR_KNOB
+                                  : MOE_OK,
+                        "", v < 3 || refused ? floats[i].field : "");
         }
     }
 }
@@ -214,14 +250,18 @@ static void test_init_sizes(void) {
         INIT("shared.d_ff huge", ERR_SIZE, "", "shared.d_ff", d.shared.d_ff = huge[i]);
         INIT("latent.d huge", ERR_SIZE, "", "latent.d", d.latent.d = huge[i]);
     }
-    INIT("weights overflow", ERR_OVERFLOW, "gate", "row_stride", d.d_model = d.d_ff = 1u << 28, d.n_experts = 1u << 24);
-    INIT("ungated weights overflow", ERR_OVERFLOW, "up", "row_stride", d.d_model = d.d_ff = 1u << 28, d.n_experts = 1u << 24, d.ffn.ungated = 1);
+    INIT("weights overflow", ERR_OVERFLOW, "gate", "row_stride", d.d_model = d.d_ff = 1u << 28,
+         d.n_experts = 1u << 24);
+    INIT("ungated weights overflow", ERR_OVERFLOW, "up", "row_stride", d.d_model = d.d_ff = 1u << 28,
+         d.n_experts = 1u << 24, d.ffn.ungated = 1);
     INIT("expert_stride overflows", ERR_OVERFLOW, "up", NULL, d.up.expert_stride = SIZE_MAX / 4);
     INIT("row_stride overflows", ERR_OVERFLOW, "down", NULL, d.down.row_stride = SIZE_MAX / 8);
     INIT("k_stride overflows", ERR_OVERFLOW, "up", NULL, d.up.k_stride = SIZE_MAX / 16);
     INIT("offset overflows", ERR_OVERFLOW, "up", NULL, d.up.offset = SIZE_MAX);
-    INIT("bias stride overflows", ERR_OVERFLOW, "up", "bias", d.up.bias.type = MOE_TYPE_F32, d.up.bias.data = in.bias, d.up.bias.stride = SIZE_MAX / 4);
-    INIT("bias offset overflows", ERR_OVERFLOW, "up", "bias", d.up.bias.type = MOE_TYPE_F32, d.up.bias.data = in.bias, d.up.bias.offset = SIZE_MAX);
+    INIT("bias stride overflows", ERR_OVERFLOW, "up", "bias", d.up.bias.type = MOE_TYPE_F32, d.up.bias.data = in.bias,
+         d.up.bias.stride = SIZE_MAX / 4);
+    INIT("bias offset overflows", ERR_OVERFLOW, "up", "bias", d.up.bias.type = MOE_TYPE_F32, d.up.bias.data = in.bias,
+         d.up.bias.offset = SIZE_MAX);
 }
 
 static void test_init_canaries(void) {
@@ -244,15 +284,16 @@ static void test_init_canaries(void) {
 
 /* One matrix of the desc under all that can be wrong with it. */
 static void one_matrix(const char *part, size_t at, const moe_desc *base, uint32_t k) {
-#define MATRIX(status, field, ...)                                                                                          \
-    do {                                                                                                                    \
-        moe_desc d = *base;                                                                                                 \
-        moe_matrix *m = (moe_matrix *)(void *)((char *)&d + at);                                                            \
-        __VA_ARGS__;                                                                                                        \
-        expect_init(#__VA_ARGS__, &d, MOE_##status, MOE_##status ? part : "", field);                                       \
+#define MATRIX(status, field, ...)                                                                                   \
+    do {                                                                                                             \
+        moe_desc d = *base;                                                                                          \
+        moe_matrix *m = (moe_matrix *)(void *)((char *)&d + at);                                                     \
+        __VA_ARGS__;                                                                                                 \
+        expect_init(#__VA_ARGS__, &d, MOE_##status, MOE_##status ? part : "", field);                                \
     } while (0)
     static const uint32_t formats[] = {MOE_FORMAT_COUNT, 0x7fffffffu, 0x80000000u, 0xffffffffu};
-    static const uint32_t types[] = {MOE_TYPE_E8M0, MOE_TYPE_E4M3, MOE_TYPE_U8, MOE_TYPE_U4X8, MOE_TYPE_COUNT, 0x80000000u, 0xffffffffu};
+    static const uint32_t types[] = {MOE_TYPE_E8M0,  MOE_TYPE_E4M3, MOE_TYPE_U8, MOE_TYPE_U4X8,
+                                     MOE_TYPE_COUNT, 0x80000000u,   0xffffffffu};
     if (strcmp(part, "router.weight")) MATRIX(ERR_FORMAT, "format", m->format = 0); /* the router may be missing */
     for (size_t i = 0; i < 4; i++) MATRIX(ERR_FORMAT, "format", m->format = formats[i]);
     MATRIX(ERR_NULL, "data", m->data = NULL);
@@ -266,14 +307,21 @@ static void one_matrix(const char *part, size_t at, const moe_desc *base, uint32
     MATRIX(ERR_OVERFLOW, NULL, m->offset = SIZE_MAX);
     MATRIX(ERR_BLOCK, "k", m->format = MOE_FORMAT_Q4_K);
     if (k % 32) MATRIX(ERR_BLOCK, "k", m->format = MOE_FORMAT_Q8_0);
-    for (size_t i = 2; i < 7; i++) MATRIX(ERR_TYPE, "scale.type", m->format = MOE_FORMAT_FP8_BLOCK, m->scale.type = types[i], m->scale.data = in.bias);
+    for (size_t i = 2; i < 7; i++)
+        MATRIX(ERR_TYPE, "scale.type", m->format = MOE_FORMAT_FP8_BLOCK, m->scale.type = types[i],
+               m->scale.data = in.bias);
     MATRIX(ERR_NULL, "scale.data", m->format = MOE_FORMAT_FP8_BLOCK, m->scale.type = MOE_TYPE_F32);
-    MATRIX(ERR_SIZE, "scale.cols", m->format = MOE_FORMAT_INT8_CHANNEL, m->scale.type = MOE_TYPE_F32, m->scale.data = in.bias, m->scale.cols = 12);
-    if (k % 32 == 0) MATRIX(ERR_SIZE, "scale.cols", m->format = MOE_FORMAT_MXFP4_HF, m->scale.type = MOE_TYPE_E8M0, m->scale.data = in.bias, m->scale.cols = 16);
+    MATRIX(ERR_SIZE, "scale.cols", m->format = MOE_FORMAT_INT8_CHANNEL, m->scale.type = MOE_TYPE_F32,
+           m->scale.data = in.bias, m->scale.cols = 12);
+    if (k % 32 == 0)
+        MATRIX(ERR_SIZE, "scale.cols", m->format = MOE_FORMAT_MXFP4_HF, m->scale.type = MOE_TYPE_E8M0,
+               m->scale.data = in.bias, m->scale.cols = 16);
     MATRIX(ERR_TYPE, "zero.type", m->zero.type = MOE_TYPE_U8, m->zero.data = in.bias);
-    MATRIX(ERR_TYPE, "zero.type", m->format = MOE_FORMAT_INT4_GROUP, m->zero.type = MOE_TYPE_F32, m->zero.data = in.bias);
+    MATRIX(ERR_TYPE, "zero.type", m->format = MOE_FORMAT_INT4_GROUP, m->zero.type = MOE_TYPE_F32,
+           m->zero.data = in.bias);
     MATRIX(ERR_NULL, "zero.data", m->format = MOE_FORMAT_INT4_GROUP, m->zero.type = MOE_TYPE_U8);
-    MATRIX(ERR_SIZE, "zero.cols", m->format = MOE_FORMAT_INT4_GROUP, m->zero.type = MOE_TYPE_U8, m->zero.data = in.bias, m->zero.cols = 12);
+    MATRIX(ERR_SIZE, "zero.cols", m->format = MOE_FORMAT_INT4_GROUP, m->zero.type = MOE_TYPE_U8,
+           m->zero.data = in.bias, m->zero.cols = 12);
     for (size_t i = 0; i < 7; i++) {
         MATRIX(ERR_TYPE, "scale2.type", m->scale2.type = types[i], m->scale2.data = in.bias);
         MATRIX(ERR_TYPE, "bias", m->bias.type = types[i], m->bias.data = in.bias);
@@ -287,7 +335,8 @@ static void test_init_matrices(void) {
     moe_desc d = good_desc();
     add_shared(&d, 1, MOE_SHARED_SIGMOID), add_latent(&d);
 #define ONE(part, k) one_matrix(#part, offsetof(moe_desc, part), &d, k)
-    ONE(gate, DL), ONE(up, DL), ONE(down, FF), ONE(router.weight, D), ONE(shared.gate, D), ONE(shared.up, D), ONE(shared.down, FF);
+    ONE(gate, DL), ONE(up, DL), ONE(down, FF), ONE(router.weight, D), ONE(shared.gate, D), ONE(shared.up, D),
+        ONE(shared.down, FF);
     ONE(shared.gate_weight, D), ONE(latent.in, D), ONE(latent.out, DL);
 #undef ONE
     static const struct {
@@ -295,10 +344,12 @@ static void test_init_matrices(void) {
         size_t at;
     } arrays[] = {
 #define ARRAY(field) {#field, offsetof(moe_desc, field)}
-        ARRAY(router.select_bias), ARRAY(router.expert_scale), ARRAY(router.input_scale), ARRAY(latent.norm), ARRAY(ffn.out_bias)};
+        ARRAY(router.select_bias), ARRAY(router.expert_scale), ARRAY(router.input_scale), ARRAY(latent.norm),
+        ARRAY(ffn.out_bias)};
 #undef ARRAY
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
-        static const uint32_t types[] = {MOE_TYPE_E8M0, MOE_TYPE_E4M3, MOE_TYPE_U8, MOE_TYPE_U4X8, MOE_TYPE_COUNT, 0x80000000u, 0xffffffffu};
+        static const uint32_t types[] = {MOE_TYPE_E8M0,  MOE_TYPE_E4M3, MOE_TYPE_U8, MOE_TYPE_U4X8,
+                                         MOE_TYPE_COUNT, 0x80000000u,   0xffffffffu};
         for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
             moe_desc bad = d;
             moe_array *a = (moe_array *)(void *)((char *)&bad + arrays[i].at);
@@ -320,23 +371,35 @@ static void test_init_combinations(void) {
     INIT("unknown bits beside c", OK, "", "", d.tiers = 0x80000001u);
     INIT("q8 of floats", ERR_COMPUTE, "", "compute", d.compute = MOE_COMPUTE_Q8);
     INIT("bf16 on c", ERR_COMPUTE, "", "compute", d.compute = MOE_COMPUTE_BF16);
-    INIT("q8, half a block", ERR_COMPUTE, "", "compute", d.compute = MOE_COMPUTE_Q8, d.gate.format = d.up.format = d.down.format = MOE_FORMAT_INT8_CHANNEL);
+    INIT("q8, half a block", ERR_COMPUTE, "", "compute", d.compute = MOE_COMPUTE_Q8,
+         d.gate.format = d.up.format = d.down.format = MOE_FORMAT_INT8_CHANNEL);
     INIT("no groups", ERR_KNOB, "", "router.n_group", d.router.group = MOE_GROUP_MAX);
-    INIT("uneven groups", ERR_KNOB, "", "router.n_group", d.router.group = MOE_GROUP_MAX, d.router.n_group = 3, d.router.topk_group = 1);
-    INIT("no kept groups", ERR_KNOB, "", "router.topk_group", d.router.group = MOE_GROUP_TOP2_SUM, d.router.n_group = 4);
-    INIT("kept groups too many", ERR_KNOB, "", "router.topk_group", d.router.group = MOE_GROUP_TOP2_SUM, d.router.n_group = 4, d.router.topk_group = 5);
-    INIT("kept groups too small", ERR_KNOB, "", "router.topk_group", d.router.group = MOE_GROUP_MAX, d.router.n_group = 8, d.router.topk_group = 1);
-    INIT("groups that hold k", OK, "", "", d.router.group = MOE_GROUP_MAX, d.router.n_group = 4, d.router.topk_group = 1);
-    INIT("uneven per group", ERR_KNOB, "", "router.n_group", d.router.group = MOE_GROUP_PER_GROUP, d.router.n_group = 4);
+    INIT("uneven groups", ERR_KNOB, "", "router.n_group", d.router.group = MOE_GROUP_MAX, d.router.n_group = 3,
+         d.router.topk_group = 1);
+    INIT("no kept groups", ERR_KNOB, "", "router.topk_group", d.router.group = MOE_GROUP_TOP2_SUM,
+         d.router.n_group = 4);
+    INIT("kept groups too many", ERR_KNOB, "", "router.topk_group", d.router.group = MOE_GROUP_TOP2_SUM,
+         d.router.n_group = 4, d.router.topk_group = 5);
+    INIT("kept groups too small", ERR_KNOB, "", "router.topk_group", d.router.group = MOE_GROUP_MAX,
+         d.router.n_group = 8, d.router.topk_group = 1);
+    INIT("groups that hold k", OK, "", "", d.router.group = MOE_GROUP_MAX, d.router.n_group = 4,
+         d.router.topk_group = 1);
+    INIT("uneven per group", ERR_KNOB, "", "router.n_group", d.router.group = MOE_GROUP_PER_GROUP,
+         d.router.n_group = 4);
     INIT("per group", OK, "", "", d.router.group = MOE_GROUP_PER_GROUP, d.router.n_group = 2);
     INIT("no table", ERR_NULL, "", "router.table", d.router.pick = MOE_PICK_TABLE);
     INIT("table of 2-byte ids", ERR_KNOB, "", "router.table_bytes", add_table(&d), d.router.table_bytes = 2);
-    INIT("table's rows short", ERR_STRIDE, "", "router.table_stride", add_table(&d), d.router.table_stride = 4 * K - 1);
-    INIT("table's long rows short", ERR_STRIDE, "", "router.table_stride", add_table(&d), d.router.table_bytes = 8, d.router.table_stride = 8 * K - 1);
+    INIT("table's rows short", ERR_STRIDE, "", "router.table_stride", add_table(&d),
+         d.router.table_stride = 4 * K - 1);
+    INIT("table's long rows short", ERR_STRIDE, "", "router.table_stride", add_table(&d), d.router.table_bytes = 8,
+         d.router.table_stride = 8 * K - 1);
     INIT("sparsemixer k 3", ERR_KNOB, "", "top_k", d.router.pick = MOE_PICK_SPARSEMIXER, d.top_k = 3);
-    INIT("sparsemixer groups", ERR_KNOB, "", "router.group", d.router.pick = MOE_PICK_SPARSEMIXER, d.router.group = MOE_GROUP_MAX, d.router.n_group = 4, d.router.topk_group = 2);
-    INIT("sparsemixer bias", ERR_KNOB, "", "router.select_bias", d.router.pick = MOE_PICK_SPARSEMIXER, d.router.select_bias.type = MOE_TYPE_F32, d.router.select_bias.data = in.bias);
-    INIT("sparsemixer sink", ERR_KNOB, "", "shared.gate_kind", d.router.pick = MOE_PICK_SPARSEMIXER, add_shared(&d, 1, MOE_SHARED_ROUTER_SINK));
+    INIT("sparsemixer groups", ERR_KNOB, "", "router.group", d.router.pick = MOE_PICK_SPARSEMIXER,
+         d.router.group = MOE_GROUP_MAX, d.router.n_group = 4, d.router.topk_group = 2);
+    INIT("sparsemixer bias", ERR_KNOB, "", "router.select_bias", d.router.pick = MOE_PICK_SPARSEMIXER,
+         d.router.select_bias.type = MOE_TYPE_F32, d.router.select_bias.data = in.bias);
+    INIT("sparsemixer sink", ERR_KNOB, "", "shared.gate_kind", d.router.pick = MOE_PICK_SPARSEMIXER,
+         add_shared(&d, 1, MOE_SHARED_ROUTER_SINK));
     INIT("norm with no sink", ERR_KNOB, "", "router.norm", d.router.norm = MOE_NORM_SUM_WITH_SHARED);
     INIT("no router", OK, "", "", d.router.weight.format = 0);
     INIT("ungated without gate", OK, "", "", d.ffn.ungated = 1, memset(&d.gate, 0, sizeof d.gate));
@@ -369,7 +432,8 @@ static moe_status by_phases(const moe_layer *l, const moe_io *io, moe_status *fi
     return worst;
 }
 
-static void expect_call(const char *name, const moe_layer *l, moe_io io, moe_status want, const char *field, int when) {
+static void expect_call(const char *name, const moe_layer *l, moe_io io, moe_status want, const char *field,
+                        int when) {
     moe_error e;
     moe_status first;
     io.error = &e;
@@ -394,24 +458,26 @@ static void expect_call(const char *name, const moe_layer *l, moe_io io, moe_sta
     else if (want && (e.status != want || strcmp(e.field, field))) FAIL("%s: phases name %s", name, e.field);
     else passed++;
 }
-#define CALL(name, status, field, when, ...)                                                                                \
-    do {                                                                                                                    \
-        moe_io io = good_io();                                                                                              \
-        __VA_ARGS__;                                                                                                        \
-        expect_call(name, &l, io, MOE_##status, field, when);                                                               \
+#define CALL(name, status, field, when, ...)                                                                         \
+    do {                                                                                                             \
+        moe_io io = good_io();                                                                                       \
+        __VA_ARGS__;                                                                                                 \
+        expect_call(name, &l, io, MOE_##status, field, when);                                                        \
     } while (0)
 
 static void test_call_pointers(void) {
     moe_desc d = good_desc();
     moe_layer l = good_layer(&d);
     moe_io none;
-    static const uint32_t types[] = {MOE_TYPE_NONE, MOE_TYPE_E8M0, MOE_TYPE_U8, MOE_TYPE_COUNT, 0x7fffffffu, 0x80000000u, 0xffffffffu};
+    static const uint32_t types[] = {MOE_TYPE_NONE, MOE_TYPE_E8M0, MOE_TYPE_U8, MOE_TYPE_COUNT,
+                                     0x7fffffffu,   0x80000000u,   0xffffffffu};
     memset(&none, 0, sizeof none);
     CALL("good", OK, "", EARLY, (void)io);
     CALL("no x", ERR_NULL, "x", EARLY, io.x = NULL);
     CALL("no y", ERR_NULL, "y", EARLY, io.y = NULL);
     CALL("no workspace", ERR_NULL, "workspace", EARLY, io.workspace = NULL);
-    CALL("only what is needed", OK, "", EARLY, io.ids_out = NULL, io.weights_out = NULL, io.logits_out = NULL, io.stats = NULL);
+    CALL("only what is needed", OK, "", EARLY, io.ids_out = NULL, io.weights_out = NULL, io.logits_out = NULL,
+         io.stats = NULL);
     CALL("weights without ids", ERR_NULL, "ids_in", EARLY, io.weights_in = in.weights_in);
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         CALL("x_type", ERR_TYPE, "x_type", EARLY, io.x_type = types[i]);
@@ -421,33 +487,44 @@ static void test_call_pointers(void) {
     CALL("x_stride 1", ERR_STRIDE, "x_stride", EARLY, io.x_stride = 1);
     CALL("y_stride", ERR_STRIDE, "y_stride", EARLY, io.y_stride = 4 * D - 1);
     CALL("y_stride of bf16", ERR_STRIDE, "y_stride", EARLY, io.y_type = MOE_TYPE_BF16, io.y_stride = 2 * D - 1);
-    CALL("router_x_stride", ERR_STRIDE, "router_x_stride", EARLY, io.router_x = in.rx, io.router_x_stride = 4 * D - 1);
+    CALL("router_x_stride", ERR_STRIDE, "router_x_stride", EARLY, io.router_x = in.rx,
+         io.router_x_stride = 4 * D - 1);
     CALL("ids_stride", ERR_STRIDE, "ids_stride", EARLY, io.ids_stride = 4 * K - 1);
     CALL("weights_stride", ERR_STRIDE, "weights_stride", EARLY, io.weights_stride = 4 * K - 1);
     CALL("ids_stride of k", ERR_STRIDE, "ids_stride", EARLY, io.ids_in = in.ids_in, io.k = 4, io.ids_stride = 12);
     CALL("x_stride overflows", ERR_OVERFLOW, "x_stride", EARLY, io.x_stride = SIZE_MAX / 4);
     CALL("y_stride overflows", ERR_OVERFLOW, "y_stride", EARLY, io.y_stride = SIZE_MAX / 4);
-    CALL("router_x_stride overflows", ERR_OVERFLOW, "router_x_stride", EARLY, io.router_x = in.rx, io.router_x_stride = SIZE_MAX / 4);
+    CALL("router_x_stride overflows", ERR_OVERFLOW, "router_x_stride", EARLY, io.router_x = in.rx,
+         io.router_x_stride = SIZE_MAX / 4);
     CALL("tokens overflow", ERR_OVERFLOW, "x_stride", EARLY, io.n_tokens = SIZE_MAX);
-    CALL("tokens beyond any workspace", ERR_WORKSPACE, "workspace_size", EARLY, io.y = (void *)(uintptr_t)io.x, io.n_tokens = (size_t)1 << (sizeof(size_t) * 8 - 10));
-    CALL("many tokens, small workspace", ERR_WORKSPACE, "workspace_size", EARLY, io.y = (void *)(uintptr_t)io.x, io.n_tokens = 1 << 22, io.workspace_size = 1 << 20);
+    CALL("tokens beyond any workspace", ERR_WORKSPACE, "workspace_size", EARLY, io.y = (void *)(uintptr_t)io.x,
+         io.n_tokens = (size_t)1 << (sizeof(size_t) * 8 - 10));
+    CALL("many tokens, small workspace", ERR_WORKSPACE, "workspace_size", EARLY, io.y = (void *)(uintptr_t)io.x,
+         io.n_tokens = 1 << 22, io.workspace_size = 1 << 20);
     CALL("workspace of 0", ERR_WORKSPACE, "workspace_size", EARLY, io.workspace_size = 0);
     CALL("workspace of 63", ERR_WORKSPACE, "workspace_size", EARLY, io.workspace_size = 63);
     CALL("tasks beyond any workspace", ERR_WORKSPACE, "workspace_size", EARLY, io.n_tasks = 0xfffffff0u);
     CALL("no tokens", OK, "", EARLY, io = none);
-    check(moe_forward(NULL, &none) == MOE_ERR_NULL && moe_forward(&l, NULL) == MOE_ERR_NULL, "forward of nothing", "not refused");
-    check(moe_route(NULL, &none) == MOE_ERR_NULL && moe_route(&l, NULL) == MOE_ERR_NULL, "route of nothing", "not refused");
+    check(moe_forward(NULL, &none) == MOE_ERR_NULL && moe_forward(&l, NULL) == MOE_ERR_NULL, "forward of nothing",
+          "not refused");
+    check(moe_route(NULL, &none) == MOE_ERR_NULL && moe_route(&l, NULL) == MOE_ERR_NULL, "route of nothing",
+          "not refused");
     check(moe_route(&l, &none) == MOE_OK, "route of no tokens", "refused");
-    check(moe_finish(NULL, &none, in.sums) == MOE_ERR_NULL && moe_finish(&l, NULL, in.sums) == MOE_ERR_NULL, "finish of nothing", "not refused");
+    check(moe_finish(NULL, &none, in.sums) == MOE_ERR_NULL && moe_finish(&l, NULL, in.sums) == MOE_ERR_NULL,
+          "finish of nothing", "not refused");
     check(moe_finish(&l, &none, NULL) == MOE_OK, "finish of no tokens", "refused");
-    check(moe_phase_count(NULL, &none) == 0 && moe_phase_count(&l, NULL) == 0 && moe_phase_count(&l, &none) == 0, "phases of nothing", "counted");
-    check(moe_phase_run(NULL, &none, 0, 0, 1) == MOE_ERR_NULL && moe_phase_run(&l, NULL, 0, 0, 1) == MOE_ERR_NULL, "phase of nothing", "not refused");
+    check(moe_phase_count(NULL, &none) == 0 && moe_phase_count(&l, NULL) == 0 && moe_phase_count(&l, &none) == 0,
+          "phases of nothing", "counted");
+    check(moe_phase_run(NULL, &none, 0, 0, 1) == MOE_ERR_NULL && moe_phase_run(&l, NULL, 0, 0, 1) == MOE_ERR_NULL,
+          "phase of nothing", "not refused");
     check(moe_phase_run(&l, &none, 0, 0, 1) == MOE_OK, "phase of no tokens", "refused");
     moe_io direct = good_io();
     moe_error e;
     direct.error = &e;
     poison_outputs();
-    check(error_is("finish without sums", &e, moe_finish(&l, &direct, NULL), MOE_ERR_NULL, "", "sums") && untouched(EARLY), "finish without sums", "wrong");
+    check(error_is("finish without sums", &e, moe_finish(&l, &direct, NULL), MOE_ERR_NULL, "", "sums") &&
+              untouched(EARLY),
+          "finish without sums", "wrong");
     d.router.weight.format = 0; /* a layer whose calls bring ids or logits */
     l = good_layer(&d);
     CALL("no router", ERR_NULL, "router.weight.data", EARLY, (void)io);
@@ -463,22 +540,29 @@ static void test_call_workspace(void) {
     for (uint32_t tasks = 1; tasks <= 7; tasks += 3) {
         size_t full = moe_workspace_size(&l, T, tasks), least = moe_workspace_min(&l, T, tasks);
         check(least > 63 && least <= full && full <= workspace_size - 64, "workspace sizes", "absurd");
-        for (size_t a = 0; a < 64; a += a < 3 ? 1 : 20) { /* the workspace is 64-byte aligned: 63 bytes are to spare */
-            CALL("full workspace", OK, "", EARLY, io.n_tasks = tasks, io.workspace = workspace + a, io.workspace_size = full);
-            CALL("least workspace", OK, "", EARLY, io.n_tasks = tasks, io.workspace = workspace + a, io.workspace_size = least);
-            CALL("less than that", ERR_WORKSPACE, "workspace_size", EARLY, io.n_tasks = tasks, io.workspace = workspace + a,
-                 io.workspace_size = least - 63 + ((64 - a) & 63) - 1);
+        for (size_t a = 0; a < 64;
+             a += a < 3 ? 1 : 20) { /* the workspace is 64-byte aligned: 63 bytes are to spare */
+            CALL("full workspace", OK, "", EARLY, io.n_tasks = tasks, io.workspace = workspace + a,
+                 io.workspace_size = full);
+            CALL("least workspace", OK, "", EARLY, io.n_tasks = tasks, io.workspace = workspace + a,
+                 io.workspace_size = least);
+            CALL("less than that", ERR_WORKSPACE, "workspace_size", EARLY, io.n_tasks = tasks,
+                 io.workspace = workspace + a, io.workspace_size = least - 63 + ((64 - a) & 63) - 1);
         }
     }
     check(moe_workspace_size(&l, 0, 1) == 0 && moe_workspace_min(&l, 0, 1) == 0, "workspace of no tokens", "not 0");
-    check(moe_workspace_size(NULL, 1, 1) == 0 && moe_workspace_min(NULL, 1, 1) == 0, "workspace of no layer", "not 0");
+    check(moe_workspace_size(NULL, 1, 1) == 0 && moe_workspace_min(NULL, 1, 1) == 0, "workspace of no layer",
+          "not 0");
     check(moe_workspace_size(&l, 1, 0) == moe_workspace_size(&l, 1, 1), "workspace of 0 tasks", "not that of 1");
-    check(moe_workspace_size(&l, SIZE_MAX, 1) == SIZE_MAX && moe_workspace_min(&l, SIZE_MAX, 1) == SIZE_MAX, "workspace", "no overflow");
-    check(moe_workspace_size(&l, SIZE_MAX / 16, 1) == SIZE_MAX && moe_workspace_min(&l, SIZE_MAX / 16, 1) == SIZE_MAX, "workspace", "no overflow");
+    check(moe_workspace_size(&l, SIZE_MAX, 1) == SIZE_MAX && moe_workspace_min(&l, SIZE_MAX, 1) == SIZE_MAX,
+          "workspace", "no overflow");
+    check(moe_workspace_size(&l, SIZE_MAX / 16, 1) == SIZE_MAX && moe_workspace_min(&l, SIZE_MAX / 16, 1) == SIZE_MAX,
+          "workspace", "no overflow");
     check(moe_workspace_size(&l, 0x80000000u, 1) == SIZE_MAX, "workspace of 2^31 tokens", "no overflow");
     for (size_t n = 1, last = 0; n < 2000; n += n < 100 ? 1 : 37) { /* more tokens never need less */
         size_t min = moe_workspace_min(&l, n, 3);
-        if (min < last || min > moe_workspace_size(&l, n, 3)) FAIL("workspace_min of %zu tokens is less than of fewer, or more than the full one", n);
+        if (min < last || min > moe_workspace_size(&l, n, 3))
+            FAIL("workspace_min of %zu tokens is less than of fewer, or more than the full one", n);
         last = min;
     }
 }
@@ -493,7 +577,8 @@ static void test_call_phases(void) {
     static const struct {
         uint32_t phase, ith, nth; /* phase counted from the number of phases */
         const char *field;
-    } bad[] = {{0, 0, 1, "phase"}, {1, 0, 1, "phase"}, {0x7fffffffu, 0, 1, "phase"}, {~0u, 0, 0, "nth"}, {~0u, 0, 3, "nth"}, {~0u, 0, ~0u, "nth"}};
+    } bad[] = {{0, 0, 1, "phase"}, {1, 0, 1, "phase"}, {0x7fffffffu, 0, 1, "phase"},
+               {~0u, 0, 0, "nth"}, {~0u, 0, 3, "nth"}, {~0u, 0, ~0u, "nth"}};
     check(n > 1, "phases", "too few");
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         poison_outputs();
@@ -505,7 +590,8 @@ static void test_call_phases(void) {
     check(moe_phase_run(&l, &io, 0, ~0u, 2) == MOE_ERR_PHASE, "ith huge", "not refused");
     io.x = NULL;
     check(moe_phase_count(&l, &io) == 1, "phases of a bad call", "not 1");
-    check(error_is("phase of a bad call", &e, moe_phase_run(&l, &io, 0, 0, 1), MOE_ERR_NULL, "", "x"), "phase of a bad call", "wrong");
+    check(error_is("phase of a bad call", &e, moe_phase_run(&l, &io, 0, 0, 1), MOE_ERR_NULL, "", "x"),
+          "phase of a bad call", "wrong");
 }
 
 /* ---- ids, tokens, absent experts ---- */
@@ -520,9 +606,11 @@ static void test_call_ids(void) {
             memcpy(ids, in.ids_in, sizeof ids);
             ids[at] = bad[i];
             CALL("id out of range, routing weights", ERR_EXPERT_ID, "ids_in", LATE, io.ids_in = ids);
-            CALL("id out of range, own weights", ERR_EXPERT_ID, "ids_in", LATE, io.ids_in = ids, io.weights_in = in.weights_in);
+            CALL("id out of range, own weights", ERR_EXPERT_ID, "ids_in", LATE, io.ids_in = ids,
+                 io.weights_in = in.weights_in);
             CALL("id out of range, slots", ERR_EXPERT_ID, "ids_in", LATE, io.ids_in = ids, io.slots_out = out.slots);
-            CALL("id out of range, least workspace", ERR_EXPERT_ID, "ids_in", LATE, io.ids_in = ids, io.workspace_size = moe_workspace_min(&l, T, 2));
+            CALL("id out of range, least workspace", ERR_EXPERT_ID, "ids_in", LATE, io.ids_in = ids,
+                 io.workspace_size = moe_workspace_min(&l, T, 2));
         }
     d.n_zero_experts = ZERO;
     l = good_layer(&d);
@@ -531,7 +619,8 @@ static void test_call_ids(void) {
     CALL("a zero expert's id", OK, "", EARLY, io.ids_in = ids);
     ids[1] = E + ZERO;
     CALL("beyond the zero experts", ERR_EXPERT_ID, "ids_in", LATE, io.ids_in = ids);
-    d.n_zero_experts = 0, d.expert_count = 4, d.expert_first = 2; /* ids of other processes are skipped, not refused */
+    d.n_zero_experts = 0, d.expert_count = 4,
+    d.expert_first = 2; /* ids of other processes are skipped, not refused */
     l = good_layer(&d);
     CALL("ids of others", OK, "", EARLY, io.ids_in = in.ids_in);
     ids[1] = E;
@@ -554,7 +643,8 @@ static void test_call_tokens(void) {
             tokens[at] = bad[i];
             CALL("token id", ERR_TOKEN_ID, "token_ids", EARLY, io.token_ids = tokens);
         }
-    static const uint8_t wrong[][4] = {{E, 0, 0, 0}, {0, 1, 0, 0}, {0, 0, 0, 0x80}, {0xfe, 0xff, 0xff, 0xff}, {0xff, 0xff, 0xff, 0x7f}};
+    static const uint8_t wrong[][4] = {
+        {E, 0, 0, 0}, {0, 1, 0, 0}, {0, 0, 0, 0x80}, {0xfe, 0xff, 0xff, 0xff}, {0xff, 0xff, 0xff, 0x7f}};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         memcpy(table, in.table, sizeof table);
         memcpy(&table[in.token_ids[2] * K + 1], wrong[i], 4);
@@ -604,13 +694,14 @@ static void test_call_absent(void) {
             else ms[m]->expert = NULL, ms[m]->data = all[m];
             l = good_layer(&d);
             CALL("absent and needed", ERR_EXPERT_ABSENT, "experts", LATE, io.experts = over, io.ids_in = with);
-            CALL("absent and needed, own weights", ERR_EXPERT_ABSENT, "experts", LATE, io.experts = over, io.ids_in = with, io.weights_in = in.weights_in);
+            CALL("absent and needed, own weights", ERR_EXPERT_ABSENT, "experts", LATE, io.experts = over,
+                 io.ids_in = with, io.weights_in = in.weights_in);
             CALL("absent, not needed", OK, "", EARLY, io.experts = over, io.ids_in = without);
             CALL("absent, not chosen", OK, "", EARLY, io.experts = over, io.logits_in = logits);
             logits[2 * E + GONE] = 50.0f;
             CALL("absent and chosen", ERR_EXPERT_ABSENT, "experts", LATE, io.experts = over, io.logits_in = logits);
-            CALL("absent and chosen, least workspace", ERR_EXPERT_ABSENT, "experts", LATE, io.experts = over, io.logits_in = logits,
-                 io.workspace_size = moe_workspace_min(&l, T, 2));
+            CALL("absent and chosen, least workspace", ERR_EXPERT_ABSENT, "experts", LATE, io.experts = over,
+                 io.logits_in = logits, io.workspace_size = moe_workspace_min(&l, T, 2));
             logits[2 * E + GONE] = -50.0f;
         }
         moe_experts good; /* the call's pointers stand in for those absent in the desc */
@@ -629,10 +720,13 @@ static void test_call_gaps(void) {
     for (int which = 0; which < 10; which++) {
         moe_desc d = good_desc();
         add_shared(&d, 1, MOE_SHARED_SIGMOID), add_latent(&d);
-        moe_matrix *const all[] = {&d.router.weight, &d.shared.gate, &d.shared.up, &d.shared.down, &d.shared.gate_weight, &d.latent.in, &d.latent.out};
+        moe_matrix *const all[] = {&d.router.weight,      &d.shared.gate, &d.shared.up, &d.shared.down,
+                                   &d.shared.gate_weight, &d.latent.in,   &d.latent.out};
         moe_array *const arrays[] = {&d.router.input_scale, &d.latent.norm, &d.ffn.out_bias};
         if (which < 7) all[which]->expert = gap, all[which]->data = NULL;
-        else d.router.input_norm_eps = d.latent.norm_eps = 1e-6f, arrays[which - 7]->type = MOE_TYPE_F32, arrays[which - 7]->expert = gap;
+        else
+            d.router.input_norm_eps = d.latent.norm_eps = 1e-6f, arrays[which - 7]->type = MOE_TYPE_F32,
+            arrays[which - 7]->expert = gap;
         moe_layer l = good_layer(&d);
         CALL("a list with a gap", ERR_NULL, "expert", EARLY, (void)0);
     }
@@ -661,7 +755,8 @@ static void test_call_absent_sides(void) {
                 }
                 for (int e = 0; e < E; e++) {
                     data[e] = int4 + (size_t)e * D * D / 2;
-                    lists[0][e] = in.bias + e * D, lists[1][e] = zero + e * D, lists[2][e] = in.bias + e, lists[3][e] = in.bias + e * D;
+                    lists[0][e] = in.bias + e * D, lists[1][e] = zero + e * D, lists[2][e] = in.bias + e,
+                    lists[3][e] = in.bias + e * D;
                 }
                 lists[kind][GONE] = NULL;
                 moe_experts o;
@@ -671,11 +766,13 @@ static void test_call_absent_sides(void) {
                     const void *const **slot[KINDS] = {o.scale, o.zero, o.scale2, o.bias};
                     slot[kind][which] = lists[kind];
                 } else {
-                    const void *const **slot[KINDS] = {&ms[which]->scale.expert, &ms[which]->zero.expert, &ms[which]->scale2.expert, &ms[which]->bias.expert};
+                    const void *const **slot[KINDS] = {&ms[which]->scale.expert, &ms[which]->zero.expert,
+                                                       &ms[which]->scale2.expert, &ms[which]->bias.expert};
                     *slot[kind] = lists[kind];
                 }
                 moe_layer l = good_layer(&d);
-                CALL("an absent expert's scale, zero, scale2 or bias", ERR_EXPERT_ABSENT, "experts", LATE, io.experts = &o, io.ids_in = ids);
+                CALL("an absent expert's scale, zero, scale2 or bias", ERR_EXPERT_ABSENT, "experts", LATE,
+                     io.experts = &o, io.ids_in = ids);
             }
 }
 
@@ -701,7 +798,8 @@ static void test_ids_in(void) {
     io.ids_in = two, io.weights_in = w2;
     run_ok("two slots", &l, &io);
     memcpy(y, out.y, sizeof y);
-    check(!memcmp(out.ids, two, sizeof two) && !memcmp(out.weights, w2, sizeof w2), "ids and weights", "not given back");
+    check(!memcmp(out.ids, two, sizeof two) && !memcmp(out.weights, w2, sizeof w2), "ids and weights",
+          "not given back");
     check(out.stats.slots == 2 * T && out.stats.skipped == 0 && out.stats.n_tokens == T, "two slots", "statistics");
     io.ids_in = three, io.weights_in = w3, io.k = 3;
     run_ok("a skipped slot between", &l, &io);
@@ -725,7 +823,8 @@ static void test_ids_in(void) {
     for (int t = 0; t < T; t++) ws[t * 2] = 0.75f, same[t * 2 + 1] = -1;
     run_ok("once", &l, &io);
     double worst = 0, size = 0;
-    for (int i = 0; i < T * D; i++) worst = fmax(worst, fabs((double)out.y[i] - (double)y[i])), size = fmax(size, fabs((double)y[i]));
+    for (int i = 0; i < T * D; i++)
+        worst = fmax(worst, fabs((double)out.y[i] - (double)y[i])), size = fmax(size, fabs((double)y[i]));
     check(worst < 1e-6 * size && size > 0, "repeated ids", "not summed");
     io.k = 1, io.ids_in = in.ids_in, io.weights_in = NULL;
     run_ok("k 1", &l, &io);
@@ -738,7 +837,8 @@ static void test_ids_in(void) {
     check(zero && out.stats.skipped == 2 * T, "nothing chosen", "y is not zero");
     io.ids_in = NULL, io.weights_in = NULL, io.k = 3; /* without ids_in, k is not read */
     run_ok("k without ids", &l, &io);
-    check(out.ids[K] >= 0 && !memcmp(out.ids + T * K, before.ids + T * K, sizeof(int32_t)), "k without ids", "is read");
+    check(out.ids[K] >= 0 && !memcmp(out.ids + T * K, before.ids + T * K, sizeof(int32_t)), "k without ids",
+          "is read");
 }
 
 /* ---- overlapping rows ---- */
@@ -764,7 +864,9 @@ static void test_overlap(void) {
         for (size_t j = 0; j < 2 * sizeof steps / sizeof *steps; j++) {
             memcpy(old, rows, sizeof rows);
             io.y = j % 2 ? rows + all - steps[j / 2] : rows + all + steps[j / 2];
-            check(error_is("overlap", &e, moe_forward(&l, &io), MOE_ERR_ALIAS, "", "y") && !memcmp(old, rows, sizeof rows), "overlap", "wrong");
+            check(error_is("overlap", &e, moe_forward(&l, &io), MOE_ERR_ALIAS, "", "y") &&
+                      !memcmp(old, rows, sizeof rows),
+                  "overlap", "wrong");
         }
         io.y = rows;
         check(moe_forward(&l, &io) == MOE_OK, "y just before x", "refused");
@@ -793,7 +895,8 @@ static void one_in_place(uint64_t seed, uint32_t format, uint32_t type) {
         rl_free(&l);
         return;
     }
-    size_t n = 1 + rl_below(&r, 20), size = type == MOE_TYPE_F32 ? 4 : 2, d = l.desc.d_model, stride = d * size + rl_below(&r, 3), bytes = n * stride;
+    size_t n = 1 + rl_below(&r, 20), size = type == MOE_TYPE_F32 ? 4 : 2, d = l.desc.d_model,
+           stride = d * size + rl_below(&r, 3), bytes = n * stride;
     uint8_t *x = (uint8_t *)malloc(bytes), *y = (uint8_t *)malloc(bytes), *sum = (uint8_t *)malloc(bytes);
     float *plain = (float *)malloc(n * d * 4);
     if (!x || !y || !sum || !plain) abort();
@@ -802,8 +905,10 @@ static void one_in_place(uint64_t seed, uint32_t format, uint32_t type) {
         for (size_t i = 0; i < d; i++) store(type, x + t * stride + i * size, rl_gauss(&r));
     moe_io io;
     memset(&io, 0, sizeof io);
-    io.x = x, io.y = y, io.x_type = io.y_type = type, io.x_stride = io.y_stride = stride, io.n_tokens = n, io.n_tasks = 1 + (uint32_t)(seed % 4);
-    io.workspace_size = seed % 2 ? moe_workspace_size(&layer, n, io.n_tasks) : moe_workspace_min(&layer, n, io.n_tasks);
+    io.x = x, io.y = y, io.x_type = io.y_type = type, io.x_stride = io.y_stride = stride, io.n_tokens = n,
+    io.n_tasks = 1 + (uint32_t)(seed % 4);
+    io.workspace_size =
+        seed % 2 ? moe_workspace_size(&layer, n, io.n_tasks) : moe_workspace_min(&layer, n, io.n_tasks);
     io.workspace = malloc(io.workspace_size);
     if (!io.workspace) abort();
     int ok = moe_forward(&layer, &io) == MOE_OK;
@@ -813,7 +918,8 @@ static void one_in_place(uint64_t seed, uint32_t format, uint32_t type) {
         for (size_t i = 0; i < d && ok; i++) {
             uint8_t want[4];
             store(type, want, plain[t * d + i]);
-            if (memcmp(want, y + t * stride + i * size, size)) ok = 0, FAIL("in place: seed %llu, y is not the rounded f32 y", (unsigned long long)seed);
+            if (memcmp(want, y + t * stride + i * size, size))
+                ok = 0, FAIL("in place: seed %llu, y is not the rounded f32 y", (unsigned long long)seed);
         }
     memcpy(sum, x, bytes);
     io.y = sum, io.y_type = type, io.y_stride = stride, io.y_add = 1;
@@ -827,17 +933,20 @@ static void one_in_place(uint64_t seed, uint32_t format, uint32_t type) {
             if (type == MOE_TYPE_F32) memcpy(&v, a, 4);
             else memcpy(&h, a, 2), v = type == MOE_TYPE_BF16 ? moei_bf16(h) : moei_f16(h);
             store(type, want, v + plain[t * d + i]);
-            if (memcmp(want, sum + t * stride + i * size, size)) ok = 0, FAIL("in place: seed %llu, y_add is not y + f32 result", (unsigned long long)seed);
+            if (memcmp(want, sum + t * stride + i * size, size))
+                ok = 0, FAIL("in place: seed %llu, y_add is not y + f32 result", (unsigned long long)seed);
         }
     io.y_add = 0, io.x = io.y = x;
     uint8_t *copy = (uint8_t *)malloc(bytes);
     if (!copy) abort();
     memcpy(copy, x, bytes);
     ok = ok && moe_forward(&layer, &io) == MOE_OK;
-    if (ok && memcmp(x, y, bytes)) ok = 0, FAIL("in place: seed %llu, y == x gives other bits", (unsigned long long)seed);
+    if (ok && memcmp(x, y, bytes))
+        ok = 0, FAIL("in place: seed %llu, y == x gives other bits", (unsigned long long)seed);
     memcpy(x, copy, bytes), io.y_add = 1;
     ok = ok && moe_forward(&layer, &io) == MOE_OK;
-    if (ok && memcmp(x, sum, bytes)) ok = 0, FAIL("in place: seed %llu, y_add with y == x gives other bits", (unsigned long long)seed);
+    if (ok && memcmp(x, sum, bytes))
+        ok = 0, FAIL("in place: seed %llu, y_add with y == x gives other bits", (unsigned long long)seed);
     if (!ok) failed++;
     else passed++;
     free(copy), free(x), free(y), free(sum), free(plain), free(io.workspace);
@@ -846,7 +955,8 @@ static void one_in_place(uint64_t seed, uint32_t format, uint32_t type) {
 
 static void test_in_place(int rounds) {
     static const uint32_t formats[] = {MOE_FORMAT_F32, MOE_FORMAT_BF16, MOE_FORMAT_Q8_0, MOE_FORMAT_FP8_BLOCK};
-    for (int i = 0; i < rounds; i++) one_in_place(7000 + (uint64_t)i, formats[i % 4], MOE_TYPE_F32 + (uint32_t)(i / 4 % 3));
+    for (int i = 0; i < rounds; i++)
+        one_in_place(7000 + (uint64_t)i, formats[i % 4], MOE_TYPE_F32 + (uint32_t)(i / 4 % 3));
 }
 
 /* ---- the other functions ---- */
@@ -858,7 +968,8 @@ static void test_select_errors(void) {
     int32_t ids[T * K], token = VOCAB;
     memset(&d, 0, sizeof d);
     d.n_experts = E, d.top_k = K;
-#define SELECT(name, status, field, ...) check(error_is(name, &e, moe_select(__VA_ARGS__, &e), MOE_##status, "", field), name, "wrong")
+#define SELECT(name, status, field, ...)                                                                             \
+    check(error_is(name, &e, moe_select(__VA_ARGS__, &e), MOE_##status, "", field), name, "wrong")
     SELECT("good", OK, "", &d, logits, T, NULL, ids, weights);
     SELECT("no tokens", OK, "", &d, NULL, 0, NULL, NULL, NULL);
     SELECT("no desc", ERR_NULL, "desc", NULL, logits, T, NULL, ids, weights);
@@ -883,7 +994,8 @@ static void test_select_errors(void) {
     d.router.score = 0, add_table(&d);
     SELECT("no token ids", ERR_TOKEN_ID, "token_ids", &d, logits, T, NULL, ids, weights);
     SELECT("token id", ERR_TOKEN_ID, "token_ids", &d, logits, 1, &token, ids, weights);
-    check(moe_select(&d, logits, 1, &token, ids, weights, NULL) == MOE_ERR_TOKEN_ID, "token id", "another status without an error struct");
+    check(moe_select(&d, logits, 1, &token, ids, weights, NULL) == MOE_ERR_TOKEN_ID, "token id",
+          "another status without an error struct");
 #undef SELECT
 }
 
@@ -905,9 +1017,11 @@ static void test_weight_errors(void) {
     check(moe_dequantize(&m, 0, 1, 2, 32, 1, SIZE_MAX, row) == MOE_ERR_SIZE, "dequantize SIZE_MAX rows", "accepted");
     check(moe_dequantize(&m, 0, 0, 2, 32, 0, 2, row) == MOE_ERR_SIZE, "dequantize of no experts", "accepted");
     check(moe_dequantize(&m, 0, 1, 0, 32, 0, 0, row) == MOE_ERR_SIZE, "dequantize of no rows", "accepted");
-    check(moe_dequantize(&m, 0, 1, SIZE_MAX / 8, SIZE_MAX / 8, 0, 1, row) != MOE_OK, "dequantize of huge shapes", "accepted");
+    check(moe_dequantize(&m, 0, 1, SIZE_MAX / 8, SIZE_MAX / 8, 0, 1, row) != MOE_OK, "dequantize of huge shapes",
+          "accepted");
     m.expert = lists;
-    check(moe_dequantize(&m, 1, 2, 2, 32, 0, 2, row) == MOE_ERR_EXPERT_ABSENT, "dequantize an absent expert", "accepted");
+    check(moe_dequantize(&m, 1, 2, 2, 32, 0, 2, row) == MOE_ERR_EXPERT_ABSENT, "dequantize an absent expert",
+          "accepted");
     m.expert = NULL, m.format = MOE_FORMAT_COUNT;
     check(moe_dequantize(&m, 0, 1, 2, 32, 0, 2, row) == MOE_ERR_FORMAT, "dequantize an unknown format", "accepted");
     check(moe_quantize(MOE_FORMAT_Q8_0, row, 1, 32, bytes) == MOE_OK, "quantize", "refused");
@@ -915,16 +1029,23 @@ static void test_weight_errors(void) {
     check(moe_quantize(MOE_FORMAT_Q8_0, NULL, 1, 32, bytes) == MOE_ERR_NULL, "quantize nothing", "accepted");
     check(moe_quantize(MOE_FORMAT_Q8_0, row, 1, 32, NULL) == MOE_ERR_NULL, "quantize to nowhere", "accepted");
     check(moe_quantize(MOE_FORMAT_Q4_K, row, 1, 256, bytes) == MOE_ERR_UNSUPPORTED, "quantize q4_K", "accepted");
-    check(moe_quantize(0, row, 1, 32, bytes) == MOE_ERR_FORMAT && moe_quantize(~0u, row, 1, 32, bytes) == MOE_ERR_FORMAT, "quantize to no format", "accepted");
+    check(moe_quantize(0, row, 1, 32, bytes) == MOE_ERR_FORMAT &&
+              moe_quantize(~0u, row, 1, 32, bytes) == MOE_ERR_FORMAT,
+          "quantize to no format", "accepted");
     row[5] = (float)INFINITY;
     check(moe_quantize(MOE_FORMAT_Q8_0, row, 1, 32, bytes) == MOE_ERR_VALUE, "quantize Inf", "accepted");
     m.format = MOE_FORMAT_F32;
     check(error_is("validate", &e, moe_validate(&m, 1, 2, 32, &e), MOE_OK, "", ""), "validate", "wrong");
     rl_put32((uint8_t *)(dense + 37), (float)INFINITY);
-    check(error_is("validate Inf", &e, moe_validate(&m, 1, 2, 32, &e), MOE_ERR_VALUE, "", "data") && e.got == 37, "validate Inf", "wrong place");
-    check(error_is("validate nothing", &e, moe_validate(NULL, 1, 2, 32, &e), MOE_ERR_NULL, "", "matrix"), "validate nothing", "wrong");
-    check(moe_row_bytes(~0u, 32) == 0 && moe_row_bytes(MOE_FORMAT_Q4_K, 255) == 0 && moe_row_bytes(MOE_FORMAT_Q4_K, 512) == 288, "row bytes", "wrong");
-    check(moe_row_bytes(MOE_FORMAT_F32, SIZE_MAX) == 0 && moe_row_bytes(MOE_FORMAT_F32, SIZE_MAX / 4 + 1) == 0, "row bytes", "overflow");
+    check(error_is("validate Inf", &e, moe_validate(&m, 1, 2, 32, &e), MOE_ERR_VALUE, "", "data") && e.got == 37,
+          "validate Inf", "wrong place");
+    check(error_is("validate nothing", &e, moe_validate(NULL, 1, 2, 32, &e), MOE_ERR_NULL, "", "matrix"),
+          "validate nothing", "wrong");
+    check(moe_row_bytes(~0u, 32) == 0 && moe_row_bytes(MOE_FORMAT_Q4_K, 255) == 0 &&
+              moe_row_bytes(MOE_FORMAT_Q4_K, 512) == 288,
+          "row bytes", "wrong");
+    check(moe_row_bytes(MOE_FORMAT_F32, SIZE_MAX) == 0 && moe_row_bytes(MOE_FORMAT_F32, SIZE_MAX / 4 + 1) == 0,
+          "row bytes", "overflow");
 }
 
 static void test_names(void) {
@@ -932,32 +1053,52 @@ static void test_names(void) {
     for (uint32_t s = 0; s < MOE_STATUS_COUNT; s++) {
         const char *text = moe_status_text((moe_status)s);
         check(text && *text && strcmp(text, "unknown status"), "status text", "missing");
-        for (uint32_t o = 0; o < s; o++) check(strcmp(text, moe_status_text((moe_status)o)) != 0, text, "the same text twice");
+        for (uint32_t o = 0; o < s; o++)
+            check(strcmp(text, moe_status_text((moe_status)o)) != 0, text, "the same text twice");
     }
     check(!strcmp(moe_status_text(MOE_STATUS_COUNT), "unknown status"), "status text", "beyond the last");
     for (uint32_t f = 1; f < MOE_FORMAT_COUNT; f++) {
         char upper[32];
         size_t n = strlen(moe_format_name(f));
-        for (size_t i = 0; i <= n; i++) upper[i] = (char)(moe_format_name(f)[i] >= 'a' && moe_format_name(f)[i] <= 'z' ? moe_format_name(f)[i] - 32 : moe_format_name(f)[i]);
-        check(moe_format_by_name(moe_format_name(f)) == f && moe_format_by_name(upper) == f, moe_format_name(f), "no round trip");
+        for (size_t i = 0; i <= n; i++)
+            upper[i] =
+                (char)(moe_format_name(f)[i] >= 'a' && moe_format_name(f)[i] <= 'z' ? moe_format_name(f)[i] - 32
+                                                                                    : moe_format_name(f)[i]);
+        check(moe_format_by_name(moe_format_name(f)) == f && moe_format_by_name(upper) == f, moe_format_name(f),
+              "no round trip");
     }
-    for (uint32_t t = 0; t < MOE_TIER_COUNT; t++) check(moe_tier_by_name(moe_tier_name(t)) == t, moe_tier_name(t), "no round trip");
-    for (uint32_t c = 0; c < MOE_COMPUTE_COUNT; c++) check(moe_compute_by_name(moe_compute_name(c)) == c, moe_compute_name(c), "no round trip");
-    check(!strcmp(moe_format_name(MOE_FORMAT_COUNT), "?") && !strcmp(moe_format_name(~0u), "?"), "format name", "beyond the last");
-    check(!strcmp(moe_tier_name(MOE_TIER_COUNT), "?") && !strcmp(moe_tier_name(~0u), "?"), "tier name", "beyond the last");
-    check(!strcmp(moe_compute_name(MOE_COMPUTE_COUNT), "?") && !strcmp(moe_compute_name(~0u), "?"), "compute name", "beyond the last");
-    check(moe_format_by_name("q9") == MOE_FORMAT_NONE && moe_format_by_name("") == MOE_FORMAT_NONE && moe_format_by_name(NULL) == MOE_FORMAT_NONE, "format", "unknown");
-    check(moe_tier_by_name("sse") == MOE_TIER_COUNT && moe_tier_by_name("") == MOE_TIER_COUNT && moe_tier_by_name(NULL) == MOE_TIER_COUNT, "tier", "unknown");
-    check(moe_compute_by_name("f") == MOE_COMPUTE_COUNT && moe_compute_by_name("") == MOE_COMPUTE_COUNT && moe_compute_by_name(NULL) == MOE_COMPUTE_COUNT, "compute", "unknown");
+    for (uint32_t t = 0; t < MOE_TIER_COUNT; t++)
+        check(moe_tier_by_name(moe_tier_name(t)) == t, moe_tier_name(t), "no round trip");
+    for (uint32_t c = 0; c < MOE_COMPUTE_COUNT; c++)
+        check(moe_compute_by_name(moe_compute_name(c)) == c, moe_compute_name(c), "no round trip");
+    check(!strcmp(moe_format_name(MOE_FORMAT_COUNT), "?") && !strcmp(moe_format_name(~0u), "?"), "format name",
+          "beyond the last");
+    check(!strcmp(moe_tier_name(MOE_TIER_COUNT), "?") && !strcmp(moe_tier_name(~0u), "?"), "tier name",
+          "beyond the last");
+    check(!strcmp(moe_compute_name(MOE_COMPUTE_COUNT), "?") && !strcmp(moe_compute_name(~0u), "?"), "compute name",
+          "beyond the last");
+    check(moe_format_by_name("q9") == MOE_FORMAT_NONE && moe_format_by_name("") == MOE_FORMAT_NONE &&
+              moe_format_by_name(NULL) == MOE_FORMAT_NONE,
+          "format", "unknown");
+    check(moe_tier_by_name("sse") == MOE_TIER_COUNT && moe_tier_by_name("") == MOE_TIER_COUNT &&
+              moe_tier_by_name(NULL) == MOE_TIER_COUNT,
+          "tier", "unknown");
+    check(moe_compute_by_name("f") == MOE_COMPUTE_COUNT && moe_compute_by_name("") == MOE_COMPUTE_COUNT &&
+              moe_compute_by_name(NULL) == MOE_COMPUTE_COUNT,
+          "compute", "unknown");
     check(moe_version() == MOE_VERSION, "version", "differs");
 #define SIZE(type) check(moe_sizeof(#type) == sizeof(type), #type, "size")
-    SIZE(moe_array), SIZE(moe_grid), SIZE(moe_matrix), SIZE(moe_router), SIZE(moe_ffn), SIZE(moe_shared), SIZE(moe_latent), SIZE(moe_desc);
-    SIZE(moe_error), SIZE(moe_experts), SIZE(moe_io), SIZE(moe_layer), SIZE(moe_parallel), SIZE(moe_stats), SIZE(moe_counts), SIZE(moe_balance);
+    SIZE(moe_array), SIZE(moe_grid), SIZE(moe_matrix), SIZE(moe_router), SIZE(moe_ffn), SIZE(moe_shared),
+        SIZE(moe_latent), SIZE(moe_desc);
+    SIZE(moe_error), SIZE(moe_experts), SIZE(moe_io), SIZE(moe_layer), SIZE(moe_parallel), SIZE(moe_stats),
+        SIZE(moe_counts), SIZE(moe_balance);
 #undef SIZE
     check(moe_sizeof("moe_nothing") == 0 && moe_sizeof("") == 0 && moe_sizeof(NULL) == 0, "sizeof", "unknown");
     memset(&d, 0, sizeof d);
-    check(moe_preset(&d, "no such model") == MOE_ERR_MODEL && moe_preset(&d, "") == MOE_ERR_MODEL, "preset", "unknown model accepted");
-    check(moe_preset(NULL, "mixtral") == MOE_ERR_NULL && moe_preset(&d, NULL) == MOE_ERR_NULL, "preset", "NULL accepted");
+    check(moe_preset(&d, "no such model") == MOE_ERR_MODEL && moe_preset(&d, "") == MOE_ERR_MODEL, "preset",
+          "unknown model accepted");
+    check(moe_preset(NULL, "mixtral") == MOE_ERR_NULL && moe_preset(&d, NULL) == MOE_ERR_NULL, "preset",
+          "NULL accepted");
     check(moe_preset(&d, "grovemoe") == MOE_ERR_UNSUPPORTED, "preset", "grovemoe accepted");
     moe_desc zero;
     memset(&zero, 0, sizeof zero);
@@ -967,9 +1108,11 @@ static void test_names(void) {
     moe_counts c;
     moe_balance b;
     memset(&none, 0, sizeof none);
-    moe_layer_counts(NULL, &c), moe_layer_counts(&none, NULL), moe_stats_balance(NULL, 4, &b), moe_stats_balance(NULL, 4, NULL);
+    moe_layer_counts(NULL, &c), moe_layer_counts(&none, NULL), moe_stats_balance(NULL, 4, &b),
+        moe_stats_balance(NULL, 4, NULL);
     check(c.params_total == 0 && b.imbalance == 0.0, "counts of nothing", "not 0");
-    check(moe_layer_tier(NULL) == MOE_TIER_C && moe_layer_compute(NULL, MOE_UP) == MOE_COMPUTE_DEFAULT, "layer queries", "NULL");
+    check(moe_layer_tier(NULL) == MOE_TIER_C && moe_layer_compute(NULL, MOE_UP) == MOE_COMPUTE_DEFAULT,
+          "layer queries", "NULL");
 }
 
 int main(void) {

@@ -171,7 +171,8 @@ static void test_blocks_file(uint32_t format, const char *name, const char *suff
         memcpy(out, source.data, source.bytes);
         as_stored(out, source.bytes / 4, 4);
         if (moe_quantize(format, out, source.shape[0], k, again) == MOE_OK)
-            check(!memcmp(again, blocks.data, source.shape[0] * blocks.shape[1]), label, "quantising gives other bytes");
+            check(!memcmp(again, blocks.data, source.shape[0] * blocks.shape[1]), label,
+                  "quantising gives other bytes");
     }
     free(again);
     free(out);
@@ -844,7 +845,7 @@ static void test_transposed(uint32_t format) {
 /* Interleaved, concatenated, one pointer per expert, offsets, per-call pointers: all read the same numbers. */
 static void test_views(void) {
     enum { E = 3, R = 4, K = 6 };
-#define NUMBER(e, r, k) (float)(((e) * 2 * R + (r)) * K + (k))
+#define NUMBER(e, r, k) (float)(((e)*2 * R + (r)) * K + (k))
     static float store[E][2 * R][K], out[R * K];
     static const void *pointers[E], *calls[E];
     for (size_t i = 0; i < E * 2 * R * K; i++) (&store[0][0][0])[i] = (float)i;

@@ -48,7 +48,8 @@ static moe_status run(call *c, uint32_t tasks, size_t bytes) {
     c->io.n_tasks = tasks;
     c->io.workspace_size = bytes ? bytes : moe_workspace_size(&c->layer, c->io.n_tokens, tasks);
     c->io.workspace = grab(c->io.workspace_size);
-    memset(c->io.workspace, 0xff, c->io.workspace_size); /* NaN everywhere: nothing may be read before it is written */
+    memset(c->io.workspace, 0xff,
+           c->io.workspace_size); /* NaN everywhere: nothing may be read before it is written */
     c->io.error = &e;
     moe_status s = moe_forward(&c->layer, &c->io);
     if (s) printf("(%s: %s)\n", e.field, moe_status_text(s));
@@ -79,12 +80,14 @@ static int check_token(const call *c, const orc_result *r, size_t t, double *use
     }
     for (size_t j = 0; j < c->k; j++) {
         if (c->ids[t * c->k + j] != r->ids[t * c->k + j]) {
-            FAIL("%s seed %llu: token %zu rank %zu expert %d, not %d", what, (unsigned long long)seed, t, j, c->ids[t * c->k + j], r->ids[t * c->k + j]);
+            FAIL("%s seed %llu: token %zu rank %zu expert %d, not %d", what, (unsigned long long)seed, t, j,
+                 c->ids[t * c->k + j], r->ids[t * c->k + j]);
             return 0;
         }
         double err = fabs((double)c->weights[t * c->k + j] - r->weights[t * c->k + j]);
         if (!(err <= r->weights_err[t * c->k + j])) {
-            FAIL("%s seed %llu: token %zu rank %zu weight off by %g, bound %g", what, (unsigned long long)seed, t, j, err, r->weights_err[t * c->k + j]);
+            FAIL("%s seed %llu: token %zu rank %zu weight off by %g, bound %g", what, (unsigned long long)seed, t, j,
+                 err, r->weights_err[t * c->k + j]);
             return 0;
         }
     }
@@ -93,14 +96,16 @@ static int check_token(const call *c, const orc_result *r, size_t t, double *use
         elements++;
         if (err > 0 && part > *used) *used = part;
         if (!(err <= r->bound[i])) {
-            FAIL("%s seed %llu: token %zu output %zu is %.9g, not %.9g: %.2f of the bound", what, (unsigned long long)seed, t, i % c->d, (double)c->y[i], r->output[i], part);
+            FAIL("%s seed %llu: token %zu output %zu is %.9g, not %.9g: %.2f of the bound", what,
+                 (unsigned long long)seed, t, i % c->d, (double)c->y[i], r->output[i], part);
             return 0;
         }
     }
     return 1;
 }
 
-static void one_random(uint64_t seed, uint32_t format, uint32_t shared_format, uint32_t compute, uint32_t tiers, uint32_t unit) {
+static void one_random(uint64_t seed, uint32_t format, uint32_t shared_format, uint32_t compute, uint32_t tiers,
+                       uint32_t unit) {
     rl_layer l;
     call c;
     moe_error e;
@@ -108,7 +113,12 @@ static void one_random(uint64_t seed, uint32_t format, uint32_t shared_format, u
     char what[96];
     rl_make(&l, seed, format, shared_format, unit, unit == 1 ? 70 : 2);
     l.desc.compute = compute, l.desc.tiers = tiers;
-    snprintf(what, sizeof what, "%s %s tiers %x", moe_format_name(format), compute == MOE_COMPUTE_F32 ? "f32" : compute == MOE_COMPUTE_Q8 ? "q8" : compute ? "bf16" : "default", tiers);
+    snprintf(what, sizeof what, "%s %s tiers %x", moe_format_name(format),
+             compute == MOE_COMPUTE_F32  ? "f32"
+             : compute == MOE_COMPUTE_Q8 ? "q8"
+             : compute                   ? "bf16"
+                                         : "default",
+             tiers);
     rl_rng rng = {seed ^ 0x1234567};
     call_new(&c, &l, 1 + rl_below(&rng, MAX_T), &rng);
     if (moe_layer_init(&c.layer, &l.desc, &e)) {
@@ -121,7 +131,8 @@ static void one_random(uint64_t seed, uint32_t format, uint32_t shared_format, u
         moe_status s = run(&c, 1 + rl_below(&rng, 5), 0);
         int ok = s == MOE_OK;
         if (!ok) FAIL("%s seed %llu: status %d", what, (unsigned long long)seed, (int)s);
-        for (size_t t = 0; t < c.n && ok; t++) ok = check_token(&c, &r, t, &worst[c.layer.routed.in->compute][format], what, seed);
+        for (size_t t = 0; t < c.n && ok; t++)
+            ok = check_token(&c, &r, t, &worst[c.layer.routed.in->compute][format], what, seed);
         passed += ok;
         orc_free(&r);
     }
@@ -134,7 +145,10 @@ static uint32_t unit_of(uint32_t format) { /* the least row length that the form
     while (!moe_row_bytes(format, n)) n *= 2;
     return n;
 }
-static int is_integer(uint32_t format) { return format >= MOE_FORMAT_Q8_0 && format != MOE_FORMAT_MXFP8 && format != MOE_FORMAT_FP8_BLOCK && format != MOE_FORMAT_FP8_CHANNEL; }
+static int is_integer(uint32_t format) {
+    return format >= MOE_FORMAT_Q8_0 && format != MOE_FORMAT_MXFP8 && format != MOE_FORMAT_FP8_BLOCK &&
+           format != MOE_FORMAT_FP8_CHANNEL;
+}
 static uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
 
 static void test_oracle(uint32_t tiers, int rounds) {
@@ -180,16 +194,23 @@ static void same_bits(uint64_t seed, uint32_t format, uint32_t compute, uint32_t
             memset(c.y, 0xee, c.n * c.d * 4);
             size_t bytes = i % 2 ? moe_workspace_min(&c.layer, c.n, tasks[i]) + (i > 2 ? 200000 : 0) : 0;
             if (bytes > moe_workspace_size(&c.layer, c.n, tasks[i])) bytes = 0;
-            if (run(&c, tasks[i], bytes)) ok = 0, FAIL("same bits: %s on %s: status", moe_format_name(format), moe_tier_name(tier));
+            if (run(&c, tasks[i], bytes))
+                ok = 0, FAIL("same bits: %s on %s: status", moe_format_name(format), moe_tier_name(tier));
             else if (first) memcpy(want, c.y, c.n * c.d * 4), first = 0;
-            else if (memcmp(want, c.y, c.n * c.d * 4)) ok = 0, FAIL("same bits: %s compute %u seed %llu differs on %s with %u tasks, workspace %zu", moe_format_name(format), compute, (unsigned long long)seed, moe_tier_name(tier), tasks[i], bytes);
+            else if (memcmp(want, c.y, c.n * c.d * 4))
+                ok = 0, FAIL("same bits: %s compute %u seed %llu differs on %s with %u tasks, workspace %zu",
+                             moe_format_name(format), compute, (unsigned long long)seed, moe_tier_name(tier),
+                             tasks[i], bytes);
         }
         for (size_t at = 0, n; at < (all ? c.n : 7) && ok; at += n) { /* split: 1, 2, 4, 8, ... tokens a call */
             moe_io whole = c.io;
             n = at + 1 < c.n - at ? at + 1 : c.n - at;
-            c.io.x = c.x + at * c.d, c.io.y = c.y, c.io.n_tokens = n, c.io.ids_out = NULL, c.io.weights_out = NULL, c.io.logits_out = NULL;
+            c.io.x = c.x + at * c.d, c.io.y = c.y, c.io.n_tokens = n, c.io.ids_out = NULL, c.io.weights_out = NULL,
+            c.io.logits_out = NULL;
             memset(c.y, 0xee, n * c.d * 4);
-            if (run(&c, 2, 0) || memcmp(want + at * c.d, c.y, n * c.d * 4)) ok = 0, FAIL("same bits: %s compute %u seed %llu on %s: tokens %zu.. alone differ", moe_format_name(format), compute, (unsigned long long)seed, moe_tier_name(tier), at);
+            if (run(&c, 2, 0) || memcmp(want + at * c.d, c.y, n * c.d * 4))
+                ok = 0, FAIL("same bits: %s compute %u seed %llu on %s: tokens %zu.. alone differ",
+                             moe_format_name(format), compute, (unsigned long long)seed, moe_tier_name(tier), at);
             c.io = whole;
         }
     }

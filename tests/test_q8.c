@@ -30,15 +30,20 @@ static uint32_t rnd(void) {
 }
 static float rndf(void) { return (float)(int32_t)rnd() / 2147483648.0f; }
 
-static const struct { const char *name; size_t elements, bytes; } formats[] = {
-    {"none", 1, 0},
+static const struct {
+    const char *name;
+    size_t elements, bytes;
+} formats[] = {{"none", 1, 0},
 #define MOE_X(id, name, n, bytes, rows, cols) {name, n, bytes},
-    MOE_FORMATS(MOE_X)
+               MOE_FORMATS(MOE_X)
 #undef MOE_X
 };
 
 /* n bytes that end (or begin) at an inaccessible page. */
-typedef struct guarded { uint8_t *map, *p; size_t size; } guarded;
+typedef struct guarded {
+    uint8_t *map, *p;
+    size_t size;
+} guarded;
 static guarded guard(size_t n, int at_end) {
     guarded g;
     size_t pages = (n + 4095) / 4096 + 1;
@@ -76,18 +81,23 @@ static double grid(const moei_side *s, size_t r, size_t c) {
     switch (s->type) {
     case MOE_TYPE_F32: memcpy(&f, p + 4 * i, 4); return (double)f;
     case MOE_TYPE_F16: return (double)half(p + 2 * i);
-    case MOE_TYPE_BF16: u = (uint32_t)(p[2 * i] | p[2 * i + 1] << 8) << 16; memcpy(&f, &u, 4); return (double)f;
+    case MOE_TYPE_BF16:
+        u = (uint32_t)(p[2 * i] | p[2 * i + 1] << 8) << 16;
+        memcpy(&f, &u, 4);
+        return (double)f;
     case MOE_TYPE_E8M0: return (double)e8m0(p[i]);
     case MOE_TYPE_E4M3: return (double)e4m3(p[i]);
     case MOE_TYPE_U8: return p[i] > 127 ? 127 : p[i]; /* zero points: more makes no sense with 4 bits */
-    default: p = s->data + r / s->rows / 8 * s->row_stride + 4 * i + r / s->rows % 8 / 2; return r / s->rows % 2 ? *p >> 4 : *p & 15;
+    default:
+        p = s->data + r / s->rows / 8 * s->row_stride + 4 * i + r / s->rows % 8 / 2;
+        return r / s->rows % 2 ? *p >> 4 : *p & 15;
     }
 }
 
 /* Block b of 32 weights of a row: integers, and what multiplies them. */
 typedef struct block {
-    int q[32], sub[2], min[2];    /* weights; integer scales and minima of the halves */
-    float d[2], m;                /* scale (of the halves, if two); what is added times s_x; Q2_K: -dmin */
+    int q[32], sub[2], min[2]; /* weights; integer scales and minima of the halves */
+    float d[2], m;             /* scale (of the halves, if two); what is added times s_x; Q2_K: -dmin */
     int two, has_min, has_min16;
 } block;
 static void scales_k(const uint8_t *s, unsigned g, int *scale, int *min) {
@@ -204,7 +214,8 @@ static void define(const moei_rows *w, size_t n_rows, const void *const *x, size
         for (size_t b = 0; b < n; b++) decode(w, r, b, &row[b]);
         for (size_t t = 0; t < n_tokens; t++) {
             float a[8] = {0};
-            for (size_t b = 0; b < n; b++) a[b % 8] = chain_block(&row[b], (const moei_q8 *)x[t] + b / 8, b % 8, a[b % 8]);
+            for (size_t b = 0; b < n; b++)
+                a[b % 8] = chain_block(&row[b], (const moei_q8 *)x[t] + b / 8, b % 8, a[b % 8]);
             for (int s = 4; s; s >>= 1)
                 for (int l = 0; l < s; l++) a[l] += a[l + s];
             out[t * n_rows + r] = a[0] + 0.0f;
@@ -230,13 +241,15 @@ static void define_q8(moei_q8 *to, size_t lane, const float *x) {
     for (int i = 0; i < 32; i++) {
         volatile float y = fmaf(x[i], id, 12582912.0f);
         int q = (int)(y - 12582912.0f);
-        to->q[lane][i] = (int8_t)q, to->sum[lane] += q, to->sum16[lane][i / 16] = (int16_t)(to->sum16[lane][i / 16] + q);
+        to->q[lane][i] = (int8_t)q, to->sum[lane] += q,
+        to->sum16[lane][i / 16] = (int16_t)(to->sum16[lane][i / 16] + q);
     }
     to->s[lane] = to->d[lane] * (float)to->sum[lane];
 }
 static int same(float a, float b) { return moei_bits(a) == moei_bits(b) || (a != a && b != b); }
 static int same_q8(const moei_q8 *a, const moei_q8 *b) {
-    int ok = !memcmp(a->q, b->q, sizeof a->q) && !memcmp(a->sum, b->sum, sizeof a->sum) && !memcmp(a->sum16, b->sum16, sizeof a->sum16);
+    int ok = !memcmp(a->q, b->q, sizeof a->q) && !memcmp(a->sum, b->sum, sizeof a->sum) &&
+             !memcmp(a->sum16, b->sum16, sizeof a->sum16);
     for (int i = 0; i < 8; i++) ok = ok && same(a->d[i], b->d[i]) && same(a->s[i], b->s[i]);
     return ok;
 }
@@ -283,23 +296,30 @@ static void test_prepare(const moei_arith *arith, const char *tier) {
 /* ---- dot products ------------------------------------------------------------------------------------------------------ */
 
 enum { MAX_TOKENS = 40, MAX_ROWS = 70 };
-typedef struct side_case { uint32_t type, rows, cols, zero, zero_rows, zero_cols; } side_case;
+typedef struct side_case {
+    uint32_t type, rows, cols, zero, zero_rows, zero_cols;
+} side_case;
 
 static int is_side_format(uint32_t f) {
-    return f == MOE_FORMAT_MXFP4_HF || f == MOE_FORMAT_NVFP4_HF || f == MOE_FORMAT_INT8_CHANNEL || f == MOE_FORMAT_INT4_GROUP;
+    return f == MOE_FORMAT_MXFP4_HF || f == MOE_FORMAT_NVFP4_HF || f == MOE_FORMAT_INT8_CHANNEL ||
+           f == MOE_FORMAT_INT4_GROUP;
 }
 /* Scales get moderate values (random halves are mostly huge), or the smallest: subnormal halves, 2^-127. */
 static uint8_t tame_half(uint8_t high, int tiny) { return (uint8_t)((tiny ? 0 : 0x1c) | (high & 0x83)); }
 static void tame(uint32_t f, uint8_t *p, size_t bytes, int tiny) {
-    static const struct { uint32_t f; size_t size, at[2]; } fields[] = {
-        {MOE_FORMAT_Q8_0, 34, {0, 0}}, {MOE_FORMAT_Q4_0, 18, {0, 0}}, {MOE_FORMAT_Q4_1, 20, {0, 2}}, {MOE_FORMAT_Q5_0, 22, {0, 0}},
-        {MOE_FORMAT_Q5_1, 24, {0, 2}}, {MOE_FORMAT_Q2_K, 84, {80, 82}}, {MOE_FORMAT_Q3_K, 110, {108, 108}},
-        {MOE_FORMAT_Q4_K, 144, {0, 2}}, {MOE_FORMAT_Q5_K, 176, {0, 2}}, {MOE_FORMAT_Q6_K, 210, {208, 208}},
-        {MOE_FORMAT_IQ4_NL, 18, {0, 0}}, {MOE_FORMAT_IQ4_XS, 136, {0, 0}}};
+    static const struct {
+        uint32_t f;
+        size_t size, at[2];
+    } fields[] = {
+        {MOE_FORMAT_Q8_0, 34, {0, 0}},      {MOE_FORMAT_Q4_0, 18, {0, 0}},   {MOE_FORMAT_Q4_1, 20, {0, 2}},
+        {MOE_FORMAT_Q5_0, 22, {0, 0}},      {MOE_FORMAT_Q5_1, 24, {0, 2}},   {MOE_FORMAT_Q2_K, 84, {80, 82}},
+        {MOE_FORMAT_Q3_K, 110, {108, 108}}, {MOE_FORMAT_Q4_K, 144, {0, 2}},  {MOE_FORMAT_Q5_K, 176, {0, 2}},
+        {MOE_FORMAT_Q6_K, 210, {208, 208}}, {MOE_FORMAT_IQ4_NL, 18, {0, 0}}, {MOE_FORMAT_IQ4_XS, 136, {0, 0}}};
     for (size_t i = 0; i < MOEI_COUNT(fields); i++)
         for (size_t b = 0; fields[i].f == f && b < bytes; b += fields[i].size)
             for (int j = 0; j < 2; j++) p[b + fields[i].at[j] + 1] = tame_half(p[b + fields[i].at[j] + 1], tiny);
-    for (size_t b = 0; f == MOE_FORMAT_MXFP4 && b < bytes; b += 17) p[b] = (uint8_t)(tiny ? p[b] % 4 : 120 + p[b] % 16);
+    for (size_t b = 0; f == MOE_FORMAT_MXFP4 && b < bytes; b += 17)
+        p[b] = (uint8_t)(tiny ? p[b] % 4 : 120 + p[b] % 16);
     for (size_t b = 0; f == MOE_FORMAT_NVFP4 && b < bytes; b += 36)
         for (size_t j = 0; j < 4; j++) p[b + j] &= tiny ? 0x07 : 0x3f;
 }
@@ -322,8 +342,11 @@ typedef struct matrix { /* the test's own owner of a moei_rows */
     moei_rows w;
     guarded data, scale, zero;
 } matrix;
-static void make_side(moei_side *s, guarded *g, uint32_t type, uint32_t rows, uint32_t cols, size_t n_rows, size_t k, int content) {
-    size_t lines = (n_rows + rows - 1) / rows, bytes = type == MOE_TYPE_F32 || type == MOE_TYPE_U4X8 ? 4 : type == MOE_TYPE_F16 || type == MOE_TYPE_BF16 ? 2 : 1;
+static void make_side(moei_side *s, guarded *g, uint32_t type, uint32_t rows, uint32_t cols, size_t n_rows, size_t k,
+                      int content) {
+    size_t lines = (n_rows + rows - 1) / rows, bytes = type == MOE_TYPE_F32 || type == MOE_TYPE_U4X8   ? 4
+                                                       : type == MOE_TYPE_F16 || type == MOE_TYPE_BF16 ? 2
+                                                                                                       : 1;
     if (type == MOE_TYPE_U4X8) lines = (lines + 7) / 8;
     s->type = type, s->rows = rows, s->cols = cols, s->row_stride = (k + cols - 1) / cols * bytes;
     *g = guard(lines * s->row_stride, content % 2 == 0);
@@ -343,7 +366,8 @@ static void make_matrix(matrix *m, uint32_t f, size_t n_rows, size_t k, const si
         if (content == 0 || content == 2) tame(f, m->data.p + r * m->w.row_stride, bytes, content);
     }
     if (side && side->type) make_side(&m->w.scale, &m->scale, side->type, side->rows, side->cols, rows, k, content);
-    if (side && side->zero) make_side(&m->w.zero, &m->zero, side->zero, side->zero_rows, side->zero_cols, rows, k, content);
+    if (side && side->zero)
+        make_side(&m->w.zero, &m->zero, side->zero, side->zero_rows, side->zero_cols, rows, k, content);
 }
 static void free_matrix(matrix *m) {
     unguard(&m->data);
@@ -364,7 +388,8 @@ static void make_tokens(tokens *t, const moei_arith *arith, size_t k) {
     free(x);
 }
 
-static void compare(const float *want, size_t want_rows, const guarded *out, size_t n_rows, size_t n_tokens, size_t stride, const char *what) {
+static void compare(const float *want, size_t want_rows, const guarded *out, size_t n_rows, size_t n_tokens,
+                    size_t stride, const char *what) {
     const float *y = (const float *)(const void *)out->p;
     size_t bad = 0, touched = 0;
     char why[160] = "";
@@ -375,13 +400,14 @@ static void compare(const float *want, size_t want_rows, const guarded *out, siz
             memcpy(&got, y + t * stride + r, 4);
             if (r >= n_rows) touched += moei_bits(got) != 0xa5a5a5a5u;
             else if (!same(got, expect) && !bad++)
-                snprintf(why, sizeof why, "%s: %zu rows, %zu tokens: [%zu][%zu] is %.9g, not %.9g", what, n_rows, n_tokens, t, r, (double)got, (double)expect);
+                snprintf(why, sizeof why, "%s: %zu rows, %zu tokens: [%zu][%zu] is %.9g, not %.9g", what, n_rows,
+                         n_tokens, t, r, (double)got, (double)expect);
         }
     check(!bad, why);
     check(!touched, "wrote beyond the rows");
 }
-static void run_one(const moei_arith *arith, const matrix *m, const tokens *x, const float *want, size_t want_rows, uint32_t n_rows,
-                    uint32_t n_tokens) {
+static void run_one(const moei_arith *arith, const matrix *m, const tokens *x, const float *want, size_t want_rows,
+                    uint32_t n_rows, uint32_t n_tokens) {
     const moei_ops *ops = &arith->ops[m->w.format];
     size_t stride = n_rows + n_tokens % 3;
     guarded out = guard(((n_tokens - 1) * stride + n_rows) * 4, 1);
@@ -402,9 +428,14 @@ static void run_one(const moei_arith *arith, const matrix *m, const tokens *x, c
     }
     unguard(&out);
 }
-typedef struct tier { const char *name; const moei_arith *arith; int runs; } tier;
+typedef struct tier {
+    const char *name;
+    const moei_arith *arith;
+    int runs;
+} tier;
 
-static void test_matrix(const tier *tiers, size_t n_tiers, uint32_t f, size_t k, const side_case *side, int content, int every) {
+static void test_matrix(const tier *tiers, size_t n_tiers, uint32_t f, size_t k, const side_case *side, int content,
+                        int every) {
     static const uint32_t counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 33, 40};
     enum { N = 20 };
     static float want[MAX_TOKENS * MAX_ROWS];
@@ -416,10 +447,11 @@ static void test_matrix(const tier *tiers, size_t n_tiers, uint32_t f, size_t k,
     define(&m.w, most, x.x, MAX_TOKENS, want);
     for (size_t i = 0; i < n_tiers; i++) {
         if (!tiers[i].runs || !tiers[i].arith->ops[f].dot) continue;
-        name_test("%s %s k=%zu content=%d scale=%u/%u zero=%u", tiers[i].name, formats[f].name, k, content, side ? side->type : 0,
-                  side ? side->cols : 0, side ? side->zero : 0);
+        name_test("%s %s k=%zu content=%d scale=%u/%u zero=%u", tiers[i].name, formats[f].name, k, content,
+                  side ? side->type : 0, side ? side->cols : 0, side ? side->zero : 0);
         for (size_t c = 0; c < MOEI_COUNT(counts); c++)
-            for (uint32_t n = 1; n <= (every ? 33 : N); n += every || c < 2 ? 1 : 1 + rnd() % 6) run_one(tiers[i].arith, &m, &x, want, most, n, counts[c]);
+            for (uint32_t n = 1; n <= (every ? 33 : N); n += every || c < 2 ? 1 : 1 + rnd() % 6)
+                run_one(tiers[i].arith, &m, &x, want, most, n, counts[c]);
         for (uint32_t n = 44; every && n <= MAX_ROWS; n += 13) run_one(tiers[i].arith, &m, &x, want, most, n, 33);
     }
     for (int i = 0; i < MAX_TOKENS; i++) unguard(&x.rows[i]);
@@ -428,13 +460,24 @@ static void test_matrix(const tier *tiers, size_t n_tiers, uint32_t f, size_t k,
 
 int main(void) {
     static const size_t ks[] = {32, 64, 256, 288, 768, 2048, 2880};
-    static const side_case mx[] = {{MOE_TYPE_E8M0, 1, 32, 0, 1, 32}, {MOE_TYPE_F32, 1, 64, 0, 1, 32}, {MOE_TYPE_BF16, 2, 32, 0, 1, 32}, {0, 1, 32, 0, 1, 32}};
-    static const side_case nv[] = {{MOE_TYPE_E4M3, 1, 16, 0, 1, 16}, {MOE_TYPE_F32, 1, 16, 0, 1, 16}, {MOE_TYPE_F16, 3, 32, 0, 1, 16}, {MOE_TYPE_E8M0, 1, 16, 0, 1, 16}};
-    static const side_case i8[] = {{0, 1, 32, 0, 1, 32}, {MOE_TYPE_F32, 1, 128, 0, 1, 32}, {MOE_TYPE_BF16, 128, 128, 0, 1, 32}};
-    static const side_case i4[] = {
-        {MOE_TYPE_BF16, 1, 128, 0, 1, 32}, {MOE_TYPE_F16, 1, 32, MOE_TYPE_U4X8, 1, 32}, {MOE_TYPE_F32, 1, 64, MOE_TYPE_U8, 1, 64},
-        {MOE_TYPE_BF16, 1, 96, MOE_TYPE_U4X8, 1, 128}, {MOE_TYPE_F16, 2, 4096, MOE_TYPE_U4X8, 2, 256}, {0, 1, 32, MOE_TYPE_U8, 3, UINT32_MAX},
-        {MOE_TYPE_E4M3, 1, 32, 0, 1, 32}, {MOE_TYPE_E8M0, 1, 160, MOE_TYPE_U8, 1, 32}};
+    static const side_case mx[] = {{MOE_TYPE_E8M0, 1, 32, 0, 1, 32},
+                                   {MOE_TYPE_F32, 1, 64, 0, 1, 32},
+                                   {MOE_TYPE_BF16, 2, 32, 0, 1, 32},
+                                   {0, 1, 32, 0, 1, 32}};
+    static const side_case nv[] = {{MOE_TYPE_E4M3, 1, 16, 0, 1, 16},
+                                   {MOE_TYPE_F32, 1, 16, 0, 1, 16},
+                                   {MOE_TYPE_F16, 3, 32, 0, 1, 16},
+                                   {MOE_TYPE_E8M0, 1, 16, 0, 1, 16}};
+    static const side_case i8[] = {
+        {0, 1, 32, 0, 1, 32}, {MOE_TYPE_F32, 1, 128, 0, 1, 32}, {MOE_TYPE_BF16, 128, 128, 0, 1, 32}};
+    static const side_case i4[] = {{MOE_TYPE_BF16, 1, 128, 0, 1, 32},
+                                   {MOE_TYPE_F16, 1, 32, MOE_TYPE_U4X8, 1, 32},
+                                   {MOE_TYPE_F32, 1, 64, MOE_TYPE_U8, 1, 64},
+                                   {MOE_TYPE_BF16, 1, 96, MOE_TYPE_U4X8, 1, 128},
+                                   {MOE_TYPE_F16, 2, 4096, MOE_TYPE_U4X8, 2, 256},
+                                   {0, 1, 32, MOE_TYPE_U8, 3, UINT32_MAX},
+                                   {MOE_TYPE_E4M3, 1, 32, 0, 1, 32},
+                                   {MOE_TYPE_E8M0, 1, 160, MOE_TYPE_U8, 1, 32}};
     tier tiers[3];
     size_t n_tiers = 0;
 #if MOEI_HAVE_AVX2
@@ -461,18 +504,26 @@ int main(void) {
         if (tiers[i].runs) test_prepare(tiers[i].arith, tiers[i].name);
         else n_skipped++;
     for (uint32_t f = MOE_FORMAT_Q8_0; n_tiers && tiers[0].runs && f < MOE_FORMAT_COUNT; f++) {
-        const side_case *sides = f == MOE_FORMAT_MXFP4_HF ? mx : f == MOE_FORMAT_NVFP4_HF ? nv : f == MOE_FORMAT_INT8_CHANNEL ? i8 : i4;
-        size_t n = f == MOE_FORMAT_MXFP4_HF ? MOEI_COUNT(mx) : f == MOE_FORMAT_NVFP4_HF ? MOEI_COUNT(nv) : f == MOE_FORMAT_INT8_CHANNEL ? MOEI_COUNT(i8) : MOEI_COUNT(i4);
+        const side_case *sides = f == MOE_FORMAT_MXFP4_HF       ? mx
+                                 : f == MOE_FORMAT_NVFP4_HF     ? nv
+                                 : f == MOE_FORMAT_INT8_CHANNEL ? i8
+                                                                : i4;
+        size_t n = f == MOE_FORMAT_MXFP4_HF       ? MOEI_COUNT(mx)
+                   : f == MOE_FORMAT_NVFP4_HF     ? MOEI_COUNT(nv)
+                   : f == MOE_FORMAT_INT8_CHANNEL ? MOEI_COUNT(i8)
+                                                  : MOEI_COUNT(i4);
         if (!tiers[0].arith->ops[f].dot) continue;
         if (!is_side_format(f)) n = 1;
         for (size_t ki = 0; ki < MOEI_COUNT(ks); ki++)
             for (size_t s = 0; s < n; s++)
                 for (int content = 0; content < CONTENTS; content++)
                     if (ks[ki] % formats[f].elements == 0 && (content == 0 || ki % 3 == (size_t)content % 3))
-                        test_matrix(tiers, n_tiers, f, ks[ki], is_side_format(f) ? &sides[s] : NULL, content, content == 0 && s == 0 && ks[ki] == (288 % formats[f].elements ? 256 : 288));
+                        test_matrix(tiers, n_tiers, f, ks[ki], is_side_format(f) ? &sides[s] : NULL, content,
+                                    content == 0 && s == 0 && ks[ki] == (288 % formats[f].elements ? 256 : 288));
     }
     /* longer than one fill of the side values */
-    for (size_t s = 0; n_tiers && tiers[0].runs && s < MOEI_COUNT(i4); s++) test_matrix(tiers, n_tiers, MOE_FORMAT_INT4_GROUP, 8192 + 8192 + 288, &i4[s], 0, 0);
+    for (size_t s = 0; n_tiers && tiers[0].runs && s < MOEI_COUNT(i4); s++)
+        test_matrix(tiers, n_tiers, MOE_FORMAT_INT4_GROUP, 8192 + 8192 + 288, &i4[s], 0, 0);
     printf("test_q8: %u passed, %u failed, %u skipped\n", n_passed, n_failed, n_skipped);
     return n_failed != 0;
 }

@@ -37,7 +37,7 @@ static int close_to(double got, double want, double tolerance) {
     return (e < 0 ? -e : e) <= tolerance * (want < 0 ? -want : want);
 }
 static float f32(uint32_t bits) { return moei_float(bits); }
-#define INF f32(0x7f800000u)
+#define INF   f32(0x7f800000u)
 #define NAN32 f32(0x7fc00000u)
 
 static moe_desc make(uint32_t n_experts, uint32_t top_k) {
@@ -818,8 +818,8 @@ static void test_any_bits(void) {
 static double key_value(float f) { return moei_is_nan(f) ? (double)-INF : (double)f; }
 
 static void test_exhaustive(void) {
-    static const uint32_t special[10] = {0x7fc00000u, 0xffffffffu, 0x7f800000u, 0xff800000u, 0, 0x80000000u,
-                                         1,           0x80000001u, 0x3f800000u, 0xbf800000u};
+    static const uint32_t special[10] = {0x7fc00000u, 0xffffffffu, 0x7f800000u, 0xff800000u, 0,
+                                         0x80000000u, 1,           0x80000001u, 0x3f800000u, 0xbf800000u};
     uint32_t bad = 0, wrong = 0;
     moe_desc d = make(4, 1);
     for (uint32_t code = 0; code < 10000; code++) {
@@ -859,7 +859,8 @@ static void test_top_k(void) {
 #endif
     current = "all ways to find the k largest agree";
     for (seed = 5; seed != 0;) {
-        uint32_t n = 1 + below(below(2) ? 600 : 100), k = 1 + below(below(2) && n > 12 ? 12 : n), range = 1u << below(32), ok = 1;
+        uint32_t n = 1 + below(below(2) ? 600 : 100), k = 1 + below(below(2) && n > 12 ? 12 : n),
+                 range = 1u << below(32), ok = 1;
         uint32_t many_equal = below(4) == 0;
         for (uint32_t i = 0; i < n; i++) {
             uint32_t bits = many_equal ? below(3) * 0x7f800000u : rnd();
@@ -1086,14 +1087,60 @@ static void test_preset_facts(void) {
 
 static void test_presets(void) {
     /* every family of the golden layers, and spellings of both worlds */
-    static const char *const known[] = {
-        "dbrx", "deepseek_v2", "deepseek_v3", "deepseek_v4", "dots1", "ernie4_5_moe", "glam", "glm4_moe",
-        "gpt_oss", "granitemoe", "granitemoeshared", "grok1", "grok-1", "gshard", "jacobs1991", "jamba",
-        "llama4", "minimax", "mistral4", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe",
-        "qwen3_moe", "qwen3_next", "shazeer2017", "switch_transformers", "nllb-moe", "nllb_moe", "llama",
-        "deepseek2", "qwen2moe", "qwen3moe", "qwen35moe", "glm4moe", "granitehybrid", "kimi_k2", "kimi_k25",
-        "kimi-linear", "kimi_k3", "glm_moe_dsa", "minimax-m2", "minimax_m3", "hy_v3", "longcat_flash",
-        "bailing_hybrid", "afmoe", "jetmoe", "gemma4", "step3p5", "lfm2moe", "cohere2_moe", "inkling"};
+    static const char *const known[] = {"dbrx",
+                                        "deepseek_v2",
+                                        "deepseek_v3",
+                                        "deepseek_v4",
+                                        "dots1",
+                                        "ernie4_5_moe",
+                                        "glam",
+                                        "glm4_moe",
+                                        "gpt_oss",
+                                        "granitemoe",
+                                        "granitemoeshared",
+                                        "grok1",
+                                        "grok-1",
+                                        "gshard",
+                                        "jacobs1991",
+                                        "jamba",
+                                        "llama4",
+                                        "minimax",
+                                        "mistral4",
+                                        "mixtral",
+                                        "olmoe",
+                                        "phimoe",
+                                        "qwen2_moe",
+                                        "qwen3_5_moe",
+                                        "qwen3_moe",
+                                        "qwen3_next",
+                                        "shazeer2017",
+                                        "switch_transformers",
+                                        "nllb-moe",
+                                        "nllb_moe",
+                                        "llama",
+                                        "deepseek2",
+                                        "qwen2moe",
+                                        "qwen3moe",
+                                        "qwen35moe",
+                                        "glm4moe",
+                                        "granitehybrid",
+                                        "kimi_k2",
+                                        "kimi_k25",
+                                        "kimi-linear",
+                                        "kimi_k3",
+                                        "glm_moe_dsa",
+                                        "minimax-m2",
+                                        "minimax_m3",
+                                        "hy_v3",
+                                        "longcat_flash",
+                                        "bailing_hybrid",
+                                        "afmoe",
+                                        "jetmoe",
+                                        "gemma4",
+                                        "step3p5",
+                                        "lfm2moe",
+                                        "cohere2_moe",
+                                        "inkling"};
     moe_desc d, zero;
     uint32_t i, n = 0, unsupported = 0;
     memset(&zero, 0, sizeof zero);

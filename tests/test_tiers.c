@@ -161,7 +161,8 @@ static void check_prepared(const subject *s, size_t k, const void *const *x) {
             float f = i < k ? token[t][i] : 0.0f, g;
             uint16_t h;
             memcpy(&h, (const uint8_t *)x[t] + 2 * at, 2);
-            if (s->arith->compute == MOE_COMPUTE_BF16) g = flush(moei_bf16(h)), f = flush(define_to_bf16(s->arith->tier, f));
+            if (s->arith->compute == MOE_COMPUTE_BF16)
+                g = flush(moei_bf16(h)), f = flush(define_to_bf16(s->arith->tier, f));
             else memcpy(&g, (const uint8_t *)x[t] + 4 * at, 4);
             bad += !same_float(f, g);
         }
@@ -170,8 +171,9 @@ static void check_prepared(const subject *s, size_t k, const void *const *x) {
 static void define_all(const subject *s, size_t k) {
     for (int t = 0; t < TOKENS; t++)
         for (int r = 0; r < ROWS; r++)
-            expect[t][r] = s->arith->compute == MOE_COMPUTE_BF16 ? define_dot_bf16(s->arith->tier, weight[r], token[t], k)
-                                                                  : define_dot_f32(weight[r], token[t], k);
+            expect[t][r] = s->arith->compute == MOE_COMPUTE_BF16
+                               ? define_dot_bf16(s->arith->tier, weight[r], token[t], k)
+                               : define_dot_f32(weight[r], token[t], k);
 }
 static void clear_out(void) {
     for (int t = 0; t < TOKENS; t++)
@@ -197,8 +199,8 @@ static void check_dot(const subject *s, uint32_t format, const moei_rows *w, uin
         clear_out();
         s->arith->ops[format].dot(w, n_rows, x, token_counts[i], got[0], ROWS + 3);
         size_t wrong = count_wrong(w->row0, n_rows, token_counts[i]);
-        check(wrong == 0, s->name, "dot %s: %zu wrong, rows %u, tokens %u, k %zu", format_names[format], wrong, n_rows,
-              token_counts[i], w->k);
+        check(wrong == 0, s->name, "dot %s: %zu wrong, rows %u, tokens %u, k %zu", format_names[format], wrong,
+              n_rows, token_counts[i], w->k);
     }
 }
 static void check_panel(const subject *s, uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
@@ -252,7 +254,8 @@ static void check_dense(const subject *s, uint32_t format, size_t k, int at_end)
     w.data = g.data, w.k = k, w.format = format;
     fill_tokens(k);
     for (size_t r = 0; r < ROWS; r++)
-        for (size_t i = 0; i < k; i++) put_weight(format, g.data + r * w.row_stride + i * size, random_weight(), &weight[r][i]);
+        for (size_t i = 0; i < k; i++)
+            put_weight(format, g.data + r * w.row_stride + i * size, random_weight(), &weight[r][i]);
     guarded tokens = prepare_tokens(s, k, at_end, x);
     check_prepared(s, k, x);
     check_views(s, format, &w, x, at_end);
@@ -275,7 +278,8 @@ static float define_e4m3(uint8_t b) {
     float f = (b & 127) == 127 ? nanf("") : e ? ldexpf(1.0f + (float)m / 8, e - 7) : ldexpf((float)m, -9);
     return b & 128 ? -f : f;
 }
-static void check_fp8(const subject *s, uint32_t format, size_t k, uint32_t type, uint32_t rows, uint32_t cols, int at_end) {
+static void check_fp8(const subject *s, uint32_t format, size_t k, uint32_t type, uint32_t rows, uint32_t cols,
+                      int at_end) {
     static float scale[ROWS][K_MAX];
     static const size_t sizes[] = {0, 4, 2, 2, 1, 1};
     const void *x[TOKENS];
@@ -320,7 +324,8 @@ static MOEI_UNUSED void check_arith(const moei_arith *arith, const char *name, i
     }
     for (size_t i = 0; i < MOEI_COUNT(depths); i++)
         for (uint32_t format = MOE_FORMAT_F32; format <= MOE_FORMAT_BF16; format++)
-            check_dense(&s, format, depths[i], (int)(i + format) & 1), check_dense(&s, format, depths[i], (int)(i + format + 1) & 1);
+            check_dense(&s, format, depths[i], (int)(i + format) & 1),
+                check_dense(&s, format, depths[i], (int)(i + format + 1) & 1);
     check_fp8(&s, MOE_FORMAT_FP8_CHANNEL, 1000, MOE_TYPE_NONE, 1, UINT32_MAX, 1);
     check_fp8(&s, MOE_FORMAT_FP8_CHANNEL, 7, MOE_TYPE_NONE, 1, UINT32_MAX, 0);
     check_fp8(&s, MOE_FORMAT_FP8_BLOCK, 1000, MOE_TYPE_F32, 128, 128, 1);
@@ -344,7 +349,8 @@ static float define_exp(float x) { /* moei_exp with libm's fma */
     if (x != x) return x;
     float t = fmaf(z, MOEI_LOG2E, MOEI_MAGIC), n = (float)((int32_t)moei_bits(t) - MOEI_MAGIC_BITS);
     float r = fmaf(n, -MOEI_LN2_LO, fmaf(n, -MOEI_LN2_HI, z)), p = MOEI_EXP_C6;
-    p = fmaf(p, r, MOEI_EXP_C5), p = fmaf(p, r, MOEI_EXP_C4), p = fmaf(p, r, MOEI_EXP_C3), p = fmaf(p, r, MOEI_EXP_C2);
+    p = fmaf(p, r, MOEI_EXP_C5), p = fmaf(p, r, MOEI_EXP_C4), p = fmaf(p, r, MOEI_EXP_C3),
+    p = fmaf(p, r, MOEI_EXP_C2);
     float square = r * r;
     p = fmaf(p, square, r) + 1.0f;
     return ldexpf(p, (int)n);
@@ -403,17 +409,21 @@ static void check_decide(const char *what, const moei_cpuid *id, uint32_t want) 
     check(tiers == want, "cpu", "%s: tiers %x, expected %x", what, tiers, want);
 }
 static void check_cpu(void) {
-    const uint32_t c = moe_tier_mask(MOE_TIER_C), avx2 = moe_tier_mask(MOE_TIER_AVX2), avx512 = moe_tier_mask(MOE_TIER_AVX512);
+    const uint32_t c = moe_tier_mask(MOE_TIER_C), avx2 = moe_tier_mask(MOE_TIER_AVX2),
+                   avx512 = moe_tier_mask(MOE_TIER_AVX512);
     const uint32_t avxvnni = MOE_TIER_BIT(MOE_TIER_AVXVNNI), vnni = MOE_TIER_BIT(MOE_TIER_VNNI);
     const uint32_t bf16 = MOE_TIER_BIT(MOE_TIER_AVX512BF16), amx = MOE_TIER_BIT(MOE_TIER_AMX);
-    const uint32_t fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29, leaf1 = fma | osxsave | avx | f16c;
-    const uint32_t bmi = 1u << 3 | 1u << 8, b_avx2 = 1u << 5 | bmi, b_avx512 = b_avx2 | 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
+    const uint32_t fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29,
+                   leaf1 = fma | osxsave | avx | f16c;
+    const uint32_t bmi = 1u << 3 | 1u << 8, b_avx2 = 1u << 5 | bmi,
+                   b_avx512 = b_avx2 | 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
     const uint32_t tiles = 1u << 22 | 1u << 24 | 1u << 25;
     const moei_cpuid nothing = {0, 0, 0, 0, 0, 0, 0};
     moei_cpuid zen5 = {leaf1, b_avx512, 1u << 11, 0, 1u << 4 | 1u << 5, 0xe7, 0}, id;
     moei_cpuid sapphire = {leaf1, b_avx512, 1u << 11, tiles, 1u << 4 | 1u << 5, 0x600e7, 0x60000};
     const moei_cpuid haswell = {leaf1, b_avx2, 0, 0, 0, 7, 0}, alder_lake = {leaf1, b_avx2, 0, 0, 1u << 4, 7, 0};
-    const moei_cpuid skylake_x = {leaf1, b_avx512, 0, 0, 0, 0xe7, 0}, ivy_bridge = {osxsave | avx | f16c, 0, 0, 0, 0, 7, 0};
+    const moei_cpuid skylake_x = {leaf1, b_avx512, 0, 0, 0, 0xe7, 0},
+                     ivy_bridge = {osxsave | avx | f16c, 0, 0, 0, 0, 7, 0};
     check_decide("nothing", &nothing, c);
     check_decide("Ivy Bridge", &ivy_bridge, c);
     check_decide("Haswell", &haswell, avx2);
@@ -454,9 +464,12 @@ static void check_names(void) {
         check(moe_tier_by_name(moe_tier_name(t)) == t && moe_tier_by_name(upper) == t, "cpu", "name of tier %u", t);
         check((moe_tier_mask(t) >> t & 1) && (moe_tier_mask(t) & 1), "cpu", "mask of tier %u", t);
     }
-    check(moe_tier_by_name("avx") == MOE_TIER_COUNT && moe_tier_by_name("") == MOE_TIER_COUNT, "cpu", "unknown names");
-    check(moe_tier_by_name(NULL) == MOE_TIER_COUNT && moe_tier_mask(MOE_TIER_COUNT) == 0, "cpu", "NULL, out of range");
-    check(moe_tier_mask(MOE_TIER_AMX) == (moe_tier_mask(MOE_TIER_AVX512BF16) | MOE_TIER_BIT(MOE_TIER_AMX)), "cpu", "amx");
+    check(moe_tier_by_name("avx") == MOE_TIER_COUNT && moe_tier_by_name("") == MOE_TIER_COUNT, "cpu",
+          "unknown names");
+    check(moe_tier_by_name(NULL) == MOE_TIER_COUNT && moe_tier_mask(MOE_TIER_COUNT) == 0, "cpu",
+          "NULL, out of range");
+    check(moe_tier_mask(MOE_TIER_AMX) == (moe_tier_mask(MOE_TIER_AVX512BF16) | MOE_TIER_BIT(MOE_TIER_AMX)), "cpu",
+          "amx");
 }
 
 int main(void) {
