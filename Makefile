@@ -16,7 +16,7 @@ TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 HEADERS  := moe.h $(wildcard examples/*.h tests/*.h bench/*.h tests/data/*.h tests/data/*/*.h)
 
 MAKEFLAGS += -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-.PHONY: all examples run test check bench bench-kernels accuracy exp fuzz soak mutate foreign static coverage lib install clean
+.PHONY: all examples run test check bench bench-kernels accuracy exp fuzz soak mutate foreign static coverage prove lib install clean
 
 all: examples $(BENCHES) $(TESTS) $(BUILD)/openmp $(BUILD)/cpp
 examples: $(EXAMPLES)
@@ -92,6 +92,8 @@ static:
 	@sh tests/static.sh
 coverage:
 	@sh tests/coverage.sh
+prove:
+	@sh tests/proofs/run.sh
 
 # make fuzz TIME=seconds per target; make fuzz FUZZ="route index". The instruction sets take minutes to compile with sanitizers: all of
 # them with FUZZ_TIERS= (any of moe.h's MOE_NO_ defines).

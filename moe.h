@@ -5855,8 +5855,8 @@ static MOEI_UNUSED size_t moei_capacity_places(const moe_desc *d, size_t n_token
 }
 /* Bytes of scratch (any alignment) for moei_capacity; n_tokens < 2^32. */
 static MOEI_UNUSED size_t moei_capacity_scratch(const moe_desc *d, size_t n_tokens) {
-    size_t n = (size_t)d->n_experts + d->n_zero_experts;
-    return (d->router.capacity_by_score ? n_tokens * 12 : 0) + n * 4 + 64;
+    size_t n = (size_t)d->n_experts + d->n_zero_experts, tokens = d->router.capacity_by_score ? n_tokens : 0;
+    return tokens < SIZE_MAX / 32 ? tokens * 12 + n * 4 + 64 : SIZE_MAX;
 }
 
 typedef struct moei_held {  /* the held weights of a call, as moei_select_token left them */
@@ -6549,9 +6549,10 @@ static const moei_knob_range moei_layer_floats[] = {
     MOEI_KNOB(ffn.beta, 0),              MOEI_KNOB(ffn.linear_beta, 0), MOEI_KNOB(ffn.expert_out_scale, 0),
     MOEI_KNOB(ffn.combine_scale, 0),     MOEI_KNOB(ffn.limit, 2),       MOEI_KNOB(shared.limit, 2)};
 
-/* The most of any dimension: 2^24 experts or 2^28 features; tables and slots then fit in 32 bits. */
+/* The most of any dimension: 2^24 experts or 2^28 features (2^24 where a size has 32 bits, so that a panel of 32 rows has a size);
+   tables and slots then fit in 32 bits. */
 #define MOEI_MAX_EXPERTS (1u << 24)
-#define MOEI_MAX_WIDTH (1u << 28)
+#define MOEI_MAX_WIDTH (SIZE_MAX > UINT32_MAX ? 1u << 28 : 1u << 24)
 
 static moe_status moei_check_sizes(const moe_desc *d, moe_error *e) {
     if (d->d_model == 0 || d->d_model > MOEI_MAX_WIDTH) return moei_fail(e, MOE_ERR_SIZE, "d_model", d->d_model, MOEI_MAX_WIDTH);
@@ -6849,11 +6850,12 @@ static void moei_lay_group(moei_plan *p, moei_group *g, const moei_bank *b, size
 static void moei_lay_out(moei_plan *p) {
     const moe_layer *l = p->layer;
     const moe_desc *d = &l->desc;
-    size_t slots = 0, all = 0, work;
+    size_t slots = 0, all = 0, shared = 0, work;
     moei_scratch s;
     p->used = 0;
     p->slice = moei_slice_rows(p->block);
-    if (!moei_mul(p->block, p->k, &slots) || !moei_mul(p->n_tokens, p->k, &all) || slots > UINT32_MAX / 2) {
+    if (!moei_mul(p->block, p->k, &slots) || !moei_mul(p->n_tokens, p->k, &all) || slots > UINT32_MAX / 2 ||
+        !moei_mul(p->block, l->shared.n_experts, &shared) || shared > UINT32_MAX / 2) { /* slots are counted in 32 bits */
         p->used = SIZE_MAX;
         return;
     }
@@ -6872,7 +6874,7 @@ static void moei_lay_out(moei_plan *p) {
     p->router_x = (uint8_t *)moei_take(p, p->block, p->router_x_stride);
     p->logits = (float *)moei_take(p, p->block, l->router_rows * sizeof(float));
     moei_lay_group(p, &p->groups[0], &l->routed, slots, 1);
-    moei_lay_group(p, &p->groups[1], &l->shared, p->block * l->shared.n_experts, 0);
+    moei_lay_group(p, &p->groups[1], &l->shared, shared, 0);
     if (d->latent.d) {
         p->latent_x = (float *)moei_take(p, p->block, d->latent.d * sizeof(float));
         p->latent_sum = (float *)moei_take(p, p->block, d->latent.d * sizeof(float));

@@ -68,6 +68,15 @@ done
 check qemu-aarch64 "stored hashes: aarch64 (qemu)" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $hashes qemu-aarch64 @/t hashes"
 check qemu-s390x "stored hashes: s390x, big-endian (qemu)" "s390x-linux-gnu-gcc -std=gnu11 -O2 -static $hashes qemu-s390x @/t hashes"
 check i686-linux-gnu-gcc "stored hashes: i686" "i686-linux-gnu-gcc -std=c11 -O2 -msse2 -mfpmath=sse -static $hashes @/t hashes"
+# WebAssembly: what it needs besides clang is the tool that is looked for.
+wasm=clang
+python3 -c 'import wasmtime' 2>/dev/null || wasm=wasmtime
+[ -f "$(clang --target=wasm32-wasi -print-libgcc-file-name 2>/dev/null)" ] || wasm=libclang-rt-dev-wasm32
+[ -f /usr/include/wasm32-wasi/stdio.h ] || wasm=wasi-libc
+command -v wasm-ld >/dev/null || wasm=wasm-ld
+wasi="clang --target=wasm32-wasi -std=c11 $T -Itests/tools/wasm" run="-o @/t.wasm -lm && python3 tests/tools/wasm_run.py @/t.wasm"
+for t in formats route; do check $wasm "WebAssembly (wasmtime): $t" "$wasi -O2 tests/test_$t.c $run"; done
+for o in "-O2" "-O3 -msimd128"; do check $wasm "stored hashes: WebAssembly (wasmtime) $o" "$wasi $o tests/test_invariance.c $run hashes"; done
 check clang "clang: same bits with contracted products" "clang -std=gnu11 -O2 -ffp-contract=fast $T tests/test_layer.c -o @/t -lm && @/t 1"
 for t in errors route; do check gcc "gcc -Ofast: $t" "gcc -std=gnu11 -Ofast $T tests/test_$t.c -o @/t -lm && @/t"; done
 for cc in gcc clang; do
