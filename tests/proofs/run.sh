@@ -28,26 +28,33 @@ eva() { # eva NAME ALARMS OPTION...: alarms, and properties that are not proved
 
 top="-eva-domains bitwise -inline-calls moei_top_index -eva-slevel 500 -eva-slevel-merge-after-loop moei_top_few,moei_top_many"
 wide="-warn-unsigned-overflow -eva-slevel 200 -eva-split-return-function moei_mul:0,moei_add:0"
+paths="-eva-slevel 50000 -eva-split-return-function ckpti_utf8:full,ckpti_json_string:full,ckpti_json_word:full"
+paths=$paths,ckpti_json_number:full,ckpti_next:full
 # shellcheck disable=SC2086
 {
     eva topk 0 $top
     eva lanes 4 $top
     eva route 3 $top
     eva text 0 -eva-slevel 3000 -eva-split-return-function ckpti_utf8:full
+    eva json 2 $paths,ckpti_peek:full,ckpti_accept:full,ckpti_digits:full
+    eva cursor 2 -eva-slevel 1000 -eva-auto-loop-unroll 128 -eva-split-return-function ckpti_take:full
     eva layout 3 $wide
     eva layout-32 3 $wide -machdep gcc_x86_32
 }
-case sizes in *${ONLY:-}*)
-    if command -v why3 >/dev/null 2>&1 && command -v z3 >/dev/null 2>&1; then
-        [ -f ~/.why3.conf ] || why3 config detect >/dev/null 2>&1
-        prove sizes sizes -wp -wp-fct moei_mul,moei_add,moei_take -wp-rte -warn-unsigned-overflow -wp-prover z3 -wp-timeout 30
-        goals=$(sed -n 's/.*Proved goals: *//p' $out/sizes.log)
-        [ -n "$goals" ] && [ "${goals%% *}" = "${goals##* }" ]
-        result sizes $? "${goals:-no} goals proved"
-    else
-        echo "skipped sizes: no why3 or z3" && skipped=1
+wp() { # wp NAME FUNCTION,...: proved for all arguments
+    case "$1" in *${ONLY:-}*) ;; *) return ;; esac
+    if ! command -v why3 >/dev/null 2>&1 || ! command -v z3 >/dev/null 2>&1; then
+        echo "skipped $1: no why3 or z3"
+        skipped=$((skipped + 1))
+        return
     fi
-    ;;
-esac
+    [ -f ~/.why3.conf ] || why3 config detect >/dev/null 2>&1
+    prove "$1" "$1" -wp -wp-fct "$2" -wp-rte -warn-unsigned-overflow -wp-prover z3 -wp-timeout 30
+    goals=$(sed -n 's/.*Proved goals: *//p' $out/"$1".log)
+    [ -n "$goals" ] && [ "${goals%% *}" = "${goals##* }" ]
+    result "$1" $? "${goals:-no} goals proved"
+}
+wp sizes moei_mul,moei_add,moei_take
+wp take ckpti_mul,ckpti_left,ckpti_take
 echo "prove: $passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]
