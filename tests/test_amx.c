@@ -5,8 +5,7 @@
 #define _DEFAULT_SOURCE
 #define MOE_IMPLEMENTATION
 #include "amx_emulation.h"
-#include <sys/mman.h>
-#include <unistd.h>
+#include "guarded.h"
 #define main test_layer_main /* its random layers, oracle and comparisons, with the tier in moe_tiers() */
 #include "test_layer.c"
 #undef main
@@ -16,25 +15,6 @@ static void check(int ok, const char *what) {
     passed += ok != 0;
     if (!ok) FAIL("%s", what);
 }
-
-/* ---- guarded memory: what ends or begins at a page that cannot be read ---- */
-
-typedef struct guarded {
-    uint8_t *map, *data;
-    size_t bytes;
-} guarded;
-static guarded guarded_new(size_t bytes, int at_end) {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), inner = (bytes + page - 1) / page * page;
-    guarded g;
-    g.bytes = inner + 2 * page;
-    g.map = (uint8_t *)mmap(NULL, g.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (g.map == (uint8_t *)MAP_FAILED || mprotect(g.map, page, PROT_NONE) ||
-        mprotect(g.map + page + inner, page, PROT_NONE))
-        abort();
-    g.data = g.map + page + (at_end ? inner - bytes : 0);
-    return g;
-}
-static void guarded_free(guarded *g) { munmap(g->map, g->bytes); }
 
 /* ---- the instructions ---- */
 

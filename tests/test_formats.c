@@ -11,8 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #if defined(__unix__) || defined(__APPLE__)
-#include <sys/mman.h>
-#include <unistd.h>
+#include "guarded.h"
 #define HAVE_PAGES 1
 #else
 #define HAVE_PAGES 0
@@ -750,26 +749,16 @@ static void test_every_format(void) {
 /* ---- Nothing is read outside of the rows, the scales and the zero points ---- */
 
 #if HAVE_PAGES
-typedef struct guarded {
-    uint8_t *base, *data;
-    size_t size;
-} guarded;
-static guarded guard(const uint8_t *data, size_t n, int at_end) { /* n bytes between two pages that cannot be read */
-    guarded g;
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), inner = moei_round_up(n ? n : 1, page);
-    g.size = inner + 2 * page;
-    g.base = (uint8_t *)mmap(NULL, g.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (g.base == (uint8_t *)MAP_FAILED) need(NULL);
-    g.data = g.base + page + (at_end ? inner - n : 0);
+static guarded guarded_copy(const uint8_t *data, size_t n, int at_end) {
+    guarded g = guarded_new(n, at_end);
     if (n) memcpy(g.data, data, n);
-    mprotect(g.base, page, PROT_NONE);
-    mprotect(g.base + page + inner, page, PROT_NONE);
     return g;
 }
 static void guarded_use(uint32_t format, size_t k, int at_end) { /* reading too far is a crash */
     sample s = make_sample(format, k, 0);
-    guarded data = guard(s.data, ROWS * s.row_bytes, at_end), scale = guard(s.scale, s.scale_bytes, at_end);
-    guarded zero = guard(s.zero, s.zero_bytes, at_end);
+    guarded data = guarded_copy(s.data, ROWS * s.row_bytes, at_end),
+            scale = guarded_copy(s.scale, s.scale_bytes, at_end);
+    guarded zero = guarded_copy(s.zero, s.zero_bytes, at_end);
     moei_rows w;
     float out[ROWS], *x = (float *)need(calloc(k, sizeof *x)), *v = (float *)need(malloc(ROWS * k * sizeof *v));
     uint8_t *row = (uint8_t *)need(malloc(moei_q8_row_bytes(k) + moei_f32_row_bytes(k))),
@@ -788,7 +777,7 @@ static void guarded_use(uint32_t format, size_t k, int at_end) { /* reading too 
     }
     check(moe_dequantize(&s.m, 0, 1, ROWS, k, 0, ROWS, v) == MOE_OK && moe_validate(&s.m, 1, ROWS, k, NULL) == MOE_OK,
           moe_format_name(format), "guarded use at k %zu", k);
-    munmap(data.base, data.size), munmap(scale.base, scale.size), munmap(zero.base, zero.size);
+    guarded_free(&data), guarded_free(&scale), guarded_free(&zero);
     free(x), free(v), free(row), free(panel);
     free_sample(&s);
 }

@@ -17,47 +17,31 @@ static int passed, failed, skipped;
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <signal.h>
-#include <sys/mman.h>
-#include <unistd.h>
-#ifndef MAP_ANONYMOUS
-#define MAP_ANONYMOUS MAP_ANON
-#endif
+#include "guarded.h"
 
 /* ---- buffers between guards ---- */
 
 enum { AT_END, AT_START, ODD, PLACES }; /* ODD: one byte before the end, for what may have any alignment */
-typedef struct guard {
-    uint8_t *map;
-    size_t bytes;
-} guard;
-static guard guards[4096];
+static guarded guards[4096];
 static size_t n_guards, page;
 static uint8_t *forbidden; /* a page without access */
 static long n_buffers;
 static rl_rng dice = {1};
 
 static uint8_t *guard_at(size_t bytes, uint32_t place) {
-    size_t room = (bytes + 1 + page - 1) / page * page;
-    guard g;
-    g.bytes = room + 2 * page;
-    g.map = (uint8_t *)mmap(NULL, g.bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (g.map == (uint8_t *)MAP_FAILED || n_guards == COUNT(guards) ||
-        mprotect(g.map + page, room, PROT_READ | PROT_WRITE))
-        abort();
-    guards[n_guards++] = g;
+    if (n_guards == COUNT(guards)) abort();
     n_buffers++;
-    return g.map + page + (place == AT_START ? 0 : room - bytes - (place == ODD));
+    return (guards[n_guards++] = guarded_new(bytes + (place == ODD), place != AT_START)).data;
 }
-static uint8_t *guarded(size_t bytes) { return guard_at(bytes, rl_below(&dice, 2)); } /* aligned as its size */
+static uint8_t *guard_aligned(size_t bytes) { return guard_at(bytes, rl_below(&dice, 2)); }      /* as its size is */
 static uint8_t *guarded_bytes(size_t bytes) { return guard_at(bytes, rl_below(&dice, PLACES)); } /* any alignment */
 static void guards_protect(size_t from) { /* inputs are complete */
-    for (size_t i = from; i < n_guards; i++)
-        if (mprotect(guards[i].map + page, guards[i].bytes - 2 * page, PROT_READ)) abort();
+    for (size_t i = from; i < n_guards; i++) guarded_protect(&guards[i]);
 }
 static void guards_free(void) {
-    for (; n_guards; n_guards--) munmap(guards[n_guards - 1].map, guards[n_guards - 1].bytes);
+    while (n_guards) guarded_free(&guards[--n_guards]);
 }
-static void *guarded_copy(const void *from, size_t bytes) { return memcpy(guarded(bytes), from, bytes); }
+static void *guarded_copy(const void *from, size_t bytes) { return memcpy(guard_aligned(bytes), from, bytes); }
 
 static char label[256]; /* of the case, for the handler */
 static void on_fault(int sig, siginfo_t *info, void *context) {
@@ -75,7 +59,7 @@ static void on_fault(int sig, siginfo_t *info, void *context) {
 static void move(const void **data, const void *const **expert, size_t offset, size_t *stride, const uint8_t *from,
                  size_t bytes, size_t step, size_t n) {
     if (n > 1 && rl_one_in(&dice, 2)) {
-        const void **list = (const void **)(void *)guarded(n * sizeof *list);
+        const void **list = (const void **)(void *)guard_aligned(n * sizeof *list);
         for (size_t e = 0; e < n; e++)
             list[e] = (const uint8_t *)memcpy(guarded_bytes(bytes), from + e * step, bytes) - offset;
         *data = NULL, *expert = list;
@@ -225,14 +209,15 @@ static void move_inputs(test_case *c) {
     guards_protect(from);
     b->y = (uint8_t *)memcpy(guarded_bytes(c->y_bytes), p->y, c->y_bytes);
     if (c->in_place) memcpy(b->x = b->y, p->x, c->y_bytes);
-    b->ids_out = (int32_t *)(void *)guarded(c->id_bytes), b->weights_out = (float *)(void *)guarded(c->id_bytes);
-    b->logits_out = (float *)(void *)guarded(c->n * c->rows * 4);
-    b->slots = (float *)(void *)guarded(c->n * c->k * c->width * 4);
-    b->stats = (moe_stats *)(void *)guarded(sizeof *b->stats);
+    b->ids_out = (int32_t *)(void *)guard_aligned(c->id_bytes),
+    b->weights_out = (float *)(void *)guard_aligned(c->id_bytes);
+    b->logits_out = (float *)(void *)guard_aligned(c->n * c->rows * 4);
+    b->slots = (float *)(void *)guard_aligned(c->n * c->k * c->width * 4);
+    b->stats = (moe_stats *)(void *)guard_aligned(sizeof *b->stats);
     memset(b->stats, 0, sizeof *b->stats);
-    b->stats->tokens = (uint64_t *)(void *)guarded(c->ids * 8),
-    b->stats->weight = (double *)(void *)guarded(c->ids * 8);
-    b->stats->score = (double *)(void *)guarded(c->ids * 8);
+    b->stats->tokens = (uint64_t *)(void *)guard_aligned(c->ids * 8),
+    b->stats->weight = (double *)(void *)guard_aligned(c->ids * 8);
+    b->stats->score = (double *)(void *)guard_aligned(c->ids * 8);
 }
 
 static moe_io make_io(const test_case *c, const buffers *b) {
@@ -289,7 +274,7 @@ static void with_workspace(test_case *c, size_t bytes, uint32_t place, int may_l
     moe_io io = make_io(c, &c->safe);
     io.workspace = guard_at(bytes, place), io.workspace_size = bytes;
     memset(io.workspace, 0xff, bytes);
-    io.error = (moe_error *)(void *)guarded(sizeof *io.error);
+    io.error = (moe_error *)(void *)guard_aligned(sizeof *io.error);
     memcpy(c->safe.y, c->start, c->y_bytes);
     poison(c, &c->safe);
     size_t from = n_guards; /* the structs themselves are only read */
@@ -323,7 +308,7 @@ static void too_small(const test_case *c, size_t least) {
 static void test_weights(const test_case *c) {
     const moe_matrix *m = &c->moved.desc.up;
     size_t e = c->moved.desc.n_experts, rows = c->moved.desc.d_ff, k = c->width, bytes = rows * k * 4;
-    float *plain = (float *)malloc(bytes), *safe = (float *)(void *)guarded(bytes);
+    float *plain = (float *)malloc(bytes), *safe = (float *)(void *)guard_aligned(bytes);
     int ok = plain != NULL;
     for (uint32_t i = 0; i < e && ok; i += 3)
         ok = !moe_dequantize(&c->l.desc.up, i, e, rows, k, 0, rows, plain) &&
@@ -343,8 +328,8 @@ static void test_weights(const test_case *c) {
 static void test_select(const test_case *c) {
     size_t k = c->layer.desc.top_k;
     if (c->way != GIVEN_LOGITS) return;
-    int32_t *ids = (int32_t *)(void *)guarded(c->n * k * 4);
-    float *weights = (float *)(void *)guarded(c->n * k * 4);
+    int32_t *ids = (int32_t *)(void *)guard_aligned(c->n * k * 4);
+    float *weights = (float *)(void *)guard_aligned(c->n * k * 4);
     moe_desc *d = (moe_desc *)guarded_copy(&c->moved.desc, sizeof *d);
     moe_status status = moe_select(d, c->safe.logits_in, c->n, c->safe.tokens, ids, weights, NULL);
     if (status) FAIL("%s: select: %s", label, moe_status_text(status));

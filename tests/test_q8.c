@@ -8,7 +8,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
+#include "guarded.h"
 
 static unsigned n_passed, n_failed, n_skipped;
 static char now_testing[256];
@@ -38,22 +38,6 @@ static const struct {
                MOE_FORMATS(MOE_X)
 #undef MOE_X
 };
-
-/* n bytes that end (or begin) at an inaccessible page. */
-typedef struct guarded {
-    uint8_t *map, *p;
-    size_t size;
-} guarded;
-static guarded guard(size_t n, int at_end) {
-    guarded g;
-    size_t pages = (n + 4095) / 4096 + 1;
-    g.size = (pages + 2) * 4096;
-    g.map = (uint8_t *)mmap(NULL, g.size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (g.map == MAP_FAILED || mprotect(g.map + 4096, pages * 4096, PROT_READ | PROT_WRITE)) exit(2);
-    g.p = at_end ? g.map + 4096 * (pages + 1) - n : g.map + 4096;
-    return g;
-}
-static void unguard(guarded *g) { munmap(g->map, g->size); }
 
 /* ---- the definition ------------------------------------------------------------------------------------------------- */
 
@@ -275,21 +259,21 @@ static void test_prepare(const moei_arith *arith, const char *tier) {
         for (int kind = 0; kind < KINDS; kind++) {
             size_t k = ks[ki], n = (k + 255) / 256;
             name_test("prepare %s k=%zu kind=%d", tier, k, kind);
-            guarded in = guard(k * 4, 1), out = guard(arith->row_bytes(k), kind % 2);
-            moei_q8 *want = (moei_q8 *)calloc(n, sizeof *want), *got = (moei_q8 *)(void *)out.p;
-            float *x = (float *)(void *)in.p;
+            guarded in = guarded_new(k * 4, 1), out = guarded_new(arith->row_bytes(k), kind % 2);
+            moei_q8 *want = (moei_q8 *)calloc(n, sizeof *want), *got = (moei_q8 *)(void *)out.data;
+            float *x = (float *)(void *)in.data;
             fill_x(x, k, kind);
             for (size_t b = 0; b < k / 32; b++) define_q8(&want[b / 8], b % 8, x + 32 * b);
-            memset(out.p, 0xa5, arith->row_bytes(k));
-            if (kind % 2) arith->prepare(out.p, x, 0, k, k);
+            memset(out.data, 0xa5, arith->row_bytes(k));
+            if (kind % 2) arith->prepare(out.data, x, 0, k, k);
             else
                 for (size_t at = 0; at < k;) { /* in pieces */
                     size_t m = 32 * (1 + rnd() % 5);
                     if (m > k - at) m = k - at;
-                    arith->prepare(out.p, x + at, at, m, k), at += m;
+                    arith->prepare(out.data, x + at, at, m, k), at += m;
                 }
             for (size_t i = 0; i < n; i++) check(same_q8(&got[i], &want[i]), "differs from its definition");
-            free(want), unguard(&in), unguard(&out);
+            free(want), guarded_free(&in), guarded_free(&out);
         }
 }
 
@@ -349,30 +333,30 @@ static void make_side(moei_side *s, guarded *g, uint32_t type, uint32_t rows, ui
                                                                                                        : 1;
     if (type == MOE_TYPE_U4X8) lines = (lines + 7) / 8;
     s->type = type, s->rows = rows, s->cols = cols, s->row_stride = (k + cols - 1) / cols * bytes;
-    *g = guard(lines * s->row_stride, content % 2 == 0);
-    fill_bytes(g->p, lines * s->row_stride, content);
-    if (content == 0 || content == 2) tame_side(type, g->p, lines * s->row_stride, content);
-    s->data = g->p;
+    *g = guarded_new(lines * s->row_stride, content % 2 == 0);
+    fill_bytes(g->data, lines * s->row_stride, content);
+    if (content == 0 || content == 2) tame_side(type, g->data, lines * s->row_stride, content);
+    s->data = g->data;
 }
 static void make_matrix(matrix *m, uint32_t f, size_t n_rows, size_t k, const side_case *side, int content) {
     size_t bytes = k / formats[f].elements * formats[f].bytes, pad = content % 3 == 1 ? 5 : 0;
     memset(m, 0, sizeof *m);
     m->w.format = f, m->w.k = k, m->w.row_stride = bytes + pad, m->w.row0 = content % 2 ? 3 : 0;
     size_t rows = n_rows + m->w.row0, all = (rows - 1) * m->w.row_stride + bytes;
-    m->data = guard(all, content % 2 == 0);
-    m->w.data = m->data.p;
+    m->data = guarded_new(all, content % 2 == 0);
+    m->w.data = m->data.data;
     for (size_t r = 0; r < rows; r++) {
-        fill_bytes(m->data.p + r * m->w.row_stride, bytes, content);
-        if (content == 0 || content == 2) tame(f, m->data.p + r * m->w.row_stride, bytes, content);
+        fill_bytes(m->data.data + r * m->w.row_stride, bytes, content);
+        if (content == 0 || content == 2) tame(f, m->data.data + r * m->w.row_stride, bytes, content);
     }
     if (side && side->type) make_side(&m->w.scale, &m->scale, side->type, side->rows, side->cols, rows, k, content);
     if (side && side->zero)
         make_side(&m->w.zero, &m->zero, side->zero, side->zero_rows, side->zero_cols, rows, k, content);
 }
 static void free_matrix(matrix *m) {
-    unguard(&m->data);
-    if (m->w.scale.data) unguard(&m->scale);
-    if (m->w.zero.data) unguard(&m->zero);
+    guarded_free(&m->data);
+    if (m->w.scale.data) guarded_free(&m->scale);
+    if (m->w.zero.data) guarded_free(&m->zero);
 }
 typedef struct tokens {
     guarded rows[MAX_TOKENS];
@@ -381,16 +365,16 @@ typedef struct tokens {
 static void make_tokens(tokens *t, const moei_arith *arith, size_t k) {
     float *x = (float *)malloc(k * 4);
     for (int i = 0; i < MAX_TOKENS; i++) {
-        t->rows[i] = guard(arith->row_bytes(k), i % 2), t->x[i] = t->rows[i].p;
+        t->rows[i] = guarded_new(arith->row_bytes(k), i % 2), t->x[i] = t->rows[i].data;
         fill_x(x, k, i % 11 < KINDS ? i % 11 : 0);
-        arith->prepare(t->rows[i].p, x, 0, k, k);
+        arith->prepare(t->rows[i].data, x, 0, k, k);
     }
     free(x);
 }
 
 static void compare(const float *want, size_t want_rows, const guarded *out, size_t n_rows, size_t n_tokens,
                     size_t stride, const char *what) {
-    const float *y = (const float *)(const void *)out->p;
+    const float *y = (const float *)(const void *)out->data;
     size_t bad = 0, touched = 0;
     char why[160] = "";
     for (size_t t = 0; t < n_tokens; t++)
@@ -410,23 +394,23 @@ static void run_one(const moei_arith *arith, const matrix *m, const tokens *x, c
                     uint32_t n_rows, uint32_t n_tokens) {
     const moei_ops *ops = &arith->ops[m->w.format];
     size_t stride = n_rows + n_tokens % 3;
-    guarded out = guard(((n_tokens - 1) * stride + n_rows) * 4, 1);
+    guarded out = guarded_new(((n_tokens - 1) * stride + n_rows) * 4, 1);
     if (ops->dot) {
-        memset(out.p, 0xa5, ((n_tokens - 1) * stride + n_rows) * 4);
-        ops->dot(&m->w, n_rows, x->x, n_tokens, (float *)(void *)out.p, stride);
+        memset(out.data, 0xa5, ((n_tokens - 1) * stride + n_rows) * 4);
+        ops->dot(&m->w, n_rows, x->x, n_tokens, (float *)(void *)out.data, stride);
         compare(want, want_rows, &out, n_rows, n_tokens, stride, "dot");
     }
     if (ops->decode) {
         size_t bytes = arith->panel_bytes(n_rows, m->w.k);
-        guarded panel = guard(bytes, 1);
-        memset(panel.p, 0xff, bytes);
-        ops->decode(&m->w, n_rows, panel.p);
-        memset(out.p, 0xa5, ((n_tokens - 1) * stride + n_rows) * 4);
-        arith->panel(panel.p, &m->w, n_rows, x->x, n_tokens, (float *)(void *)out.p, stride);
+        guarded panel = guarded_new(bytes, 1);
+        memset(panel.data, 0xff, bytes);
+        ops->decode(&m->w, n_rows, panel.data);
+        memset(out.data, 0xa5, ((n_tokens - 1) * stride + n_rows) * 4);
+        arith->panel(panel.data, &m->w, n_rows, x->x, n_tokens, (float *)(void *)out.data, stride);
         compare(want, want_rows, &out, n_rows, n_tokens, stride, "panel");
-        unguard(&panel);
+        guarded_free(&panel);
     }
-    unguard(&out);
+    guarded_free(&out);
 }
 typedef struct tier {
     const char *name;
@@ -454,7 +438,7 @@ static void test_matrix(const tier *tiers, size_t n_tiers, uint32_t f, size_t k,
                 run_one(tiers[i].arith, &m, &x, want, most, n, counts[c]);
         for (uint32_t n = 44; every && n <= MAX_ROWS; n += 13) run_one(tiers[i].arith, &m, &x, want, most, n, 33);
     }
-    for (int i = 0; i < MAX_TOKENS; i++) unguard(&x.rows[i]);
+    for (int i = 0; i < MAX_TOKENS; i++) guarded_free(&x.rows[i]);
     free_matrix(&m);
 }
 

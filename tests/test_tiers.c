@@ -7,8 +7,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
-#include <unistd.h>
+#include "guarded.h"
 
 static int n_passed, n_failed, n_skipped;
 static void check(int ok, const char *name, const char *why, ...) {
@@ -22,7 +21,7 @@ static void check(int ok, const char *name, const char *why, ...) {
     va_end(args);
 }
 
-/* ---- random numbers, guarded memory ---------------------------------------------------------------------------------- */
+/* ---- random numbers ---------------------------------------------------------------------------------- */
 
 static uint64_t seed = 88172645463325252u;
 static uint32_t random32(void) {
@@ -30,23 +29,6 @@ static uint32_t random32(void) {
     return (uint32_t)(seed >> 16);
 }
 static float random_float(void) { return (float)(int32_t)random32() / 2147483648.0f; }
-
-typedef struct guarded {
-    uint8_t *map, *data;
-    size_t map_bytes;
-} guarded;
-static guarded guarded_new(size_t bytes, int at_end) { /* data ends or begins at an unreadable page */
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), inner = (bytes + page - 1) / page * page;
-    guarded g;
-    g.map_bytes = inner + 2 * page;
-    g.map = (uint8_t *)mmap(NULL, g.map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (g.map == (uint8_t *)MAP_FAILED || mprotect(g.map, page, PROT_NONE) ||
-        mprotect(g.map + page + inner, page, PROT_NONE))
-        perror("mmap"), exit(1);
-    g.data = g.map + page + (at_end ? inner - bytes : 0);
-    return g;
-}
-static void guarded_free(guarded *g) { munmap(g->map, g->map_bytes); }
 
 /* ---- definitions ------------------------------------------------------------------------------------------------------- */
 
