@@ -47,7 +47,10 @@ $(BUILD)/formats/moe.h: moe.h
 $(FORMATS): $(BUILD)/%: tests/%.c $(HEADERS) $(BUILD)/formats/moe.h $(BUILD)/moe.o
 	$(CC) -I$(BUILD)/formats $(FLAGS) -DMOE_API='extern __attribute__((weak))' -Wno-unused-function $< $(BUILD)/moe.o -o $@ $(LIBS)
 $(filter-out $(FORMATS),$(INSIDE)): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c)
-	$(COMPILE) -g0 $(if $(findstring formats,$@),-DMOE_NO_SIMD) $< -o $@ $(LIBS)
+	$(COMPILE) -g0 $(WITHOUT) $< -o $@ $(LIBS)
+$(BUILD)/test_formats: WITHOUT = -DMOE_NO_SIMD # kernels that a test does not look at
+$(BUILD)/test_route: WITHOUT = -DMOE_NO_AVX512
+$(BUILD)/test_amx: WITHOUT = -DMOE_NO_VNNI
 $(BUILD)/test_amx: tests/test_layer.c # which it includes
 $(filter-out $(INSIDE),$(TESTS)): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c) $(BUILD)/moe.o
 	$(COMPILE) -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)

@@ -89,9 +89,9 @@
    MXFP4, MXFP8, NVFP4 of Hugging Face         scale as E8M0 or E4M3 [rows][k / 32 or 16]; NVFP4's second level: scale2, which
                                                ModelOpt multiplies by and compressed-tensors divides by (scale2_divides)
    int4 groups (compressed-tensors)            INT4_GROUP, scale.cols = group, zero (U4X8) if there are zero points
+   GPTQ, AWQ                                   packed along outputs: repack once (examples/checkpoint_layer.h)
    k_stride gathers rows at every use: 10 times the time of rows for one token, 3 times for 512 (measured on AVX-512, bf16
    2560 x 2048); a one-time turn keeps the bits: ckpt_turn in examples/checkpoint_layer.h, 1 s per GB.
-   GPTQ, AWQ                                   packed along outputs: repack once (examples/checkpoint_layer.h)
    Scales of fused tensors take the same offsets and strides in their own units. Families are rows of the table in >>presets.
 
    CONFIGURATION (define before including; all optional)
@@ -573,8 +573,8 @@ MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size
 
 /* ==== >>config: compilers, targets, small helpers =====================================================================
    Every tier's functions carry their target attribute themselves, so no compiler flag is needed and nothing of a tier can
-   leak into portable code. Sections below: numerics formats reference c avx2 avx512 bf16 amx q8 neon cpu choose validate
-   route layout phases api presets. Each may call what stands above it. */
+   leak into portable code. Sections below: numerics contract formats reference dense avx2 avx512 bf16 amx q8 neon cpu route
+   presets choose validate layout phases api. Each may call what stands above it. */
 #include <string.h>
 #include <math.h>
 
@@ -1876,7 +1876,7 @@ MOEI_UNUSED static const moei_arith moei_q8_c = {
      MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C,                 /* iq4_nl iq4_xs mxfp4 nvfp4 */
      MOEI_Q8_C, MOEI_Q8_C,                                       /* mxfp4_hf nvfp4_hf */
      MOEI_Q8_DENSE, MOEI_Q8_DENSE, MOEI_Q8_DENSE,                /* mxfp8 fp8_block fp8_channel */
-     MOEI_Q8_C, MOEI_Q8_C}, NULL};                                     /* int8_channel int4_group */
+     MOEI_Q8_C, MOEI_Q8_C}, NULL};                               /* int8_channel int4_group */
 // clang-format on
 
 /* ---- Elementwise */
@@ -1985,7 +1985,8 @@ MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r)
     return (size_t)(w->prefetch - moei_row(w, r)) + (r + rows - n_rows) * w->row_stride;
 }
 
-/* The scales of weights k .. k + 15 of row r; returns how many of the following k have the same (at least 16 are covered). */
+/* The scales of weights k .. k + 15 of row r; returns how many of the following k have the same (at least 16 are covered).
+   Inline: compiled on its own it is SSE code, and 145 ns a call while the upper halves of the registers are in use. */
 MOEI_FORCE size_t moei_scales16(const moei_rows *w, uint32_t r, size_t k, float *s) {
     size_t row = w->row0 + r, cols = w->scale.cols;
     if (w->scale.data && cols % 16) { /* odd shapes: one by one */
@@ -2046,7 +2047,20 @@ MOEI_FORCE MOEI_AVX2 void moei_load_avx2(const uint32_t format, const uint8_t *p
     *even = _mm256_cvtph_ps(_mm256_castsi256_si128(v)), *odd = _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1));
 }
 
-/* The trees 4, 2, 1 of four times 8 lanes. */
+/* Dwords of 8 rows of 32 bytes, `stride` apart, to 8 columns. */
+MOEI_FORCE MOEI_AVX2 void moei_transpose_avx2(const uint8_t *p, size_t stride, __m256i v[8]) {
+    __m256i a[8], b[8];
+    MOEI_UNROLL for (size_t i = 0; i < 8; i++) { /* half i / 4 of rows i % 4 and i % 4 + 4 */
+        const uint8_t *q = p + i % 4 * stride + i / 4 * 16;
+        const __m128i low = _mm_loadu_si128((const __m128i *)(const void *)q);
+        const __m128i high = _mm_loadu_si128((const __m128i *)(const void *)(q + 4 * stride));
+        a[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+    }
+    MOEI_UNROLL for (int i = 0; i < 8; i += 2) b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
+    MOEI_UNROLL for (int i = 0; i < 8; i += 4)
+        v[i] = _mm256_unpacklo_epi64(b[i], b[i + 2]), v[i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 2]),
+        v[i + 2] = _mm256_unpacklo_epi64(b[i + 1], b[i + 3]), v[i + 3] = _mm256_unpackhi_epi64(b[i + 1], b[i + 3]);
+}
 /* 8 neighbours as f32 */
 MOEI_FORCE MOEI_AVX2 __m256 moei_load8_f32_avx2(uint32_t format, const uint8_t *p) {
     if (format == MOE_FORMAT_F32) return _mm256_loadu_ps((const float *)(const void *)p);
@@ -2063,22 +2077,15 @@ static MOEI_AVX2 size_t moei_turn_avx2(const moei_rows *w, uint32_t r0, uint32_t
     if (w->row_stride != item || n_rows % 8 || w->scale.data) return 0;
     for (i = 0; i + 8 <= n; i += 8)
         for (uint32_t r = 0; r < n_rows; r += 8) {
-            __m256 v[8], t[8];
-            for (int j = 0; j < 8; j++) v[j] = moei_load8_f32_avx2(w->format, p + (i + (size_t)j) * w->k_stride + r * item);
-            for (int j = 0; j < 8; j += 2)
-                t[j] = _mm256_unpacklo_ps(v[j], v[j + 1]), t[j + 1] = _mm256_unpackhi_ps(v[j], v[j + 1]);
-            for (int j = 0; j < 8; j += 4)
-                for (int h = 0; h < 2; h++) {
-                    v[j + 2 * h] = _mm256_shuffle_ps(t[j + h], t[j + h + 2], 0x44);
-                    v[j + 2 * h + 1] = _mm256_shuffle_ps(t[j + h], t[j + h + 2], 0xee);
-                }
-            for (uint32_t j = 0; j < 4; j++) {
-                _mm256_storeu_ps(out + (r + j) * stride + i, _mm256_permute2f128_ps(v[j], v[j + 4], 0x20));
-                _mm256_storeu_ps(out + (r + j + 4) * stride + i, _mm256_permute2f128_ps(v[j], v[j + 4], 0x31));
-            }
+            __m256 rows[8];
+            __m256i v[8];
+            for (size_t j = 0; j < 8; j++) rows[j] = moei_load8_f32_avx2(w->format, p + (i + j) * w->k_stride + r * item);
+            moei_transpose_avx2((const uint8_t *)rows, sizeof rows[0], v);
+            for (size_t j = 0; j < 8; j++) _mm256_storeu_si256((__m256i *)(void *)(out + (r + j) * stride + i), v[j]);
         }
     return i;
 }
+/* The trees 4, 2, 1 of four times 8 lanes. */
 MOEI_FORCE MOEI_AVX2 __m128 moei_sum4_avx2(__m256 a, __m256 b, __m256 c, __m256 d) {
     __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
     __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c, d, 0x20), _mm256_permute2f128_ps(c, d, 0x31));
@@ -2511,7 +2518,7 @@ static void moei_panel_avx512(void *panel, const moei_rows *w, uint32_t n_rows, 
 }
 
 /* Rows of 16 bits to a panel of f32, once for all tokens: in the tile the conversion costs two of the ports that the FMAs need
-   (Sapphire Rapids, in cache: 60 % of the peak from bf16 rows, 80 % from the panel; Zen 5: 88 and 94 %). */
+   (Xeon, family 6 model 207, in cache: 60 % of the peak from bf16 rows, 80 % from the panel; Zen 5: 88 and 94 %). */
 #define MOEI_WIDEN 12u
 MOEI_FORCE MOEI_AVX512 void moei_widen_avx512(const uint32_t format, const moei_rows *w, uint32_t n_rows, void *panel) {
     float *o = (float *)panel;
@@ -3618,22 +3625,10 @@ MOEI_FORCE uint32_t moei_q8_kind_avx2(uint32_t f) {
     if (moei_q8_is_nvfp4(f)) return MOE_FORMAT_NVFP4;
     return moei_q8_is_e2m1(f) ? (uint32_t)MOE_FORMAT_Q5_0 : f; /* Q4_0 Q5_0 INT4_GROUP */
 }
-/* Dwords of 8 rows of 32 bytes, `stride` apart, to 8 columns. */
-MOEI_FORCE MOEI_AVX2 void moei_q8_transpose_avx2(const uint8_t *p, size_t stride, __m256i v[8]) {
-    __m256i a[8], b[8];
-    MOEI_UNROLL for (size_t i = 0; i < 8; i++) { /* half i / 4 of rows i % 4 and i % 4 + 4 */
-        const uint8_t *q = p + i % 4 * stride + i / 4 * 16;
-        a[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(moei_q8_ld128(q)), moei_q8_ld128(q + 4 * stride), 1);
-    }
-    MOEI_UNROLL for (int i = 0; i < 8; i += 2) b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
-    MOEI_UNROLL for (int i = 0; i < 8; i += 4)
-        v[i] = _mm256_unpacklo_epi64(b[i], b[i + 2]), v[i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 2]),
-        v[i + 2] = _mm256_unpacklo_epi64(b[i + 1], b[i + 3]), v[i + 3] = _mm256_unpackhi_epi64(b[i + 1], b[i + 3]);
-}
 /* 8 rows of a vector per step to vector `slot` of its blocks' entries. */
 MOEI_FORCE MOEI_AVX2 void moei_q8_put_avx2(const __m256i rows[8], uint8_t *entry, size_t size, size_t slot, size_t n) {
     __m256i v[8];
-    moei_q8_transpose_avx2((const uint8_t *)rows, 32, v);
+    moei_transpose_avx2((const uint8_t *)rows, 32, v);
     for (size_t b = 0; b < n; b++) _mm256_storeu_si256((__m256i *)(void *)(entry + b * size + 32 * slot), v[b]);
 }
 MOEI_FORCE MOEI_AVX2 void moei_q8_unpack8_avx2(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, size_t i,
@@ -3658,7 +3653,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_unpack8_avx2(uint32_t f, const moei_rows *w, s
     }
     for (size_t b = 0; b < n; b++) {
         __m256i *to = (__m256i *)(void *)(entry + b * size);
-        moei_q8_transpose_avx2((const uint8_t *)&q[0][b], sizeof q[0], v);
+        moei_transpose_avx2((const uint8_t *)&q[0][b], sizeof q[0], v);
         MOEI_UNROLL for (int j = 0; j < 8; j++) {
             if (!wide) _mm256_storeu_si256(to + j, v[j]);
             else {
@@ -7001,7 +6996,7 @@ static void moei_pack(const moei_arith *a, const void **x, uint32_t n, size_t k,
 
 static const uint8_t *moei_x_row(const moei_plan *p, size_t token) { return (const uint8_t *)p->io->x + token * p->io->x_stride; }
 
-#define MOEI_FEW_BYTES 16384u
+#define MOEI_FEW_BYTES 16384u /* of a panel for few tokens: it stays in L1 beside them */
 /* out[t][r] for n_rows rows from w->row0 on and n tokens: straight from the weights, or through panels decoded once. */
 static void moei_multiply(const moei_arith *a, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n, float *out,
                           size_t out_stride, uint8_t *panel) {
@@ -7010,7 +7005,7 @@ static void moei_multiply(const moei_arith *a, const moei_rows *w, uint32_t n_ro
         ops->dot(w, n_rows, x, n, out, out_stride);
         return;
     }
-    /* For few tokens the panel stays in L1 (but transposed weights, whose cache lines hold many rows). */
+    /* (Cache lines of transposed weights hold many rows: whole blocks.) */
     moei_rows part = *w;
     uint32_t few = (uint32_t)(MOEI_FEW_BYTES / a->row_bytes(w->k)) + 1;
     uint32_t step = n > 4 || ops->dot || w->k_stride || few > MOEI_UP_ROWS ? MOEI_UP_ROWS : few;
@@ -7779,9 +7774,10 @@ static moe_status moei_check_present(const moei_plan *p, int partial) {
     const moe_desc *d = &p->layer->desc;
     const moei_bank *b = &p->layer->shared;
     uint32_t end = !p->route_only && !partial, shared = end ? b->n_experts : 0, in = !p->route_only && !p->sums && d->latent.d;
+    uint32_t gated = shared && (d->shared.gate_kind == MOE_SHARED_SIGMOID || d->shared.gate_kind == MOE_SHARED_SOFTMAX2);
     const struct { const moe_matrix *m; uint32_t n; } all[] = {
         {&d->router.weight, 1}, {&d->latent.in, in}, {&d->latent.out, end && d->latent.d}, {&b->gate, shared}, {&b->up, shared},
-        {&b->down, shared}, {&d->shared.gate_weight, shared && d->shared.gate_kind % MOE_SHARED_ROUTER_SINK}};
+        {&b->down, shared}, {&d->shared.gate_weight, gated}};
     const moe_array *const arrays[] = {&d->router.input_scale, &d->latent.norm, &d->ffn.out_bias};
     moe_experts none;
     memset(&none, 0, sizeof none);
