@@ -1817,7 +1817,8 @@ static int ckptl_router_vectors(ckptl *x) {
     static const char *const gguf_bias[] = {"ffn_gate_inp.bias", NULL}, *const gguf_select[] = {
                                                                             "exp_probs_b.bias", "exp_probs_b",
                                                                             "exp_probs_b.weight", NULL};
-    static const char *const scale[] = {"router.per_expert_scale", "per_expert_scale", NULL}, *const none[] = {NULL};
+    static const char *const scale[] = {"router.per_expert_scale", "per_expert_scale", "router_scale", NULL},
+                             *const none[] = {NULL};
     static const char *const input[] = {"router.scale", NULL}, *const gguf_input[] = {"ffn_gate_inp.scale",
                                                                                       "ffn_gate_inp_s.weight", NULL};
     static const char *const own[] = {"gate.bias", NULL}, *const out_bias[] = {"bias", NULL},
@@ -1870,6 +1871,8 @@ static void ckptl_groups(ckptl *x) {
     const char *method = x->c->is_gguf ? "" : ckptl_word(x, "topk_method");
     uint32_t before = r->group;
     if (r->group == MOE_GROUP_PER_GROUP) {
+        if (!r->n_group && ckptl_listed("PanguProMoE PanGuMoE", x->info->family))
+            r->n_group = x->d->top_k, CKPTL_ORIGIN(x, router.n_group, "one expert of each group");
         if (r->n_group > 1 && r->n_group < UINT32_MAX) return;
         r->group = MOE_GROUP_NONE;
     } else if (ckptl_same(method, "greedy") || r->n_group <= 1 || !r->topk_group) {
@@ -2191,6 +2194,12 @@ static int ckptl_prepare(ckptl *x) {
     if (x->c->is_gguf && ckptl_same(x->info->family, "grok") &&
         ckptl_has(x, "", "ffn_up")) /* only Grok-2 has a dense MLP */
         ckptl_try_family(x, "grok_2", "general.architecture grok with ffn_up:");
+    /* Both versions of Pangu-Pro may have one name; only the second's configuration says n_routed_experts. */
+    if (ckptl_listed("PanguProMoE PanGuMoE", x->info->family)) {
+        if (ckptl_value(x, "n_routed_experts", &v, key, sizeof key))
+            ckptl_try_family(x, "PanguProMoEV2", "config key n_routed_experts:");
+        else d->router.n_group = 0; /* as many as experts per token */
+    }
     x->interleaved = !x->c->is_gguf && ckptl_same(x->info->family, "gpt_oss");
     x->two_banks = ckptl_same(x->info->family, "ernie4_5_vl_moe") || ckptl_same(x->info->family, "ernie4_5_moe_vl");
     const ckpt_value *rows = ckpt_get(x->c, "quantization_config.weight_block_size[0]"),

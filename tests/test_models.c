@@ -479,6 +479,23 @@ static const family families[] = {
      "num_experts_per_tok':2,'moe_intermediate_size':6,'norm_topk_prob':true,'router_n_groups':2}}",
      "model.language_model.layers.1.mlp.gate.weight[4,8] " PER("model.language_model.layers.1.mlp."),
      PER_AT("model.language_model.layers.1.mlp."), "router.group=per group;router.n_group=2"},
+    {"Pangu-Pro-MoE", "1", /* as many groups as experts per token, weights times router_scale */
+     "{'architectures':['PanguProMoEForCausalLM'],'model_type':'PanguProMoE','hidden_size':8,'hidden_act':'silu',"
+     "'num_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':6,'shared_expert_intermediate_size':10}",
+     M1 "gate.weight[4,8] " M1 "router_scale:bf16[1,4] " PER(M1) SHARED(M1 "shared_expert.", "10"), PER_AT(M1),
+     "router.group=per group;router.n_group=2;router.norm=none;router.score=softmax;shared.d_ff=10;shared.gate_kind="
+     "none"},
+    {"Pangu-Pro-MoE, the second version", "1",
+     "{'architectures':['PanguProMoEV2ForCausalLM'],'model_type':'PanguProMoE','hidden_size':8,'hidden_act':'silu',"
+     "'n_routed_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':6,'n_shared_experts':1,'norm_topk_prob':"
+     "true,'routed_scaling_factor':2.5,'router_enable_expert_bias':true}",
+     M1 "gate.weight[4,8] " M1 "gate.e_score_correction_bias[4] " PER(M1) SHARED(M1 "shared_experts.", "6"),
+     PER_AT(M1), "router.group=none;router.norm=sum;router.score=sigmoid;router.routed_scale=2.5"},
+    {"Pangu-Pro-MoE, the second version by its own name", "1",
+     "{'model_type':'PanguProMoEV2','hidden_size':8,'n_routed_experts':4,'num_experts_per_tok':2,"
+     "'moe_intermediate_size':6,'norm_topk_prob':true,'routed_scaling_factor':2.5}",
+     M1 "gate.weight[4,8] " M1 "gate.e_score_correction_bias[4] " PER(M1), PER_AT(M1),
+     "router.group=none;router.norm=sum;router.score=sigmoid"},
     {"SmallThinker", "1",
      "{'model_type':'smallthinker','hidden_size':8,'moe_num_primary_experts':4,'moe_num_active_primary_experts':2,'"
      "moe_ffn_hidden_size':6,'moe_primary_router_apply_softmax':false,'norm_topk_prob':true}",
@@ -985,6 +1002,75 @@ static void test_fused_fp8(uint32_t ff) {
     free(codes);
 }
 
+/* ---- Pangu-Pro's block, from its definition in double ---- */
+
+static double silu(double v) { return v / (1 + exp(-v)); }
+
+/* y += weight * an FFN of the tensors PREFIX gate_proj, up_proj, down_proj */
+static void add_ffn(const char *prefix, uint32_t ff, double weight, const float *x, double *y) {
+    char name[3][160];
+    for (int i = 0; i < 3; i++)
+        snprintf(name[i], sizeof *name, "%s%s_proj.weight", prefix, i == 0 ? "gate" : i == 1 ? "up" : "down");
+    for (uint32_t r = 0; r < ff; r++) {
+        double g = 0, u = 0;
+        for (uint32_t i = 0; i < D; i++)
+            g += (double)x[i] * (double)value_of(name[0], r * D + i),
+                u += (double)x[i] * (double)value_of(name[1], r * D + i);
+        for (uint32_t o = 0; o < D; o++) y[o] += weight * silu(g) * u * (double)value_of(name[2], o * ff + r);
+    }
+}
+
+static void test_pangu(void) {
+    static built b;
+    const char *name = "Pangu-Pro-MoE in double";
+    const family *f = families;
+    char err[CKPT_ERR] = "", prefix[160];
+    float x[8 * D], y[8 * D];
+    ckpt c;
+    ckpt_layers layers;
+    ckpt_layer_info info;
+    moe_desc d;
+    moe_layer layer;
+    moe_error e;
+    moe_io io;
+    while (strcmp(f->name, "Pangu-Pro-MoE")) f++;
+    build(&b, f->tensors);
+    int ok = !ckpt_write(TMP "/model.safetensors", b.out, b.n, NULL, err) && write_config(f->config) &&
+             !ckpt_open(&c, TMP, err) && !ckpt_layer_list(&c, &layers, err) &&
+             !ckpt_layer_desc(&c, layers.items, &d, &info, err);
+    for (size_t j = 0; j < b.n; j++) free(b.data[j]);
+    if (!check(ok, name, "%s", err)) return;
+    memset(&io, 0, sizeof io);
+    d.compute = MOE_COMPUTE_F32;
+    for (int i = 0; i < 8 * D; i++) x[i] = value_of("pangu", (uint64_t)i);
+    check(!moe_layer_init(&layer, &d, &e), name, "init");
+    io.x = x, io.y = y, io.x_type = io.y_type = MOE_TYPE_F32, io.n_tokens = 8;
+    io.workspace_size = moe_workspace_size(&layer, 8, 1), io.workspace = malloc(io.workspace_size);
+    check(!moe_forward(&layer, &io), name, "forward");
+    free(io.workspace);
+    for (uint32_t t = 0; t < 8; t++) {
+        double p[E], sum = 0, want[D] = {0};
+        for (uint32_t i = 0; i < E; i++) {
+            double l = 0;
+            for (uint32_t k = 0; k < D; k++)
+                l += (double)x[t * D + k] * (double)value_of(M1 "gate.weight", i * D + k);
+            sum += p[i] = exp(l);
+        }
+        for (uint32_t g = 0; g < E; g += E / 2) { /* two groups, the best of each */
+            uint32_t best = p[g + 1] > p[g] ? g + 1 : g;
+            snprintf(prefix, sizeof prefix, M1 "experts.%u.", (unsigned)best);
+            add_ffn(prefix, FF, p[best] / sum * (double)value_of(M1 "router_scale", best), x + t * D, want);
+        }
+        add_ffn(M1 "shared_expert.", 10, 1, x + t * D, want);
+        for (uint32_t i = 0; i < D; i++)
+            check(fabs((double)y[t * D + i] - want[i]) < 1e-5, name, "token %u: %g, not %g", (unsigned)t,
+                  (double)y[t * D + i], want[i]);
+    }
+    ckpt_layer_free(&info);
+    ckpt_layers_free(&layers);
+    ckpt_close(&c);
+}
+
 /* ---- What must be refused, and what is said ---- */
 
 static void test_refusals(void) {
@@ -1067,6 +1153,7 @@ int main(void) {
     test_ggufs();
     test_fused_fp8(128);
     test_fused_fp8(24);
+    test_pangu();
     test_refusals();
     if (system("rm -rf " TMP)) failed++;
     printf("test_models: %d passed, %d failed, %d skipped\n", passed, failed, skipped);
