@@ -1250,21 +1250,35 @@ CKPT_DEF size_t ckpt_turn_size(const moe_desc *desc) {
     return size;
 }
 
-/* One expert, in blocks that keep to few pages; item is 2 or 4. */
+/* A square of inputs is gathered first: lines of the file and of the rows are then touched once, whatever the strides. */
+enum { CKPTL_TILE = 64 };
+static inline void ckptl_turn_tile(const uint8_t *tile, size_t rows, size_t k, size_t item, uint8_t *to,
+                                   size_t line) {
+    for (size_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < k; i++) memcpy(to + r * line + i * item, tile + (i * CKPTL_TILE + r) * item, item);
+}
+
+/* One expert; item is 1, 2 or 4. */
 static inline void ckptl_turn_expert(const uint8_t *from, const moe_matrix *m, size_t rows, size_t k, size_t item,
                                      uint8_t *to) {
-    enum { ROWS = 256, INPUTS = 64 };
+    uint8_t tile[CKPTL_TILE * CKPTL_TILE * 4];
     size_t row = m->row_stride ? m->row_stride : item;
-    for (size_t r0 = 0; r0 < rows; r0 += ROWS)
-        for (size_t k0 = 0; k0 < k; k0 += INPUTS)
-            for (size_t r = r0; r < rows && r < r0 + ROWS; r++) {
-                const uint8_t *p = from + r * row + k0 * m->k_stride;
-                uint8_t *q = to + (r * k + k0) * item, *end = q + (k - k0 < INPUTS ? k - k0 : INPUTS) * item;
-                if (item == 2)
-                    for (; q < end; q += 2, p += m->k_stride) memcpy(q, p, 2);
+    for (size_t r0 = 0; r0 < rows; r0 += CKPTL_TILE)
+        for (size_t k0 = 0; k0 < k; k0 += CKPTL_TILE) {
+            size_t n = rows - r0 < CKPTL_TILE ? rows - r0 : CKPTL_TILE,
+                   inputs = k - k0 < CKPTL_TILE ? k - k0 : CKPTL_TILE;
+            for (size_t i = 0; i < inputs; i++) {
+                const uint8_t *p = from + r0 * row + (k0 + i) * m->k_stride;
+                uint8_t *q = tile + i * CKPTL_TILE * item;
+                if (row == item) memcpy(q, p, n * item);
                 else
-                    for (; q < end; q += 4, p += m->k_stride) memcpy(q, p, 4);
+                    for (size_t r = 0; r < n; r++) memcpy(q + r * item, p + r * row, item);
             }
+            uint8_t *q = to + (r0 * k + k0) * item;
+            if (item == 1) ckptl_turn_tile(tile, n, inputs, 1, q, k);
+            else if (item == 2) ckptl_turn_tile(tile, n, inputs, 2, q, k * 2);
+            else ckptl_turn_tile(tile, n, inputs, 4, q, k * 4);
+        }
 }
 
 CKPT_DEF void ckpt_turn(moe_desc *desc, void *to) {

@@ -956,6 +956,30 @@ static void test_ggufs(void) {
     }
 }
 
+/* ---- Turning weights of 2 and 4 bytes into rows ---- */
+
+static void test_turn(void) {
+    enum { K = 130, R = 70, N = 2 };
+    static float before[N * R * K], after[N * R * K];
+    static uint8_t stored[N * 2 * R * K * 4], turned[N * R * K * 4];
+    for (uint32_t i = 0; i < sizeof stored; i++) stored[i] = (uint8_t)(i * 2654435761u >> 24 & 0x3F);
+    for (uint32_t item = 2; item <= 4; item += 2)
+        for (uint32_t split = 1; split <= 2; split++) { /* 2: every other column */
+            moe_desc d;
+            memset(&d, 0, sizeof d);
+            d.d_model = K, d.d_ff = R, d.n_experts = N;
+            d.up.format = item == 2 ? MOE_FORMAT_BF16 : MOE_FORMAT_F32;
+            d.up.data = stored, d.up.offset = (split - 1) * item, d.up.row_stride = split * item;
+            d.up.k_stride = split * R * item, d.up.expert_stride = split * R * K * item;
+            for (uint32_t e = 0; e < N; e++) moe_dequantize(&d.up, e, N, R, K, 0, R, before + e * R * K);
+            if (!check(ckpt_turn_size(&d) == N * R * K * item, "turn", "size %zu", ckpt_turn_size(&d))) continue;
+            ckpt_turn(&d, turned);
+            for (uint32_t e = 0; e < N; e++) moe_dequantize(&d.up, e, N, R, K, 0, R, after + e * R * K);
+            check(!d.up.k_stride && !memcmp(before, after, sizeof before), "turn", "%u bytes, every %u columns",
+                  (unsigned)item, (unsigned)split);
+        }
+}
+
 /* ---- Fused stacks in fp8, as newer tools write them: scale grids are cut like the rows ---- */
 
 static void test_fused_fp8(uint32_t ff) {
@@ -1151,6 +1175,7 @@ int main(void) {
     if (system("mkdir -p " TMP)) return 1;
     test_families();
     test_ggufs();
+    test_turn();
     test_fused_fp8(128);
     test_fused_fp8(24);
     test_pangu();
