@@ -24,7 +24,9 @@
    Weights that moe.h cannot read where they lie are repacked (ckpt_repack below): AWQ (packed along outputs), GPTQ
    (transposed) and 8-bit packed words. A repacked matrix is relocatable: it may be saved and mapped again.
    4-bit weights with ordered groups become int4_group, bit for bit the same numbers; act-order GPTQ (g_idx not
-   ascending) cannot be expressed by one scale per run of inputs and becomes exact f32: eight times the bytes. */
+   ascending) cannot be expressed by one scale per run of inputs and becomes exact f32: eight times the bytes.
+   Stacks of fp8, int8, MXFP4 and NVFP4 stored [in, out] (Llama-4 in fp8 and NVFP4) are turned into rows while the layer
+   is read, with their scales: the same numbers, but their bytes again, and a second or two per GB. */
 
 #ifndef CKPT_LAYER_H
 #define CKPT_LAYER_H
@@ -101,6 +103,7 @@ typedef struct ckptl { /* one layer being read */
     int interleaved;                 /* fused gate and up rows alternate */
     int two_banks;                   /* ERNIE-VL: experts for text and for images; lists and vectors are pairs */
     uint32_t first_expert;           /* number of the first in the names */
+    struct ckptl_copy *copies;       /* tensors that were turned round */
     char *origin[64];                /* by field */
 } ckptl;
 
@@ -761,6 +764,7 @@ typedef struct ckptl_set {
     uint64_t lines, columns; /* of the scales of one expert */
     int whole;               /* one scale for the whole matrix */
     int packed;              /* must be repacked */
+    int turned;              /* was stored [in, out]: weight and scale are copies */
 } ckptl_set;
 
 static const char *const ckptl_weight_suffix[] = {".weight", "",        ".weight_packed", ".qweight",
@@ -1298,6 +1302,45 @@ CKPT_DEF void ckpt_turn(moe_desc *desc, void *to) {
     }
 }
 
+/* A stack that is stored [in, out] in a format that moe.h reads as rows only: a turned copy takes its place. */
+typedef struct ckptl_copy {
+    const ckpt_tensor *of;
+    struct ckptl_copy *next;
+    ckpt_tensor turned;
+} ckptl_copy;
+
+/* [experts,k,n] as [experts,n,k]; made once, because gate and up may be halves of one. NULL: out of memory. */
+static const ckpt_tensor *ckptl_turned_copy(ckptl *x, const ckpt_tensor *t) {
+    size_t item = ckpt_type(t->type)->bytes;
+    uint64_t k = t->dims[1], n = t->dims[2];
+    ckptl_copy *c = x->copies;
+    moe_matrix m;
+    while (c && c->of != t) c = c->next;
+    if (c) return &c->turned;
+    if (!(c = (ckptl_copy *)ckptl_alloc(x, sizeof *c + t->bytes))) return NULL;
+    c->of = t, c->next = x->copies, x->copies = c;
+    c->turned = *t, c->turned.dims[1] = n, c->turned.dims[2] = k, c->turned.data = (const uint8_t *)(c + 1);
+    memset(&m, 0, sizeof m);
+    m.row_stride = item, m.k_stride = (size_t)n * item;
+    for (size_t e = 0, one = (size_t)(k * n) * item; e < t->dims[0]; e++)
+        ckptl_turn_expert(t->data + e * one, &m, (size_t)n, (size_t)k, item, (uint8_t *)(c + 1) + e * one);
+    return &c->turned;
+}
+
+/* Scales [groups,out] are turned too; [out,1], [out] and one for all are as they must be. */
+static int ckptl_turn_set(ckptl *x, ckptl_set *s) {
+    const ckpt_tensor *w = s->weight, *scale = s->scale;
+    int bytes = w->type == CKPT_U8 || w->type == CKPT_I8 || w->type == CKPT_F8_E4M3;
+    if (!bytes || w->n_dims != 3 || !ckptl_rule_of(s)->format) return 0;
+    int turns = scale->n_dims > 2 && scale->dims[2] != 1;
+    if (turns && (scale->n_dims != 3 || scale->dims[2] != w->dims[2]))
+        return ckptl_shape_error(x, scale, "[experts,groups,outputs] or [experts,outputs,1]");
+    s->turned = 1;
+    s->weight = ckptl_turned_copy(x, w);
+    if (s->weight && turns) s->scale = ckptl_turned_copy(x, scale);
+    return s->weight && s->scale ? 0 : -1;
+}
+
 /* -- From tensors to a moe_matrix -------------------------------------------------------------------------------- */
 
 typedef enum ckptl_part {
@@ -1334,12 +1377,14 @@ static void ckptl_note(ckptl *x, const char *role, const char *name, const char 
 /* Collects and checks the tensors of one expert, or of all in a stack: stored rows and inputs must be `rows` x k. */
 static int ckptl_load_set(ckptl *x, const ckptl_want *w, uint32_t expert, uint64_t rows, ckptl_set *s) {
     char stem[CKPT_LAYER_TEXT * 2], want[160];
-    uint64_t a = w->transposed ? w->k : rows, b = w->transposed ? rows : w->k;
     ckptl_stem_of(w->stem, x->first_expert + expert, stem, sizeof stem);
     ckptl_collect(x->c, stem, s);
     if (!s->weight)
         return ckptl_fail(x->err, "tensor %s%s is missing (%s)", stem,
                           x->c->is_gguf ? ".weight" : ".weight or the like", w->role);
+    if (w->transposed && ckptl_turn_set(x, s)) return -1;
+    int in_out = w->transposed && !s->turned;
+    uint64_t a = in_out ? w->k : rows, b = in_out ? rows : w->k;
     if (w->plain) s->scale2 = s->divisor = s->bias = NULL;
     if (w->plain && ckptl_rule_of(s)->format == MOE_FORMAT_NONE) s->scale = NULL;
     if (ckptl_dims(x->c, s, w->stacked, x->err)) return -1;
@@ -1363,7 +1408,7 @@ static int ckptl_load_set(ckptl *x, const ckptl_want *w, uint32_t expert, uint64
             return ckptl_shape_error(x, s->zero, want);
         }
     }
-    if ((w->transposed || w->folded) && (s->format > MOE_FORMAT_BF16 || s->packed))
+    if ((in_out || w->folded) && (s->format > MOE_FORMAT_BF16 || s->packed))
         return ckptl_fail(x->err, "tensor %s: %s weights cannot be read [in,out]", s->weight->name,
                           moe_format_name(s->format));
     if (!s->packed && !moe_row_bytes(s->format, (size_t)w->k))
@@ -1428,7 +1473,7 @@ static int ckptl_bias_of(ckptl *x, const ckptl_want *w, uint32_t e, const ckpt_t
 static int ckptl_view(const ckptl *x, const ckptl_want *w, const ckptl_set *s, uint64_t rows, moe_matrix *m) {
     size_t half = (size_t)w->rows, up = w->part == CKPTL_UP, split = w->part && x->interleaved;
     if (m->format == MOE_FORMAT_NONE) m->format = s->format;
-    if (w->transposed) {
+    if (w->transposed && !s->turned) {
         size_t item = m->format == MOE_FORMAT_F32 ? 4 : 2;
         m->row_stride = split ? 2 * item : item, m->k_stride = (size_t)rows * item;
         m->offset += up ? (split ? item : half * item) : 0;
@@ -1547,7 +1592,8 @@ static void ckptl_note_matrix(ckptl *x, const ckptl_want *w, const ckptl_set *s,
     }
     if (m->zero.type) n += snprintf(format + n, sizeof format - (size_t)n, ", zero points");
     if (s->packed) n += snprintf(format + n, sizeof format - (size_t)n, ", repacked");
-    if (w->transposed) snprintf(format + n, sizeof format - (size_t)n, ", [in,out]");
+    if (w->transposed)
+        snprintf(format + n, sizeof format - (size_t)n, s->turned ? ", [in,out] turned" : ", [in,out]");
     ckptl_note(x, w->role, name, shape, format);
 }
 
@@ -1720,8 +1766,8 @@ static int ckptl_transposed(const ckptl *x, const ckptl_scheme *s, uint64_t d, c
     if (s->flags & CKPTL_FOLDED || !(s->flags & CKPTL_STACKED) || x->c->is_gguf) return 0;
     ckptl_collect(x->c, up_stem, &up);
     ckptl_collect(x->c, down_stem, &down);
-    if (!up.weight || up.weight->n_dims != 3 || up.scale) return 0;
-    uint64_t a = up.weight->dims[1], b = up.weight->dims[2];
+    if (!up.weight || up.weight->n_dims != 3) return 0;
+    uint64_t per = ckptl_rule_of(&up)->per_word, a = up.weight->dims[1] * per, b = up.weight->dims[2] * per;
     if (a != d || (b == d && !(down.weight && down.weight->n_dims == 3))) return 0;
     if (b != d) return 1;
     /* d x d: a fused stack is half as wide as it looks, so down tells */
@@ -1746,7 +1792,7 @@ static int ckptl_width(ckptl *x, ckptl_bank *b, const char *up, int transposed) 
     ckptl_collect(x->c, stem, &s);
     if (!s.weight) return ckptl_fail(x->err, "tensor %s.weight is missing (%s up)", stem, b->what);
     if (ckptl_dims(x->c, &s, b->stacked, x->err)) return -1;
-    uint64_t rows = transposed ? s.k : s.rows, divide = b->scheme->flags & CKPTL_FUSED ? 2 : 1;
+    uint64_t rows = transposed ? s.weight->dims[2] : s.rows, divide = b->scheme->flags & CKPTL_FUSED ? 2 : 1;
     if (b->scheme->flags & CKPTL_FOLDED) divide = b->n;
     if (!rows || rows % divide || rows / divide > UINT32_MAX)
         return ckptl_fail(x->err, "tensor %s: %" PRIu64 " rows are not %" PRIu64 " times a width", s.weight->name,

@@ -479,6 +479,14 @@ static const family families[] = {
      "num_experts_per_tok':2,'moe_intermediate_size':6,'norm_topk_prob':true,'router_n_groups':2}}",
      "model.language_model.layers.1.mlp.gate.weight[4,8] " PER("model.language_model.layers.1.mlp."),
      PER_AT("model.language_model.layers.1.mlp."), "router.group=per group;router.n_group=2"},
+    {"Llama-4 with a tensor per expert", "1",
+     "{'model_type':'llama4','text_config':{'model_type':'llama4_text','hidden_size':8,'intermediate_size':6,"
+     "'intermediate_size_mlp':32,'num_local_experts':4,'num_experts_per_tok':1,'interleave_moe_layer_step':2,"
+     "'hidden_act':'silu'}}",
+     "language_model." F1 "router.weight[4,8] " PER("language_model." F1)
+         SHARED("language_model." F1 "shared_expert.", "6"),
+     PER_AT("language_model." F1),
+     "ffn.weight_at=input;router.score=sigmoid;router.select_on=logit;top_k=1;shared.d_ff=6"},
     {"Pangu-Pro-MoE", "1", /* as many groups as experts per token, weights times router_scale */
      "{'architectures':['PanguProMoEForCausalLM'],'model_type':'PanguProMoE','hidden_size':8,'hidden_act':'silu',"
      "'num_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':6,'shared_expert_intermediate_size':10}",
@@ -1095,6 +1103,217 @@ static void test_pangu(void) {
     ckpt_close(&c);
 }
 
+/* ---- Stacks of 8 and 4 bits stored [in, out]: every weight, and the layer in double ---- */
+
+enum { ID = 64, IF = 96, IT = 6 }; /* d_model, the largest d_ff, tokens */
+
+typedef struct in_out {
+    const char *name, *layer, *config, *router, *gate, *up, *down; /* stems; gate "": up is fused */
+    const char *suffix, *scale, *scale2;                           /* scale2: one number for the stack */
+    ckpt_dtype weight_type, scale_type;
+    uint32_t ff, up_group, down_group; /* groups: inputs under one scale; 0: one for the stack */
+    int column;                        /* down's scales are [E,out,1] */
+    const char *says;                  /* refused so */
+} in_out;
+#define LLAMA4                                                                                                       \
+    "{'model_type':'llama4','text_config':{'model_type':'llama4_text','hidden_size':64,"                             \
+    "'num_local_experts':4,'num_experts_per_tok':1,'hidden_act':'silu'}"
+#define L4 "language_model.model.layers.3.feed_forward."
+static const in_out in_outs[] = {
+    {"Llama-4 by fbgemm", "3", LLAMA4 ",'quantization_config':{'quant_method':'fbgemm_fp8'}}", L4 "router.weight", "",
+     L4 "experts.gate_up_proj", L4 "experts.down_proj", "", "_scale", NULL, CKPT_F8_E4M3, CKPT_F32, IF, ID, IF, 1,
+     NULL},
+    {"Llama-4 in fp8 by modelopt", "3", LLAMA4 ",'quantization_config':{'quant_algo':'FP8'}}", L4 "router.weight", "",
+     L4 "experts.gate_up_proj", L4 "experts.down_proj", "", "_weight_scale", NULL, CKPT_F8_E4M3, CKPT_F32, IF, 0, 0,
+     0, NULL},
+    {"Llama-4 in NVFP4 by modelopt", "3", LLAMA4 ",'quantization_config':{'quant_algo':'NVFP4','group_size':16}}",
+     L4 "router.weight", "", L4 "experts.gate_up_proj", L4 "experts.down_proj", "", "_weight_scale",
+     "_weight_scale_2", CKPT_U8, CKPT_F8_E4M3, IF, 16, 16, 0, NULL},
+    {"Llama-4's layout in MXFP4", "3", LLAMA4 "}", L4 "router.weight", "", L4 "experts.gate_up_proj",
+     L4 "experts.down_proj", "", "_scale", NULL, CKPT_U8, CKPT_U8, IF, 32, 32, 0, NULL},
+    {"Llama-4 by fbgemm with 2 d_ff = d_model", "3", LLAMA4 "}", L4 "router.weight", "", L4 "experts.gate_up_proj",
+     L4 "experts.down_proj", "", "_scale", NULL, CKPT_F8_E4M3, CKPT_F32, ID / 2, ID, ID / 2, 1, NULL},
+    {"scales of half the outputs", "3", LLAMA4 "}", L4 "router.weight", "", L4 "experts.gate_up_proj",
+     L4 "experts.down_proj", "", "_scale", NULL, CKPT_F8_E4M3, CKPT_F32, IF, ID, IF, 2,
+     "down_proj_scale: shape [4,1,32], not [experts,groups,outputs] or [experts,outputs,1]"},
+};
+
+static uint32_t noise(const char *name, uint64_t i) { /* 0 .. 255 */
+    return (uint32_t)(value_of(name, i) * 128.0f + 127.5f);
+}
+
+/* Number i of a tensor: its bytes at `to`, its value (the high nibble's too) in v. */
+static void put_number(ckpt_dtype type, const char *name, uint64_t i, int is_scale, uint8_t *to, double *v) {
+    static const double fp4[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+    uint32_t h = noise(name, i), code = is_scale ? 0x28 + h % 16 : (h & 0x80) + (h & 0x7F) % 0x70;
+    float f = (float)(1 + h % 8) / 512;
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    if (type == CKPT_F32) ckpt_store_f32(to, f), *v = (double)f;
+    else if (type == CKPT_BF16) to[0] = (uint8_t)(bits >> 16), to[1] = (uint8_t)(bits >> 24), *v = (double)f;
+    else if (type == CKPT_I8) *to = (uint8_t)h, *v = (double)(int8_t)h;
+    else if (type == CKPT_U8 && is_scale) *to = (uint8_t)(118 + h % 5), *v = ldexp(1, (int)(h % 5) - 9);
+    else if (type == CKPT_U8) {
+        *to = (uint8_t)h;
+        for (int n = 0; n < 2; n++) v[n] = fp4[h >> 4 * n & 7] * (h >> 4 * n & 8 ? -1 : 1);
+    } else {
+        *to = (uint8_t)code, *v = (code & 0x80 ? -1 : 1) * ldexp(1 + (code & 7) / 8.0, (int)(code >> 3 & 15) - 7);
+        if (!(code >> 3 & 15)) *v = (code & 0x80 ? -1 : 1) * ldexp(code & 7, -9);
+    }
+}
+
+typedef struct stack { /* [E][k][n]: the file's tensors and the numbers that they mean */
+    char names[3][160];
+    uint8_t *bytes[3];
+    double *w;
+} stack;
+
+static void make_stack(const in_out *f, const char *stem, uint64_t k, uint64_t n, uint32_t group, int column,
+                       stack *s, ckpt_out *out, size_t *n_out) {
+    uint64_t per = f->weight_type == CKPT_U8 ? 2 : 1, groups = group ? k / group : 1;
+    double v[2], *scales = (double *)malloc(E * groups * n * sizeof *scales), factor = 1;
+    ckpt_out weight = {s->names[0], f->weight_type, 3, {E, k / per, n}, NULL},
+             scale = {s->names[1], f->scale_type, 3, {E, groups, n}, NULL},
+             scale2 = {s->names[2], CKPT_F32, 0, {0}, NULL};
+    snprintf(s->names[0], sizeof *s->names, "%s%s", stem, f->suffix);
+    snprintf(s->names[1], sizeof *s->names, "%s%s", stem, f->scale);
+    if (f->scale2) snprintf(s->names[2], sizeof *s->names, "%s%s", stem, f->scale2);
+    if (column) scale.dims[1] = n, scale.dims[2] = 1;
+    if (column > 1) scale.dims[1] = 1, scale.dims[2] = n / 2;
+    if (!group) scale.n_dims = 0;
+    uint64_t count = group ? E * scale.dims[1] * scale.dims[2] : 1, item = ckpt_type(f->scale_type)->bytes;
+    for (int i = 0; i < 3; i++) s->bytes[i] = (uint8_t *)calloc(1, E * k * n * 4);
+    s->w = (double *)calloc(E * k * n, sizeof *s->w);
+    for (uint64_t i = 0; i < count; i++)
+        put_number(f->scale_type, s->names[1], i, 1, s->bytes[1] + i * item, v), scales[i] = v[0];
+    if (f->scale2) put_number(CKPT_F32, s->names[2], 0, 1, s->bytes[2], &factor);
+    for (uint64_t i = 0; i < E * k / per * n; i++) {
+        put_number(f->weight_type, s->names[0], i, 0, s->bytes[0] + i, v);
+        for (uint64_t h = 0; h < per; h++) {
+            uint64_t e = i / n / (k / per), in = i / n % (k / per) * per + h, o = i % n;
+            uint64_t at = !group ? 0 : (e * groups + in / group) * n + o;
+            s->w[(e * k + in) * n + o] = v[h] * (at < count ? scales[at] : 0) * factor;
+        }
+    }
+    weight.data = s->bytes[0], scale.data = s->bytes[1], scale2.data = s->bytes[2];
+    out[(*n_out)++] = weight, out[(*n_out)++] = scale;
+    if (f->scale2) out[(*n_out)++] = scale2;
+    free(scales);
+}
+
+/* Rows first .. first + rows of the stack are the matrix's rows. */
+static void check_stack(const char *who, const char *role, const moe_matrix *m, const double *w, uint32_t rows,
+                        uint32_t k, uint32_t n, uint32_t first) {
+    float line[IF];
+    int wrong = 0;
+    for (uint32_t e = 0; e < E; e++)
+        for (uint32_t r = 0; r < rows; r++) {
+            wrong += moe_dequantize(m, e, E, rows, k, r, 1, line) != MOE_OK;
+            for (uint32_t i = 0; i < k; i++)
+                wrong += fabs((double)line[i] - w[((size_t)e * k + i) * n + first + r]) > 0;
+        }
+    check(!wrong, who, "%s: %d weights are wrong", role, wrong);
+}
+
+/* The layer in double: Llama-4's (sigmoid of the best, at the input) or Grok-1's (two of the softmax, tanh GELU). */
+static void forward_double(int llama4, uint32_t ff, const float *router, const double *gate, const double *up,
+                           uint32_t n, const double *down, const float *x, double *y) {
+    double l[E], sum = 0, h[IF];
+    uint32_t best = 0;
+    for (uint32_t e = 0; e < E; e++) {
+        l[e] = 0;
+        for (uint32_t i = 0; i < ID; i++) l[e] += (double)x[i] * (double)router[e * ID + i];
+        sum += exp(l[e]);
+        if (l[e] > l[best]) best = e;
+    }
+    for (uint32_t pick = 0; pick < (llama4 ? 1 : 2); pick++) {
+        double p = llama4 ? 1 / (1 + exp(-l[best])) : exp(l[best]) / sum, in = llama4 ? p : 1, at = llama4 ? 1 : p;
+        for (uint32_t r = 0; r < ff; r++) {
+            double g = 0, u = 0;
+            for (uint32_t i = 0; i < ID; i++)
+                g += in * (double)x[i] * gate[((size_t)best * ID + i) * n + r],
+                    u += in * (double)x[i] * up[((size_t)best * ID + i) * n + r];
+            h[r] = u * (llama4 ? silu(g) : g / 2 * (1 + tanh(0.7978845608028654 * (g + 0.044715 * g * g * g))));
+        }
+        for (uint32_t o = 0; o < ID; o++)
+            for (uint32_t r = 0; r < ff; r++) y[o] += at * h[r] * down[((size_t)best * ff + r) * ID + o];
+        l[best] = -1e30;
+        for (uint32_t e = 0; e < E; e++)
+            if (l[e] > l[best]) best = e;
+    }
+}
+
+static void check_forward(const char *who, const in_out *f, moe_desc *d, const float *router, const stack *s) {
+    static float x[IT * ID], y[IT * ID];
+    int fused = !*f->gate;
+    moe_layer layer;
+    moe_error e;
+    moe_io io;
+    memset(&e, 0, sizeof e);
+    memset(&io, 0, sizeof io);
+    for (size_t i = 0; i < IT * ID; i++) x[i] = value_of(who, i);
+    d->compute = MOE_COMPUTE_F32;
+    if (!check(!moe_layer_init(&layer, d, &e), who, "%s: %s", e.field, moe_status_text(e.status))) return;
+    io.x = x, io.y = y, io.x_type = io.y_type = MOE_TYPE_F32, io.n_tokens = IT;
+    io.workspace_size = moe_workspace_size(&layer, IT, 1), io.workspace = malloc(io.workspace_size);
+    check(!moe_forward(&layer, &io), who, "forward");
+    free(io.workspace);
+    for (uint32_t t = 0; t < IT; t++) {
+        double want[ID] = {0}, most = 0, off = 0;
+        forward_double(fused, f->ff, router, s[fused].w, fused ? s[1].w + f->ff : s[1].w, fused ? 2 * f->ff : f->ff,
+                       s[2].w, x + t * ID, want);
+        for (uint32_t i = 0; i < ID; i++) {
+            double error = fabs((double)y[t * ID + i] - want[i]);
+            most = fabs(want[i]) > most ? fabs(want[i]) : most, off = error > off ? error : off;
+        }
+        check(most > 0 && off < 1e-5 * most, who, "token %u: off by %g of %g", (unsigned)t, off, most);
+    }
+}
+
+static void test_in_out(void) {
+    for (size_t i = 0; i < sizeof in_outs / sizeof *in_outs; i++) {
+        const in_out *f = &in_outs[i];
+        char err[CKPT_ERR] = "";
+        static float router[E * ID], stored[E * ID];
+        stack s[3];
+        ckpt_out out[10];
+        size_t n = 1;
+        int fused = !*f->gate, haiku = f->router[strlen(f->router) - 1] == 'w', before = failed;
+        uint32_t width = fused ? 2 * f->ff : f->ff;
+        ckpt c;
+        ckpt_layers layers;
+        ckpt_layer_info info;
+        moe_desc d;
+        memset(s, 0, sizeof s);
+        for (uint32_t j = 0; j < E * ID; j++) router[j] = value_of(f->router, j) / 4;
+        for (uint32_t j = 0; j < E * ID; j++)
+            ckpt_store_f32(&stored[j], haiku ? router[j % E * ID + j / E] : router[j]);
+        ckpt_out r = {f->router, CKPT_F32, 2, {haiku ? ID : E, haiku ? E : ID}, stored};
+        out[0] = r;
+        if (!fused) make_stack(f, f->gate, ID, f->ff, f->up_group, 0, &s[0], out, &n);
+        make_stack(f, f->up, ID, width, f->up_group, 0, &s[1], out, &n);
+        make_stack(f, f->down, f->ff, ID, f->down_group, f->column, &s[2], out, &n);
+        int ok = !ckpt_write(TMP "/model.safetensors", out, n, NULL, err) && write_config(f->config) &&
+                 !ckpt_open(&c, TMP, err) && !ckpt_layer_list(&c, &layers, err);
+        if (check(ok && layers.n == 1 && !strcmp(layers.items->name, f->layer), f->name, "%s", err)) {
+            int status = ckpt_layer_desc(&c, layers.items, &d, &info, err);
+            if (f->says) check(status && strstr(err, f->says), f->name, "says \"%s\", not \"%s\"", err, f->says);
+            else if (check(!status, f->name, "%s", err)) {
+                check_stack(f->name, "gate", &d.gate, s[fused].w, f->ff, ID, width, 0);
+                check_stack(f->name, "up", &d.up, s[1].w, f->ff, ID, width, fused ? f->ff : 0);
+                check_stack(f->name, "down", &d.down, s[2].w, ID, f->ff, ID, 0);
+                check_forward(f->name, f, &d, router, s);
+            }
+            ckpt_layer_free(&info);
+            ckpt_layers_free(&layers);
+            ckpt_close(&c);
+        }
+        for (int j = 0; j < 9; j++) free(s[j / 3].bytes[j % 3]);
+        for (int j = 0; j < 3; j++) free(s[j].w);
+        if (failed == before) printf("ok   %s\n", f->name);
+    }
+}
+
 /* ---- What must be refused, and what is said ---- */
 
 static void test_refusals(void) {
@@ -1179,6 +1398,7 @@ int main(void) {
     test_fused_fp8(128);
     test_fused_fp8(24);
     test_pangu();
+    test_in_out();
     test_refusals();
     if (system("rm -rf " TMP)) failed++;
     printf("test_models: %d passed, %d failed, %d skipped\n", passed, failed, skipped);
