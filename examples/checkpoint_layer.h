@@ -25,8 +25,10 @@
    (transposed) and 8-bit packed words. A repacked matrix is relocatable: it may be saved and mapped again.
    4-bit weights with ordered groups become int4_group, bit for bit the same numbers; act-order GPTQ (g_idx not
    ascending) cannot be expressed by one scale per run of inputs and becomes exact f32: eight times the bytes.
-   Stacks of fp8, int8, MXFP4 and NVFP4 stored [in, out] (Llama-4 in fp8 and NVFP4) are turned into rows while the layer
-   is read, with their scales: the same numbers, but their bytes again, and a second or two per GB. */
+   Stacks of fp8, int8, MXFP4 and NVFP4 stored [in, out] (Llama-4 in fp8 and NVFP4, Grok-1) are turned into rows while
+   the layer is read, with their scales: the same numbers, but their bytes again, and a second or two per GB.
+   Grok-1's release is pickled; its arrays, under Haiku's names in a safetensors file, are read as they are:
+   decoder_layer_0/router/w, .../moe/linear/w/weight (int8) and .../w/scales, or .../w alone; dots do for slashes. */
 
 #ifndef CKPT_LAYER_H
 #define CKPT_LAYER_H
@@ -176,8 +178,9 @@ static inline int ckptl_shape_error(const ckptl *x, const ckpt_tensor *t, const 
 
 /* -- Which layers there are -------------------------------------------------------------------------------------- */
 
-/* A layer's number follows one of these words. */
-static const char *const ckptl_containers[] = {"layers", "blk", "block", "blocks", "h", "layer", "mtp", "mtp_layers"};
+/* A layer's number follows one of these words; of the last, without a dot (Grok-1). */
+static const char *const ckptl_containers[] = {"layers", "blk", "block",      "blocks",        "h",
+                                               "layer",  "mtp", "mtp_layers", "decoder_layer_"};
 /* Where the block is inside its layer, and how a tensor of experts begins there. The first that fits. */
 typedef struct ckptl_place {
     const char *base, *begins; /* words, one of which begins the rest of the name */
@@ -189,7 +192,8 @@ static const ckptl_place ckptl_places[] = {
     {"ffn.", "experts."},
     {"mixer.", "experts. switch_mlp."},
     {"moe_block.", "experts."},
-    {"moe.", "experts. gate_proj. up_proj. down_proj. gate_up_proj"},
+    {"moe.", "experts. gate_proj. up_proj. down_proj. gate_up_proj linear. linear_v. linear_1."},
+    {"moe/", "linear/ linear_v/ linear_1/"},
     {"mlp.moe.", "experts."},
     {"mlp.text_moe.", "experts."},
     {"mlp.vision_moe.", "experts."},
@@ -227,21 +231,20 @@ static inline const char *ckptl_base_of(const ckpt *c, const char *rest) {
 
 /* "model.layers.12.mlp...": the length of "model.layers.12." and 12; 0 if there is no such number. */
 static inline size_t ckptl_split(const char *name, uint32_t *index) {
-    const char *word = name, *dot;
-    for (; (dot = strchr(word, '.')) != NULL; word = dot + 1) {
-        size_t n = (size_t)(dot - word);
-        int known = 0;
-        for (size_t i = 0; i < sizeof ckptl_containers / sizeof *ckptl_containers; i++)
-            known |= strlen(ckptl_containers[i]) == n && !memcmp(word, ckptl_containers[i], n);
-        if (!known || dot[1] < '0' || dot[1] > '9') continue;
-        uint32_t value = 0, digits = 0;
-        const char *p = dot + 1;
-        for (; *p >= '0' && *p <= '9' && digits < 9; p++, digits++) value = value * 10 + (uint32_t)(*p - '0');
-        if (*p != '.') continue;
-        *index = value;
-        return (size_t)(p + 1 - name);
+    for (const char *word = name;; word++) {
+        for (size_t i = 0; i < sizeof ckptl_containers / sizeof *ckptl_containers; i++) {
+            size_t n = strlen(ckptl_containers[i]);
+            if (strncmp(word, ckptl_containers[i], n)) continue;
+            const char *p = word + n;
+            if (p[-1] != '_' && *p++ != '.') continue;
+            uint32_t value = 0, digits = 0;
+            for (; *p >= '0' && *p <= '9' && digits < 9; p++, digits++) value = value * 10 + (uint32_t)(*p - '0');
+            if (!digits || (*p != '.' && *p != '/')) continue;
+            *index = value;
+            return (size_t)(p + 1 - name);
+        }
+        if (!(word = strpbrk(word, "./"))) return 0;
     }
-    return 0;
 }
 
 static inline int ckptl_has_word(const char *prefix, const char *word) {
@@ -568,7 +571,8 @@ typedef struct ckptl_field {
 #define CKPTL_AT(member) #member, offsetof(moe_desc, member)
 
 static const ckptl_field ckptl_fields[] = {
-    {CKPTL_AT(d_model), CKPTL_U32, NULL, NULL, "hidden_size d_model n_embd dim embed_dim", "embedding_length"},
+    {CKPTL_AT(d_model), CKPTL_U32, NULL, NULL, "hidden_size d_model n_embd dim embed_dim emb_size",
+     "embedding_length"},
     {CKPTL_AT(d_ff), CKPTL_U32, NULL, NULL, NULL, NULL},
     {CKPTL_AT(n_experts), CKPTL_U32, NULL, NULL,
      "n_routed_experts num_local_experts num_experts moe_num_experts ffn_config.moe_num_experts num_routed_experts "
@@ -767,11 +771,13 @@ typedef struct ckptl_set {
     int turned;              /* was stored [in, out]: weight and scale are copies */
 } ckptl_set;
 
-static const char *const ckptl_weight_suffix[] = {".weight", "",        ".weight_packed", ".qweight",
-                                                  "_blocks", ".blocks", "_packed",        NULL};
-static const char *const ckptl_scale_suffix[] = {
-    ".weight_scale_inv", ".weight_scale", ".scales", ".scale",         "_scale_inv",
-    "_scales",           "_weight_scale", "_scale",  ".qscale_weight", NULL};
+/* .w and /w are Haiku's: [in, out] */
+static const char *const ckptl_weight_suffix[] = {".weight", "",          ".weight_packed", ".qweight",
+                                                  "_blocks", ".blocks",   "_packed",        ".w",
+                                                  "/w",      ".w.weight", "/w/weight",      NULL};
+static const char *const ckptl_scale_suffix[] = {".weight_scale_inv", ".weight_scale", ".scales",       ".scale",
+                                                 "_scale_inv",        "_scales",       "_weight_scale", "_scale",
+                                                 ".qscale_weight",    ".w.scales",     "/w/scales",     NULL};
 static const char *const ckptl_scale2_suffix[] = {".weight_scale_2", "_weight_scale_2", ".scale2", "_scale_2", NULL};
 static const char *const ckptl_divisor_suffix[] = {".weight_global_scale", "_weight_global_scale", "_global_scale",
                                                    NULL};
@@ -812,6 +818,10 @@ static void ckptl_collect(const ckpt *c, const char *stem, ckptl_set *s) {
     if (!s->bias && n > 7 &&
         !strcmp(stem + n - 7, "_weight")) /* gpt-oss as first released: mlp1_weight.blocks, mlp1_bias */
         s->bias = ckpt_findf(c, "%.*s_bias", (int)(n - 7), stem);
+}
+
+static inline int ckptl_is_haiku(const ckptl_set *s) {
+    return s->weight && s->suffix[0] && s->suffix[1] == 'w' && (!s->suffix[2] || strchr("./", s->suffix[2]));
 }
 
 /* What a weight's type and its scale's type make, and how many inputs share a scale (0: the shape tells). */
@@ -1670,6 +1680,7 @@ static const ckptl_scheme ckptl_experts[] = {
     {"experts.w1", "experts.w3", "experts.w2", CKPTL_STACKED},
     {"switch_mlp.gate_proj", "switch_mlp.up_proj", "switch_mlp.down_proj", CKPTL_STACKED},
     {"gate_proj", "up_proj", "down_proj", CKPTL_STACKED},
+    {"linear", "linear_v", "linear_1", CKPTL_STACKED}, /* Grok-1 as first released */
     {NULL, "experts.up_proj", "experts.down_proj", CKPTL_STACKED},
     {NULL, "experts.wi", "experts.wo", CKPTL_STACKED},
     {NULL, "experts.fc1", "experts.fc2", CKPTL_STACKED},
@@ -1705,9 +1716,8 @@ static const ckptl_scheme ckptl_gguf_dense = {"ffn_gate", "ffn_up", "ffn_down", 
 static const ckptl_scheme ckptl_gguf_shared_ungated = {NULL, "ffn_up_shexp", "ffn_down_shexp", 0};
 
 static const char *const ckptl_router_stems[] = {
-    "gate",    "router",      "router.layer",   "router.gate",   "router.classifier",
-    "gate.wg", "router.proj", "primary_router", "router.linear", "gate.classifier",
-    NULL};
+    "gate",        "router",         "router.layer",  "router.gate",     "router.classifier", "gate.wg",
+    "router.proj", "primary_router", "router.linear", "gate.classifier", "^router",           NULL};
 /* Relative to the block; a bias of the linear map itself. ffn.gate.bias is DeepSeek's selection bias, not this. */
 static const char *const ckptl_router_bias[] = {
     "router.bias",  "gate.bias",        "router.classifier.bias", "router.layer.bias",
@@ -1758,8 +1768,8 @@ static const ckptl_scheme *ckptl_choose(const ckptl *x, const char *prefix, cons
     return best;
 }
 
-/* Which way round a stack is: rows of k inputs, or [in, out] as Llama-4 and gpt-oss have it. d: the experts' input
-   width. */
+/* Which way round a stack is: rows of k inputs, or [in, out] as Llama-4, gpt-oss and Haiku have it. d: the experts'
+   input width. */
 static int ckptl_transposed(const ckptl *x, const ckptl_scheme *s, uint64_t d, const char *up_stem,
                             const char *down_stem) {
     ckptl_set up, down;
@@ -1767,6 +1777,7 @@ static int ckptl_transposed(const ckptl *x, const ckptl_scheme *s, uint64_t d, c
     ckptl_collect(x->c, up_stem, &up);
     ckptl_collect(x->c, down_stem, &down);
     if (!up.weight || up.weight->n_dims != 3) return 0;
+    if (ckptl_is_haiku(&up)) return 1;
     uint64_t per = ckptl_rule_of(&up)->per_word, a = up.weight->dims[1] * per, b = up.weight->dims[2] * per;
     if (a != d || (b == d && !(down.weight && down.weight->n_dims == 3))) return 0;
     if (b != d) return 1;
@@ -1845,9 +1856,10 @@ static int ckptl_router(ckptl *x) {
         return ckptl_fail(x->err, "layer %s: no router (such as %s%s)", x->layer->name, x->base,
                           x->c->is_gguf ? "ffn_gate_inp.weight" : "gate.weight");
     if (ckptl_dims(x->c, &s, 0, x->err)) return -1;
+    int in_out = ckptl_is_haiku(&s) || /* ERNIE-VL: */
+                 (x->two_banks && s.k == d->n_experts && s.rows == d->d_model && s.k != s.rows);
+    if (in_out) s.k = s.weight->dims[0], s.rows = s.weight->dims[1];
     if (!d->d_model && s.k <= UINT32_MAX) d->d_model = (uint32_t)s.k, CKPTL_ORIGIN(x, d_model, "tensor shape");
-    int transposed = x->two_banks && s.k == d->n_experts && s.rows == d->d_model && s.k != s.rows;
-    if (transposed) s.k = d->d_model, s.rows = d->n_experts; /* ERNIE-VL: [in, out] */
     uint64_t sinks = d->shared.gate_kind == MOE_SHARED_ROUTER_SINK ? d->shared.count : 0;
     uint64_t more = sinks + d->n_zero_experts;
     if (!d->n_experts && s.rows > more && s.rows - more <= UINT32_MAX)
@@ -1858,7 +1870,7 @@ static int ckptl_router(ckptl *x) {
                  more ? ", zero and shared experts" : "");
         return ckptl_shape_error(x, s.weight, want);
     }
-    ckptl_want w = {"router", stem, 1, s.rows, d->d_model, CKPTL_WHOLE, 0, 0, transposed, 1};
+    ckptl_want w = {"router", stem, 1, s.rows, d->d_model, CKPTL_WHOLE, 0, 0, in_out, 1};
     return ckptl_matrix(x, &w, &d->router.weight);
 }
 

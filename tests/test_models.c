@@ -504,6 +504,28 @@ static const family families[] = {
      "'moe_intermediate_size':6,'norm_topk_prob':true,'routed_scaling_factor':2.5}",
      M1 "gate.weight[4,8] " M1 "gate.e_score_correction_bias[4] " PER(M1), PER_AT(M1),
      "router.group=none;router.norm=sum;router.score=sigmoid"},
+#define GROK "transformer/decoder_layer_3/"
+    {"Grok-1, Haiku's names, f32", "3",
+     "{'model_type':'grok-1','emb_size':8,'widening_factor':8,'num_experts':4,'num_selected_experts':2}",
+     GROK "router/w[8,4] " GROK "moe/linear/w[4,8,6] " GROK "moe/linear_v/w[4,8,6] " GROK
+          "moe/linear_1/w[4,6,8] " GROK "rms_norm_2/scale[8]",
+     "t " GROK "moe/linear/w", "t " GROK "moe/linear_v/w", "t " GROK "moe/linear_1/w",
+     "router.norm=none;router.softcap=0;ffn.activation=gelu tanh;top_k=2"},
+#define GROK_DOT "params.transformer.decoder_layer_12."
+    {"Grok-1, Haiku's names with dots, bf16", "12",
+     "{'model_type':'grok-1','emb_size':8,'num_experts':4,'num_selected_experts':2,'hidden_act':'gelu'}",
+     GROK_DOT "router.w[8,4] " GROK_DOT "moe.linear.w:bf16[4,8,6] " GROK_DOT "moe.linear_v.w:bf16[4,8,6] " GROK_DOT
+              "moe.linear_1.w:bf16[4,6,8]",
+     "t " GROK_DOT "moe.linear.w", "t " GROK_DOT "moe.linear_v.w", "t " GROK_DOT "moe.linear_1.w",
+     "router.norm=none;ffn.activation=gelu tanh"},
+    {"Grok-1 for transformers", "1",
+     "{'architectures':['Grok1ModelForCausalLM'],'model_type':'grok-1','hidden_size':8,'intermediate_size':6,"
+     "'num_experts':4,'num_experts_per_tok':2}",
+     "model.layers.1.moe_block.gate.weight[4,8] model.layers.1.moe_block.experts.%e.linear.weight[6,8] "
+     "model.layers.1.moe_block.experts.%e.linear_v.weight[6,8] "
+     "model.layers.1.moe_block.experts.%e.linear_1.weight[8,6]",
+     ". model.layers.1.moe_block.experts.%e.linear.weight", ". model.layers.1.moe_block.experts.%e.linear_v.weight",
+     ". model.layers.1.moe_block.experts.%e.linear_1.weight", "router.norm=none;ffn.activation=gelu tanh"},
     {"SmallThinker", "1",
      "{'model_type':'smallthinker','hidden_size':8,'moe_num_primary_experts':4,'moe_num_active_primary_experts':2,'"
      "moe_ffn_hidden_size':6,'moe_primary_router_apply_softmax':false,'norm_topk_prob':true}",
@@ -1131,6 +1153,17 @@ static const in_out in_outs[] = {
      "_weight_scale_2", CKPT_U8, CKPT_F8_E4M3, IF, 16, 16, 0, NULL},
     {"Llama-4's layout in MXFP4", "3", LLAMA4 "}", L4 "router.weight", "", L4 "experts.gate_up_proj",
      L4 "experts.down_proj", "", "_scale", NULL, CKPT_U8, CKPT_U8, IF, 32, 32, 0, NULL},
+    {"Grok-1 as released", "3",
+     "{'model_type':'grok-1','emb_size':64,'widening_factor':8,'num_experts':4,'num_selected_experts':2}",
+     GROK "router/w", GROK "moe/linear", GROK "moe/linear_v", GROK "moe/linear_1", "/w/weight", "/w/scales", NULL,
+     CKPT_I8, CKPT_BF16, IF, ID, 32, 0, NULL},
+    {"Grok-1 with dots, f32 scales", "12",
+     "{'model_type':'grok-1','emb_size':64,'num_experts':4,'num_selected_experts':2}", GROK_DOT "router.w",
+     GROK_DOT "moe.linear", GROK_DOT "moe.linear_v", GROK_DOT "moe.linear_1", ".w.weight", ".w.scales", NULL, CKPT_I8,
+     CKPT_F32, IF, ID, IF, 0, NULL},
+    {"Grok-1 with d_ff = d_model", "3", "{'model_type':'grok-1','num_experts':4,'num_selected_experts':2}",
+     GROK "router/w", GROK "moe/linear", GROK "moe/linear_v", GROK "moe/linear_1", "/w/weight", "/w/scales", NULL,
+     CKPT_I8, CKPT_BF16, ID, ID, 32, 0, NULL},
     {"Llama-4 by fbgemm with 2 d_ff = d_model", "3", LLAMA4 "}", L4 "router.weight", "", L4 "experts.gate_up_proj",
      L4 "experts.down_proj", "", "_scale", NULL, CKPT_F8_E4M3, CKPT_F32, ID / 2, ID, ID / 2, 1, NULL},
     {"scales of half the outputs", "3", LLAMA4 "}", L4 "router.weight", "", L4 "experts.gate_up_proj",
