@@ -1166,6 +1166,10 @@ static const in_out in_outs[] = {
      CKPT_I8, CKPT_BF16, ID, ID, 32, 0, NULL},
     {"Llama-4 by fbgemm with 2 d_ff = d_model", "3", LLAMA4 "}", L4 "router.weight", "", L4 "experts.gate_up_proj",
      L4 "experts.down_proj", "", "_scale", NULL, CKPT_F8_E4M3, CKPT_F32, ID / 2, ID, ID / 2, 1, NULL},
+    {"gpt-oss in NVFP4 by modelopt", "1", /* gate and up alternate */
+     "{'model_type':'gpt_oss','hidden_size':64,'num_local_experts':4,'num_experts_per_tok':2}", M1 "router.weight",
+     "", M1 "experts.gate_up_proj", M1 "experts.down_proj", "", "_weight_scale", "_weight_scale_2", CKPT_U8,
+     CKPT_F8_E4M3, IF, 16, 16, 0, NULL},
     {"scales of half the outputs", "3", LLAMA4 "}", L4 "router.weight", "", L4 "experts.gate_up_proj",
      L4 "experts.down_proj", "", "_scale", NULL, CKPT_F8_E4M3, CKPT_F32, IF, ID, IF, 2,
      "down_proj_scale: shape [4,1,32], not [experts,groups,outputs] or [experts,outputs,1]"},
@@ -1234,16 +1238,16 @@ static void make_stack(const in_out *f, const char *stem, uint64_t k, uint64_t n
     free(scales);
 }
 
-/* Rows first .. first + rows of the stack are the matrix's rows. */
+/* Row r of the matrix is output first + r * step of the stack. */
 static void check_stack(const char *who, const char *role, const moe_matrix *m, const double *w, uint32_t rows,
-                        uint32_t k, uint32_t n, uint32_t first) {
+                        uint32_t k, uint32_t n, uint32_t first, uint32_t step) {
     float line[IF];
     int wrong = 0;
     for (uint32_t e = 0; e < E; e++)
         for (uint32_t r = 0; r < rows; r++) {
             wrong += moe_dequantize(m, e, E, rows, k, r, 1, line) != MOE_OK;
             for (uint32_t i = 0; i < k; i++)
-                wrong += fabs((double)line[i] - w[((size_t)e * k + i) * n + first + r]) > 0;
+                wrong += fabs((double)line[i] - w[((size_t)e * k + i) * n + first + r * step]) > 0;
         }
     check(!wrong, who, "%s: %d weights are wrong", role, wrong);
 }
@@ -1332,10 +1336,11 @@ static void test_in_out(void) {
             int status = ckpt_layer_desc(&c, layers.items, &d, &info, err);
             if (f->says) check(status && strstr(err, f->says), f->name, "says \"%s\", not \"%s\"", err, f->says);
             else if (check(!status, f->name, "%s", err)) {
-                check_stack(f->name, "gate", &d.gate, s[fused].w, f->ff, ID, width, 0);
-                check_stack(f->name, "up", &d.up, s[1].w, f->ff, ID, width, fused ? f->ff : 0);
-                check_stack(f->name, "down", &d.down, s[2].w, ID, f->ff, ID, 0);
-                check_forward(f->name, f, &d, router, s);
+                uint32_t step = strstr(f->config, "gpt_oss") ? 2 : 1, second = step > 1 ? 1 : f->ff;
+                check_stack(f->name, "gate", &d.gate, s[fused].w, f->ff, ID, width, 0, step);
+                check_stack(f->name, "up", &d.up, s[1].w, f->ff, ID, width, fused ? second : 0, step);
+                check_stack(f->name, "down", &d.down, s[2].w, ID, f->ff, ID, 0, 1);
+                if (step == 1) check_forward(f->name, f, &d, router, s);
             }
             ckpt_layer_free(&info);
             ckpt_layers_free(&layers);
