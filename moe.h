@@ -273,7 +273,7 @@ typedef enum moe_group {
     MOE_GROUP_NONE,
     MOE_GROUP_MAX,       /* keep the topk_group groups with the largest best key   (DeepSeek-V2)      */
     MOE_GROUP_TOP2_SUM,  /* ... with the largest sum of their two best keys        (DeepSeek-V3)      */
-    MOE_GROUP_PER_GROUP, /* the best top_k / n_group of every group                (InternS1-Pro)     */
+    MOE_GROUP_PER_GROUP, /* the best top_k / n_group of every group     (InternS1-Pro, Pangu-Pro)     */
     MOE_GROUP_COUNT
 } moe_group;
 typedef enum moe_pick { MOE_PICK_TOP_K, MOE_PICK_TABLE, MOE_PICK_SPARSEMIXER, MOE_PICK_COUNT } moe_pick;
@@ -292,7 +292,7 @@ typedef enum moe_drop { MOE_DROP_ZERO, MOE_DROP_PASS_THROUGH, MOE_DROP_COUNT } m
 typedef struct moe_router {
     moe_matrix weight;        /* [rows][d_model], any format (F32 compute); its bias is part of the logit (gpt-oss) */
     moe_array select_bias;    /* [n_experts + n_zero] selection only, never the weight (DeepSeek-V3)  */
-    moe_array expert_scale;   /* [n_experts + n_zero] factor on the final weight      (Gemma-4)       */
+    moe_array expert_scale;   /* [n_experts + n_zero] factor on the final weight (Gemma-4, Pangu-Pro) */
     moe_array input_scale;    /* [d_model]: router input = rms_norm(x) * input_scale / sqrt(d_model)  */
     float input_norm_eps;     /* of that norm                                          (Gemma-4)      */
     const void *table;        /* PICK_TABLE: [table_rows][top_k] expert ids by token id (DeepSeek-V4) */
@@ -6206,7 +6206,7 @@ static const moei_family moei_families[] = {
     {"exaone_moe\0", "sigmoid sum top2", 1e-20f, 2.5f, 0.0f, 1, 1}, /* some layers clamp PRE, by config */
     {"axk1\0a.x_k1\0", "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 8, 4}, /* scale: config */
     /* DeepSeek-V3's class; scale: config */
-    {"solar_open\0param2\0param2moe\0sarvam\0sarvam_moe\0sarvam_mla\0openpangu\0pangu_ultra_moe\0joyai\0joyai_llm_flash\0",
+    {"solar_open\0param2\0param2moe\0sarvam\0sarvam_moe\0sarvam_mla\0openpangu\0pangu_ultra_moe\0PanguProMoEV2\0joyai\0joyai_llm_flash\0",
      "sigmoid sum top2", 1e-20f, 0.0f, 0.0f, 1, 1},
     {"lfm2_moe\0lfm2moe\0", "sigmoid sum", 1e-6f, 0.0f, 0.0f, 0, 0},
     /* DeepSeek-V3's shape with softmax: the groups' statistic can't be derived from the score */
@@ -6216,6 +6216,9 @@ static const moei_family moei_families[] = {
     {"klear\0", "sigmoid sum shared_softmax", MOEI_PLAIN},
     {"inkling\0inkling_mm_model\0", "sigmoid sum+shared sink hidden", 0.0f, 8.0f, 0.0f, 0, 0}, /* times global_scale */
     {"interns1_pro\0intern_s1_pro\0", "sum pergroup", 0.0f, 0.0f, 0.0f, 1, 1}, /* number of groups: config */
+    /* MoGE: as many groups as experts per token, one expert of each, not renormalised; has expert_scale (router_scale).
+       From serving code. Its second version is of DeepSeek-V3's class, and may have the same model_type. */
+    {"PanguProMoE\0pangu_pro_moe\0PanGuMoE\0", "pergroup", 0.0f, 0.0f, 0.0f, 8, 1},
     {"smallthinker\0", "sum relu", MOEI_PLAIN}, /* gated ReLU; configs may say sigmoid */
     {"aria\0aria_moe_lm\0mellum\0rnd1\0", "sum", MOEI_PLAIN},
     {"nomic_bert_moe\0nomic_bert\0", "gelu_erf ungated", MOEI_PLAIN}, /* which GELU: M */

@@ -24,7 +24,11 @@
    Weights that moe.h cannot read where they lie are repacked (ckpt_repack below): AWQ (packed along outputs), GPTQ
    (transposed) and 8-bit packed words. A repacked matrix is relocatable: it may be saved and mapped again.
    4-bit weights with ordered groups become int4_group, bit for bit the same numbers; act-order GPTQ (g_idx not
-   ascending) cannot be expressed by one scale per run of inputs and becomes exact f32: eight times the bytes. */
+   ascending) cannot be expressed by one scale per run of inputs and becomes exact f32: eight times the bytes.
+   Stacks of fp8, int8, MXFP4 and NVFP4 stored [in, out] (Llama-4 in fp8 and NVFP4, Grok-1) are turned into rows while
+   the layer is read, with their scales: the same numbers, but their bytes again, and a second or two per GB.
+   Grok-1's release is pickled; its arrays, under Haiku's names in a safetensors file, are read as they are:
+   decoder_layer_0/router/w, .../moe/linear/w/weight (int8) and .../w/scales, or .../w alone; dots do for slashes. */
 
 #ifndef CKPT_LAYER_H
 #define CKPT_LAYER_H
@@ -101,6 +105,7 @@ typedef struct ckptl { /* one layer being read */
     int interleaved;                 /* fused gate and up rows alternate */
     int two_banks;                   /* ERNIE-VL: experts for text and for images; lists and vectors are pairs */
     uint32_t first_expert;           /* number of the first in the names */
+    struct ckptl_copy *copies;       /* tensors that were turned round */
     char *origin[64];                /* by field */
 } ckptl;
 
@@ -173,8 +178,9 @@ static inline int ckptl_shape_error(const ckptl *x, const ckpt_tensor *t, const 
 
 /* -- Which layers there are -------------------------------------------------------------------------------------- */
 
-/* A layer's number follows one of these words. */
-static const char *const ckptl_containers[] = {"layers", "blk", "block", "blocks", "h", "layer", "mtp", "mtp_layers"};
+/* A layer's number follows one of these words; of the last, without a dot (Grok-1). */
+static const char *const ckptl_containers[] = {"layers", "blk", "block",      "blocks",        "h",
+                                               "layer",  "mtp", "mtp_layers", "decoder_layer_"};
 /* Where the block is inside its layer, and how a tensor of experts begins there. The first that fits. */
 typedef struct ckptl_place {
     const char *base, *begins; /* words, one of which begins the rest of the name */
@@ -186,7 +192,8 @@ static const ckptl_place ckptl_places[] = {
     {"ffn.", "experts."},
     {"mixer.", "experts. switch_mlp."},
     {"moe_block.", "experts."},
-    {"moe.", "experts. gate_proj. up_proj. down_proj. gate_up_proj"},
+    {"moe.", "experts. gate_proj. up_proj. down_proj. gate_up_proj linear. linear_v. linear_1."},
+    {"moe/", "linear/ linear_v/ linear_1/"},
     {"mlp.moe.", "experts."},
     {"mlp.text_moe.", "experts."},
     {"mlp.vision_moe.", "experts."},
@@ -224,21 +231,20 @@ static inline const char *ckptl_base_of(const ckpt *c, const char *rest) {
 
 /* "model.layers.12.mlp...": the length of "model.layers.12." and 12; 0 if there is no such number. */
 static inline size_t ckptl_split(const char *name, uint32_t *index) {
-    const char *word = name, *dot;
-    for (; (dot = strchr(word, '.')) != NULL; word = dot + 1) {
-        size_t n = (size_t)(dot - word);
-        int known = 0;
-        for (size_t i = 0; i < sizeof ckptl_containers / sizeof *ckptl_containers; i++)
-            known |= strlen(ckptl_containers[i]) == n && !memcmp(word, ckptl_containers[i], n);
-        if (!known || dot[1] < '0' || dot[1] > '9') continue;
-        uint32_t value = 0, digits = 0;
-        const char *p = dot + 1;
-        for (; *p >= '0' && *p <= '9' && digits < 9; p++, digits++) value = value * 10 + (uint32_t)(*p - '0');
-        if (*p != '.') continue;
-        *index = value;
-        return (size_t)(p + 1 - name);
+    for (const char *word = name;; word++) {
+        for (size_t i = 0; i < sizeof ckptl_containers / sizeof *ckptl_containers; i++) {
+            size_t n = strlen(ckptl_containers[i]);
+            if (strncmp(word, ckptl_containers[i], n)) continue;
+            const char *p = word + n;
+            if (p[-1] != '_' && *p++ != '.') continue;
+            uint32_t value = 0, digits = 0;
+            for (; *p >= '0' && *p <= '9' && digits < 9; p++, digits++) value = value * 10 + (uint32_t)(*p - '0');
+            if (!digits || (*p != '.' && *p != '/')) continue;
+            *index = value;
+            return (size_t)(p + 1 - name);
+        }
+        if (!(word = strpbrk(word, "./"))) return 0;
     }
-    return 0;
 }
 
 static inline int ckptl_has_word(const char *prefix, const char *word) {
@@ -565,7 +571,8 @@ typedef struct ckptl_field {
 #define CKPTL_AT(member) #member, offsetof(moe_desc, member)
 
 static const ckptl_field ckptl_fields[] = {
-    {CKPTL_AT(d_model), CKPTL_U32, NULL, NULL, "hidden_size d_model n_embd dim embed_dim", "embedding_length"},
+    {CKPTL_AT(d_model), CKPTL_U32, NULL, NULL, "hidden_size d_model n_embd dim embed_dim emb_size",
+     "embedding_length"},
     {CKPTL_AT(d_ff), CKPTL_U32, NULL, NULL, NULL, NULL},
     {CKPTL_AT(n_experts), CKPTL_U32, NULL, NULL,
      "n_routed_experts num_local_experts num_experts moe_num_experts ffn_config.moe_num_experts num_routed_experts "
@@ -761,13 +768,16 @@ typedef struct ckptl_set {
     uint64_t lines, columns; /* of the scales of one expert */
     int whole;               /* one scale for the whole matrix */
     int packed;              /* must be repacked */
+    int turned;              /* was stored [in, out]: weight and scale are copies */
 } ckptl_set;
 
-static const char *const ckptl_weight_suffix[] = {".weight", "",        ".weight_packed", ".qweight",
-                                                  "_blocks", ".blocks", "_packed",        NULL};
-static const char *const ckptl_scale_suffix[] = {
-    ".weight_scale_inv", ".weight_scale", ".scales", ".scale",         "_scale_inv",
-    "_scales",           "_weight_scale", "_scale",  ".qscale_weight", NULL};
+/* .w and /w are Haiku's: [in, out] */
+static const char *const ckptl_weight_suffix[] = {".weight", "",          ".weight_packed", ".qweight",
+                                                  "_blocks", ".blocks",   "_packed",        ".w",
+                                                  "/w",      ".w.weight", "/w/weight",      NULL};
+static const char *const ckptl_scale_suffix[] = {".weight_scale_inv", ".weight_scale", ".scales",       ".scale",
+                                                 "_scale_inv",        "_scales",       "_weight_scale", "_scale",
+                                                 ".qscale_weight",    ".w.scales",     "/w/scales",     NULL};
 static const char *const ckptl_scale2_suffix[] = {".weight_scale_2", "_weight_scale_2", ".scale2", "_scale_2", NULL};
 static const char *const ckptl_divisor_suffix[] = {".weight_global_scale", "_weight_global_scale", "_global_scale",
                                                    NULL};
@@ -808,6 +818,10 @@ static void ckptl_collect(const ckpt *c, const char *stem, ckptl_set *s) {
     if (!s->bias && n > 7 &&
         !strcmp(stem + n - 7, "_weight")) /* gpt-oss as first released: mlp1_weight.blocks, mlp1_bias */
         s->bias = ckpt_findf(c, "%.*s_bias", (int)(n - 7), stem);
+}
+
+static inline int ckptl_is_haiku(const ckptl_set *s) {
+    return s->weight && s->suffix[0] && s->suffix[1] == 'w' && (!s->suffix[2] || strchr("./", s->suffix[2]));
 }
 
 /* What a weight's type and its scale's type make, and how many inputs share a scale (0: the shape tells). */
@@ -1250,21 +1264,35 @@ CKPT_DEF size_t ckpt_turn_size(const moe_desc *desc) {
     return size;
 }
 
-/* One expert, in blocks that keep to few pages; item is 2 or 4. */
+/* A square of inputs is gathered first: lines of the file and of the rows are then touched once, whatever the strides. */
+enum { CKPTL_TILE = 64 };
+static inline void ckptl_turn_tile(const uint8_t *tile, size_t rows, size_t k, size_t item, uint8_t *to,
+                                   size_t line) {
+    for (size_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < k; i++) memcpy(to + r * line + i * item, tile + (i * CKPTL_TILE + r) * item, item);
+}
+
+/* One expert; item is 1, 2 or 4. */
 static inline void ckptl_turn_expert(const uint8_t *from, const moe_matrix *m, size_t rows, size_t k, size_t item,
                                      uint8_t *to) {
-    enum { ROWS = 256, INPUTS = 64 };
+    uint8_t tile[CKPTL_TILE * CKPTL_TILE * 4];
     size_t row = m->row_stride ? m->row_stride : item;
-    for (size_t r0 = 0; r0 < rows; r0 += ROWS)
-        for (size_t k0 = 0; k0 < k; k0 += INPUTS)
-            for (size_t r = r0; r < rows && r < r0 + ROWS; r++) {
-                const uint8_t *p = from + r * row + k0 * m->k_stride;
-                uint8_t *q = to + (r * k + k0) * item, *end = q + (k - k0 < INPUTS ? k - k0 : INPUTS) * item;
-                if (item == 2)
-                    for (; q < end; q += 2, p += m->k_stride) memcpy(q, p, 2);
+    for (size_t r0 = 0; r0 < rows; r0 += CKPTL_TILE)
+        for (size_t k0 = 0; k0 < k; k0 += CKPTL_TILE) {
+            size_t n = rows - r0 < CKPTL_TILE ? rows - r0 : CKPTL_TILE,
+                   inputs = k - k0 < CKPTL_TILE ? k - k0 : CKPTL_TILE;
+            for (size_t i = 0; i < inputs; i++) {
+                const uint8_t *p = from + r0 * row + (k0 + i) * m->k_stride;
+                uint8_t *q = tile + i * CKPTL_TILE * item;
+                if (row == item) memcpy(q, p, n * item);
                 else
-                    for (; q < end; q += 4, p += m->k_stride) memcpy(q, p, 4);
+                    for (size_t r = 0; r < n; r++) memcpy(q + r * item, p + r * row, item);
             }
+            uint8_t *q = to + (r0 * k + k0) * item;
+            if (item == 1) ckptl_turn_tile(tile, n, inputs, 1, q, k);
+            else if (item == 2) ckptl_turn_tile(tile, n, inputs, 2, q, k * 2);
+            else ckptl_turn_tile(tile, n, inputs, 4, q, k * 4);
+        }
 }
 
 CKPT_DEF void ckpt_turn(moe_desc *desc, void *to) {
@@ -1282,6 +1310,45 @@ CKPT_DEF void ckpt_turn(moe_desc *desc, void *to) {
             if (from) ckptl_turn_expert(from + old.offset, &old, rows, k, item, at);
         }
     }
+}
+
+/* A stack that is stored [in, out] in a format that moe.h reads as rows only: a turned copy takes its place. */
+typedef struct ckptl_copy {
+    const ckpt_tensor *of;
+    struct ckptl_copy *next;
+    ckpt_tensor turned;
+} ckptl_copy;
+
+/* [experts,k,n] as [experts,n,k]; made once, because gate and up may be halves of one. NULL: out of memory. */
+static const ckpt_tensor *ckptl_turned_copy(ckptl *x, const ckpt_tensor *t) {
+    size_t item = ckpt_type(t->type)->bytes;
+    uint64_t k = t->dims[1], n = t->dims[2];
+    ckptl_copy *c = x->copies;
+    moe_matrix m;
+    while (c && c->of != t) c = c->next;
+    if (c) return &c->turned;
+    if (!(c = (ckptl_copy *)ckptl_alloc(x, sizeof *c + t->bytes))) return NULL;
+    c->of = t, c->next = x->copies, x->copies = c;
+    c->turned = *t, c->turned.dims[1] = n, c->turned.dims[2] = k, c->turned.data = (const uint8_t *)(c + 1);
+    memset(&m, 0, sizeof m);
+    m.row_stride = item, m.k_stride = (size_t)n * item;
+    for (size_t e = 0, one = (size_t)(k * n) * item; e < t->dims[0]; e++)
+        ckptl_turn_expert(t->data + e * one, &m, (size_t)n, (size_t)k, item, (uint8_t *)(c + 1) + e * one);
+    return &c->turned;
+}
+
+/* Scales [groups,out] are turned too; [out,1], [out] and one for all are as they must be. */
+static int ckptl_turn_set(ckptl *x, ckptl_set *s) {
+    const ckpt_tensor *w = s->weight, *scale = s->scale;
+    int bytes = w->type == CKPT_U8 || w->type == CKPT_I8 || w->type == CKPT_F8_E4M3;
+    if (!bytes || w->n_dims != 3 || !ckptl_rule_of(s)->format) return 0;
+    int turns = scale->n_dims > 2 && scale->dims[2] != 1;
+    if (turns && (scale->n_dims != 3 || scale->dims[2] != w->dims[2]))
+        return ckptl_shape_error(x, scale, "[experts,groups,outputs] or [experts,outputs,1]");
+    s->turned = 1;
+    s->weight = ckptl_turned_copy(x, w);
+    if (s->weight && turns) s->scale = ckptl_turned_copy(x, scale);
+    return s->weight && s->scale ? 0 : -1;
 }
 
 /* -- From tensors to a moe_matrix -------------------------------------------------------------------------------- */
@@ -1320,12 +1387,14 @@ static void ckptl_note(ckptl *x, const char *role, const char *name, const char 
 /* Collects and checks the tensors of one expert, or of all in a stack: stored rows and inputs must be `rows` x k. */
 static int ckptl_load_set(ckptl *x, const ckptl_want *w, uint32_t expert, uint64_t rows, ckptl_set *s) {
     char stem[CKPT_LAYER_TEXT * 2], want[160];
-    uint64_t a = w->transposed ? w->k : rows, b = w->transposed ? rows : w->k;
     ckptl_stem_of(w->stem, x->first_expert + expert, stem, sizeof stem);
     ckptl_collect(x->c, stem, s);
     if (!s->weight)
         return ckptl_fail(x->err, "tensor %s%s is missing (%s)", stem,
                           x->c->is_gguf ? ".weight" : ".weight or the like", w->role);
+    if (w->transposed && ckptl_turn_set(x, s)) return -1;
+    int in_out = w->transposed && !s->turned;
+    uint64_t a = in_out ? w->k : rows, b = in_out ? rows : w->k;
     if (w->plain) s->scale2 = s->divisor = s->bias = NULL;
     if (w->plain && ckptl_rule_of(s)->format == MOE_FORMAT_NONE) s->scale = NULL;
     if (ckptl_dims(x->c, s, w->stacked, x->err)) return -1;
@@ -1349,7 +1418,7 @@ static int ckptl_load_set(ckptl *x, const ckptl_want *w, uint32_t expert, uint64
             return ckptl_shape_error(x, s->zero, want);
         }
     }
-    if ((w->transposed || w->folded) && (s->format > MOE_FORMAT_BF16 || s->packed))
+    if ((in_out || w->folded) && (s->format > MOE_FORMAT_BF16 || s->packed))
         return ckptl_fail(x->err, "tensor %s: %s weights cannot be read [in,out]", s->weight->name,
                           moe_format_name(s->format));
     if (!s->packed && !moe_row_bytes(s->format, (size_t)w->k))
@@ -1414,7 +1483,7 @@ static int ckptl_bias_of(ckptl *x, const ckptl_want *w, uint32_t e, const ckpt_t
 static int ckptl_view(const ckptl *x, const ckptl_want *w, const ckptl_set *s, uint64_t rows, moe_matrix *m) {
     size_t half = (size_t)w->rows, up = w->part == CKPTL_UP, split = w->part && x->interleaved;
     if (m->format == MOE_FORMAT_NONE) m->format = s->format;
-    if (w->transposed) {
+    if (w->transposed && !s->turned) {
         size_t item = m->format == MOE_FORMAT_F32 ? 4 : 2;
         m->row_stride = split ? 2 * item : item, m->k_stride = (size_t)rows * item;
         m->offset += up ? (split ? item : half * item) : 0;
@@ -1533,7 +1602,8 @@ static void ckptl_note_matrix(ckptl *x, const ckptl_want *w, const ckptl_set *s,
     }
     if (m->zero.type) n += snprintf(format + n, sizeof format - (size_t)n, ", zero points");
     if (s->packed) n += snprintf(format + n, sizeof format - (size_t)n, ", repacked");
-    if (w->transposed) snprintf(format + n, sizeof format - (size_t)n, ", [in,out]");
+    if (w->transposed)
+        snprintf(format + n, sizeof format - (size_t)n, s->turned ? ", [in,out] turned" : ", [in,out]");
     ckptl_note(x, w->role, name, shape, format);
 }
 
@@ -1610,6 +1680,7 @@ static const ckptl_scheme ckptl_experts[] = {
     {"experts.w1", "experts.w3", "experts.w2", CKPTL_STACKED},
     {"switch_mlp.gate_proj", "switch_mlp.up_proj", "switch_mlp.down_proj", CKPTL_STACKED},
     {"gate_proj", "up_proj", "down_proj", CKPTL_STACKED},
+    {"linear", "linear_v", "linear_1", CKPTL_STACKED}, /* Grok-1 as first released */
     {NULL, "experts.up_proj", "experts.down_proj", CKPTL_STACKED},
     {NULL, "experts.wi", "experts.wo", CKPTL_STACKED},
     {NULL, "experts.fc1", "experts.fc2", CKPTL_STACKED},
@@ -1645,9 +1716,8 @@ static const ckptl_scheme ckptl_gguf_dense = {"ffn_gate", "ffn_up", "ffn_down", 
 static const ckptl_scheme ckptl_gguf_shared_ungated = {NULL, "ffn_up_shexp", "ffn_down_shexp", 0};
 
 static const char *const ckptl_router_stems[] = {
-    "gate",    "router",      "router.layer",   "router.gate",   "router.classifier",
-    "gate.wg", "router.proj", "primary_router", "router.linear", "gate.classifier",
-    NULL};
+    "gate",        "router",         "router.layer",  "router.gate",     "router.classifier", "gate.wg",
+    "router.proj", "primary_router", "router.linear", "gate.classifier", "^router",           NULL};
 /* Relative to the block; a bias of the linear map itself. ffn.gate.bias is DeepSeek's selection bias, not this. */
 static const char *const ckptl_router_bias[] = {
     "router.bias",  "gate.bias",        "router.classifier.bias", "router.layer.bias",
@@ -1698,16 +1768,17 @@ static const ckptl_scheme *ckptl_choose(const ckptl *x, const char *prefix, cons
     return best;
 }
 
-/* Which way round a stack is: rows of k inputs, or [in, out] as Llama-4 and gpt-oss have it. d: the experts' input
-   width. */
+/* Which way round a stack is: rows of k inputs, or [in, out] as Llama-4, gpt-oss and Haiku have it. d: the experts'
+   input width. */
 static int ckptl_transposed(const ckptl *x, const ckptl_scheme *s, uint64_t d, const char *up_stem,
                             const char *down_stem) {
     ckptl_set up, down;
     if (s->flags & CKPTL_FOLDED || !(s->flags & CKPTL_STACKED) || x->c->is_gguf) return 0;
     ckptl_collect(x->c, up_stem, &up);
     ckptl_collect(x->c, down_stem, &down);
-    if (!up.weight || up.weight->n_dims != 3 || up.scale) return 0;
-    uint64_t a = up.weight->dims[1], b = up.weight->dims[2];
+    if (!up.weight || up.weight->n_dims != 3) return 0;
+    if (ckptl_is_haiku(&up)) return 1;
+    uint64_t per = ckptl_rule_of(&up)->per_word, a = up.weight->dims[1] * per, b = up.weight->dims[2] * per;
     if (a != d || (b == d && !(down.weight && down.weight->n_dims == 3))) return 0;
     if (b != d) return 1;
     /* d x d: a fused stack is half as wide as it looks, so down tells */
@@ -1732,7 +1803,7 @@ static int ckptl_width(ckptl *x, ckptl_bank *b, const char *up, int transposed) 
     ckptl_collect(x->c, stem, &s);
     if (!s.weight) return ckptl_fail(x->err, "tensor %s.weight is missing (%s up)", stem, b->what);
     if (ckptl_dims(x->c, &s, b->stacked, x->err)) return -1;
-    uint64_t rows = transposed ? s.k : s.rows, divide = b->scheme->flags & CKPTL_FUSED ? 2 : 1;
+    uint64_t rows = transposed ? s.weight->dims[2] : s.rows, divide = b->scheme->flags & CKPTL_FUSED ? 2 : 1;
     if (b->scheme->flags & CKPTL_FOLDED) divide = b->n;
     if (!rows || rows % divide || rows / divide > UINT32_MAX)
         return ckptl_fail(x->err, "tensor %s: %" PRIu64 " rows are not %" PRIu64 " times a width", s.weight->name,
@@ -1785,9 +1856,10 @@ static int ckptl_router(ckptl *x) {
         return ckptl_fail(x->err, "layer %s: no router (such as %s%s)", x->layer->name, x->base,
                           x->c->is_gguf ? "ffn_gate_inp.weight" : "gate.weight");
     if (ckptl_dims(x->c, &s, 0, x->err)) return -1;
+    int in_out = ckptl_is_haiku(&s) || /* ERNIE-VL: */
+                 (x->two_banks && s.k == d->n_experts && s.rows == d->d_model && s.k != s.rows);
+    if (in_out) s.k = s.weight->dims[0], s.rows = s.weight->dims[1];
     if (!d->d_model && s.k <= UINT32_MAX) d->d_model = (uint32_t)s.k, CKPTL_ORIGIN(x, d_model, "tensor shape");
-    int transposed = x->two_banks && s.k == d->n_experts && s.rows == d->d_model && s.k != s.rows;
-    if (transposed) s.k = d->d_model, s.rows = d->n_experts; /* ERNIE-VL: [in, out] */
     uint64_t sinks = d->shared.gate_kind == MOE_SHARED_ROUTER_SINK ? d->shared.count : 0;
     uint64_t more = sinks + d->n_zero_experts;
     if (!d->n_experts && s.rows > more && s.rows - more <= UINT32_MAX)
@@ -1798,7 +1870,7 @@ static int ckptl_router(ckptl *x) {
                  more ? ", zero and shared experts" : "");
         return ckptl_shape_error(x, s.weight, want);
     }
-    ckptl_want w = {"router", stem, 1, s.rows, d->d_model, CKPTL_WHOLE, 0, 0, transposed, 1};
+    ckptl_want w = {"router", stem, 1, s.rows, d->d_model, CKPTL_WHOLE, 0, 0, in_out, 1};
     return ckptl_matrix(x, &w, &d->router.weight);
 }
 
@@ -1817,7 +1889,8 @@ static int ckptl_router_vectors(ckptl *x) {
     static const char *const gguf_bias[] = {"ffn_gate_inp.bias", NULL}, *const gguf_select[] = {
                                                                             "exp_probs_b.bias", "exp_probs_b",
                                                                             "exp_probs_b.weight", NULL};
-    static const char *const scale[] = {"router.per_expert_scale", "per_expert_scale", NULL}, *const none[] = {NULL};
+    static const char *const scale[] = {"router.per_expert_scale", "per_expert_scale", "router_scale", NULL},
+                             *const none[] = {NULL};
     static const char *const input[] = {"router.scale", NULL}, *const gguf_input[] = {"ffn_gate_inp.scale",
                                                                                       "ffn_gate_inp_s.weight", NULL};
     static const char *const own[] = {"gate.bias", NULL}, *const out_bias[] = {"bias", NULL},
@@ -1870,6 +1943,8 @@ static void ckptl_groups(ckptl *x) {
     const char *method = x->c->is_gguf ? "" : ckptl_word(x, "topk_method");
     uint32_t before = r->group;
     if (r->group == MOE_GROUP_PER_GROUP) {
+        if (!r->n_group && ckptl_listed("PanguProMoE PanGuMoE", x->info->family))
+            r->n_group = x->d->top_k, CKPTL_ORIGIN(x, router.n_group, "one expert of each group");
         if (r->n_group > 1 && r->n_group < UINT32_MAX) return;
         r->group = MOE_GROUP_NONE;
     } else if (ckptl_same(method, "greedy") || r->n_group <= 1 || !r->topk_group) {
@@ -2191,6 +2266,12 @@ static int ckptl_prepare(ckptl *x) {
     if (x->c->is_gguf && ckptl_same(x->info->family, "grok") &&
         ckptl_has(x, "", "ffn_up")) /* only Grok-2 has a dense MLP */
         ckptl_try_family(x, "grok_2", "general.architecture grok with ffn_up:");
+    /* Both versions of Pangu-Pro may have one name; only the second's configuration says n_routed_experts. */
+    if (ckptl_listed("PanguProMoE PanGuMoE", x->info->family)) {
+        if (ckptl_value(x, "n_routed_experts", &v, key, sizeof key))
+            ckptl_try_family(x, "PanguProMoEV2", "config key n_routed_experts:");
+        else d->router.n_group = 0; /* as many as experts per token */
+    }
     x->interleaved = !x->c->is_gguf && ckptl_same(x->info->family, "gpt_oss");
     x->two_banks = ckptl_same(x->info->family, "ernie4_5_vl_moe") || ckptl_same(x->info->family, "ernie4_5_moe_vl");
     const ckpt_value *rows = ckpt_get(x->c, "quantization_config.weight_block_size[0]"),

@@ -351,6 +351,7 @@ static const model models[] = {
     {"Mistral Small 4", "mistral4", "119B", "6.5B", 36, 4096, 2048, 128, 4, 2048, 0, 0, M_TOTALS},
     {"A.X-K1", "axk1", "519B", "33B", 60, 7168, 2048, 192, 8, 2048, 0, 0, M_TOTALS},
     {"JoyAI-LLM-Flash", "joyai_llm_flash", "-", "-", 39, 2048, 768, 256, 8, 768, 0, 0, M_LAYERS},
+    {"Pangu-Pro-MoE-72B-A16B", "PanguProMoE", "72B", "16B", 48, 5120, 1344, 64, 8, 5376, 0, 0, 0},
     {"Laguna XS.2", "laguna", "30B", "3B", 39, 2048, 512, 256, 8, 512, 0, 0, 0},
     {"Inkling", "inkling", "-", "-", 64, 6144, 3072, 256, 6, 6144, 0, 0, M_LAYERS},
 };

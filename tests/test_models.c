@@ -479,6 +479,53 @@ static const family families[] = {
      "num_experts_per_tok':2,'moe_intermediate_size':6,'norm_topk_prob':true,'router_n_groups':2}}",
      "model.language_model.layers.1.mlp.gate.weight[4,8] " PER("model.language_model.layers.1.mlp."),
      PER_AT("model.language_model.layers.1.mlp."), "router.group=per group;router.n_group=2"},
+    {"Llama-4 with a tensor per expert", "1",
+     "{'model_type':'llama4','text_config':{'model_type':'llama4_text','hidden_size':8,'intermediate_size':6,"
+     "'intermediate_size_mlp':32,'num_local_experts':4,'num_experts_per_tok':1,'interleave_moe_layer_step':2,"
+     "'hidden_act':'silu'}}",
+     "language_model." F1 "router.weight[4,8] " PER("language_model." F1)
+         SHARED("language_model." F1 "shared_expert.", "6"),
+     PER_AT("language_model." F1),
+     "ffn.weight_at=input;router.score=sigmoid;router.select_on=logit;top_k=1;shared.d_ff=6"},
+    {"Pangu-Pro-MoE", "1", /* as many groups as experts per token, weights times router_scale */
+     "{'architectures':['PanguProMoEForCausalLM'],'model_type':'PanguProMoE','hidden_size':8,'hidden_act':'silu',"
+     "'num_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':6,'shared_expert_intermediate_size':10}",
+     M1 "gate.weight[4,8] " M1 "router_scale:bf16[1,4] " PER(M1) SHARED(M1 "shared_expert.", "10"), PER_AT(M1),
+     "router.group=per group;router.n_group=2;router.norm=none;router.score=softmax;shared.d_ff=10;shared.gate_kind="
+     "none"},
+    {"Pangu-Pro-MoE, the second version", "1",
+     "{'architectures':['PanguProMoEV2ForCausalLM'],'model_type':'PanguProMoE','hidden_size':8,'hidden_act':'silu',"
+     "'n_routed_experts':4,'num_experts_per_tok':2,'moe_intermediate_size':6,'n_shared_experts':1,'norm_topk_prob':"
+     "true,'routed_scaling_factor':2.5,'router_enable_expert_bias':true}",
+     M1 "gate.weight[4,8] " M1 "gate.e_score_correction_bias[4] " PER(M1) SHARED(M1 "shared_experts.", "6"),
+     PER_AT(M1), "router.group=none;router.norm=sum;router.score=sigmoid;router.routed_scale=2.5"},
+    {"Pangu-Pro-MoE, the second version by its own name", "1",
+     "{'model_type':'PanguProMoEV2','hidden_size':8,'n_routed_experts':4,'num_experts_per_tok':2,"
+     "'moe_intermediate_size':6,'norm_topk_prob':true,'routed_scaling_factor':2.5}",
+     M1 "gate.weight[4,8] " M1 "gate.e_score_correction_bias[4] " PER(M1), PER_AT(M1),
+     "router.group=none;router.norm=sum;router.score=sigmoid"},
+#define GROK "transformer/decoder_layer_3/"
+    {"Grok-1, Haiku's names, f32", "3",
+     "{'model_type':'grok-1','emb_size':8,'widening_factor':8,'num_experts':4,'num_selected_experts':2}",
+     GROK "router/w[8,4] " GROK "moe/linear/w[4,8,6] " GROK "moe/linear_v/w[4,8,6] " GROK
+          "moe/linear_1/w[4,6,8] " GROK "rms_norm_2/scale[8]",
+     "t " GROK "moe/linear/w", "t " GROK "moe/linear_v/w", "t " GROK "moe/linear_1/w",
+     "router.norm=none;router.softcap=0;ffn.activation=gelu tanh;top_k=2"},
+#define GROK_DOT "params.transformer.decoder_layer_12."
+    {"Grok-1, Haiku's names with dots, bf16", "12",
+     "{'model_type':'grok-1','emb_size':8,'num_experts':4,'num_selected_experts':2,'hidden_act':'gelu'}",
+     GROK_DOT "router.w[8,4] " GROK_DOT "moe.linear.w:bf16[4,8,6] " GROK_DOT "moe.linear_v.w:bf16[4,8,6] " GROK_DOT
+              "moe.linear_1.w:bf16[4,6,8]",
+     "t " GROK_DOT "moe.linear.w", "t " GROK_DOT "moe.linear_v.w", "t " GROK_DOT "moe.linear_1.w",
+     "router.norm=none;ffn.activation=gelu tanh"},
+    {"Grok-1 for transformers", "1",
+     "{'architectures':['Grok1ModelForCausalLM'],'model_type':'grok-1','hidden_size':8,'intermediate_size':6,"
+     "'num_experts':4,'num_experts_per_tok':2}",
+     "model.layers.1.moe_block.gate.weight[4,8] model.layers.1.moe_block.experts.%e.linear.weight[6,8] "
+     "model.layers.1.moe_block.experts.%e.linear_v.weight[6,8] "
+     "model.layers.1.moe_block.experts.%e.linear_1.weight[8,6]",
+     ". model.layers.1.moe_block.experts.%e.linear.weight", ". model.layers.1.moe_block.experts.%e.linear_v.weight",
+     ". model.layers.1.moe_block.experts.%e.linear_1.weight", "router.norm=none;ffn.activation=gelu tanh"},
     {"SmallThinker", "1",
      "{'model_type':'smallthinker','hidden_size':8,'moe_num_primary_experts':4,'moe_num_active_primary_experts':2,'"
      "moe_ffn_hidden_size':6,'moe_primary_router_apply_softmax':false,'norm_topk_prob':true}",
@@ -939,6 +986,30 @@ static void test_ggufs(void) {
     }
 }
 
+/* ---- Turning weights of 2 and 4 bytes into rows ---- */
+
+static void test_turn(void) {
+    enum { K = 130, R = 70, N = 2 };
+    static float before[N * R * K], after[N * R * K];
+    static uint8_t stored[N * 2 * R * K * 4], turned[N * R * K * 4];
+    for (uint32_t i = 0; i < sizeof stored; i++) stored[i] = (uint8_t)(i * 2654435761u >> 24 & 0x3F);
+    for (uint32_t item = 2; item <= 4; item += 2)
+        for (uint32_t split = 1; split <= 2; split++) { /* 2: every other column */
+            moe_desc d;
+            memset(&d, 0, sizeof d);
+            d.d_model = K, d.d_ff = R, d.n_experts = N;
+            d.up.format = item == 2 ? MOE_FORMAT_BF16 : MOE_FORMAT_F32;
+            d.up.data = stored, d.up.offset = (split - 1) * item, d.up.row_stride = split * item;
+            d.up.k_stride = split * R * item, d.up.expert_stride = split * R * K * item;
+            for (uint32_t e = 0; e < N; e++) moe_dequantize(&d.up, e, N, R, K, 0, R, before + e * R * K);
+            if (!check(ckpt_turn_size(&d) == N * R * K * item, "turn", "size %zu", ckpt_turn_size(&d))) continue;
+            ckpt_turn(&d, turned);
+            for (uint32_t e = 0; e < N; e++) moe_dequantize(&d.up, e, N, R, K, 0, R, after + e * R * K);
+            check(!d.up.k_stride && !memcmp(before, after, sizeof before), "turn", "%u bytes, every %u columns",
+                  (unsigned)item, (unsigned)split);
+        }
+}
+
 /* ---- Fused stacks in fp8, as newer tools write them: scale grids are cut like the rows ---- */
 
 static void test_fused_fp8(uint32_t ff) {
@@ -983,6 +1054,302 @@ static void test_fused_fp8(uint32_t ff) {
     }
     if (ok) ckpt_layers_free(&layers), ckpt_close(&c);
     free(codes);
+}
+
+/* ---- Pangu-Pro's block, from its definition in double ---- */
+
+static double silu(double v) { return v / (1 + exp(-v)); }
+
+/* y += weight * an FFN of the tensors PREFIX gate_proj, up_proj, down_proj */
+static void add_ffn(const char *prefix, uint32_t ff, double weight, const float *x, double *y) {
+    char name[3][160];
+    for (int i = 0; i < 3; i++)
+        snprintf(name[i], sizeof *name, "%s%s_proj.weight", prefix, i == 0 ? "gate" : i == 1 ? "up" : "down");
+    for (uint32_t r = 0; r < ff; r++) {
+        double g = 0, u = 0;
+        for (uint32_t i = 0; i < D; i++)
+            g += (double)x[i] * (double)value_of(name[0], r * D + i),
+                u += (double)x[i] * (double)value_of(name[1], r * D + i);
+        for (uint32_t o = 0; o < D; o++) y[o] += weight * silu(g) * u * (double)value_of(name[2], o * ff + r);
+    }
+}
+
+static void test_pangu(void) {
+    static built b;
+    const char *name = "Pangu-Pro-MoE in double";
+    const family *f = families;
+    char err[CKPT_ERR] = "", prefix[160];
+    float x[8 * D], y[8 * D];
+    ckpt c;
+    ckpt_layers layers;
+    ckpt_layer_info info;
+    moe_desc d;
+    moe_layer layer;
+    moe_error e;
+    moe_io io;
+    while (strcmp(f->name, "Pangu-Pro-MoE")) f++;
+    build(&b, f->tensors);
+    int ok = !ckpt_write(TMP "/model.safetensors", b.out, b.n, NULL, err) && write_config(f->config) &&
+             !ckpt_open(&c, TMP, err) && !ckpt_layer_list(&c, &layers, err) &&
+             !ckpt_layer_desc(&c, layers.items, &d, &info, err);
+    for (size_t j = 0; j < b.n; j++) free(b.data[j]);
+    if (!check(ok, name, "%s", err)) return;
+    memset(&io, 0, sizeof io);
+    d.compute = MOE_COMPUTE_F32;
+    for (int i = 0; i < 8 * D; i++) x[i] = value_of("pangu", (uint64_t)i);
+    check(!moe_layer_init(&layer, &d, &e), name, "init");
+    io.x = x, io.y = y, io.x_type = io.y_type = MOE_TYPE_F32, io.n_tokens = 8;
+    io.workspace_size = moe_workspace_size(&layer, 8, 1), io.workspace = malloc(io.workspace_size);
+    check(!moe_forward(&layer, &io), name, "forward");
+    free(io.workspace);
+    for (uint32_t t = 0; t < 8; t++) {
+        double p[E], sum = 0, want[D] = {0};
+        for (uint32_t i = 0; i < E; i++) {
+            double l = 0;
+            for (uint32_t k = 0; k < D; k++)
+                l += (double)x[t * D + k] * (double)value_of(M1 "gate.weight", i * D + k);
+            sum += p[i] = exp(l);
+        }
+        for (uint32_t g = 0; g < E; g += E / 2) { /* two groups, the best of each */
+            uint32_t best = p[g + 1] > p[g] ? g + 1 : g;
+            snprintf(prefix, sizeof prefix, M1 "experts.%u.", (unsigned)best);
+            add_ffn(prefix, FF, p[best] / sum * (double)value_of(M1 "router_scale", best), x + t * D, want);
+        }
+        add_ffn(M1 "shared_expert.", 10, 1, x + t * D, want);
+        for (uint32_t i = 0; i < D; i++)
+            check(fabs((double)y[t * D + i] - want[i]) < 1e-5, name, "token %u: %g, not %g", (unsigned)t,
+                  (double)y[t * D + i], want[i]);
+    }
+    ckpt_layer_free(&info);
+    ckpt_layers_free(&layers);
+    ckpt_close(&c);
+}
+
+/* ---- Stacks of 8 and 4 bits stored [in, out]: every weight, and the layer in double ---- */
+
+enum { ID = 64, IF = 96, IT = 6 }; /* d_model, the largest d_ff, tokens */
+
+typedef struct in_out {
+    const char *name, *layer, *config, *router, *gate, *up, *down; /* stems; gate "": up is fused */
+    const char *suffix, *scale, *scale2;                           /* scale2: one number for the stack */
+    ckpt_dtype weight_type, scale_type;
+    uint32_t ff, up_group, down_group; /* groups: inputs under one scale; 0: one for the stack */
+    int column;                        /* down's scales are [E,out,1] */
+    const char *says;                  /* refused so */
+} in_out;
+#define LLAMA4                                                                                                       \
+    "{'model_type':'llama4','text_config':{'model_type':'llama4_text','hidden_size':64,"                             \
+    "'num_local_experts':4,'num_experts_per_tok':1,'hidden_act':'silu'}"
+#define L4 "language_model.model.layers.3.feed_forward."
+static const in_out in_outs[] = {
+    {"Llama-4 by fbgemm", "3", LLAMA4 ",'quantization_config':{'quant_method':'fbgemm_fp8'}}", L4 "router.weight", "",
+     L4 "experts.gate_up_proj", L4 "experts.down_proj", "", "_scale", NULL, CKPT_F8_E4M3, CKPT_F32, IF, ID, IF, 1,
+     NULL},
+    {"Llama-4 in fp8 by modelopt", "3", LLAMA4 ",'quantization_config':{'quant_algo':'FP8'}}", L4 "router.weight", "",
+     L4 "experts.gate_up_proj", L4 "experts.down_proj", "", "_weight_scale", NULL, CKPT_F8_E4M3, CKPT_F32, IF, 0, 0,
+     0, NULL},
+    {"Llama-4 in NVFP4 by modelopt", "3", LLAMA4 ",'quantization_config':{'quant_algo':'NVFP4','group_size':16}}",
+     L4 "router.weight", "", L4 "experts.gate_up_proj", L4 "experts.down_proj", "", "_weight_scale",
+     "_weight_scale_2", CKPT_U8, CKPT_F8_E4M3, IF, 16, 16, 0, NULL},
+    {"Llama-4's layout in MXFP4", "3", LLAMA4 "}", L4 "router.weight", "", L4 "experts.gate_up_proj",
+     L4 "experts.down_proj", "", "_scale", NULL, CKPT_U8, CKPT_U8, IF, 32, 32, 0, NULL},
+    {"Grok-1 as released", "3",
+     "{'model_type':'grok-1','emb_size':64,'widening_factor':8,'num_experts':4,'num_selected_experts':2}",
+     GROK "router/w", GROK "moe/linear", GROK "moe/linear_v", GROK "moe/linear_1", "/w/weight", "/w/scales", NULL,
+     CKPT_I8, CKPT_BF16, IF, ID, 32, 0, NULL},
+    {"Grok-1 with dots, f32 scales", "12",
+     "{'model_type':'grok-1','emb_size':64,'num_experts':4,'num_selected_experts':2}", GROK_DOT "router.w",
+     GROK_DOT "moe.linear", GROK_DOT "moe.linear_v", GROK_DOT "moe.linear_1", ".w.weight", ".w.scales", NULL, CKPT_I8,
+     CKPT_F32, IF, ID, IF, 0, NULL},
+    {"Grok-1 with d_ff = d_model", "3", "{'model_type':'grok-1','num_experts':4,'num_selected_experts':2}",
+     GROK "router/w", GROK "moe/linear", GROK "moe/linear_v", GROK "moe/linear_1", "/w/weight", "/w/scales", NULL,
+     CKPT_I8, CKPT_BF16, ID, ID, 32, 0, NULL},
+    {"Llama-4 by fbgemm with 2 d_ff = d_model", "3", LLAMA4 "}", L4 "router.weight", "", L4 "experts.gate_up_proj",
+     L4 "experts.down_proj", "", "_scale", NULL, CKPT_F8_E4M3, CKPT_F32, ID / 2, ID, ID / 2, 1, NULL},
+    {"gpt-oss in NVFP4 by modelopt", "1", /* gate and up alternate */
+     "{'model_type':'gpt_oss','hidden_size':64,'num_local_experts':4,'num_experts_per_tok':2}", M1 "router.weight",
+     "", M1 "experts.gate_up_proj", M1 "experts.down_proj", "", "_weight_scale", "_weight_scale_2", CKPT_U8,
+     CKPT_F8_E4M3, IF, 16, 16, 0, NULL},
+    {"scales of half the outputs", "3", LLAMA4 "}", L4 "router.weight", "", L4 "experts.gate_up_proj",
+     L4 "experts.down_proj", "", "_scale", NULL, CKPT_F8_E4M3, CKPT_F32, IF, ID, IF, 2,
+     "down_proj_scale: shape [4,1,32], not [experts,groups,outputs] or [experts,outputs,1]"},
+};
+
+static uint32_t noise(const char *name, uint64_t i) { /* 0 .. 255 */
+    return (uint32_t)(value_of(name, i) * 128.0f + 127.5f);
+}
+
+/* Number i of a tensor: its bytes at `to`, its value (the high nibble's too) in v. */
+static void put_number(ckpt_dtype type, const char *name, uint64_t i, int is_scale, uint8_t *to, double *v) {
+    static const double fp4[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+    uint32_t h = noise(name, i), code = is_scale ? 0x28 + h % 16 : (h & 0x80) + (h & 0x7F) % 0x70;
+    float f = (float)(1 + h % 8) / 512;
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    if (type == CKPT_F32) ckpt_store_f32(to, f), *v = (double)f;
+    else if (type == CKPT_BF16) to[0] = (uint8_t)(bits >> 16), to[1] = (uint8_t)(bits >> 24), *v = (double)f;
+    else if (type == CKPT_I8) *to = (uint8_t)h, *v = (double)(int8_t)h;
+    else if (type == CKPT_U8 && is_scale) *to = (uint8_t)(118 + h % 5), *v = ldexp(1, (int)(h % 5) - 9);
+    else if (type == CKPT_U8) {
+        *to = (uint8_t)h;
+        for (int n = 0; n < 2; n++) v[n] = fp4[h >> 4 * n & 7] * (h >> 4 * n & 8 ? -1 : 1);
+    } else {
+        *to = (uint8_t)code, *v = (code & 0x80 ? -1 : 1) * ldexp(1 + (code & 7) / 8.0, (int)(code >> 3 & 15) - 7);
+        if (!(code >> 3 & 15)) *v = (code & 0x80 ? -1 : 1) * ldexp(code & 7, -9);
+    }
+}
+
+typedef struct stack { /* [E][k][n]: the file's tensors and the numbers that they mean */
+    char names[3][160];
+    uint8_t *bytes[3];
+    double *w;
+} stack;
+
+static void make_stack(const in_out *f, const char *stem, uint64_t k, uint64_t n, uint32_t group, int column,
+                       stack *s, ckpt_out *out, size_t *n_out) {
+    uint64_t per = f->weight_type == CKPT_U8 ? 2 : 1, groups = group ? k / group : 1;
+    double v[2], *scales = (double *)malloc(E * groups * n * sizeof *scales), factor = 1;
+    ckpt_out weight = {s->names[0], f->weight_type, 3, {E, k / per, n}, NULL},
+             scale = {s->names[1], f->scale_type, 3, {E, groups, n}, NULL},
+             scale2 = {s->names[2], CKPT_F32, 0, {0}, NULL};
+    snprintf(s->names[0], sizeof *s->names, "%s%s", stem, f->suffix);
+    snprintf(s->names[1], sizeof *s->names, "%s%s", stem, f->scale);
+    if (f->scale2) snprintf(s->names[2], sizeof *s->names, "%s%s", stem, f->scale2);
+    if (column) scale.dims[1] = n, scale.dims[2] = 1;
+    if (column > 1) scale.dims[1] = 1, scale.dims[2] = n / 2;
+    if (!group) scale.n_dims = 0;
+    uint64_t count = group ? E * scale.dims[1] * scale.dims[2] : 1, item = ckpt_type(f->scale_type)->bytes;
+    for (int i = 0; i < 3; i++) s->bytes[i] = (uint8_t *)calloc(1, E * k * n * 4);
+    s->w = (double *)calloc(E * k * n, sizeof *s->w);
+    for (uint64_t i = 0; i < count; i++)
+        put_number(f->scale_type, s->names[1], i, 1, s->bytes[1] + i * item, v), scales[i] = v[0];
+    if (f->scale2) put_number(CKPT_F32, s->names[2], 0, 1, s->bytes[2], &factor);
+    for (uint64_t i = 0; i < E * k / per * n; i++) {
+        put_number(f->weight_type, s->names[0], i, 0, s->bytes[0] + i, v);
+        for (uint64_t h = 0; h < per; h++) {
+            uint64_t e = i / n / (k / per), in = i / n % (k / per) * per + h, o = i % n;
+            uint64_t at = !group ? 0 : (e * groups + in / group) * n + o;
+            s->w[(e * k + in) * n + o] = v[h] * (at < count ? scales[at] : 0) * factor;
+        }
+    }
+    weight.data = s->bytes[0], scale.data = s->bytes[1], scale2.data = s->bytes[2];
+    out[(*n_out)++] = weight, out[(*n_out)++] = scale;
+    if (f->scale2) out[(*n_out)++] = scale2;
+    free(scales);
+}
+
+/* Row r of the matrix is output first + r * step of the stack. */
+static void check_stack(const char *who, const char *role, const moe_matrix *m, const double *w, uint32_t rows,
+                        uint32_t k, uint32_t n, uint32_t first, uint32_t step) {
+    float line[IF];
+    int wrong = 0;
+    for (uint32_t e = 0; e < E; e++)
+        for (uint32_t r = 0; r < rows; r++) {
+            wrong += moe_dequantize(m, e, E, rows, k, r, 1, line) != MOE_OK;
+            for (uint32_t i = 0; i < k; i++)
+                wrong += fabs((double)line[i] - w[((size_t)e * k + i) * n + first + r * step]) > 0;
+        }
+    check(!wrong, who, "%s: %d weights are wrong", role, wrong);
+}
+
+/* The layer in double: Llama-4's (sigmoid of the best, at the input) or Grok-1's (two of the softmax, tanh GELU). */
+static void forward_double(int llama4, uint32_t ff, const float *router, const double *gate, const double *up,
+                           uint32_t n, const double *down, const float *x, double *y) {
+    double l[E], sum = 0, h[IF];
+    uint32_t best = 0;
+    for (uint32_t e = 0; e < E; e++) {
+        l[e] = 0;
+        for (uint32_t i = 0; i < ID; i++) l[e] += (double)x[i] * (double)router[e * ID + i];
+        sum += exp(l[e]);
+        if (l[e] > l[best]) best = e;
+    }
+    for (uint32_t pick = 0; pick < (llama4 ? 1 : 2); pick++) {
+        double p = llama4 ? 1 / (1 + exp(-l[best])) : exp(l[best]) / sum, in = llama4 ? p : 1, at = llama4 ? 1 : p;
+        for (uint32_t r = 0; r < ff; r++) {
+            double g = 0, u = 0;
+            for (uint32_t i = 0; i < ID; i++)
+                g += in * (double)x[i] * gate[((size_t)best * ID + i) * n + r],
+                    u += in * (double)x[i] * up[((size_t)best * ID + i) * n + r];
+            h[r] = u * (llama4 ? silu(g) : g / 2 * (1 + tanh(0.7978845608028654 * (g + 0.044715 * g * g * g))));
+        }
+        for (uint32_t o = 0; o < ID; o++)
+            for (uint32_t r = 0; r < ff; r++) y[o] += at * h[r] * down[((size_t)best * ff + r) * ID + o];
+        l[best] = -1e30;
+        for (uint32_t e = 0; e < E; e++)
+            if (l[e] > l[best]) best = e;
+    }
+}
+
+static void check_forward(const char *who, const in_out *f, moe_desc *d, const float *router, const stack *s) {
+    static float x[IT * ID], y[IT * ID];
+    int fused = !*f->gate;
+    moe_layer layer;
+    moe_error e;
+    moe_io io;
+    memset(&e, 0, sizeof e);
+    memset(&io, 0, sizeof io);
+    for (size_t i = 0; i < IT * ID; i++) x[i] = value_of(who, i);
+    d->compute = MOE_COMPUTE_F32;
+    if (!check(!moe_layer_init(&layer, d, &e), who, "%s: %s", e.field, moe_status_text(e.status))) return;
+    io.x = x, io.y = y, io.x_type = io.y_type = MOE_TYPE_F32, io.n_tokens = IT;
+    io.workspace_size = moe_workspace_size(&layer, IT, 1), io.workspace = malloc(io.workspace_size);
+    check(!moe_forward(&layer, &io), who, "forward");
+    free(io.workspace);
+    for (uint32_t t = 0; t < IT; t++) {
+        double want[ID] = {0}, most = 0, off = 0;
+        forward_double(fused, f->ff, router, s[fused].w, fused ? s[1].w + f->ff : s[1].w, fused ? 2 * f->ff : f->ff,
+                       s[2].w, x + t * ID, want);
+        for (uint32_t i = 0; i < ID; i++) {
+            double error = fabs((double)y[t * ID + i] - want[i]);
+            most = fabs(want[i]) > most ? fabs(want[i]) : most, off = error > off ? error : off;
+        }
+        check(most > 0 && off < 1e-5 * most, who, "token %u: off by %g of %g", (unsigned)t, off, most);
+    }
+}
+
+static void test_in_out(void) {
+    for (size_t i = 0; i < sizeof in_outs / sizeof *in_outs; i++) {
+        const in_out *f = &in_outs[i];
+        char err[CKPT_ERR] = "";
+        static float router[E * ID], stored[E * ID];
+        stack s[3];
+        ckpt_out out[10];
+        size_t n = 1;
+        int fused = !*f->gate, haiku = f->router[strlen(f->router) - 1] == 'w', before = failed;
+        uint32_t width = fused ? 2 * f->ff : f->ff;
+        ckpt c;
+        ckpt_layers layers;
+        ckpt_layer_info info;
+        moe_desc d;
+        memset(s, 0, sizeof s);
+        for (uint32_t j = 0; j < E * ID; j++) router[j] = value_of(f->router, j) / 4;
+        for (uint32_t j = 0; j < E * ID; j++)
+            ckpt_store_f32(&stored[j], haiku ? router[j % E * ID + j / E] : router[j]);
+        ckpt_out r = {f->router, CKPT_F32, 2, {haiku ? ID : E, haiku ? E : ID}, stored};
+        out[0] = r;
+        if (!fused) make_stack(f, f->gate, ID, f->ff, f->up_group, 0, &s[0], out, &n);
+        make_stack(f, f->up, ID, width, f->up_group, 0, &s[1], out, &n);
+        make_stack(f, f->down, f->ff, ID, f->down_group, f->column, &s[2], out, &n);
+        int ok = !ckpt_write(TMP "/model.safetensors", out, n, NULL, err) && write_config(f->config) &&
+                 !ckpt_open(&c, TMP, err) && !ckpt_layer_list(&c, &layers, err);
+        if (check(ok && layers.n == 1 && !strcmp(layers.items->name, f->layer), f->name, "%s", err)) {
+            int status = ckpt_layer_desc(&c, layers.items, &d, &info, err);
+            if (f->says) check(status && strstr(err, f->says), f->name, "says \"%s\", not \"%s\"", err, f->says);
+            else if (check(!status, f->name, "%s", err)) {
+                uint32_t step = strstr(f->config, "gpt_oss") ? 2 : 1, second = step > 1 ? 1 : f->ff;
+                check_stack(f->name, "gate", &d.gate, s[fused].w, f->ff, ID, width, 0, step);
+                check_stack(f->name, "up", &d.up, s[1].w, f->ff, ID, width, fused ? second : 0, step);
+                check_stack(f->name, "down", &d.down, s[2].w, ID, f->ff, ID, 0, 1);
+                if (step == 1) check_forward(f->name, f, &d, router, s);
+            }
+            ckpt_layer_free(&info);
+            ckpt_layers_free(&layers);
+            ckpt_close(&c);
+        }
+        for (int j = 0; j < 9; j++) free(s[j / 3].bytes[j % 3]);
+        for (int j = 0; j < 3; j++) free(s[j].w);
+        if (failed == before) printf("ok   %s\n", f->name);
+    }
 }
 
 /* ---- What must be refused, and what is said ---- */
@@ -1065,8 +1432,11 @@ int main(void) {
     if (system("mkdir -p " TMP)) return 1;
     test_families();
     test_ggufs();
+    test_turn();
     test_fused_fp8(128);
     test_fused_fp8(24);
+    test_pangu();
+    test_in_out();
     test_refusals();
     if (system("rm -rf " TMP)) failed++;
     printf("test_models: %d passed, %d failed, %d skipped\n", passed, failed, skipped);
