@@ -899,16 +899,19 @@ typedef void moei_panel_fn(void *panel, const moei_rows *w, uint32_t n_rows, con
 typedef struct moei_ops {       /* of one format */
     moei_dot_fn *dot;           /* straight from the rows; NULL = only through a panel */
     moei_decode_fn *decode;     /* NULL = decode by the reference, then prepare (F32 and BF16 only) */
-    uint32_t dot_max;           /* beyond that many tokens the panel is faster */
+    uint32_t dot_max;           /* for up to that many tokens: beyond the panel is faster, and dot may not be able to */
 } moei_ops;
 
-/* Of an arithmetic that multiplies tokens in groups of 16 and needs the processor in a state of its own for it: x[16 i] of a dot or
-   panel is then group i. A group of n <= 16 tokens (the last may be short) takes n * row_bytes(k), and its first n * row_bytes(32)
-   hold the first 32 values. One token is a group as it is. */
+/* Tokens that pass over the same rows lie together: where there are n >= min of them they are packed in groups of `group` (the
+   last one may be short), and x[group * i] of a dot or panel is group i. A group of n takes n * row_bytes(k). Fewer than min are
+   used as they were prepared. */
 #define MOEI_GROUP 16u
 typedef struct moei_packing {
-    void (*begin)(void), (*end)(void);                                            /* around every task */
-    void (*pack)(void *to, const void *const *x, uint32_t n, size_t k);           /* n <= 16 prepared rows */
+    uint32_t group, min;                                                          /* at most MOEI_GROUP; group + 1 */
+    void (*pack)(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k); /* n <= group prepared rows of
+                                     len values, to their place at k0 in a group of rows of k; both as in prepare */
+    void (*begin)(void), (*end)(void);                                            /* around every task: puts the processor into
+                                     a state of its own; or NULL */
 } moei_packing;
 
 typedef struct moei_arith {     /* one compute on one tier */
@@ -919,7 +922,7 @@ typedef struct moei_arith {     /* one compute on one tier */
     size_t (*panel_bytes)(uint32_t n_rows, size_t k);
     moei_panel_fn *panel;       /* NULL = no panels: ops[].dot takes any number of tokens */
     moei_ops ops[MOE_FORMAT_COUNT];
-    const moei_packing *packing; /* NULL = tokens are used as they were prepared */
+    const moei_packing *packing; /* NULL = tokens are always used as they were prepared */
 } moei_arith;
 
 typedef struct moei_vec {       /* elementwise, of one tier; each equal to its scalar definition, any n, any alignment */
@@ -1896,8 +1899,10 @@ static void moei_affine_c(float *v, const float *s, const float *b, size_t n) {
 MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei_axpy_c, moei_affine_c};
 
 /* ==== >>dense: loops around the register tiles of f32 and bf16 arithmetic ==============================================
-   A tile is 4 rows (3 on AVX2) times up to 6 tokens, its sums in registers. Rows are read where they lie, tokens through
-   pointers. A tile that is short of rows repeats its last row and stores less, so there is one code path. */
+   A tile is 4 rows (3 on AVX2) times a group of up to 6 tokens, its sums in registers. Rows are read where they lie, tokens line
+   by line from their group: one stream, which never meets itself in a cache set (rows of tokens whose strides are near a power of
+   two would, and take a register each: 6 to 10 points of the peak). A tile that is short of rows repeats its last row and stores
+   less, so there is one code path. */
 
 /* Between two steps of an unrolled loop: keeps the compiler from loading everything first, which needs more registers than
    there are (clang then spills sums: half the speed). */
@@ -1909,7 +1914,7 @@ MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei
 
 typedef struct moei_tile {
     const uint8_t *w[4];              /* rows */
-    const void *const *x;             /* prepared tokens */
+    const uint8_t *x;                 /* a group of tokens */
     size_t k0, k1, k;                 /* this part of k, and all of it */
     float *sums;                      /* what the registers hold between the parts */
     float *out;                       /* of the first row and token */
@@ -1927,23 +1932,22 @@ typedef struct moei_tiles {
 /* A tile of tokens stays in L1 or L2 while all rows pass over it: less traffic than the other way round, as a step reads 6
    tokens of 32 bits and 4 rows, often of 16. From 16-bit rows all of k is one part: storing and loading the sums costs more
    than tokens that come from L2 (91 against 80 % of peak at k = 7168). From f32 rows L2's bandwidth is the limit, and parts
-   of k that fit L1 win (80 against 65 % at k = 2048). Every sum is one chain either way. Tokens are cut evenly (7 = 4 + 3, not
-   6 + 1): small tiles are bound by unpacking. */
+   of k that fit L1 win (80 against 65 % at k = 2048). Every sum is one chain either way. */
 #define MOEI_BLOCK 32u
 #define MOEI_TILE_SUMS (4 * 6 * 16)
-typedef struct moei_ahead { /* the next panel, its prefetches spread over all tiles */
+typedef struct moei_ahead { /* the next panel, its prefetches spread over all work: in a hurry they would take what loads need */
     const uint8_t *data;
-    size_t lines, tiles, done;
+    size_t lines, work, done; /* in tokens of tiles */
 } moei_ahead;
-MOEI_FORCE void moei_ahead_next(moei_ahead *a, moei_tile *t) {
-    size_t from = a->lines * a->done / a->tiles, to = a->lines * (a->done + 1) / a->tiles, steps = (t->k1 - t->k0) / 32 + 1;
-    a->done++;
+MOEI_FORCE void moei_ahead_next(moei_ahead *a, moei_tile *t, uint32_t n_tokens) {
+    size_t from = a->lines * a->done / a->work, to = a->lines * (a->done + n_tokens) / a->work, steps = (t->k1 - t->k0) / 32 + 1;
+    a->done += n_tokens;
     t->ahead = a->data + from * 64, t->ahead_end = a->data + to * 64;
     t->ahead_step = (to - from + steps - 1) / steps * 64;
 }
 #define MOEI_AHEAD(t) /* one step */                                                                                   \
     if (ahead < ahead_end)                                                                                             \
-        for (const uint8_t *line_ = ahead, *stop_ = ahead += (t)->ahead_step; line_ < stop_; line_ += 64) MOEI_PREFETCH(line_)
+        for (const uint8_t *line_ = ahead, *stop_ = ahead += (t)->ahead_step; line_ < stop_; line_ += 64) MOEI_PREFETCH_L2(line_)
 MOEI_UNUSED static void moei_sweep_rows(const moei_tiles *tiles, const moei_rows *w, uint32_t row, uint32_t n_rows, moei_tile *t,
                                         uint32_t n_tokens, moei_ahead *ahead) {
     float sums[MOEI_BLOCK / 2][MOEI_TILE_SUMS], *out = t->out;
@@ -1954,7 +1958,7 @@ MOEI_UNUSED static void moei_sweep_rows(const moei_tiles *tiles, const moei_rows
             t->n_rows = n_rows - r < tiles->rows ? n_rows - r : tiles->rows;
             for (uint32_t i = 0; i < 4; i++) t->w[i] = moei_row(w, row + r + (i < t->n_rows ? i : t->n_rows - 1));
             t->sums = sums[r / tiles->rows % (MOEI_BLOCK / 2)], t->out = out + r;
-            moei_ahead_next(ahead, t);
+            moei_ahead_next(ahead, t, n_tokens);
             tiles->fn[n_tokens - 1](t);
         }
     }
@@ -1962,17 +1966,43 @@ MOEI_UNUSED static void moei_sweep_rows(const moei_tiles *tiles, const moei_rows
 MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                    uint32_t n_tokens, float *out, size_t out_stride) {
     moei_tile t;
-    uint32_t n_tiles = (n_tokens + tiles->tokens - 1) / tiles->tokens, block = tiles->k < w->k ? MOEI_BLOCK : n_rows;
+    uint32_t block = tiles->k < w->k ? MOEI_BLOCK : n_rows;
     size_t parts = (w->k + tiles->k - 1) / tiles->k, groups = (n_rows + tiles->rows - 1) / tiles->rows + n_rows / block;
-    moei_ahead ahead = {w->prefetch ? w->prefetch : w->data, w->prefetch ? w->prefetch_bytes / 64 : 0, n_tiles * parts * groups, 0};
+    moei_ahead ahead = {w->prefetch ? w->prefetch : w->data, w->prefetch ? w->prefetch_bytes / 64 : 0, n_tokens * parts * groups, 0};
     t.k = w->k, t.out_stride = out_stride;
     for (uint32_t r = 0; r < n_rows; r += block) {
-        for (uint32_t i = 0, at = 0; i < n_tiles; i++) {
-            uint32_t n = (n_tokens - at + n_tiles - i - 1) / (n_tiles - i);
-            t.x = x + at, t.out = out + at * out_stride + r;
+        for (uint32_t at = 0; at < n_tokens; at += tiles->tokens) {
+            uint32_t n = n_tokens - at < tiles->tokens ? n_tokens - at : tiles->tokens;
+            t.x = (const uint8_t *)x[at], t.out = out + at * out_stride + r;
             moei_sweep_rows(tiles, w, r, n_rows - r < block ? n_rows - r : block, &t, n, &ahead);
-            at += n;
         }
+    }
+}
+
+/* Up to 4 tokens the weights' stream is what counts, beyond the multiply-adds. */
+#define MOEI_FEW 5u
+
+/* n rows of `lines` lines of `size` bytes: line i of token c goes to i * n + c. */
+MOEI_FORCE void moei_pack_lines(uint8_t *to, const void *const *x, uint32_t n, size_t from, size_t lines, const size_t size) {
+    for (uint32_t c = 0; c < n; c++)
+        for (size_t i = 0; i < lines; i++) memcpy(to + (i * n + c) * size, (const uint8_t *)x[c] + from + i * size, size);
+}
+MOEI_UNUSED static void moei_pack_f32(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k) {
+    (void)k;
+    moei_pack_lines((uint8_t *)to + 4 * k0 * n, x, n, 0, moei_f32_row_bytes(len) / 64, 64);
+}
+MOEI_UNUSED static void moei_pack_bf16(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k) {
+    (void)k;
+    moei_pack_lines((uint8_t *)to + 2 * k0 * n, x, n, 0, moei_bf16_row_bytes(len) / 64, 64);
+}
+
+/* Prepared rows x of n tokens become what the arithmetic multiplies; `to` has room for n of them. */
+MOEI_UNUSED static void moei_pack(const moei_arith *a, const void **x, uint32_t n, size_t k, uint8_t *to) {
+    const moei_packing *p = a->packing;
+    for (uint32_t i = 0, group; p && n >= p->min && i < n; i += group, to += group * a->row_bytes(k)) {
+        group = n - i < p->group ? n - i : p->group;
+        p->pack(to, x + i, group, 0, k, k);
+        x[i] = to;
     }
 }
 
@@ -2102,10 +2132,12 @@ MOEI_FORCE MOEI_AVX2 void moei_store_avx2(float *out, __m128 s, uint32_t n) {
 
 /* SHAPES      1 row x C tokens, row after row, even and odd k at once
    REGISTERS   2 C sums + 2 weights: 10 of 16 at C = 4 (tokens are memory operands) */
+#define MOEI_HALVES MOE_FORMAT_NONE /* a row in panel order */
 MOEI_FORCE MOEI_AVX2 void moei_step_avx2(const uint32_t format, const int C, const uint8_t *p, const float *const *x, size_t i,
                                          size_t half, __m256 *a, __m256 *b) {
     __m256 even, odd;
-    moei_load_avx2(format, p, &even, &odd);
+    if (format == MOEI_HALVES) even = _mm256_loadu_ps((const float *)p), odd = _mm256_loadu_ps((const float *)p + half);
+    else moei_load_avx2(format, p, &even, &odd);
     MOEI_UNROLL for (int c = 0; c < C; c++) {
         a[c] = _mm256_fmadd_ps(even, _mm256_loadu_ps(x[c] + i), a[c]);
         b[c] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(x[c] + half + i), b[c]);
@@ -2113,7 +2145,7 @@ MOEI_FORCE MOEI_AVX2 void moei_step_avx2(const uint32_t format, const int C, con
 }
 MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows,
                                          const void *const *xs, float *out, size_t out_stride) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15, half = moei_half(w->k);
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, half = moei_half(w->k), k_end = format == MOEI_HALVES ? 2 * half : w->k & ~(size_t)15;
     const float *x[4];
     MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const float *)xs[c];
     for (uint32_t r = 0; r < n_rows; r++) {
@@ -2124,7 +2156,7 @@ MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, con
             if (format == MOE_FORMAT_F32 || !(k & 16)) MOEI_PREFETCH(ahead + k * size);
             moei_step_avx2(format, C, p + k * size, x, k / 2, half, a, b);
         }
-        if (k_end < w->k) {
+        if (format != MOEI_HALVES && k_end < w->k) {
             uint8_t tail[64];
             moei_tail_avx2(tail, p + k_end * size, (w->k - k_end) * size);
             moei_step_avx2(format, C, tail, x, k_end / 2, half, a, b);
@@ -2149,11 +2181,11 @@ MOEI_FORCE MOEI_AVX2 __m256 moei_half_avx2(const uint32_t format, const size_t o
     return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_loadu_si256(mask)));
 }
 MOEI_FORCE MOEI_AVX2 void moei_half_step_avx2(const uint32_t format, const int C, const size_t odd, const uint8_t *const *w,
-                                              const uint8_t *const *x, size_t at, size_t i, __m256 (*a)[3]) {
+                                              const uint8_t *x, size_t at, __m256 (*a)[3]) {
     __m256 v[3];
     MOEI_UNROLL for (int r = 0; r < 3; r++) v[r] = moei_half_avx2(format, odd, w[r] + at);
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        __m256 xc = _mm256_loadu_ps((const float *)(x[c] + i));
+        __m256 xc = _mm256_loadu_ps((const float *)x + 8 * c);
         MOEI_PIN(xc);
         MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_fmadd_ps(v[r], xc, a[c][r]);
         MOEI_KEEP(xc);
@@ -2164,18 +2196,17 @@ MOEI_FORCE MOEI_AVX2 void moei_half_step_avx2(const uint32_t format, const int C
 MOEI_FORCE MOEI_AVX2 void moei_pass_avx2(const uint32_t format, const int C, const size_t odd, const moei_tile *t,
                                          const uint8_t *const *tail, const uint8_t *ahead, const uint8_t *ahead_end, __m128 *s) {
     const size_t half = moei_half(t->k) * 4, end = format == MOE_FORMAT_F32 ? half : t->k / 16 * 32;
-    const uint8_t *w[3], *x[4];
+    const uint8_t *w[3], *x = t->x + odd * half * (size_t)C;
     __m256 a[4][3];
     MOEI_UNROLL for (int r = 0; r < 3; r++) w[r] = t->w[r] + (format == MOE_FORMAT_F32 ? odd * half : 0);
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        x[c] = (const uint8_t *)t->x[c] + odd * half;
         MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_setzero_ps();
     }
-    for (size_t i = 0; i < end; i += 32) {
+    for (size_t i = 0; i < end; i += 32, x += 32 * C) {
         MOEI_AHEAD(t);
-        moei_half_step_avx2(format, C, odd, w, x, i, i, a);
+        moei_half_step_avx2(format, C, odd, w, x, i, a);
     }
-    if (end < half) moei_half_step_avx2(format, C, odd, tail, x, 0, end, a);
+    if (end < half) moei_half_step_avx2(format, C, odd, tail, x, 0, a);
     MOEI_UNROLL for (int c = 0; c < C; c++) s[c] = moei_sum4_avx2(a[c][0], a[c][1], a[c][2], a[c][2]);
 }
 MOEI_FORCE MOEI_AVX2 void moei_tile_avx2(const uint32_t format, const int C, const moei_tile *t) {
@@ -2205,7 +2236,7 @@ static const moei_tiles moei_tiles_avx2_BF16 = {
 
 MOEI_FORCE MOEI_AVX2 void moei_dot_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                         uint32_t n_tokens, float *out, size_t out_stride) {
-    for (; n_tokens >= 4; n_tokens -= 4, x += 4, out += 4 * out_stride) moei_rows_avx2(format, 4, w, n_rows, x, out, out_stride);
+    if (n_tokens == 4) moei_rows_avx2(format, 4, w, n_rows, x, out, out_stride);
     if (n_tokens == 3) moei_rows_avx2(format, 3, w, n_rows, x, out, out_stride);
     if (n_tokens == 2) moei_rows_avx2(format, 2, w, n_rows, x, out, out_stride);
     if (n_tokens == 1) moei_rows_avx2(format, 1, w, n_rows, x, out, out_stride);
@@ -2220,14 +2251,15 @@ MOEI_AVX2 static void moei_dot_avx2_F16(const moei_rows *w, uint32_t n_rows, con
 }
 MOEI_AVX2 static void moei_dot_avx2_BF16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                          float *out, size_t out_stride) {
-    if (n_tokens <= 4) moei_dot_avx2(MOE_FORMAT_BF16, w, n_rows, x, n_tokens, out, out_stride);
+    if (n_tokens < MOEI_FEW) moei_dot_avx2(MOE_FORMAT_BF16, w, n_rows, x, n_tokens, out, out_stride);
     else moei_sweep(&moei_tiles_avx2_BF16, w, n_rows, x, n_tokens, out, out_stride);
 }
-static void moei_panel_avx2(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+MOEI_AVX2 static void moei_panel_avx2(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
     moei_rows rows = *w;
     rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_f32_row_bytes(w->k);
-    moei_sweep(&moei_tiles_avx2_F32, &rows, n_rows, x, n_tokens, out, out_stride);
+    if (n_tokens < MOEI_FEW) moei_dot_avx2(MOEI_HALVES, &rows, n_rows, x, n_tokens, out, out_stride);
+    else moei_sweep(&moei_tiles_avx2_F32, &rows, n_rows, x, n_tokens, out, out_stride);
 }
 
 /* n values to a prepared row or panel, from where the even and odd ones of the first belong */
@@ -2289,6 +2321,12 @@ MOEI_AVX2 static void moei_decode_fp8_avx2(const moei_rows *w, uint32_t n_rows, 
     }
 }
 
+static void moei_pack_avx2(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k) { /* half a line a step */
+    uint8_t *even = (uint8_t *)to + 2 * k0 * n, *odd = even + 4 * moei_half(k) * n;
+    moei_pack_lines(even, x, n, 0, moei_half(len) / 8, 32);
+    moei_pack_lines(odd, x, n, 4 * moei_half(len), moei_half(len) / 8, 32);
+}
+static const moei_packing moei_packing_avx2 = {4, MOEI_FEW, moei_pack_avx2, NULL, NULL};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_f32_avx2 = {
     MOE_COMPUTE_F32, MOE_TIER_AVX2, moei_f32_row_bytes, moei_prepare_avx2, moei_panel_bytes_f32, moei_panel_avx2, {
@@ -2303,7 +2341,8 @@ MOEI_UNUSED static const moei_arith moei_f32_avx2 = {
         /* MXFP8        */ {NULL, moei_decode_fp8_avx2, 0},
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_avx2, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_avx2, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
+    &moei_packing_avx2};
 // clang-format on
 
 /* exp: see moei_exp. min and max return their second operand on NaN. */
@@ -2388,35 +2427,46 @@ MOEI_FORCE MOEI_AVX512 float moei_sum_avx512(__m512 a) {
     c = _mm_add_ps(c, _mm_movehl_ps(c, c));
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps(c, c, 1))) + 0.0f;
 }
-MOEI_FORCE MOEI_AVX512 __m128 moei_sum4_avx512(__m512 a, __m512 b, __m512 c, __m512 d) {
-    __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-    __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
-    __m512 s = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
-    s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4e)); /* now a, b, c, d have 128 bits each */
-    s = _mm512_add_ps(_mm512_add_ps(s, _mm512_permute_ps(s, 0xb1)), _mm512_setzero_ps());
-    __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
-    return _mm512_castps512_ps128(_mm512_permutexvar_ps(first, s));
+/* What the 4 sums of a token and of another one have after the first step of the tree: rows' halves of 8, then their 4. */
+MOEI_FORCE MOEI_AVX512 __m512 moei_fold2_avx512(__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
 }
-MOEI_FORCE MOEI_AVX512 void moei_store_avx512(float *out, __m128 s, uint32_t n) {
-    if (n == 4) _mm_storeu_ps(out, s);
-    else _mm_mask_storeu_ps(out, (__mmask8)((1u << n) - 1), s);
+MOEI_FORCE MOEI_AVX512 __m512 moei_fold4_avx512(__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+/* The sums of 4 rows times tokens c and d, to out and, unless they are the same, out + stride. */
+MOEI_FORCE MOEI_AVX512 void moei_sum8_avx512(const __m512 *c, const __m512 *d, float *out, size_t stride, uint32_t n) {
+    const __m512i first = _mm512_setr_epi32(0, 8, 2, 10, 4, 12, 6, 14, 0, 8, 2, 10, 4, 12, 6, 14);
+    __m512 r01 = moei_fold4_avx512(moei_fold2_avx512(c[0], d[0]), moei_fold2_avx512(c[1], d[1]));
+    __m512 r23 = moei_fold4_avx512(moei_fold2_avx512(c[2], d[2]), moei_fold2_avx512(c[3], d[3]));
+    __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(r01), _mm512_castps_pd(r23));
+    __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(r01), _mm512_castps_pd(r23));
+    __m512 s = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+    s = _mm512_add_ps(_mm512_add_ps(s, _mm512_permute_ps(s, 0xb1)), _mm512_setzero_ps());
+    __m256 v = _mm512_castps512_ps256(_mm512_permutexvar_ps(first, s));
+    const __mmask8 m = (__mmask8)((1u << n) - 1);
+    _mm_mask_storeu_ps(out, m, _mm256_castps256_ps128(v));
+    if (c != d) _mm_mask_storeu_ps(out + stride, m, _mm256_extractf128_ps(v, 1));
+}
+MOEI_FORCE MOEI_AVX512 void moei_store_avx512(const int C, __m512 (*a)[4], const moei_tile *t) {
+    MOEI_UNROLL for (int c = 0; c < C; c += 2)
+        moei_sum8_avx512(a[c], a[c + 1 < C ? c + 1 : c], t->out + (size_t)c * t->out_stride, t->out_stride, t->n_rows);
 }
 
-/* SHAPES      4 rows (any format, k contiguous) x C tokens (prepared: natural order, padded to 16)
+/* SHAPES      4 rows (any format, k contiguous) x a group of C tokens
    DEFINITION  lane l of a[c][r] is the FMA chain over k mod 16 == l
    REGISTERS   4 C sums + 4 weights + 1 token: 29 of 32 at C = 6; 24 FMAs (12 cycles) per 10 loads */
-MOEI_FORCE MOEI_AVX512 void moei_step_avx512(const int C, const float *const *x, size_t k, const __m512 *v, __m512 (*a)[4]) {
+MOEI_FORCE MOEI_AVX512 void moei_step_avx512(const int C, const uint8_t *x, size_t k, const __m512 *v, __m512 (*a)[4]) {
+    const float *line = (const float *)(x + k * 4 * (size_t)C);
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        __m512 xc = _mm512_loadu_ps(x[c] + k);
+        __m512 xc = _mm512_loadu_ps(line + 16 * c);
         MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_fmadd_ps(v[r], xc, a[c][r]);
     }
 }
 MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C, const moei_tile *t) {
     const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k1 & ~(size_t)15;
-    const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *ahead = t->ahead, *ahead_end = t->ahead_end;
-    const float *x[6];
+    const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *x = t->x, *ahead = t->ahead, *ahead_end = t->ahead_end;
     __m512 a[6][4], v[4];
-    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const float *)t->x[c];
     if (t->k0 == 0) {
         MOEI_UNROLL for (int i = 0; i < 4 * C; i++) a[i / 4][i % 4] = _mm512_setzero_ps();
     } else {
@@ -2444,12 +2494,11 @@ MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C,
         MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_tail_avx512(format, w[r] + k_end * size, m);
         moei_step_avx512(C, x, k_end, v, a);
     }
-    MOEI_UNROLL for (int c = 0; c < C; c++)
-        moei_store_avx512(t->out + (size_t)c * t->out_stride, moei_sum4_avx512(a[c][0], a[c][1], a[c][2], a[c][3]), t->n_rows);
+    moei_store_avx512(C, a, t);
 }
 
 /* SHAPES      1 row x C tokens, row after row
-   REGISTERS   C sums, C <= 4: beyond, tiles of 4 rows need less of L1 */
+   REGISTERS   C sums, C < MOEI_FEW: beyond, tiles of 4 rows need less of L1 */
 MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows,
                                              const void *const *xs, float *out, size_t out_stride) {
     const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15;
@@ -2491,7 +2540,6 @@ static const moei_tiles moei_tiles_avx512_BF16 = {
     4, 6, UINT32_MAX - 63, {moei_tile_avx512_BF16_1, moei_tile_avx512_BF16_2, moei_tile_avx512_BF16_3, moei_tile_avx512_BF16_4,
                            moei_tile_avx512_BF16_5, moei_tile_avx512_BF16_6}};
 
-/* Up to 4 tokens the weights' stream is what counts, beyond the multiply-adds. */
 MOEI_FORCE MOEI_AVX512 void moei_dot_avx512(const uint32_t format, const moei_tiles *tiles, const moei_rows *w,
                                             uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                                             size_t out_stride) {
@@ -2517,9 +2565,9 @@ static void moei_panel_avx512(void *panel, const moei_rows *w, uint32_t n_rows, 
     moei_dot_avx512_F32(&rows, n_rows, x, n_tokens, out, out_stride);
 }
 
-/* Rows of 16 bits to a panel of f32, once for all tokens: in the tile the conversion costs two of the ports that the FMAs need
-   (Xeon, family 6 model 207, in cache: 60 % of the peak from bf16 rows, 80 % from the panel; Zen 5: 88 and 94 %). */
-#define MOEI_WIDEN 12u
+/* Rows of 16 bits to a panel of f32, once for all tokens, where conversions take the ports that FMAs need: on Intel (Xeon, family
+   6 model 207, in cache: 60 % of the peak from bf16 rows, 80 % from the panel). On AMD they have ports of their own and the panel is
+   only more to read (Zen 4, 32 tokens, cold: 93 % from bf16 rows, 80 % from the panel). */
 MOEI_FORCE MOEI_AVX512 void moei_widen_avx512(const uint32_t format, const moei_rows *w, uint32_t n_rows, void *panel) {
     float *o = (float *)panel;
     for (uint32_t r = 0; r < n_rows; r++, o += moei_f32_row_bytes(w->k) / 4) {
@@ -2559,21 +2607,25 @@ MOEI_AVX512 static void moei_decode_fp8_avx512(const moei_rows *w, uint32_t n_ro
     }
 }
 
+static const moei_packing moei_packing_avx512 = {6, MOEI_FEW, moei_pack_f32, NULL, NULL};
 // clang-format off
-MOEI_UNUSED static const moei_arith moei_f32_avx512 = {
-    MOE_COMPUTE_F32, MOE_TIER_AVX512, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_avx512, {
-        /* NONE         */ MOEI_NO_OPS,
-        /* F32          */ {moei_dot_avx512_F32, NULL, UINT32_MAX},
-        /* F16          */ {moei_dot_avx512_F16, moei_decode_f16_avx512, MOEI_WIDEN},
-        /* BF16         */ {moei_dot_avx512_BF16, moei_decode_bf16_avx512, MOEI_WIDEN},
-        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
-        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
-        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
-        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
-        /* MXFP8        */ {NULL, moei_decode_fp8_avx512, 0},
-        /* FP8_BLOCK    */ {NULL, moei_decode_fp8_avx512, 0},
-        /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_avx512, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
+#define MOEI_F32_AVX512(dot_max) {                                                                                     \
+    MOE_COMPUTE_F32, MOE_TIER_AVX512, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_avx512, { \
+        /* NONE         */ MOEI_NO_OPS,                                                                                \
+        /* F32          */ {moei_dot_avx512_F32, NULL, UINT32_MAX},                                                    \
+        /* F16          */ {moei_dot_avx512_F16, moei_decode_f16_avx512, dot_max},                                     \
+        /* BF16         */ {moei_dot_avx512_BF16, moei_decode_bf16_avx512, dot_max},                                   \
+        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                            \
+        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                            \
+        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,                                                                   \
+        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                         \
+        /* MXFP8        */ {NULL, moei_decode_fp8_avx512, 0},                                                          \
+        /* FP8_BLOCK    */ {NULL, moei_decode_fp8_avx512, 0},                                                          \
+        /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_avx512, 0},                                                          \
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                  \
+    &moei_packing_avx512}
+MOEI_UNUSED static const moei_arith moei_f32_avx512 = MOEI_F32_AVX512(UINT32_MAX);
+MOEI_UNUSED static const moei_arith moei_f32_avx512_widen = MOEI_F32_AVX512(12);
 // clang-format on
 
 /* exp: see moei_exp. min and max return their second operand on NaN; scalef rounds once, as the two exact steps do. */
@@ -2631,24 +2683,21 @@ MOEI_UNUSED static const moei_vec moei_vec_avx512 = {moei_vexp_avx512, moei_vsig
 
 #if MOEI_HAVE_AVX512BF16
 MOEI_FORCE MOEI_BF16 __mmask32 moei_mask_bf16(size_t n) { return n < 32 ? (1u << n) - 1 : 0xffffffffu; }
-/* SHAPES      4 bf16 rows x C prepared tokens (bf16, padded to 32)
+/* SHAPES      4 bf16 rows x a group of C tokens
    REGISTERS   as moei_tile_avx512: 24 dot products of 16 pairs per 10 loads at C = 6 */
-MOEI_FORCE MOEI_BF16 void moei_step_bf16(const int C, const uint8_t *const *x, size_t k, const __m512i *v, __m512 (*a)[4]) {
+MOEI_FORCE MOEI_BF16 void moei_step_bf16(const int C, const uint8_t *x, size_t k, const __m512i *v, __m512 (*a)[4]) {
+    x += k * 2 * (size_t)C;
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        __m512i xc = _mm512_loadu_si512(x[c] + k * 2);
+        __m512i xc = _mm512_loadu_si512(x + 64 * c);
         MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_dpbf16_ps(a[c][r], (__m512bh)v[r], (__m512bh)xc);
     }
 }
 MOEI_FORCE MOEI_BF16 void moei_tile_bf16(const int C, const moei_tile *t) {
     const size_t k_end = t->k & ~(size_t)31;
-    const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *ahead = t->ahead, *ahead_end = t->ahead_end;
-    const uint8_t *x[6];
+    const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *x = t->x, *ahead = t->ahead, *ahead_end = t->ahead_end;
     __m512 a[6][4];
     __m512i v[4];
-    MOEI_UNROLL for (int c = 0; c < C; c++) {
-        x[c] = (const uint8_t *)t->x[c];
-        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_setzero_ps();
-    }
+    MOEI_UNROLL for (int i = 0; i < 4 * C; i++) a[i / 4][i % 4] = _mm512_setzero_ps();
     for (size_t k = 0; k < k_end; k += 32) {
         MOEI_AHEAD(t);
         MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_loadu_si512(w[r] + k * 2);
@@ -2659,19 +2708,18 @@ MOEI_FORCE MOEI_BF16 void moei_tile_bf16(const int C, const moei_tile *t) {
         MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_maskz_loadu_epi16(m, w[r] + k_end * 2);
         moei_step_bf16(C, x, k_end, v, a);
     }
-    MOEI_UNROLL for (int c = 0; c < C; c++)
-        moei_store_avx512(t->out + (size_t)c * t->out_stride, moei_sum4_avx512(a[c][0], a[c][1], a[c][2], a[c][3]), t->n_rows);
+    moei_store_avx512(C, a, t);
 }
 /* SHAPES      1 row x C tokens, row after row, as moei_rows_avx512 */
 MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int C, const moei_rows *w, uint32_t n_rows, const void *const *xs, float *out,
                                          size_t out_stride) {
     const size_t k_end = w->k & ~(size_t)31;
     const __mmask32 m = moei_mask_bf16(w->k - k_end);
-    const uint8_t *x[6];
+    const uint8_t *x[4];
     MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const uint8_t *)xs[c];
     for (uint32_t r = 0; r < n_rows; r++) {
         const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r);
-        __m512 a[6];
+        __m512 a[4];
         __m512i v;
         MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_setzero_ps();
         for (size_t k = 0; k < k_end; k += 32) {
@@ -2702,8 +2750,6 @@ MOEI_BF16 static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const v
     case 2: moei_rows_bf16(2, w, n_rows, x, out, out_stride); break;
     case 3: moei_rows_bf16(3, w, n_rows, x, out, out_stride); break;
     case 4: moei_rows_bf16(4, w, n_rows, x, out, out_stride); break;
-    case 5: moei_rows_bf16(5, w, n_rows, x, out, out_stride); break;
-    case 6: moei_rows_bf16(6, w, n_rows, x, out, out_stride); break;
     default: moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);
     }
 }
@@ -2761,6 +2807,7 @@ MOEI_BF16 static void moei_decode_fp8_bf16(const moei_rows *w, uint32_t n_rows, 
     }
 }
 
+static const moei_packing moei_packing_bf16 = {6, MOEI_FEW, moei_pack_bf16, NULL, NULL};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = {
     MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_bf16_row_bytes, moei_prepare_bf16_avx512, moei_panel_bytes_bf16, moei_panel_bf16, {
@@ -2775,7 +2822,8 @@ MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = {
         /* MXFP8        */ {NULL, moei_decode_fp8_bf16, 0},
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_bf16, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_bf16, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
+    &moei_packing_bf16};
 // clang-format on
 #endif
 
@@ -2843,11 +2891,12 @@ MOEI_BF16 static void moei_transpose_amx(const uint8_t *const *from, uint32_t n,
     MOEI_UNROLL for (uint32_t j = 0; j < 16; j++)
         if (j < m) _mm512_mask_storeu_epi32(to + j * to_stride, mask, t[j]);
 }
-static void moei_pack_amx(void *to, const void *const *x, uint32_t n, size_t k) {
+static void moei_pack_amx(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k) {
     const uint8_t *from[16];
-    for (size_t s = 0; s < (k + 31) / 32; s++) {
+    (void)k;
+    for (size_t s = 0; s < (len + 31) / 32; s++) {
         for (uint32_t i = 0; i < n; i++) from[i] = (const uint8_t *)x[i] + 64 * s;
-        MOEI_AMX_ROLE(moei_transpose_amx)(from, n, (uint8_t *)to + 64 * n * s, 4 * n, 16);
+        MOEI_AMX_ROLE(moei_transpose_amx)(from, n, (uint8_t *)to + 2 * k0 * n + 64 * n * s, 4 * n, 16);
     }
 }
 
@@ -2998,7 +3047,7 @@ static void moei_panel_amx(void *panel, const moei_rows *w, uint32_t n_rows, con
     moei_dot_amx(&rows, n_rows, x, n_tokens, out, out_stride);
 }
 
-static const moei_packing moei_packing_amx = {moei_begin_amx, moei_end_amx, moei_pack_amx};
+static const moei_packing moei_packing_amx = {16, 2, moei_pack_amx, moei_begin_amx, moei_end_amx};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_bf16_amx = {
     MOE_COMPUTE_BF16, MOE_TIER_AMX, moei_bf16_row_bytes, MOEI_AMX_ROLE(moei_prepare_bf16_avx512), moei_panel_bytes_bf16,
@@ -4456,7 +4505,7 @@ MOEI_FORCE void moei_step_neon(const uint32_t format, moei_pairs_neon_fn *dot, c
     }
 }
 
-/* SHAPES      2 rows (any dense format, k contiguous) x C tokens (prepared: natural order, padded to a step)
+/* SHAPES      2 rows (any dense format, k contiguous) x a group of C tokens
    DEFINITION  lane l of a[c][r] is the FMA chain over k mod 16 == l; with a dot its chain over the pairs k / 2 mod 16 == l */
 MOEI_FORCE void moei_tile_neon(const uint32_t format, moei_pairs_neon_fn *dot, const int C, const moei_tile *t) {
     const int R = MOEI_NEON_ROWS;
@@ -4466,13 +4515,13 @@ MOEI_FORCE void moei_tile_neon(const uint32_t format, moei_pairs_neon_fn *dot, c
     const uint8_t *x[MOEI_NEON_TOKENS];
     float32x4_t a[MOEI_NEON_TOKENS][MOEI_NEON_ROWS][4];
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        x[c] = (const uint8_t *)t->x[c];
+        x[c] = t->x + 64 * c;
         MOEI_UNROLL for (int i = 0; i < R * 4; i++)
             a[c][i / 4][i % 4] = t->k0 ? vld1q_f32(t->sums + (c * R * 4 + i) * 4) : vdupq_n_f32(0.0f);
     }
     for (size_t k = t->k0; k < k_end; k += step) {
         MOEI_AHEAD(t);
-        moei_step_neon(format, dot, R, C, w, k * size, x, k * x_size, a);
+        moei_step_neon(format, dot, R, C, w, k * size, x, k * x_size * (size_t)C, a);
     }
     if (t->k1 < t->k) {
         MOEI_UNROLL for (int c = 0; c < C; c++)
@@ -4483,7 +4532,7 @@ MOEI_FORCE void moei_tile_neon(const uint32_t format, moei_pairs_neon_fn *dot, c
         uint8_t tail[MOEI_NEON_ROWS][64];
         MOEI_UNROLL for (int r = 0; r < R; r++)
             w[r] = moei_tail_neon(tail[r], w[r] + k_end * size, (t->k - k_end) * size);
-        moei_step_neon(format, dot, R, C, w, 0, x, k_end * x_size, a);
+        moei_step_neon(format, dot, R, C, w, 0, x, k_end * x_size * (size_t)C, a);
     }
     MOEI_UNROLL for (int c = 0; c < C; c++) {
         float32x2_t s = moei_sum2_neon(a[c][0], a[c][1]);
@@ -4514,7 +4563,6 @@ MOEI_FORCE void moei_rows_neon(const uint32_t format, moei_pairs_neon_fn *dot, c
     }
 }
 
-/* Up to 4 tokens the weights' stream is what counts, beyond the multiply-adds. */
 MOEI_FORCE void moei_dot_neon(const uint32_t format, moei_pairs_neon_fn *dot, const moei_tiles *tiles, const moei_rows *w,
                               uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
     if (n_tokens == 1) moei_rows_neon(format, dot, 1, w, n_rows, x, out, out_stride);
@@ -4583,6 +4631,7 @@ static void moei_decode_fp8_neon(const moei_rows *w, uint32_t n_rows, void *pane
     moei_decode_fp8_rows_neon(w, n_rows, (uint8_t *)panel, moei_f32_row_bytes(w->k), moei_prepare_f32);
 }
 
+static const moei_packing moei_packing_neon = {MOEI_NEON_TOKENS, MOEI_FEW, moei_pack_f32, NULL, NULL};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_f32_neon = {
     MOE_COMPUTE_F32, MOE_TIER_NEON, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_neon, {
@@ -4597,7 +4646,8 @@ MOEI_UNUSED static const moei_arith moei_f32_neon = {
         /* MXFP8        */ {NULL, moei_decode_fp8_neon, 0},
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_neon, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_neon, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
+    &moei_packing_neon};
 // clang-format on
 
 /* ---- BF16 on FEAT_BF16
@@ -4629,6 +4679,7 @@ MOEI_NEONBF16 static void moei_prepare_neonbf16(void *row, const float *x, size_
 static void moei_decode_fp8_neonbf16(const moei_rows *w, uint32_t n_rows, void *panel) {
     moei_decode_fp8_rows_neon(w, n_rows, (uint8_t *)panel, moei_bf16_row_bytes(w->k), moei_prepare_neonbf16);
 }
+static const moei_packing moei_packing_neonbf16 = {MOEI_NEON_TOKENS, MOEI_FEW, moei_pack_bf16, NULL, NULL};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_bf16_neonbf16 = {
     MOE_COMPUTE_BF16, MOE_TIER_NEONBF16, moei_bf16_row_bytes, moei_prepare_neonbf16, moei_panel_bytes_neonbf16,
@@ -4642,7 +4693,8 @@ MOEI_UNUSED static const moei_arith moei_bf16_neonbf16 = {
         /* MXFP8        */ {NULL, moei_decode_fp8_neonbf16, 0},
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_neonbf16, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_neonbf16, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
+    &moei_packing_neonbf16};
 // clang-format on
 #endif
 
@@ -5198,10 +5250,14 @@ MOEI_Q8_ARITH_NEON(I8MM, i8mm, moei_panel_bytes_q8_neon, moei_panel_q8_i8mm, MOE
 #define MOEI_TIERS_EMULATED 0u
 #endif
 
+/* Not a tier but a trait of AVX-512 on this processor: conversions and FMAs share their ports. */
+#define MOEI_SHARED_PORTS 31u
+
 /* x86: words of cpuid leaf 1, leaf 7 and leaf 7.1, XCR0 (what the OS saves), the XSAVE features this process may use. */
 typedef struct moei_cpuid {
     uint32_t leaf1_ecx, leaf7_ebx, leaf7_ecx, leaf7_edx, leaf7_1_eax;
     uint64_t xcr0, permitted;
+    uint32_t vendor; /* the first four letters */
 } moei_cpuid;
 MOEI_FORCE int moei_has(uint64_t word, uint64_t bits) { return (word & bits) == bits; }
 
@@ -5216,6 +5272,7 @@ MOEI_UNUSED static uint32_t moei_cpu_decide(const moei_cpuid *id) {
     if (moei_has(id->leaf7_1_eax, 1u << 4)) tiers |= MOE_TIER_BIT(MOE_TIER_AVXVNNI);
     if (!moei_has(id->leaf7_ebx, avx512_f_dq_bw_vl) || !moei_has(id->xcr0, zmm)) return tiers;
     tiers |= MOE_TIER_BIT(MOE_TIER_AVX512);
+    if (id->vendor == 0x756e6547u) tiers |= MOE_TIER_BIT(MOEI_SHARED_PORTS); /* "Genu", "ineI", "ntel" */
     if (moei_has(id->leaf7_ecx, 1u << 11)) tiers |= MOE_TIER_BIT(MOE_TIER_VNNI);
     if (moei_has(id->leaf7_1_eax, 1u << 5)) tiers |= MOE_TIER_BIT(MOE_TIER_AVX512BF16);
     if (moei_has(id->leaf7_edx, amx_bf16_tile_int8) && moei_has(id->xcr0, tile_config_data) && moei_has(id->permitted, tile_data))
@@ -5269,6 +5326,7 @@ static void moei_cpuid_get(moei_cpuid *id) {
     memset(id, 0, sizeof *id);
     moei_cpuid_read(0, 0, r);
     if (r[0] < 7) return;
+    id->vendor = r[1];
     moei_cpuid_read(1, 0, r);
     id->leaf1_ecx = r[2];
     if (id->leaf1_ecx >> 27 & 1) id->xcr0 = moei_xcr0();
@@ -5280,7 +5338,7 @@ static void moei_cpuid_get(moei_cpuid *id) {
 MOEI_UNUSED static uint32_t moei_cpu(void) {
     moei_cpuid id;
     moei_cpuid_get(&id);
-    return (moei_cpu_decide(&id) & MOEI_TIERS_BUILT) | MOEI_TIERS_EMULATED;
+    return (moei_cpu_decide(&id) & (MOEI_TIERS_BUILT | MOE_TIER_BIT(MOEI_SHARED_PORTS))) | MOEI_TIERS_EMULATED;
 }
 MOE_API int moe_enable_amx(void) {
     moei_cpuid id;
@@ -5327,7 +5385,7 @@ MOEI_UNUSED static uint32_t moei_cpu(void) {
 MOE_API int moe_enable_amx(void) { return 0; }
 #endif
 
-MOE_API uint32_t moe_tiers(void) { return moei_cpu(); }
+MOE_API uint32_t moe_tiers(void) { return moei_cpu() & ~MOE_TIER_BIT(MOEI_SHARED_PORTS); }
 MOE_API const char *moe_tier_name(uint32_t tier) {
     static const char *const names[] = {
 #define MOE_X(id, name) name,
@@ -6413,6 +6471,7 @@ static const moei_tier_row moei_tier_rows[] = {
 #endif
 #if MOEI_HAVE_AVX512
     {MOE_TIER_AVX512,     &moei_vec_avx512, {NULL, &moei_f32_avx512, NULL,                    NULL}},
+    {MOEI_SHARED_PORTS,   NULL,             {NULL, &moei_f32_avx512_widen, NULL,              NULL}},
 #endif
 #if MOEI_HAVE_VNNI
     {MOE_TIER_VNNI,       NULL,             {NULL, NULL,             NULL,                    &moei_q8_vnni}},
@@ -6661,6 +6720,7 @@ static moe_status moei_init(moe_layer *l, moe_error *e) {
     uint32_t have = moe_tiers(), tiers = d->tiers ? (d->tiers & have) : have;
     if (!tiers) return moei_fail(e, MOE_ERR_TIER, "tiers", d->tiers, have);
     tiers |= MOE_TIER_BIT(MOE_TIER_C);
+    if (tiers & MOE_TIER_BIT(MOE_TIER_AVX512)) tiers |= moei_cpu() & MOE_TIER_BIT(MOEI_SHARED_PORTS);
     moei_fill_defaults(d);
     moei_make_banks(l);
     l->vec = moei_choose_vec(tiers);
@@ -6707,6 +6767,7 @@ enum {                 /* what a phase does */
 
 #define MOEI_PARTS ((size_t)256)         /* slots of one expert that a tile takes at a time */
 #define MOEI_TILE_FLOATS ((size_t)65536) /* a tile's results */
+#define MOEI_PACKED_BYTES ((size_t)2 << 20) /* of packed tokens at a time, or 64 of them */
 #define MOEI_UP_ROWS 32u     /* rows of gate and up that one piece of work covers: h is prepared in blocks of 32 */
 
 /* Slots of one bank of experts in the current block, sorted by expert. */
@@ -6776,6 +6837,21 @@ static void *moei_take(moei_plan *p, size_t count, size_t bytes) {
 static size_t moei_max(size_t a, size_t b) { return a > b ? a : b; }
 static size_t moei_min(size_t a, size_t b) { return a < b ? a : b; }
 
+/* The most tokens that a matrix takes at a time: where they are packed, whole groups that stay near a core. */
+static size_t moei_most(const moei_arith *a, size_t k) {
+    if (!a->packing) return MOEI_PARTS;
+    return moei_min(MOEI_PARTS, moei_max(MOEI_PACKED_BYTES / a->row_bytes(k), 64)) / a->packing->group * a->packing->group;
+}
+/* As many of `left` tokens, at most `limit`; what remains must not be too few to be packed. */
+static uint32_t moei_chunk(const moei_arith *a, size_t k, size_t limit, size_t left) {
+    const moei_packing *p = a->packing;
+    size_t most = moei_min(limit, moei_most(a, k));
+    if (left <= most) return (uint32_t)left;
+    if (p) most = most / p->group * p->group;
+    while (p && left - most < p->min) most -= p->group;
+    return (uint32_t)most;
+}
+
 /* Output rows per slice: a private [block][slice] sum should stay in the second-level cache. */
 #define MOEI_SLICE_MIN ((size_t)64)
 #define MOEI_SLICE_MAX ((size_t)1024)
@@ -6799,7 +6875,7 @@ typedef struct moei_scratch {
     float *row;            /* [widest] */
     void *route;           /* moei_router's */
     uint8_t *panel;
-    uint8_t *packed;       /* up to MOEI_PARTS tokens, for an arithmetic that packs them */
+    uint8_t *packed;       /* a chunk of tokens, for an arithmetic that packs them */
 } moei_scratch;
 
 static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
@@ -6812,7 +6888,7 @@ static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
     size_t sums = moei_max(p->block, moei_min(p->block, 64) * (MOEI_SLICE_MAX / MOEI_SLICE_MIN)); /* in units of SLICE_MIN */
     for (size_t i = 0; i < MOEI_COUNT(ariths); i++) {
         panel = moei_max(panel, moei_panel_scratch(ariths[i], ks[i]));
-        if (ariths[i] && ariths[i]->packing) packed = moei_max(packed, ariths[i]->row_bytes(ks[i]));
+        if (ariths[i] && ariths[i]->packing) packed = moei_max(packed, moei_min(tokens, moei_most(ariths[i], ks[i])) * ariths[i]->row_bytes(ks[i]));
     }
     s->x = (const void **)moei_take(p, MOEI_PARTS, sizeof(void *));
     for (int i = 0; i < 2; i++) {
@@ -6825,7 +6901,7 @@ static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
     s->row = (float *)moei_take(p, widest + 64, 2 * sizeof(float));
     s->route = moei_take(p, moei_select_scratch(d, p->k), 1);
     s->panel = (uint8_t *)moei_take(p, panel, 1);
-    s->packed = (uint8_t *)moei_take(p, tokens, packed);
+    s->packed = (uint8_t *)moei_take(p, packed, 1);
 }
 
 static void moei_lay_group(moei_plan *p, moei_group *g, const moei_bank *b, size_t slots, int has_source) {
@@ -6984,16 +7060,6 @@ static void moei_write_row(uint8_t *row, uint32_t type, size_t first, size_t n, 
     }
 }
 
-/* Prepared rows x of n tokens become what the arithmetic multiplies; `to` has room for n of them. */
-static void moei_pack(const moei_arith *a, const void **x, uint32_t n, size_t k, uint8_t *to) {
-    for (uint32_t i = 0; i + 1 < n && a->packing; i += MOEI_GROUP) { /* a single token is a group already */
-        uint32_t group = n - i < MOEI_GROUP ? n - i : MOEI_GROUP;
-        if (group == 1) break;
-        a->packing->pack(to + i * a->row_bytes(k), x + i, group, k);
-        x[i] = to + i * a->row_bytes(k);
-    }
-}
-
 static const uint8_t *moei_x_row(const moei_plan *p, size_t token) { return (const uint8_t *)p->io->x + token * p->io->x_stride; }
 
 #define MOEI_FEW_BYTES 16384u /* of a panel for few tokens: it stays in L1 beside them */
@@ -7121,11 +7187,11 @@ static void moei_project(const moei_plan *p, const moei_arith *a, const moe_matr
     if (r0 == r1) return;
     moei_view(m, NULL, MOE_UP, 0, rows, k, &w);
     w.row0 = (uint32_t)r0;
-    for (size_t t = t0; t < t1; t += MOEI_PARTS) {
-        uint32_t part = (uint32_t)moei_min(MOEI_PARTS, t1 - t);
+    for (size_t t = t0, part; t < t1; t += part) {
+        part = moei_chunk(a, k, MOEI_PARTS, t1 - t);
         for (uint32_t i = 0; i < part; i++) s.x[i] = x + (t + i) * x_stride;
-        moei_pack(a, s.x, part, k, s.packed);
-        moei_multiply(a, &w, (uint32_t)(r1 - r0), s.x, part, out + t * rows + r0, rows, s.panel);
+        moei_pack(a, s.x, (uint32_t)part, k, s.packed);
+        moei_multiply(a, &w, (uint32_t)(r1 - r0), s.x, (uint32_t)part, out + t * rows + r0, rows, s.panel);
     }
     for (size_t r = r0; r < r1; r += p->slice) {
         size_t part = moei_min(p->slice, r1 - r);
@@ -7459,17 +7525,15 @@ static void moei_up_matrix(const moei_plan *p, const moei_scratch *s, const moei
 /* A block of rows of n slots' h, prepared for down: rows of their own, or the groups that down multiplies, at their first slot. */
 static void moei_keep_h(const moei_group *g, uint32_t slot, uint32_t n, uint32_t row, uint32_t rows, const float *h) {
     const moei_arith *a = g->bank->mid;
-    uint64_t one[MOEI_GROUP][8]; /* 32 values */
+    uint64_t one[MOEI_GROUP][sizeof(moei_q8) / 8]; /* 32 values of any arithmetic */
     const void *x[MOEI_GROUP];
-    for (uint32_t i = 0, group; i < n; i += group) {
-        uint8_t *to = g->h + (slot + i) * g->h_stride;
-        group = !a->packing ? 1 : n - i < MOEI_GROUP ? n - i : MOEI_GROUP;
-        if (group == 1) {
-            a->prepare(to, h + (size_t)i * MOEI_UP_ROWS, row, rows, g->bank->d_ff);
-            continue;
-        }
+    int packs = a->packing && n >= a->packing->min;
+    for (uint32_t i = 0; !packs && i < n; i++)
+        a->prepare(g->h + (slot + i) * g->h_stride, h + (size_t)i * MOEI_UP_ROWS, row, rows, g->bank->d_ff);
+    for (uint32_t i = 0, group; packs && i < n; i += group) {
+        group = n - i < a->packing->group ? n - i : a->packing->group;
         for (uint32_t j = 0; j < group; j++) a->prepare(one[j], h + (size_t)(i + j) * MOEI_UP_ROWS, 0, rows, rows), x[j] = one[j];
-        a->packing->pack(to + group * a->row_bytes(row), x, group, rows);
+        a->packing->pack(g->h + (slot + i) * g->h_stride, x, group, row, rows, g->bank->d_ff);
     }
 }
 
@@ -7494,16 +7558,16 @@ static void moei_up_block(const moei_plan *p, const moei_scratch *s, const moei_
     moei_keep_h(g, slot, n, row, rows, gate);
 }
 
-/* Blocks [from, to) of an expert. Tokens that must be packed are packed once for several blocks, whose weights stay in the last
-   cache when more tokens than one chunk pass over them. */
+/* Blocks [from, to) of an expert. Tokens are packed once for all of them, or in chunks for several blocks, whose weights stay in
+   the last cache while the chunks pass over them. */
 static void moei_up_blocks(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint64_t from,
                            uint64_t to) {
     const moei_bank *b = g->bank;
-    uint32_t end = g->start[expert + 1];
-    uint64_t run = !b->in->packing ? 1 : end - g->start[expert] <= MOEI_PARTS ? to - from : 8;
+    uint32_t end = g->start[expert + 1], n = end - g->start[expert];
+    uint64_t run = moei_chunk(b->in, b->d_in, MOEI_PARTS, n) == n ? to - from : 8;
     for (uint64_t at = from; at < to; at += run)
-        for (uint32_t slot = g->start[expert]; slot < end; slot += (uint32_t)MOEI_PARTS) {
-            uint32_t n = (uint32_t)moei_min(MOEI_PARTS, end - slot);
+        for (uint32_t slot = g->start[expert]; slot < end; slot += n) {
+            n = moei_chunk(b->in, b->d_in, MOEI_PARTS, end - slot);
             for (uint32_t i = 0; i < n; i++) s->x[i] = g->x + g->token[slot + i] * g->x_stride;
             moei_pack(b->in, s->x, n, b->d_in, s->packed);
             for (uint64_t i = at; i < to && i < at + run; i++) moei_up_block(p, s, g, expert, (uint32_t)i, slot, n);
@@ -7535,7 +7599,6 @@ static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moe
     const moei_bank *b = g->bank;
     const moei_vec *v = p->layer->vec;
     int routed = g == &p->groups[0], weighted = !routed || p->layer->desc.ffn.weight_at == MOE_WEIGHT_AT_OUTPUT;
-    size_t chunk = moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n / MOEI_GROUP * MOEI_GROUP); /* n is at most 1024 */
     for (uint32_t e = 0; e < b->n_experts; e++) {
         moei_rows w;
         if (g->start[e] == g->start[e + 1]) continue;
@@ -7543,8 +7606,8 @@ static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moe
         w.row0 = (uint32_t)row;
         if (e + 1 < b->n_experts && !b->down.expert && !p->io->experts) moei_read_next(&w, moei_row(&w, 0) + b->down.expert_stride, n, g->start[e + 1] - g->start[e]);
         int affine = moei_row_affine(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, row, n, b->d_ff, s->scale[0], s->bias[0]);
-        for (uint32_t slot = g->start[e]; slot < g->start[e + 1]; slot += (uint32_t)chunk) {
-            uint32_t tokens = (uint32_t)moei_min(chunk, g->start[e + 1] - slot);
+        for (uint32_t slot = g->start[e], tokens; slot < g->start[e + 1]; slot += tokens) {
+            tokens = moei_chunk(b->mid, b->d_ff, moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n), g->start[e + 1] - slot);
             for (uint32_t i = 0; i < tokens; i++) s->x[i] = g->h + (slot + i) * g->h_stride;
             moei_multiply(b->mid, &w, (uint32_t)n, s->x, tokens, s->out[1], n, s->panel);
             for (uint32_t i = 0; i < tokens; i++) {
@@ -7574,16 +7637,16 @@ static void moei_pass_through(const moei_plan *p, const moei_scratch *s, size_t 
 static void moei_latent_out(const moei_plan *p, const moei_scratch *s, size_t tokens, size_t row, size_t n) {
     const moe_layer *l = p->layer;
     const moe_matrix *m = &l->desc.latent.out;
-    size_t chunk = moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n), d = l->desc.d_model, k = l->desc.latent.d;
+    size_t d = l->desc.d_model, k = l->desc.latent.d;
     moei_rows w;
     moei_view(m, NULL, MOE_DOWN, 0, d, k, &w);
     w.row0 = (uint32_t)row;
     int affine = moei_row_affine(m, NULL, MOE_DOWN, 0, d, row, n, k, s->scale[0], s->bias[0]);
-    for (size_t t = 0; t < tokens; t += chunk) {
-        uint32_t part = (uint32_t)moei_min(chunk, tokens - t);
+    for (size_t t = 0, part; t < tokens; t += part) {
+        part = moei_chunk(l->latent_out, k, moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n), tokens - t);
         for (uint32_t i = 0; i < part; i++) s->x[i] = p->latent_row + (t + i) * p->latent_row_stride;
-        moei_pack(l->latent_out, s->x, part, k, s->packed);
-        moei_multiply(l->latent_out, &w, (uint32_t)n, s->x, part, s->sum + t * n, n, s->panel);
+        moei_pack(l->latent_out, s->x, (uint32_t)part, k, s->packed);
+        moei_multiply(l->latent_out, &w, (uint32_t)n, s->x, (uint32_t)part, s->sum + t * n, n, s->panel);
         for (uint32_t i = 0; i < part && affine; i++) l->vec->affine(s->sum + (t + i) * n, s->scale[0], s->bias[0], n);
     }
 }
@@ -7707,7 +7770,7 @@ static void moei_latent_norm(const moei_plan *p, size_t block, uint32_t ith, uin
 static const moei_packing *moei_task_state(const moe_layer *l) {
     const moei_arith *const used[] = {l->routed.in, l->routed.mid, l->shared.in, l->shared.mid, l->latent_in, l->latent_out};
     for (size_t i = 0; i < MOEI_COUNT(used); i++)
-        if (used[i] && used[i]->packing) return used[i]->packing;
+        if (used[i] && used[i]->packing && used[i]->packing->begin) return used[i]->packing;
     return NULL;
 }
 
