@@ -1948,39 +1948,56 @@ MOEI_FORCE void moei_ahead_next(moei_ahead *a, moei_tile *t, uint32_t n_tokens) 
 #define MOEI_AHEAD(t) /* one step */                                                                                   \
     if (ahead < ahead_end)                                                                                             \
         for (const uint8_t *line_ = ahead, *stop_ = ahead += (t)->ahead_step; line_ < stop_; line_ += 64) MOEI_PREFETCH_L2(line_)
-MOEI_UNUSED static void moei_sweep_rows(const moei_tiles *tiles, const moei_rows *w, uint32_t row, uint32_t n_rows, moei_tile *t,
-                                        uint32_t n_tokens, moei_ahead *ahead) {
-    float sums[MOEI_BLOCK / 2][MOEI_TILE_SUMS], *out = t->out;
-    size_t parts = (t->k + tiles->k - 1) / tiles->k, part = (t->k / parts + 63) / 64 * 64;
+/* Bytes from row r to what is prefetched while a pointer moves through it: what follows some KB later, in these rows or from
+   w->prefetch on. */
+MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r, size_t bytes) {
+    size_t rows = bytes / (w->row_stride + 1) + 1;
+    if (r + rows < n_rows || !w->prefetch) return rows * w->row_stride;
+    return (size_t)(w->prefetch - moei_row(w, r)) + (r + rows - n_rows) * w->row_stride;
+}
+/* One group of tokens: the rows' stream is the work, and what is prefetched are the rows that follow. */
+#define MOEI_AHEAD_ROWS ((size_t)32 << 10)
+MOEI_FORCE void moei_ahead_rows(const moei_rows *w, uint32_t n_rows, uint32_t r, uint32_t rows, moei_tile *t) {
+    size_t bytes = rows * w->row_stride, steps = (t->k1 - t->k0) / 32 + 1;
+    t->ahead = moei_row(w, r) + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_ROWS), t->ahead_end = t->ahead + bytes;
+    t->ahead_step = (bytes / 64 + steps - 1) / steps * 64;
+}
+/* Rows from `row` on, of n_rows in the view. */
+MOEI_UNUSED static void moei_sweep_rows(const moei_tiles *tiles, const moei_rows *w, uint32_t row, uint32_t end, uint32_t n_rows,
+                                        moei_tile *t, size_t part, uint32_t n_tokens, moei_ahead *ahead) {
+    float sums[MOEI_BLOCK / 2][MOEI_TILE_SUMS];
     for (t->k0 = 0; t->k0 < t->k; t->k0 = t->k1) {
+        float *out = t->out;
         t->k1 = t->k - t->k0 > part ? t->k0 + part : t->k;
-        for (uint32_t r = 0; r < n_rows; r += tiles->rows) {
-            t->n_rows = n_rows - r < tiles->rows ? n_rows - r : tiles->rows;
-            for (uint32_t i = 0; i < 4; i++) t->w[i] = moei_row(w, row + r + (i < t->n_rows ? i : t->n_rows - 1));
-            t->sums = sums[r / tiles->rows % (MOEI_BLOCK / 2)], t->out = out + r;
-            moei_ahead_next(ahead, t, n_tokens);
+        for (uint32_t r = row; r < end; r += tiles->rows) {
+            t->n_rows = end - r < tiles->rows ? end - r : tiles->rows;
+            for (uint32_t i = 0; i < 4; i++) t->w[i] = moei_row(w, r + (i < t->n_rows ? i : t->n_rows - 1));
+            t->sums = sums[(r - row) / tiles->rows % (MOEI_BLOCK / 2)];
+            if (ahead) moei_ahead_next(ahead, t, n_tokens);
+            else moei_ahead_rows(w, n_rows, r, tiles->rows, t);
             tiles->fn[n_tokens - 1](t);
+            t->out += tiles->rows;
         }
+        t->out = out;
     }
 }
 MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                    uint32_t n_tokens, float *out, size_t out_stride) {
     moei_tile t;
-    uint32_t block = tiles->k < w->k ? MOEI_BLOCK : n_rows;
-    size_t parts = (w->k + tiles->k - 1) / tiles->k, groups = (n_rows + tiles->rows - 1) / tiles->rows + n_rows / block;
+    int one = n_tokens <= tiles->tokens;
+    size_t parts = one ? 1 : (w->k + tiles->k - 1) / tiles->k, part = (w->k / parts + 63) / 64 * 64;
+    uint32_t block = parts > 1 ? MOEI_BLOCK : n_rows;
+    size_t groups = (n_rows + tiles->rows - 1) / tiles->rows + n_rows / block;
     moei_ahead ahead = {w->prefetch ? w->prefetch : w->data, w->prefetch ? w->prefetch_bytes / 64 : 0, n_tokens * parts * groups, 0};
     t.k = w->k, t.out_stride = out_stride;
     for (uint32_t r = 0; r < n_rows; r += block) {
         for (uint32_t at = 0; at < n_tokens; at += tiles->tokens) {
             uint32_t n = n_tokens - at < tiles->tokens ? n_tokens - at : tiles->tokens;
             t.x = (const uint8_t *)x[at], t.out = out + at * out_stride + r;
-            moei_sweep_rows(tiles, w, r, n_rows - r < block ? n_rows - r : block, &t, n, &ahead);
+            moei_sweep_rows(tiles, w, r, n_rows - r < block ? n_rows : r + block, n_rows, &t, part, n, one ? NULL : &ahead);
         }
     }
 }
-
-/* Up to 4 tokens the weights' stream is what counts, beyond the multiply-adds. */
-#define MOEI_FEW 5u
 
 /* n rows of `lines` lines of `size` bytes: line i of token c goes to i * n + c. */
 MOEI_FORCE void moei_pack_lines(uint8_t *to, const void *const *x, uint32_t n, size_t from, size_t lines, const size_t size) {
@@ -2004,15 +2021,6 @@ MOEI_UNUSED static void moei_pack(const moei_arith *a, const void **x, uint32_t 
         p->pack(to, x + i, group, 0, k, k);
         x[i] = to;
     }
-}
-
-/* With few tokens rows are read one by one, as one linear stream: several in lockstep defeat the hardware's prefetcher. What it
-   misses is prefetched 8 KB ahead: the address that belongs to row r, valid while p moves through the row. */
-#define MOEI_AHEAD_BYTES 8192
-MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r) { /* bytes from row r to what to prefetch */
-    size_t rows = MOEI_AHEAD_BYTES / (w->row_stride + 1) + 1;
-    if (r + rows < n_rows || !w->prefetch) return rows * w->row_stride;
-    return (size_t)(w->prefetch - moei_row(w, r)) + (r + rows - n_rows) * w->row_stride;
 }
 
 /* The scales of weights k .. k + 15 of row r; returns how many of the following k have the same (at least 16 are covered).
@@ -2130,36 +2138,35 @@ MOEI_FORCE MOEI_AVX2 void moei_store_avx2(float *out, __m128 s, uint32_t n) {
     if (n == 3) _mm_store_ss(out + 2, _mm_movehl_ps(s, s));
 }
 
-/* SHAPES      1 row x C tokens, row after row, even and odd k at once
+/* SHAPES      1 row x a group of C tokens, row after row, even and odd k at once
    REGISTERS   2 C sums + 2 weights: 10 of 16 at C = 4 (tokens are memory operands) */
-#define MOEI_HALVES MOE_FORMAT_NONE /* a row in panel order */
-MOEI_FORCE MOEI_AVX2 void moei_step_avx2(const uint32_t format, const int C, const uint8_t *p, const float *const *x, size_t i,
-                                         size_t half, __m256 *a, __m256 *b) {
+MOEI_FORCE MOEI_AVX2 void moei_step_avx2(const uint32_t format, const int C, const uint8_t *p, const float *even_x, const float *odd_x,
+                                         __m256 *a, __m256 *b) {
     __m256 even, odd;
-    if (format == MOEI_HALVES) even = _mm256_loadu_ps((const float *)p), odd = _mm256_loadu_ps((const float *)p + half);
-    else moei_load_avx2(format, p, &even, &odd);
+    moei_load_avx2(format, p, &even, &odd);
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        a[c] = _mm256_fmadd_ps(even, _mm256_loadu_ps(x[c] + i), a[c]);
-        b[c] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(x[c] + half + i), b[c]);
+        a[c] = _mm256_fmadd_ps(even, _mm256_loadu_ps(even_x + 8 * c), a[c]);
+        b[c] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(odd_x + 8 * c), b[c]);
     }
 }
-MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows,
-                                         const void *const *xs, float *out, size_t out_stride) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, half = moei_half(w->k), k_end = format == MOEI_HALVES ? 2 * half : w->k & ~(size_t)15;
-    const float *x[4];
-    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const float *)xs[c];
+#define MOEI_AHEAD_BYTES 8192
+MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows, const float *x,
+                                         float *out, size_t out_stride) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15, half = moei_half(w->k) * (size_t)C;
     for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r);
+        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
         __m256 a[4], b[4];
         MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = b[c] = _mm256_setzero_ps();
         for (size_t k = 0; k < k_end; k += 16) {
+            const float *at = x + k / 2 * (size_t)C;
             if (format == MOE_FORMAT_F32 || !(k & 16)) MOEI_PREFETCH(ahead + k * size);
-            moei_step_avx2(format, C, p + k * size, x, k / 2, half, a, b);
+            moei_step_avx2(format, C, p + k * size, at, at + half, a, b);
         }
-        if (format != MOEI_HALVES && k_end < w->k) {
+        if (k_end < w->k) {
+            const float *at = x + k_end / 2 * (size_t)C;
             uint8_t tail[64];
             moei_tail_avx2(tail, p + k_end * size, (w->k - k_end) * size);
-            moei_step_avx2(format, C, tail, x, k_end / 2, half, a, b);
+            moei_step_avx2(format, C, tail, at, at + half, a, b);
         }
         MOEI_UNROLL for (int c = 0; c < C; c++) {
             __m128 s = moei_sum4_avx2(a[c], b[c], a[c], b[c]);
@@ -2236,10 +2243,10 @@ static const moei_tiles moei_tiles_avx2_BF16 = {
 
 MOEI_FORCE MOEI_AVX2 void moei_dot_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                         uint32_t n_tokens, float *out, size_t out_stride) {
-    if (n_tokens == 4) moei_rows_avx2(format, 4, w, n_rows, x, out, out_stride);
-    if (n_tokens == 3) moei_rows_avx2(format, 3, w, n_rows, x, out, out_stride);
-    if (n_tokens == 2) moei_rows_avx2(format, 2, w, n_rows, x, out, out_stride);
-    if (n_tokens == 1) moei_rows_avx2(format, 1, w, n_rows, x, out, out_stride);
+    if (n_tokens == 4) moei_rows_avx2(format, 4, w, n_rows, (const float *)x[0], out, out_stride);
+    if (n_tokens == 3) moei_rows_avx2(format, 3, w, n_rows, (const float *)x[0], out, out_stride);
+    if (n_tokens == 2) moei_rows_avx2(format, 2, w, n_rows, (const float *)x[0], out, out_stride);
+    if (n_tokens == 1) moei_rows_avx2(format, 1, w, n_rows, (const float *)x[0], out, out_stride);
 }
 MOEI_AVX2 static void moei_dot_avx2_F32(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                         float *out, size_t out_stride) {
@@ -2251,15 +2258,14 @@ MOEI_AVX2 static void moei_dot_avx2_F16(const moei_rows *w, uint32_t n_rows, con
 }
 MOEI_AVX2 static void moei_dot_avx2_BF16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                          float *out, size_t out_stride) {
-    if (n_tokens < MOEI_FEW) moei_dot_avx2(MOE_FORMAT_BF16, w, n_rows, x, n_tokens, out, out_stride);
+    if (n_tokens == 1) moei_rows_avx2(MOE_FORMAT_BF16, 1, w, n_rows, (const float *)x[0], out, out_stride);
     else moei_sweep(&moei_tiles_avx2_BF16, w, n_rows, x, n_tokens, out, out_stride);
 }
-MOEI_AVX2 static void moei_panel_avx2(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+static void moei_panel_avx2(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
     moei_rows rows = *w;
     rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_f32_row_bytes(w->k);
-    if (n_tokens < MOEI_FEW) moei_dot_avx2(MOEI_HALVES, &rows, n_rows, x, n_tokens, out, out_stride);
-    else moei_sweep(&moei_tiles_avx2_F32, &rows, n_rows, x, n_tokens, out, out_stride);
+    moei_sweep(&moei_tiles_avx2_F32, &rows, n_rows, x, n_tokens, out, out_stride);
 }
 
 /* n values to a prepared row or panel, from where the even and odd ones of the first belong */
@@ -2326,7 +2332,7 @@ static void moei_pack_avx2(void *to, const void *const *x, uint32_t n, size_t k0
     moei_pack_lines(even, x, n, 0, moei_half(len) / 8, 32);
     moei_pack_lines(odd, x, n, 4 * moei_half(len), moei_half(len) / 8, 32);
 }
-static const moei_packing moei_packing_avx2 = {4, MOEI_FEW, moei_pack_avx2, NULL, NULL};
+static const moei_packing moei_packing_avx2 = {4, 2, moei_pack_avx2, NULL, NULL};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_f32_avx2 = {
     MOE_COMPUTE_F32, MOE_TIER_AVX2, moei_f32_row_bytes, moei_prepare_avx2, moei_panel_bytes_f32, moei_panel_avx2, {
@@ -2497,31 +2503,6 @@ MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C,
     moei_store_avx512(C, a, t);
 }
 
-/* SHAPES      1 row x C tokens, row after row
-   REGISTERS   C sums, C < MOEI_FEW: beyond, tiles of 4 rows need less of L1 */
-MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows,
-                                             const void *const *xs, float *out, size_t out_stride) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15;
-    const __mmask16 m = moei_mask_avx512(w->k - k_end);
-    const float *x[4];
-    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const float *)xs[c];
-    for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r);
-        __m512 a[4], v;
-        MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_setzero_ps();
-        for (size_t k = 0; k < k_end; k += 16) {
-            if (format == MOE_FORMAT_F32 || !(k & 16)) MOEI_PREFETCH(ahead + k * size);
-            v = moei_load_avx512(format, p + k * size);
-            MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x[c] + k), a[c]);
-        }
-        if (k_end < w->k) {
-            v = moei_load_tail_avx512(format, p + k_end * size, m);
-            MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x[c] + k_end), a[c]);
-        }
-        MOEI_UNROLL for (int c = 0; c < C; c++) out[(size_t)c * out_stride + r] = moei_sum_avx512(a[c]);
-    }
-}
-
 #define MOEI_TILE_AVX512(F, C)                                                                                         \
     MOEI_AVX512 static void moei_tile_avx512_##F##_##C(const moei_tile *t) { moei_tile_avx512(MOE_FORMAT_##F, C, t); }
 #define MOEI_TILES_AVX512(F)                                                                                           \
@@ -2540,19 +2521,10 @@ static const moei_tiles moei_tiles_avx512_BF16 = {
     4, 6, UINT32_MAX - 63, {moei_tile_avx512_BF16_1, moei_tile_avx512_BF16_2, moei_tile_avx512_BF16_3, moei_tile_avx512_BF16_4,
                            moei_tile_avx512_BF16_5, moei_tile_avx512_BF16_6}};
 
-MOEI_FORCE MOEI_AVX512 void moei_dot_avx512(const uint32_t format, const moei_tiles *tiles, const moei_rows *w,
-                                            uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
-                                            size_t out_stride) {
-    if (n_tokens == 1) moei_rows_avx512(format, 1, w, n_rows, x, out, out_stride);
-    else if (n_tokens == 2) moei_rows_avx512(format, 2, w, n_rows, x, out, out_stride);
-    else if (n_tokens == 3) moei_rows_avx512(format, 3, w, n_rows, x, out, out_stride);
-    else if (n_tokens == 4) moei_rows_avx512(format, 4, w, n_rows, x, out, out_stride);
-    else moei_sweep(tiles, w, n_rows, x, n_tokens, out, out_stride);
-}
 #define MOEI_DOT_AVX512(F)                                                                                             \
-    MOEI_AVX512 static void moei_dot_avx512_##F(const moei_rows *w, uint32_t n_rows, const void *const *x,             \
-                                                uint32_t n_tokens, float *out, size_t out_stride) {                    \
-        moei_dot_avx512(MOE_FORMAT_##F, &moei_tiles_avx512_##F, w, n_rows, x, n_tokens, out, out_stride);              \
+    static void moei_dot_avx512_##F(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,      \
+                                    float *out, size_t out_stride) {                                                   \
+        moei_sweep(&moei_tiles_avx512_##F, w, n_rows, x, n_tokens, out, out_stride);                                   \
     }
 MOEI_DOT_AVX512(F32)
 MOEI_DOT_AVX512(F16)
@@ -2607,7 +2579,7 @@ MOEI_AVX512 static void moei_decode_fp8_avx512(const moei_rows *w, uint32_t n_ro
     }
 }
 
-static const moei_packing moei_packing_avx512 = {6, MOEI_FEW, moei_pack_f32, NULL, NULL};
+static const moei_packing moei_packing_avx512 = {6, 2, moei_pack_f32, NULL, NULL};
 // clang-format off
 #define MOEI_F32_AVX512(dot_max) {                                                                                     \
     MOE_COMPUTE_F32, MOE_TIER_AVX512, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_avx512, { \
@@ -2710,32 +2682,6 @@ MOEI_FORCE MOEI_BF16 void moei_tile_bf16(const int C, const moei_tile *t) {
     }
     moei_store_avx512(C, a, t);
 }
-/* SHAPES      1 row x C tokens, row after row, as moei_rows_avx512 */
-MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int C, const moei_rows *w, uint32_t n_rows, const void *const *xs, float *out,
-                                         size_t out_stride) {
-    const size_t k_end = w->k & ~(size_t)31;
-    const __mmask32 m = moei_mask_bf16(w->k - k_end);
-    const uint8_t *x[4];
-    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const uint8_t *)xs[c];
-    for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r);
-        __m512 a[4];
-        __m512i v;
-        MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_setzero_ps();
-        for (size_t k = 0; k < k_end; k += 32) {
-            MOEI_PREFETCH(ahead + k * 2);
-            v = _mm512_loadu_si512(p + k * 2);
-            MOEI_UNROLL for (int c = 0; c < C; c++)
-                a[c] = _mm512_dpbf16_ps(a[c], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x[c] + k * 2));
-        }
-        if (k_end < w->k) {
-            v = _mm512_maskz_loadu_epi16(m, p + k_end * 2);
-            MOEI_UNROLL for (int c = 0; c < C; c++)
-                a[c] = _mm512_dpbf16_ps(a[c], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x[c] + k_end * 2));
-        }
-        MOEI_UNROLL for (int c = 0; c < C; c++) out[(size_t)c * out_stride + r] = moei_sum_avx512(a[c]);
-    }
-}
 #define MOEI_TILE_BF16(C)                                                                                              \
     MOEI_BF16 static void moei_tile_bf16_##C(const moei_tile *t) { moei_tile_bf16(C, t); }
 MOEI_TILE_BF16(1) MOEI_TILE_BF16(2) MOEI_TILE_BF16(3) MOEI_TILE_BF16(4) MOEI_TILE_BF16(5) MOEI_TILE_BF16(6)
@@ -2743,15 +2689,9 @@ static const moei_tiles moei_tiles_bf16 = {
     4, 6, UINT32_MAX - 63, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3, moei_tile_bf16_4, moei_tile_bf16_5, moei_tile_bf16_6}};
 
 static size_t moei_panel_bytes_bf16(uint32_t n_rows, size_t k) { return n_rows * moei_bf16_row_bytes(k); }
-MOEI_BF16 static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
-                                    size_t out_stride) {
-    switch (n_tokens) {
-    case 1: moei_rows_bf16(1, w, n_rows, x, out, out_stride); break;
-    case 2: moei_rows_bf16(2, w, n_rows, x, out, out_stride); break;
-    case 3: moei_rows_bf16(3, w, n_rows, x, out, out_stride); break;
-    case 4: moei_rows_bf16(4, w, n_rows, x, out, out_stride); break;
-    default: moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);
-    }
+static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                          size_t out_stride) {
+    moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);
 }
 static void moei_panel_bf16(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
@@ -2807,7 +2747,7 @@ MOEI_BF16 static void moei_decode_fp8_bf16(const moei_rows *w, uint32_t n_rows, 
     }
 }
 
-static const moei_packing moei_packing_bf16 = {6, MOEI_FEW, moei_pack_bf16, NULL, NULL};
+static const moei_packing moei_packing_bf16 = {6, 2, moei_pack_bf16, NULL, NULL};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = {
     MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_bf16_row_bytes, moei_prepare_bf16_avx512, moei_panel_bytes_bf16, moei_panel_bf16, {
@@ -3517,7 +3457,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_
 MOEI_FORCE MOEI_AVX2 void moei_q8_dot_avx2(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                            float *out, size_t out_stride) {
     for (uint32_t r = 0; r < n_rows; r++) {
-        const size_t ahead = moei_ahead_of(w, n_rows, r);
+        const size_t ahead = moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
         if (n_tokens == 1) moei_q8_row_avx2(f, w, r, ahead, x, 1, out + r, out_stride);
         else
             for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
@@ -4019,7 +3959,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, const moei_rows *w, size_
 MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                            float *out, size_t out_stride) {
     for (uint32_t r = 0; r < n_rows; r++) {
-        const size_t ahead = moei_ahead_of(w, n_rows, r);
+        const size_t ahead = moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
         if (n_tokens == 1) moei_q8_row_vnni(f, w, r, ahead, x, 1, out + r, out_stride);
         else
             for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
@@ -4541,36 +4481,6 @@ MOEI_FORCE void moei_tile_neon(const uint32_t format, moei_pairs_neon_fn *dot, c
     }
 }
 
-/* SHAPES      1 row x C tokens, row after row: one linear stream, which the hardware prefetches best */
-MOEI_FORCE void moei_rows_neon(const uint32_t format, moei_pairs_neon_fn *dot, const int C, const moei_rows *w, uint32_t n_rows,
-                               const void *const *xs, float *out, size_t out_stride) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, step = dot ? 32 : 16, x_size = dot ? 2 : 4, k_end = w->k & ~(step - 1);
-    const uint8_t *x[4];
-    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const uint8_t *)xs[c];
-    for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r);
-        float32x4_t a[4][MOEI_NEON_ROWS][4];
-        MOEI_UNROLL for (int c = 0; c < C; c++)
-            MOEI_UNROLL for (int v = 0; v < 4; v++) a[c][0][v] = vdupq_n_f32(0.0f);
-        for (size_t k = 0; k < k_end; k += step) moei_step_neon(format, dot, 1, C, &p, k * size, x, k * x_size, a);
-        if (k_end < w->k) {
-            uint8_t tail[64];
-            p = moei_tail_neon(tail, p + k_end * size, (w->k - k_end) * size);
-            moei_step_neon(format, dot, 1, C, &p, 0, x, k_end * x_size, a);
-        }
-        MOEI_UNROLL for (int c = 0; c < C; c++)
-            vst1_lane_f32(out + (size_t)c * out_stride + r, moei_sum2_neon(a[c][0], a[c][0]), 0);
-    }
-}
-
-MOEI_FORCE void moei_dot_neon(const uint32_t format, moei_pairs_neon_fn *dot, const moei_tiles *tiles, const moei_rows *w,
-                              uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
-    if (n_tokens == 1) moei_rows_neon(format, dot, 1, w, n_rows, x, out, out_stride);
-    else if (n_tokens == 2) moei_rows_neon(format, dot, 2, w, n_rows, x, out, out_stride);
-    else if (n_tokens == 3) moei_rows_neon(format, dot, 3, w, n_rows, x, out, out_stride);
-    else if (n_tokens == 4) moei_rows_neon(format, dot, 4, w, n_rows, x, out, out_stride);
-    else moei_sweep(tiles, w, n_rows, x, n_tokens, out, out_stride);
-}
 #define MOEI_TILE_NEON(F, tier, target, dot, C)                                                                         \
     static target void moei_tile_##tier##_##F##_##C(const moei_tile *t) { moei_tile_neon(MOE_FORMAT_##F, dot, C, t); }
 #define MOEI_DOT_NEON(F, tier, target, dot)                                                                             \
@@ -4580,9 +4490,9 @@ MOEI_FORCE void moei_dot_neon(const uint32_t format, moei_pairs_neon_fn *dot, co
     static const moei_tiles moei_tiles_##tier##_##F = {                                                                 \
         MOEI_NEON_ROWS, MOEI_NEON_TOKENS, 1024,                                                                         \
         {moei_tile_##tier##_##F##_1, moei_tile_##tier##_##F##_2, moei_tile_##tier##_##F##_3, NULL, NULL, NULL}};        \
-    static target void moei_dot_##tier##_##F(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n,     \
-                                             float *out, size_t stride) {                                               \
-        moei_dot_neon(MOE_FORMAT_##F, dot, &moei_tiles_##tier##_##F, w, n_rows, x, n, out, stride);                     \
+    static void moei_dot_##tier##_##F(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n, float *out, \
+                                      size_t stride) {                                                                  \
+        moei_sweep(&moei_tiles_##tier##_##F, w, n_rows, x, n, out, stride);                                             \
     }
 MOEI_DOT_NEON(F32, neon, , NULL)
 MOEI_DOT_NEON(F16, neon, , NULL)
@@ -4631,7 +4541,7 @@ static void moei_decode_fp8_neon(const moei_rows *w, uint32_t n_rows, void *pane
     moei_decode_fp8_rows_neon(w, n_rows, (uint8_t *)panel, moei_f32_row_bytes(w->k), moei_prepare_f32);
 }
 
-static const moei_packing moei_packing_neon = {MOEI_NEON_TOKENS, MOEI_FEW, moei_pack_f32, NULL, NULL};
+static const moei_packing moei_packing_neon = {MOEI_NEON_TOKENS, 2, moei_pack_f32, NULL, NULL};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_f32_neon = {
     MOE_COMPUTE_F32, MOE_TIER_NEON, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_neon, {
@@ -4679,7 +4589,7 @@ MOEI_NEONBF16 static void moei_prepare_neonbf16(void *row, const float *x, size_
 static void moei_decode_fp8_neonbf16(const moei_rows *w, uint32_t n_rows, void *panel) {
     moei_decode_fp8_rows_neon(w, n_rows, (uint8_t *)panel, moei_bf16_row_bytes(w->k), moei_prepare_neonbf16);
 }
-static const moei_packing moei_packing_neonbf16 = {MOEI_NEON_TOKENS, MOEI_FEW, moei_pack_bf16, NULL, NULL};
+static const moei_packing moei_packing_neonbf16 = {MOEI_NEON_TOKENS, 2, moei_pack_bf16, NULL, NULL};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_bf16_neonbf16 = {
     MOE_COMPUTE_BF16, MOE_TIER_NEONBF16, moei_bf16_row_bytes, moei_prepare_neonbf16, moei_panel_bytes_neonbf16,
@@ -7494,9 +7404,8 @@ static void moei_glu(const moei_vec *v, const moe_ffn *f, uint32_t clamp, float 
 
 static const moe_experts *moei_over(const moei_plan *p, const moei_group *g) { return g == &p->groups[0] ? p->io->experts : NULL; }
 
-/* While many tokens pass over these rows, the memory is idle: name what is read next. */
-static void moei_read_next(moei_rows *w, const uint8_t *next, size_t rows, uint32_t tokens) {
-    if (tokens <= 4) return; /* the stream itself is the work, and the hardware prefetches it */
+/* While tokens pass over these rows, memory has time for what is read next. */
+static void moei_read_next(moei_rows *w, const uint8_t *next, size_t rows) {
     w->prefetch = next;
     w->prefetch_bytes = w->k_stride ? 0 : rows * w->row_stride;
 }
@@ -7511,7 +7420,7 @@ static void moei_up_matrix(const moei_plan *p, const moei_scratch *s, const moei
     float *scale = s->scale[0], *bias = s->bias[0], *weighted = s->scale[1];
     moei_view(m, moei_over(p, g), which, expert, b->d_ff, b->d_in, &w);
     w.row0 = row;
-    if (row + 2 * MOEI_UP_ROWS <= b->d_ff) moei_read_next(&w, w.data + (row + MOEI_UP_ROWS) * w.row_stride, MOEI_UP_ROWS, n);
+    if (row + 2 * MOEI_UP_ROWS <= b->d_ff) moei_read_next(&w, w.data + (row + MOEI_UP_ROWS) * w.row_stride, MOEI_UP_ROWS);
     moei_multiply(b->in, &w, n_rows, s->x, n, out, MOEI_UP_ROWS, s->panel);
     int affine = moei_row_affine(m, moei_over(p, g), which, expert, b->d_ff, row, n_rows, b->d_in, scale, bias);
     if (!affine && !at_input) return;
@@ -7595,16 +7504,23 @@ static void moei_give_slots(const moei_plan *p, const moei_group *g, uint32_t sl
     memcpy(to, v, n * sizeof(float));
 }
 
+static uint32_t moei_next_expert(const moei_group *g, uint32_t e) { /* from e on, the first that has tokens */
+    while (e < g->bank->n_experts && g->start[e] == g->start[e + 1]) e++;
+    return e;
+}
 static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moei_group *g, size_t first, size_t row, size_t n) {
     const moei_bank *b = g->bank;
     const moei_vec *v = p->layer->vec;
     int routed = g == &p->groups[0], weighted = !routed || p->layer->desc.ffn.weight_at == MOE_WEIGHT_AT_OUTPUT;
-    for (uint32_t e = 0; e < b->n_experts; e++) {
-        moei_rows w;
-        if (g->start[e] == g->start[e + 1]) continue;
+    for (uint32_t e = moei_next_expert(g, 0), next; e < b->n_experts; e = next) {
+        moei_rows w, after;
+        next = moei_next_expert(g, e + 1);
         moei_view(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, b->d_ff, &w);
         w.row0 = (uint32_t)row;
-        if (e + 1 < b->n_experts && !b->down.expert && !p->io->experts) moei_read_next(&w, moei_row(&w, 0) + b->down.expert_stride, n, g->start[e + 1] - g->start[e]);
+        if (next < b->n_experts) {
+            moei_view(&b->down, moei_over(p, g), MOE_DOWN, next, b->d_in, b->d_ff, &after);
+            moei_read_next(&w, after.data + row * after.row_stride, n);
+        }
         int affine = moei_row_affine(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, row, n, b->d_ff, s->scale[0], s->bias[0]);
         for (uint32_t slot = g->start[e], tokens; slot < g->start[e + 1]; slot += tokens) {
             tokens = moei_chunk(b->mid, b->d_ff, moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n), g->start[e + 1] - slot);
