@@ -1939,11 +1939,12 @@ typedef struct moei_ahead { /* the next panel, its prefetches spread over all wo
     const uint8_t *data;
     size_t lines, work, done; /* in tokens of tiles */
 } moei_ahead;
-MOEI_FORCE void moei_ahead_next(moei_ahead *a, moei_tile *t, uint32_t n_tokens) {
-    size_t from = a->lines * a->done / a->work, to = a->lines * (a->done + n_tokens) / a->work, steps = (t->k1 - t->k0) / 32 + 1;
+/* The next tile's share, and its bytes per step. */
+MOEI_FORCE size_t moei_ahead_take(moei_ahead *a, uint32_t n_tokens, size_t steps, const uint8_t **begin, const uint8_t **end) {
+    size_t from = a->lines * a->done / a->work, to = a->lines * (a->done + n_tokens) / a->work;
     a->done += n_tokens;
-    t->ahead = a->data + from * 64, t->ahead_end = a->data + to * 64;
-    t->ahead_step = (to - from + steps - 1) / steps * 64;
+    *begin = a->data + from * 64, *end = a->data + to * 64;
+    return (to - from + steps - 1) / steps * 64;
 }
 #define MOEI_AHEAD(t) /* one step */                                                                                   \
     if (ahead < ahead_end)                                                                                             \
@@ -1973,7 +1974,7 @@ MOEI_UNUSED static void moei_sweep_rows(const moei_tiles *tiles, const moei_rows
             t->n_rows = end - r < tiles->rows ? end - r : tiles->rows;
             for (uint32_t i = 0; i < 4; i++) t->w[i] = moei_row(w, r + (i < t->n_rows ? i : t->n_rows - 1));
             t->sums = sums[(r - row) / tiles->rows % (MOEI_BLOCK / 2)];
-            if (ahead) moei_ahead_next(ahead, t, n_tokens);
+            if (ahead) t->ahead_step = moei_ahead_take(ahead, n_tokens, (t->k1 - t->k0) / 32 + 1, &t->ahead, &t->ahead_end);
             else moei_ahead_rows(w, n_rows, r, tiles->rows, t);
             tiles->fn[n_tokens - 1](t);
             t->out += tiles->rows;
@@ -3511,33 +3512,43 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_block(moei_q8 *row, size_t b, const float *x) 
     to->d[b % 8] = d, to->s[b % 8] = d * (float)(lo + hi);
 }
 static MOEI_AVX2 void moei_q8_prepare(void *row, const float *x, size_t k0, size_t n, size_t k) {
-    const float none[32] = {0};
-    for (size_t b = 0; b < n / 32; b++) moei_q8_block((moei_q8 *)row, k0 / 32 + b, x + 32 * b);
-    if (k0 + n == k)
-        for (size_t b = k / 32; b % 8; b++) moei_q8_block((moei_q8 *)row, b, none);
+    const size_t b = (k0 + n) / 32 % 8, none = 8 - b;
+    moei_q8 *last = (moei_q8 *)row + (k0 + n) / 256;
+    for (size_t i = 0; i < n / 32; i++) moei_q8_block((moei_q8 *)row, k0 / 32 + i, x + 32 * i);
+    if (k0 + n != k || !b) return;
+    memset(last->q[b], 0, 32 * none), memset(&last->d[b], 0, 4 * none), memset(&last->s[b], 0, 4 * none);
+    memset(&last->sum[b], 0, 4 * none), memset(last->sum16[b], 0, 4 * none);
 }
 
-/* ---- many tokens: what the tiers share ----
-   LAYOUT      A panel is groups of 32 rows, for every block of 32 weights one entry: vectors of one dword (or float) per row: 8 of
-               weights (4 consecutive k each), the scale, and what else the kind has.
-   DEFINITION  as everywhere. A tile of 32 rows x C tokens walks the panel from front to back; the accumulators of the 8 lanes lie
-               in L1 (per block, vector and token a load in the fma and a store, 8 blocks apart). */
+/* The panel decodes itself, as it is first used: this only says that there is one. */
+static void moei_q8_decode_later(const moei_rows *w, uint32_t n_rows, void *panel) { (void)w, (void)n_rows, (void)panel; }
 
-enum { MOEI_Q8_ROWS = 32, MOEI_Q8_TOKENS = 8, MOEI_Q8_ACC = 8 * MOEI_Q8_TOKENS * MOEI_Q8_ROWS };
+/* ---- AVX2: many tokens ----
+   LAYOUT      A panel is 32 rows: for every step 4 times 8 rows times 8 blocks, each an entry of its own: vectors of one dword (or
+               float) per row, 8 of weights (4 consecutive k each), the scale, and what else the kind has. A tile walks it from
+               front to back; the accumulators of the 8 lanes lie in L1, [lane][token][row]. Wide formats have 16 vectors of weights: int16, bytes 0 and 2 of
+               every dword, then 1 and 3, and activations to match.
+   REGISTERS   8 rows x 4 tokens: 4 sums of 16 bits and 4 of 32, the weights, an activation.
+   LIMITS      per dword of narrow weights vpmaddubsw and an addition of 16 bits, 8 times (u > 16: 4, u > 32: twice) before they
+               become 32 bits by vpmaddwd, which also applies integer scales; wide ones vpmaddwd and an addition per 2 weights.
+               Measured (Xeon, family 6 model 207), decoding included, 32 / 128 tokens: Q4_0 1.67 / 1.88 times the FMA peak, Q4_K
+               1.64 / 1.80, Q6_K 1.35 / 1.47, MXFP4 1.6 / 1.8, Q8_0 1.02 / 1.13; straight from the rows 0.9, 0.9, 0.75, 0.85, 0.7. */
+
+enum { MOEI_Q8_ROWS = 32, MOEI_Q8_FOUR = 4, MOEI_Q8_ACC = 8 * MOEI_Q8_FOUR * MOEI_Q8_ROWS }; /* a panel's rows; a tile's tokens */
 
 /* What a step of the tokens is multiplied by, [token][lane], to be broadcast: gathered once per step, so that a block costs no
    arithmetic on it. A sum over a half (or the whole) starts from minus offset * sum(q). */
 typedef struct moei_q8scalars {
-    float d[MOEI_Q8_TOKENS][8], s[MOEI_Q8_TOKENS][8];
-    int32_t start[2][MOEI_Q8_TOKENS][8], sum16[MOEI_Q8_TOKENS][8];
+    float d[MOEI_Q8_FOUR][8], s[MOEI_Q8_FOUR][8];
+    int32_t start[2][MOEI_Q8_FOUR][8], sum16[MOEI_Q8_FOUR][8];
 } moei_q8scalars;
-MOEI_FORCE MOEI_AVX2 void moei_q8_gather(int halves, int c, const moei_q8 *const *x, int offset, int magic, moei_q8scalars *to) {
-    const __m256i times = _mm256_set1_epi32(-offset), more = _mm256_set1_epi32(magic);
+MOEI_FORCE MOEI_AVX2 void moei_q8_gather(int halves, int c, const moei_q8 *const *x, int offset, moei_q8scalars *to) {
+    const __m256i times = _mm256_set1_epi32(-offset);
     MOEI_UNROLL for (int t = 0; t < c; t++) {
         const __m256i pair = moei_q8_ld256(x[t]->sum16);
         const __m256i first = halves ? _mm256_srai_epi32(_mm256_slli_epi32(pair, 16), 16) : moei_q8_ld256(x[t]->sum);
         memcpy(to->d[t], x[t]->d, 32), memcpy(to->s[t], x[t]->s, 32), memcpy(to->sum16[t], x[t]->sum16, 32);
-        _mm256_storeu_si256((__m256i *)to->start[0][t], _mm256_add_epi32(_mm256_mullo_epi32(first, times), more));
+        _mm256_storeu_si256((__m256i *)to->start[0][t], _mm256_mullo_epi32(first, times));
         if (halves) _mm256_storeu_si256((__m256i *)to->start[1][t], _mm256_mullo_epi32(_mm256_srai_epi32(pair, 16), times));
     }
 }
@@ -3547,63 +3558,6 @@ typedef struct moei_q8ahead { const uint8_t *p, *end; size_t each; } moei_q8ahea
 MOEI_FORCE MOEI_AVX2 void moei_q8_prefetch_block(moei_q8ahead *a) {
     for (size_t i = 0; i < a->each && a->p < a->end; i++, a->p += 64) _mm_prefetch((const char *)a->p, _MM_HINT_T1);
 }
-
-/* The roles of a tier. A step is of 32 rows, of which those beyond the view's end repeat the last one; `side` is filled every
-   MOEI_Q8_CHUNK steps. x: the tokens' rows at the step; acc: [lane][token][row], `tokens` of them. */
-typedef void moei_q8_unpack_fn(const moei_rows *w, size_t r, size_t n_rows, size_t step, moei_q8side side[32], uint8_t *entry);
-typedef void moei_q8_tile_fn(const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, uint32_t c, int offset, moei_q8ahead *ahead, float *acc);
-typedef void moei_q8_store_fn(const float *acc, uint32_t c, uint32_t n_rows, float *out, size_t out_stride);
-typedef struct moei_q8tier {
-    moei_q8_unpack_fn *unpack;
-    moei_q8_tile_fn *tile;
-    moei_q8_store_fn *store;
-    size_t entry;       /* bytes */
-    uint32_t sizes[3];  /* of tiles in tokens, falling */
-    int offset;
-} moei_q8tier;
-/* As many tokens as the next tile has: the largest size while it fits, then such that no more than one is wasted (but for few). */
-static uint32_t moei_q8_group(const uint32_t sizes[3], uint32_t left) {
-    if (left == sizes[0] + 1 || left == sizes[0] + 2) return sizes[1]; /* 9 = 6 + 4, not 8 + 4 */
-    return left > sizes[1] ? sizes[0] : left > sizes[2] ? sizes[1] : sizes[2];
-}
-/* The first group's tiles decode the panel as they go: written all at once it would wait for the stores to L2 (Xeon model 207: 29
-   ns per block of 32 rows of Q4_K, 15 in L1). With 48 tokens decoding is then still a sixth of the time: 5 shuffles or inserts per
-   vector of 16 dwords, as a transposition needs. */
-static void moei_q8_panel(const moei_q8tier *tier, void *memory, const moei_rows *w, uint32_t n_rows, const void *const *x,
-                          uint32_t n_tokens, float *out, size_t out_stride) {
-    const size_t n_blocks = w->k / 32, n_panels = (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS;
-    const uint8_t *next = w->prefetch ? w->prefetch : w->data;
-    const size_t lines = w->prefetch ? w->prefetch_bytes / 64 : 0, blocks = n_panels * n_blocks * ((n_tokens + tier->sizes[0] - 1) / tier->sizes[0]);
-    moei_q8ahead ahead = {next, next + 64 * lines, lines / blocks + 1};
-    moei_q8side side[MOEI_Q8_ROWS];
-    float room[MOEI_Q8_ACC + 16], *acc = (float *)(void *)(((uintptr_t)room + 63) & ~(uintptr_t)63);
-    for (uint32_t r = 0, n; r < n_rows; r += MOEI_Q8_ROWS)
-        for (uint32_t t = 0; t < n_tokens; t += n) {
-            const moei_q8 *at[MOEI_Q8_TOKENS];
-            uint8_t *entry = (uint8_t *)memory;
-            const uint32_t c = moei_q8_group(tier->sizes, n_tokens - t);
-            n = n_tokens - t < c ? n_tokens - t : c;
-            for (uint32_t i = 0; i < c; i++) at[i] = (const moei_q8 *)x[t + (i < n ? i : n - 1)];
-            memset(acc, 0, MOEI_Q8_ACC * sizeof *acc);
-            for (size_t i = 0; 8 * i < n_blocks; i++, entry += 8 * tier->entry) {
-                if (t == 0) tier->unpack(w, r, n_rows, i, side, entry);
-                tier->tile(entry, n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8, at, c, tier->offset, &ahead, acc);
-                for (uint32_t j = 0; j < c; j++) at[j]++;
-            }
-            tier->store(acc, n, n_rows - r < 32 ? n_rows - r : 32, out + t * out_stride + r, out_stride);
-        }
-}
-/* The panel decodes itself, as it is first used: this only says that there is one. */
-static void moei_q8_decode_later(const moei_rows *w, uint32_t n_rows, void *panel) { (void)w, (void)n_rows, (void)panel; }
-
-/* ---- AVX2: many tokens ----
-   LAYOUT      A step is 4 times 8 rows times 8 blocks, each an entry of its own. Wide formats have 16 vectors of weights: int16, bytes 0 and 2 of
-               every dword, then 1 and 3, and activations to match.
-   REGISTERS   8 rows x 4 tokens: 4 sums of 16 bits and 4 of 32, the weights, an activation.
-   LIMITS      per dword of narrow weights vpmaddubsw and an addition of 16 bits, 8 times (u > 16: 4, u > 32: twice) before they
-               become 32 bits by vpmaddwd, which also applies integer scales; wide ones vpmaddwd and an addition per 2 weights.
-               Measured (Xeon, family 6 model 207), decoding included, 32 / 128 tokens: Q4_0 1.67 / 1.88 times the FMA peak, Q4_K
-               1.64 / 1.80, Q6_K 1.35 / 1.47, MXFP4 1.6 / 1.8, Q8_0 1.02 / 1.13; straight from the rows 0.9, 0.9, 0.75, 0.85, 0.7. */
 
 MOEI_FORCE size_t moei_q8_entry_avx2(uint32_t f) { return (moei_q8_is_wide(f) ? 17 : 12) * 32; } /* weights; d m sub less */
 static size_t moei_q8_panel_bytes_avx2(uint32_t n_rows, size_t k) { return n_rows ? (k + 255) / 256 * 8 * 4 * 17 * 32 : 0; }
@@ -3734,7 +3688,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_tile_avx2(uint32_t kind, int c, const uint8_t 
     const size_t size = moei_q8_entry_avx2(kind);
     moei_q8scalars by;
     moei_q8wide wide;
-    moei_q8_gather(moei_q8_is_nvfp4(kind), c, x, offset, 0, &by);
+    moei_q8_gather(moei_q8_is_nvfp4(kind), c, x, offset, &by);
     for (int t = 0; kind == MOE_FORMAT_Q8_0 && t < c; t++)
         for (int b = 0; b < 8; b++) {
             const __m256i q = moei_q8_ld256(x[t]->q[b]);
@@ -3772,9 +3726,12 @@ MOEI_Q8_TILE_AVX2(NVFP4) MOEI_Q8_TILE_AVX2(INT4_GROUP) MOEI_Q8_TILE_AVX2(Q5_0) M
             moei_q8_unpack8_avx2(MOE_FORMAT_##f, w, r + 8 * j, n_rows, step, side + 8 * j, entry + 64 * j / 8 * moei_q8_entry_avx2(MOE_FORMAT_##f)); }
 MOEI_Q8_FORMATS(MOEI_Q8_UNPACK_AVX2, avx2, MOEI_AVX2)
 #define MOEI_Q8_CASE(isa, target, f) case MOE_FORMAT_##f: return moei_q8_unpack_##isa##_##f;
+/* A step of 32 rows, of which those beyond the view's end repeat the last one; `side` is filled every MOEI_Q8_CHUNK steps. */
+typedef void moei_q8_unpack_fn(const moei_rows *w, size_t r, size_t n_rows, size_t step, moei_q8side side[32], uint8_t *entry);
 static moei_q8_unpack_fn *moei_q8_unpack_avx2(uint32_t f) {
     switch (f) { MOEI_Q8_FORMATS(MOEI_Q8_CASE, avx2, ) default: return NULL; }
 }
+typedef void moei_q8_tile_fn(const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, uint32_t c, int offset, moei_q8ahead *ahead, float *acc);
 static moei_q8_tile_fn *moei_q8_tile_of_avx2(uint32_t f) {
     switch (moei_q8_kind_avx2(f)) {
     case MOE_FORMAT_Q8_0: return moei_q8_tile_avx2_Q8_0;
@@ -3788,12 +3745,32 @@ static moei_q8_tile_fn *moei_q8_tile_of_avx2(uint32_t f) {
     default: return moei_q8_tile_avx2_Q4_0;
     }
 }
+/* The first tile decodes the panel as it goes: written all at once it would wait for the stores to L2. */
 static void moei_q8_panel_avx2(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                                size_t out_stride) {
     const uint32_t f = w->format;
     const int offset = f == MOE_FORMAT_INT4_GROUP ? 1 : moei_q8_offset(f);
-    const moei_q8tier tier = {moei_q8_unpack_avx2(f), moei_q8_tile_of_avx2(f), moei_q8_store_avx2, 4 * moei_q8_entry_avx2(f), {4, 2, 2}, offset};
-    moei_q8_panel(&tier, panel, w, n_rows, x, n_tokens, out, out_stride);
+    const size_t n_blocks = w->k / 32, n_panels = (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS, tiles = (n_tokens + MOEI_Q8_FOUR - 1) / MOEI_Q8_FOUR;
+    const uint8_t *next = w->prefetch ? w->prefetch : w->data;
+    const size_t lines = w->prefetch ? w->prefetch_bytes / 64 : 0;
+    moei_q8ahead ahead = {next, next + 64 * lines, lines / (n_panels * n_blocks * tiles) + 1};
+    moei_q8side side[MOEI_Q8_ROWS];
+    float room[MOEI_Q8_ACC + 16], *acc = (float *)(void *)(((uintptr_t)room + 63) & ~(uintptr_t)63);
+    for (uint32_t r = 0, n; r < n_rows; r += MOEI_Q8_ROWS)
+        for (uint32_t t = 0; t < n_tokens; t += n) {
+            const moei_q8 *at[MOEI_Q8_FOUR];
+            uint8_t *entry = (uint8_t *)panel;
+            const uint32_t c = n_tokens - t > 2 ? MOEI_Q8_FOUR : 2;
+            n = n_tokens - t < c ? n_tokens - t : c;
+            for (uint32_t i = 0; i < c; i++) at[i] = (const moei_q8 *)x[t + (i < n ? i : n - 1)];
+            memset(acc, 0, MOEI_Q8_ACC * sizeof *acc);
+            for (size_t i = 0; 8 * i < n_blocks; i++, entry += 8 * 4 * moei_q8_entry_avx2(f)) {
+                if (t == 0) moei_q8_unpack_avx2(f)(w, r, n_rows, i, side, entry);
+                moei_q8_tile_of_avx2(f)(entry, n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8, at, c, offset, &ahead, acc);
+                for (uint32_t j = 0; j < c; j++) at[j]++;
+            }
+            moei_q8_store_avx2(acc, n, n_rows - r < 32 ? n_rows - r : 32, out + t * out_stride + r, out_stride);
+        }
 }
 
 #define MOEI_Q8_BOTH(isa, f) {moei_q8_dot_##isa##_##f, moei_q8_decode_later, 8}
@@ -3971,125 +3948,138 @@ MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint3
 MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
 
 /* ---- AVX512-VNNI: many tokens ----
-   LAYOUT      Rows 0-15 and 16-31 of every vector in two registers: an entry is pairs of them. Weights all have an offset.
-   REGISTERS   2 x C integer sums, 2 of weights, 1 broadcast activation that both use; another 2 x C with integer scales per 16.
-   LIMITS      Where ports 0 and 5 do all 512-bit arithmetic (Intel) a block, vector and token is 8 dot products, a conversion, a
-               multiplication and an fma: at most 73 % of the peak; with a minimum 67 %, with scales per 16 62 %, NVFP4 57 %.
-               Measured (Xeon, family 6 model 207; k = 2048, panel in L2), tiles alone: C = 5 62 %, 6 65 %, 8 67 % (minimum 63 %),
-               10 65 %, 12 65 %; 48 rows x 5 67 %, 64 x 4 67 %; lanes one after the other with the accumulators in registers 65 %,
-               at k = 768 58 %; start values computed per block and not gathered: 7 points less. */
+   LAYOUT      A panel is 16 rows; an entry is a block of 32 weights of them, a row to a dword: 8 vectors of signed weights, d, then
+               what the kind has; last the integer sums' start values. Blocks of a lane lie one after the other, so a lane's float
+               accumulators stay in registers. Tokens are packed alike: a block of a group of n is 8 n dwords of values + 128, then
+               n times d, s and sum16.
+   DEFINITION  as everywhere: sum (x + 128) w - 128 sum w is exact, and its second term the same for all tokens.
+   REGISTERS   C integer sums, C accumulators, weights, a broadcast activation
+   LIMITS      A block and token is 8 dot products, a conversion, a multiplication and an fma; a minimum and scales per 16 an fma
+               more. On Zen 4 conversions have other ports: at most 80 % of the peak (73 with a minimum); where ports 0 and 5 do all
+               512-bit arithmetic (Intel) 73 %, with a minimum 67 %, with scales per 16 62 %, NVFP4 57 %. */
 
-/* Entry of a block: pairs of vectors. */
-MOEI_FORCE size_t moei_q8_entry(uint32_t f) {
-    size_t pairs = 9; /* weights, d */
-    if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f)) pairs = 10;    /* m */
-    if (moei_q8_has_sub(f)) pairs = f == MOE_FORMAT_Q2_K ? 13 : 11; /* scale 0, scale 1 as floats; Q2_K: m, minima as two int16 */
-    return pairs * 128;
+enum { MOEI_Q8_FEW = 3, MOEI_Q8_TOKENS = 8 }; /* up to so many tokens straight from the rows; of a group */
+MOEI_FORCE size_t moei_q8_start_of(uint32_t f) { /* vectors before the start values */
+    if (f == MOE_FORMAT_Q2_K) return 13;                          /* d, scale 0, scale 1 as floats, m, minima as two int16 */
+    if (moei_q8_has_sub(f)) return 11;                            /* d, scale 0, scale 1 */
+    return moei_q8_has_min(f) || moei_q8_is_nvfp4(f) ? 10 : 9;    /* d, m */
 }
-static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) { return n_rows ? k / 32 * moei_q8_entry(MOE_FORMAT_Q2_K) : 0; }
+MOEI_FORCE int moei_q8_has_halves(uint32_t f) { return moei_q8_has_sub(f) || moei_q8_is_nvfp4(f); }
+MOEI_FORCE size_t moei_q8_entry(uint32_t f) { return (moei_q8_start_of(f) + (moei_q8_has_halves(f) ? 2 : 1)) * 64; }
+static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) { return n_rows ? (k + 255) / 256 * 8 * moei_q8_entry(MOE_FORMAT_Q2_K) : 0; }
 /* What the tile needs to know of a format: formats of a kind share its code. */
 MOEI_FORCE uint32_t moei_q8_kind(uint32_t f) {
     if (moei_q8_has_min(f)) return MOE_FORMAT_Q4_K;
     if (moei_q8_is_nvfp4(f)) return MOE_FORMAT_NVFP4;
     return f == MOE_FORMAT_Q2_K ? f : (uint32_t)(moei_q8_has_sub(f) ? MOE_FORMAT_Q6_K : MOE_FORMAT_Q8_0);
 }
-MOEI_FORCE MOEI_VNNI __m512 moei_q8_getf(const float *p) { return _mm512_set1_ps(*p); }
-/* 16 weights of 32 rows times c tokens. */
-MOEI_FORCE MOEI_VNNI void moei_q8_dots(const uint8_t *w, int c, const uint8_t *const *x, size_t at, __m512i s[][2]) {
-    MOEI_UNROLL for (size_t j = 0; j < 4; j++) {
-        const __m512i v0 = moei_q8_ld512(w + 128 * j), v1 = moei_q8_ld512(w + 128 * j + 64);
-        MOEI_UNROLL for (int t = 0; t < c; t++) {
-            const __m512i q = _mm512_set1_epi32((int)moei_q8_u32(x[t] + at + 4 * j));
-            s[t][0] = _mm512_dpbusd_epi32(s[t][0], v0, q), s[t][1] = _mm512_dpbusd_epi32(s[t][1], v1, q);
-        }
+/* Half h of a block: 16 weights of 16 rows times c tokens. */
+MOEI_FORCE MOEI_VNNI void moei_q8_dots(const uint8_t *w, size_t start, size_t h, int c, const uint8_t *x, __m512i *s) {
+    if (start) MOEI_UNROLL for (int t = 0; t < c; t++) s[t] = moei_q8_ld512(w + 64 * start);
+    MOEI_UNROLL for (size_t j = 4 * h; j < 4 * h + 4; j++) {
+        const __m512i v = moei_q8_ld512(w + 64 * j);
+        MOEI_UNROLL for (int t = 0; t < c; t++)
+            s[t] = _mm512_dpbusd_epi32(s[t], _mm512_set1_epi32((int)moei_q8_u32(x + 4 * (j * (size_t)c + (size_t)t))), v);
     }
-}
-MOEI_FORCE MOEI_VNNI void moei_q8_start(int c, const int32_t (*start)[8], size_t lane, int none, __m512i s[][2]) {
-    MOEI_UNROLL for (int t = 0; t < c; t++) s[t][0] = s[t][1] = none ? _mm512_setzero_si512() : _mm512_set1_epi32(start[t][lane]);
 }
 /* acc += s * (d * d_x) */
-MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int c, const float *d, const float (*dx)[8], size_t lane, __m512 s[][2], __m512 acc[][2]) {
-    const __m512 d0 = _mm512_loadu_ps(d), d1 = _mm512_loadu_ps(d + 16);
-    MOEI_UNROLL for (int t = 0; t < c; t++) {
-        const __m512 x = moei_q8_getf(&dx[t][lane]);
-        acc[t][0] = _mm512_fmadd_ps(s[t][0], _mm512_mul_ps(d0, x), acc[t][0]);
-        acc[t][1] = _mm512_fmadd_ps(s[t][1], _mm512_mul_ps(d1, x), acc[t][1]);
-    }
+MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int c, __m512 d, const float *dx, const __m512 *s, __m512 *acc) {
+    MOEI_UNROLL for (int t = 0; t < c; t++) acc[t] = _mm512_fmadd_ps(s[t], _mm512_mul_ps(d, _mm512_set1_ps(dx[t])), acc[t]);
 }
-/* One entry times c tokens. */
-MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int c, const uint8_t *w, const uint8_t *const *x, const moei_q8scalars *by,
-                                             size_t lane, __m512 acc[][2]) {
-    const float *d = (const float *)(const void *)(w + 1024), *m = d + (kind == MOE_FORMAT_Q2_K ? 96 : 32);
-    __m512i s[MOEI_Q8_TOKENS][2];
-    __m512 f[MOEI_Q8_TOKENS][2];
-    moei_q8_start(c, by->start[0], lane, kind == MOE_FORMAT_Q4_K, s);
-    moei_q8_dots(w, c, x, 32 * lane, s);
+/* One entry times a group of c tokens. */
+MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int c, const uint8_t *w, const uint8_t *x, __m512 *acc) {
+    const float *v = (const float *)(const void *)w, *dx = (const float *)(const void *)x + 8 * c, *sx = dx + c;
+    const size_t start = moei_q8_start_of(kind);
+    __m512i s[MOEI_Q8_TOKENS];
+    __m512 f[MOEI_Q8_TOKENS];
+    moei_q8_dots(w, start, 0, c, x, s);
     if (moei_q8_has_sub(kind)) { /* (MOEI_MAGIC + h) * scale - MOEI_MAGIC * scale = h * scale: all exact */
-        MOEI_UNROLL for (int r = 0; r < 2; r++) {
-            const __m512 scale = _mm512_loadu_ps(d + 32 + 16 * r), less = _mm512_mul_ps(scale, _mm512_set1_ps(-MOEI_MAGIC));
-            MOEI_UNROLL for (int t = 0; t < c; t++) f[t][r] = _mm512_fmadd_ps(_mm512_castsi512_ps(s[t][r]), scale, less);
-        }
-        moei_q8_start(c, by->start[1], lane, kind == MOE_FORMAT_Q2_K, s);
+        const __m512 scale = _mm512_loadu_ps(v + 16 * 9), less = _mm512_mul_ps(scale, _mm512_set1_ps(-MOEI_MAGIC));
+        MOEI_UNROLL for (int t = 0; t < c; t++) f[t] = _mm512_fmadd_ps(_mm512_castsi512_ps(s[t]), scale, less);
     } else if (kind == MOE_FORMAT_NVFP4) {
-        MOEI_UNROLL for (int t = 0; t < c; t++) f[t][0] = _mm512_cvtepi32_ps(s[t][0]), f[t][1] = _mm512_cvtepi32_ps(s[t][1]);
-        moei_q8_scaled(c, d, by->d, lane, f, acc);
-        moei_q8_start(c, by->start[1], lane, 0, s);
-        d = m;
+        MOEI_UNROLL for (int t = 0; t < c; t++) f[t] = _mm512_cvtepi32_ps(s[t]);
+        moei_q8_scaled(c, _mm512_loadu_ps(v + 16 * 8), dx, f, acc);
     }
-    moei_q8_dots(w + 512, c, x, 32 * lane + 16, s);
+    moei_q8_dots(w, moei_q8_has_halves(kind) ? start + 1 : 0, 1, c, x, s);
+    MOEI_UNROLL for (int t = 0; t < c; t++) {
+        const __m512 h = _mm512_cvtepi32_ps(s[t]);
+        f[t] = moei_q8_has_sub(kind) ? _mm512_fmadd_ps(h, _mm512_loadu_ps(v + 16 * 10), f[t]) : h;
+    }
+    moei_q8_scaled(c, _mm512_loadu_ps(v + 16 * (kind == MOE_FORMAT_NVFP4 ? 9 : 8)), dx, f, acc);
+    if (kind == MOE_FORMAT_Q4_K)
+        MOEI_UNROLL for (int t = 0; t < c; t++) acc[t] = _mm512_fmadd_ps(_mm512_loadu_ps(v + 16 * 9), _mm512_set1_ps(sx[t]), acc[t]);
+    if (kind != MOE_FORMAT_Q2_K) return;
     MOEI_UNROLL for (int t = 0; t < c; t++)
-        MOEI_UNROLL for (int r = 0; r < 2; r++) {
-            const __m512 h = _mm512_cvtepi32_ps(s[t][r]);
-            f[t][r] = moei_q8_has_sub(kind) ? _mm512_fmadd_ps(h, _mm512_loadu_ps(d + 64 + 16 * r), f[t][r]) : h;
-        }
-    moei_q8_scaled(c, d, by->d, lane, f, acc);
-    MOEI_UNROLL for (int t = 0; t < c; t++)
-        MOEI_UNROLL for (int r = 0; r < 2; r++) {
-            if (kind == MOE_FORMAT_Q4_K) acc[t][r] = _mm512_fmadd_ps(_mm512_loadu_ps(m + 16 * r), moei_q8_getf(&by->s[t][lane]), acc[t][r]);
-            if (kind == MOE_FORMAT_Q2_K)
-                f[t][r] = _mm512_cvtepi32_ps(_mm512_madd_epi16(moei_q8_ld512(m + 32 + 16 * r), _mm512_set1_epi32(by->sum16[t][lane])));
-        }
-    if (kind == MOE_FORMAT_Q2_K) moei_q8_scaled(c, m, by->d, lane, f, acc);
+        f[t] = _mm512_cvtepi32_ps(_mm512_madd_epi16(moei_q8_ld512(w + 64 * 12), _mm512_set1_epi32((int)moei_q8_u32(sx + c + t))));
+    moei_q8_scaled(c, _mm512_loadu_ps(v + 16 * 11), dx, f, acc);
 }
-MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, int offset,
-                                            moei_q8ahead *ahead, float *acc) {
-    const uint8_t *q[MOEI_Q8_TOKENS];
-    moei_q8scalars by;
-    moei_q8_gather(moei_q8_has_sub(kind) || moei_q8_is_nvfp4(kind), c, x, offset, moei_q8_has_sub(kind) ? MOEI_MAGIC_BITS : 0, &by);
-    MOEI_UNROLL for (int t = 0; t < c; t++) q[t] = (const uint8_t *)x[t];
-    for (size_t lane = 0; lane < n_blocks; lane++, entry += moei_q8_entry(kind), acc += MOEI_Q8_TOKENS * 32) {
-        moei_q8_prefetch_block(ahead);
-        moei_q8_entry_vnni(kind, c, entry, q, &by, lane, (__m512(*)[2])(void *)acc);
+/* A panel times a group. Both are read from front to back. */
+typedef struct moei_q8tile {
+    const uint8_t *panel, *x;
+    size_t n_blocks;
+    const uint8_t *ahead, *ahead_end; /* to prefetch, ahead_step bytes per entry */
+    size_t ahead_step;
+    float *out;
+    size_t out_stride;
+    uint32_t n_rows;                  /* stored: up to 16 */
+} moei_q8tile;
+typedef void moei_q8_times_fn(const moei_q8tile *t);
+MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const moei_q8tile *p) {
+    const size_t steps = (p->n_blocks + 7) / 8;
+    const uint8_t *ahead = p->ahead, *ahead_end = p->ahead_end;
+    const __mmask16 mask = moei_mask_avx512(p->n_rows);
+    __m512 sum[4][MOEI_Q8_TOKENS], a[MOEI_Q8_TOKENS];
+    for (size_t lane = 0; lane < 8; lane++) {
+        const uint8_t *w = p->panel + lane * steps * moei_q8_entry(kind), *x = p->x + lane * steps * 48 * (size_t)c;
+        MOEI_UNROLL for (int t = 0; t < c; t++) a[t] = _mm512_setzero_ps();
+        for (size_t i = p->n_blocks / 8 + (lane < p->n_blocks % 8); i; i--, w += moei_q8_entry(kind), x += 48 * c) {
+            if (ahead < ahead_end)
+                for (const uint8_t *line = ahead, *stop = ahead += p->ahead_step; line < stop; line += 64) MOEI_PREFETCH_L2(line);
+            moei_q8_entry_vnni(kind, c, w, x, a);
+        }
+        MOEI_UNROLL for (int t = 0; t < c; t++) sum[lane % 4][t] = lane < 4 ? a[t] : _mm512_add_ps(sum[lane % 4][t], a[t]);
+    }
+    MOEI_UNROLL for (int t = 0; t < c; t++) {
+        const __m512 v = _mm512_add_ps(_mm512_add_ps(sum[0][t], sum[2][t]), _mm512_add_ps(sum[1][t], sum[3][t]));
+        _mm512_mask_storeu_ps(p->out + (size_t)t * p->out_stride, mask, _mm512_add_ps(v, _mm512_setzero_ps()));
     }
 }
-static MOEI_VNNI void moei_q8_store_vnni(const float *acc, uint32_t c, uint32_t n_rows, float *out, size_t out_stride) {
-    const uint32_t mask = n_rows < 32 ? (1u << n_rows) - 1 : 0xffffffffu;
-    for (uint32_t t = 0; t < c; t++)
-        for (int r = 0; r < 2; r++) {
-            __m512 a[8];
-            MOEI_UNROLL for (uint32_t l = 0; l < 8; l++) a[l] = _mm512_loadu_ps(acc + (MOEI_Q8_TOKENS * l + t) * 32 + 16 * r);
-            MOEI_UNROLL for (int half = 4; half; half /= 2)
-                MOEI_UNROLL for (int l = 0; l < half; l++) a[l] = _mm512_add_ps(a[l], a[l + half]);
-            a[0] = _mm512_add_ps(a[0], _mm512_setzero_ps());
-            _mm512_mask_storeu_ps(out + t * out_stride + 16 * r, (__mmask16)(mask >> 16 * r), a[0]);
-        }
-}
-#define MOEI_Q8_TILE_VNNI(f)                                                                                             \
-    static MOEI_VNNI void moei_q8_tile_vnni_##f(const uint8_t *entry, size_t n, const moei_q8 *const *x, uint32_t c, int offset, \
-        moei_q8ahead *ahead, float *acc) {                                                                               \
-        if (c == 8) moei_q8_tile_vnni(MOE_FORMAT_##f, 8, entry, n, x, offset, ahead, acc);                               \
-        else if (c == 6) moei_q8_tile_vnni(MOE_FORMAT_##f, 6, entry, n, x, offset, ahead, acc);                          \
-        else moei_q8_tile_vnni(MOE_FORMAT_##f, 4, entry, n, x, offset, ahead, acc); }
-MOEI_Q8_TILE_VNNI(Q8_0) MOEI_Q8_TILE_VNNI(Q4_K) MOEI_Q8_TILE_VNNI(Q6_K) MOEI_Q8_TILE_VNNI(Q2_K) MOEI_Q8_TILE_VNNI(NVFP4)
-static moei_q8_tile_fn *moei_q8_tile_of_vnni(uint32_t f) {
+#define MOEI_Q8_TILE(f, c) static MOEI_VNNI void moei_q8_tile_##f##_##c(const moei_q8tile *t) { moei_q8_tile_vnni(MOE_FORMAT_##f, c, t); }
+#define MOEI_Q8_TILES(f)                                                                                                 \
+    MOEI_Q8_TILE(f, 1) MOEI_Q8_TILE(f, 2) MOEI_Q8_TILE(f, 3) MOEI_Q8_TILE(f, 4)                                          \
+    MOEI_Q8_TILE(f, 5) MOEI_Q8_TILE(f, 6) MOEI_Q8_TILE(f, 7) MOEI_Q8_TILE(f, 8)                                          \
+    static moei_q8_times_fn *const moei_q8_tiles_##f[MOEI_Q8_TOKENS] = {                                                 \
+        moei_q8_tile_##f##_1, moei_q8_tile_##f##_2, moei_q8_tile_##f##_3, moei_q8_tile_##f##_4,                          \
+        moei_q8_tile_##f##_5, moei_q8_tile_##f##_6, moei_q8_tile_##f##_7, moei_q8_tile_##f##_8};
+MOEI_Q8_TILES(Q8_0) MOEI_Q8_TILES(Q4_K) MOEI_Q8_TILES(Q6_K) MOEI_Q8_TILES(Q2_K) MOEI_Q8_TILES(NVFP4)
+static moei_q8_times_fn *const *moei_q8_tiles(uint32_t f) {
     switch (moei_q8_kind(f)) {
-    case MOE_FORMAT_Q4_K: return moei_q8_tile_vnni_Q4_K;
-    case MOE_FORMAT_Q6_K: return moei_q8_tile_vnni_Q6_K;
-    case MOE_FORMAT_Q2_K: return moei_q8_tile_vnni_Q2_K;
-    case MOE_FORMAT_NVFP4: return moei_q8_tile_vnni_NVFP4;
-    default: return moei_q8_tile_vnni_Q8_0;
+    case MOE_FORMAT_Q4_K: return moei_q8_tiles_Q4_K;
+    case MOE_FORMAT_Q6_K: return moei_q8_tiles_Q6_K;
+    case MOE_FORMAT_Q2_K: return moei_q8_tiles_Q2_K;
+    case MOE_FORMAT_NVFP4: return moei_q8_tiles_NVFP4;
+    default: return moei_q8_tiles_Q8_0;
     }
 }
+static MOEI_VNNI void moei_q8_pack(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k) {
+    const size_t steps = (k + 255) / 256;
+    const __mmask8 mask = (__mmask8)((1u << n) - 1);
+    for (size_t b = 0; b < len / 32; b++) {
+        const size_t at = k0 / 32 + b, j = b % 8;
+        uint8_t *o = (uint8_t *)to + (at % 8 * steps + at / 8) * 48 * n;
+        __m256i q[8], v[8];
+        MOEI_UNROLL for (uint32_t t = 0; t < 8; t++) { /* missing ones are not stored */
+            const moei_q8 *from = (const moei_q8 *)x[t < n ? t : 0] + b / 8;
+            q[t] = _mm256_xor_si256(moei_q8_ld256(from->q[j]), _mm256_set1_epi8(-128));
+            if (t >= n) continue;
+            memcpy(o + (8 * n + t) * 4, &from->d[j], 4), memcpy(o + (9 * n + t) * 4, &from->s[j], 4);
+            memcpy(o + (10 * n + t) * 4, from->sum16[j], 4);
+        }
+        moei_transpose_avx2((const uint8_t *)q, 32, v);
+        MOEI_UNROLL for (size_t i = 0; i < 8; i++) _mm256_mask_storeu_epi32(o + 4 * i * n, mask, v[i]);
+    }
+}
+static const moei_packing moei_packing_vnni = {MOEI_Q8_TOKENS, MOEI_Q8_FEW + 1, moei_q8_pack, NULL, NULL};
 
 /* ---- AVX512-VNNI: decoding a panel ----
    16 rows at a time, a step after the other: pieces of 16 bytes are transposed while still packed, then unpacked with a row per
@@ -4127,10 +4117,16 @@ MOEI_FORCE MOEI_VNNI void moei_q8_columns8(const uint8_t *p, size_t stride, __m5
 /* Where a step of 16 rows goes. */
 typedef struct moei_q8to {
     uint8_t *p;
-    size_t entry, n; /* bytes per block; blocks */
+    size_t lane, n; /* bytes from a block to the next; blocks */
 } moei_q8to;
 MOEI_FORCE MOEI_VNNI void moei_q8_put(const moei_q8to *to, size_t b, size_t vector, __m512i v) {
-    _mm512_storeu_si512(to->p + b * to->entry + 128 * vector, v);
+    _mm512_storeu_si512(to->p + b * to->lane + 64 * vector, v);
+}
+/* Weights that come with an offset, or as an index. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_signed(uint32_t f, __m512i v) {
+    if (moei_q8_is_e2m1(f)) return _mm512_shuffle_epi8(moei_q8_z128(_mm_sub_epi8(moei_q8_e2m1_table(), _mm_set1_epi8(16))), v);
+    if (f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS) return _mm512_shuffle_epi8(moei_q8_z128(moei_q8_iq4_table()), v);
+    return moei_q8_offset(f) ? _mm512_sub_epi8(v, _mm512_set1_epi8((char)moei_q8_offset(f))) : v;
 }
 /* Bits 4 j .. 4 j + 3 of every dword to bit 4 of its bytes: copies of them at 4, 11, 18 and 25 do not overlap. */
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_fifth(__m512i bits, size_t j) {
@@ -4144,12 +4140,6 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_dword(const uint8_t *p, size_t stride) { /*
     memcpy(&v, x, 64);
     return v;
 }
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_table(uint32_t f, __m512i v) {
-    if (moei_q8_is_e2m1(f)) return _mm512_shuffle_epi8(moei_q8_z128(moei_q8_e2m1_table()), v);
-    if (f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS)
-        return _mm512_shuffle_epi8(moei_q8_z128(_mm_xor_si128(moei_q8_iq4_table(), _mm_set1_epi8(-128))), v);
-    return v;
-}
 /* Nibbles of blocks of 32 with scales between them, low ones first. */
 MOEI_FORCE MOEI_VNNI void moei_q8_decode_32(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
     const int five = f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1;
@@ -4161,12 +4151,11 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_32(uint32_t f, const uint8_t *p, size_t
         MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
             __m512i v = moei_q8_zand(j < 4 ? t[j] : _mm512_srli_epi16(t[j % 4], 4), 15);
             if (five) v = _mm512_or_si512(v, moei_q8_fifth(high, j));
-            moei_q8_put(to, b, j, moei_q8_table(f, v));
+            moei_q8_put(to, b, j, moei_q8_signed(f, v));
         }
     }
 }
-/* Nibbles without gaps: two blocks in 32 bytes. zero: of 16 rows and 8 blocks, in every byte; it goes into the weights, which so
-   get the offset 128. */
+/* Nibbles without gaps: two blocks in 32 bytes. zero: of 16 rows and 8 blocks, in every byte. */
 MOEI_FORCE MOEI_VNNI void moei_q8_decode_tight(uint32_t f, const uint8_t *p, size_t stride, const __m512i *zero, const moei_q8to *to) {
     const __m512i even = moei_q8_z128(_mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));
     for (size_t b = 0; b < to->n; b += 2) {
@@ -4181,8 +4170,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_tight(uint32_t f, const uint8_t *p, siz
                 v = _mm512_shuffle_epi8(e % 2 ? _mm512_srli_epi32(t[e / 2], 16) : t[e / 2], even);
                 v = _mm512_ternarylogic_epi32(v, _mm512_slli_epi16(v, 4), _mm512_set1_epi8(15), 0xa8);
             } else v = moei_q8_zand(high ? _mm512_srli_epi16(v, 4) : v, 15);
-            v = moei_q8_table(f, v);
-            if (f == MOE_FORMAT_INT4_GROUP) v = _mm512_sub_epi8(_mm512_xor_si512(v, _mm512_set1_epi8(-128)), zero[b + e / 8]);
+            v = f == MOE_FORMAT_INT4_GROUP ? _mm512_sub_epi8(v, zero[b + e / 8]) : moei_q8_signed(f, v);
             if (b + e / 8 < to->n) moei_q8_put(to, b + e / 8, e % 8, v);
         }
     }
@@ -4192,7 +4180,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_8bit(uint32_t f, const uint8_t *p, size
     for (size_t b = 0; b < to->n; b++) {
         __m512i t[8];
         moei_q8_columns8(p + size * b + size - 32, stride, t);
-        MOEI_UNROLL for (size_t j = 0; j < 8; j++) moei_q8_put(to, b, j, _mm512_xor_si512(t[j], _mm512_set1_epi8(-128)));
+        MOEI_UNROLL for (size_t j = 0; j < 8; j++) moei_q8_put(to, b, j, t[j]);
     }
 }
 MOEI_FORCE MOEI_VNNI void moei_q8_decode_q45k(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
@@ -4219,8 +4207,8 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_q6k(const uint8_t *p, size_t stride, co
         if (b % 4 == 0) moei_q8_columns8(p + 128 + b / 4 * 32, stride, high);
         moei_q8_columns8(p + 16 * b, stride, t);
         MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
-            moei_q8_put(to, first, j, moei_q8_zput(moei_q8_zand(t[j], 15), _mm512_sllv_epi32(high[j], left), 0x30));
-            moei_q8_put(to, first + 2, j, moei_q8_zput(moei_q8_zand(_mm512_srli_epi16(t[j], 4), 15), _mm512_srlv_epi32(high[j], right), 0x30));
+            moei_q8_put(to, first, j, moei_q8_signed(MOE_FORMAT_Q6_K, moei_q8_zput(moei_q8_zand(t[j], 15), _mm512_sllv_epi32(high[j], left), 0x30)));
+            moei_q8_put(to, first + 2, j, moei_q8_signed(MOE_FORMAT_Q6_K, moei_q8_zput(moei_q8_zand(_mm512_srli_epi16(t[j], 4), 15), _mm512_srlv_epi32(high[j], right), 0x30)));
         }
     }
 }
@@ -4236,7 +4224,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_q23k(uint32_t f, const uint8_t *p, size
                 high[j] = b ? _mm512_ror_epi32(high[j], 1) : _mm512_rol_epi32(high[j], 2);
                 v = moei_q8_zput(v, high[j], 4);
             }
-            moei_q8_put(to, b, j, v);
+            moei_q8_put(to, b, j, moei_q8_signed(f, v));
         }
     }
 }
@@ -4279,9 +4267,10 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_byte(__m512i v, size_t i, int is_signed) { 
     return is_signed ? _mm512_srai_epi32(v, 24) : _mm512_srli_epi32(v, 24);
 }
 MOEI_FORCE MOEI_VNNI __m512 moei_q8_halves(const uint8_t *p, size_t stride) { /* one of each of 16 rows */
-    uint16_t h[16];
-    MOEI_UNROLL for (size_t r = 0; r < 16; r++) h[r] = (uint16_t)moei_q8_u16(p + r * stride);
-    return _mm512_cvtph_ps(moei_q8_ld256(h));
+    uint64_t h[4]; /* made of integers: vectors would be inserted one by one, or wait for narrow stores */
+    MOEI_UNROLL for (size_t r = 0; r < 4; r++, p += 4 * stride)
+        h[r] = moei_q8_u16(p) | moei_q8_u16(p + stride) << 16 | (uint64_t)(moei_q8_u16(p + 2 * stride) | moei_q8_u16(p + 3 * stride) << 16) << 32;
+    return _mm512_cvtph_ps(_mm256_set_epi64x((int64_t)h[3], (int64_t)h[2], (int64_t)h[1], (int64_t)h[0]));
 }
 MOEI_FORCE MOEI_VNNI void moei_q8_decode_sub(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
     const __m512 d = moei_q8_halves(p + (f == MOE_FORMAT_Q2_K ? 80 : f == MOE_FORMAT_Q3_K ? 108 : 208), stride);
@@ -4345,11 +4334,26 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales(uint32_t f, const uint8_t *p, si
         MOEI_UNROLL for (int b = 0; b < 8; b++) zero[b] = _mm512_mullo_epi32(zero[b], _mm512_set1_epi32(0x01010101)); /* to all bytes */
     }
 }
+/* What (x + 128) w has too much, once the weights are there. Sums of the first half that become floats through MOEI_MAGIC start there. */
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_start(uint32_t f, const moei_q8to *to) {
+    const __m512i magic = _mm512_set1_epi32(moei_q8_has_sub(f) ? MOEI_MAGIC_BITS : 0);
+    for (size_t b = 0; b < to->n; b++) {
+        __m512i sum[2];
+        MOEI_UNROLL for (size_t h = 0; h < 2; h++) {
+            sum[h] = _mm512_setzero_si512();
+            MOEI_UNROLL for (size_t j = 4 * h; j < 4 * h + 4; j++)
+                sum[h] = _mm512_dpbusd_epi32(sum[h], _mm512_set1_epi8(-128), moei_q8_ld512(to->p + b * to->lane + 64 * j));
+        }
+        if (!moei_q8_has_halves(f)) sum[0] = _mm512_add_epi32(sum[0], sum[1]);
+        moei_q8_put(to, b, moei_q8_start_of(f), _mm512_sub_epi32(magic, sum[0]));
+        if (moei_q8_has_halves(f)) moei_q8_put(to, b, moei_q8_start_of(f) + 1, _mm512_sub_epi32(_mm512_setzero_si512(), sum[1]));
+    }
+}
 /* A step of 16 rows from row r; beyond the view's end the last one again. */
-MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, size_t i, moei_q8side *side, uint8_t *entry) {
+MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, size_t i, moei_q8side *side, uint8_t *panel) {
     const size_t step = moei_q8_step_bytes(f), n_blocks = w->k / 32, last = n_rows - 1;
-    const moei_q8to to = {entry, moei_q8_entry(f), n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8};
-    const uint8_t *p = moei_row(w, r <= last ? r : last) + i * step;
+    const moei_q8to to = {panel + i * moei_q8_entry(f), (w->k + 255) / 256 * moei_q8_entry(f), n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8};
+    const uint8_t *p = moei_row(w, r) + i * step;
     uint8_t copy[16 * 272];
     __m512i zero[8];
     size_t stride = w->row_stride;
@@ -4362,32 +4366,47 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, const moei_rows *w, size_
         moei_q8_sides(f, w, r + j < last ? r + j : last, i, &side[j]);
     moei_q8_decode_scales(f, p, stride, side, i % MOEI_Q8_CHUNK, zero, &to);
     moei_q8_decode_weights(f, p, stride, zero, &to);
+    moei_q8_decode_start(f, &to);
 }
-#define MOEI_Q8_UNPACK(isa, target, f)                                                                                   \
-    static target void moei_q8_unpack_##isa##_##f(const moei_rows *w, size_t r, size_t n_rows, size_t step, moei_q8side side[32], uint8_t *entry) { \
-        moei_q8_decode16(MOE_FORMAT_##f, w, r, n_rows, step, side, entry);                                               \
-        moei_q8_decode16(MOE_FORMAT_##f, w, r + 16, n_rows, step, side + 16, entry + 64); }
-MOEI_Q8_FORMATS(MOEI_Q8_UNPACK, vnni, MOEI_VNNI)
-static moei_q8_unpack_fn *moei_q8_unpack_vnni(uint32_t f) {
-    switch (f) { MOEI_Q8_FORMATS(MOEI_Q8_CASE, vnni, ) default: return NULL; }
+typedef void moei_q8_decode_fn(const moei_rows *w, size_t r, size_t n_rows, uint8_t *panel);
+#define MOEI_Q8_DECODE(isa, target, f)                                                                                   \
+    static target void moei_q8_decode_##isa##_##f(const moei_rows *w, size_t r, size_t n_rows, uint8_t *panel) {         \
+        moei_q8side side[16];                                                                                            \
+        for (size_t i = 0; 256 * i < w->k; i++) moei_q8_decode16(MOE_FORMAT_##f, w, r, n_rows, i, side, panel); }
+MOEI_Q8_FORMATS(MOEI_Q8_DECODE, vnni, MOEI_VNNI)
+#define MOEI_Q8_DECODE_CASE(isa, target, f) case MOE_FORMAT_##f: return moei_q8_decode_##isa##_##f;
+static moei_q8_decode_fn *moei_q8_decoder(uint32_t f) {
+    switch (f) { MOEI_Q8_FORMATS(MOEI_Q8_DECODE_CASE, vnni, ) default: return NULL; }
 }
 static void moei_q8_panel_vnni(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                                size_t out_stride) {
-    const uint32_t f = w->format;
-    const int offset = f == MOE_FORMAT_INT4_GROUP ? 128 : f == MOE_FORMAT_Q2_K || moei_q8_has_min(f) ? 0 : moei_q8_offset(f);
-    const moei_q8tier tier = {moei_q8_unpack_vnni(f), moei_q8_tile_of_vnni(f), moei_q8_store_vnni, moei_q8_entry(f), {8, 6, 4}, offset};
-    moei_q8_panel(&tier, panel, w, n_rows, x, n_tokens, out, out_stride);
+    moei_q8_times_fn *const *tiles = moei_q8_tiles(w->format);
+    moei_ahead ahead = {w->prefetch ? w->prefetch : w->data, w->prefetch ? w->prefetch_bytes / 64 : 0, (n_rows + 15) / 16 * (size_t)n_tokens, 0};
+    moei_q8tile t;
+    memset(&t, 0, sizeof t);
+    t.panel = (const uint8_t *)panel, t.n_blocks = w->k / 32, t.out_stride = out_stride;
+    for (uint32_t r = 0; r < n_rows; r += 16) {
+        moei_q8_decoder(w->format)(w, r, n_rows, (uint8_t *)panel);
+        t.n_rows = n_rows - r < 16 ? n_rows - r : 16;
+        for (uint32_t i = 0; i < n_tokens; i += MOEI_Q8_TOKENS) {
+            const uint32_t c = n_tokens - i < MOEI_Q8_TOKENS ? n_tokens - i : (uint32_t)MOEI_Q8_TOKENS;
+            t.x = (const uint8_t *)x[i], t.out = out + i * out_stride + r;
+            t.ahead_step = moei_ahead_take(&ahead, c, t.n_blocks, &t.ahead, &t.ahead_end);
+            tiles[c - 1](&t);
+        }
+    }
 }
+#define MOEI_Q8_VNNI(f) {moei_q8_dot_vnni_##f, moei_q8_decode_later, MOEI_Q8_FEW}
 /* clang-format off */
 MOEI_UNUSED static const moei_arith moei_q8_vnni = {
     MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_prepared_bytes, moei_q8_prepare, moei_q8_panel_bytes, moei_q8_panel_vnni,
     {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */
-     MOEI_Q8_BOTH(vnni, Q8_0), MOEI_Q8_BOTH(vnni, Q4_0), MOEI_Q8_BOTH(vnni, Q4_1), MOEI_Q8_BOTH(vnni, Q5_0),
-     MOEI_Q8_BOTH(vnni, Q5_1), MOEI_Q8_BOTH(vnni, Q2_K), MOEI_Q8_BOTH(vnni, Q3_K), MOEI_Q8_BOTH(vnni, Q4_K),
-     MOEI_Q8_BOTH(vnni, Q5_K), MOEI_Q8_BOTH(vnni, Q6_K), MOEI_Q8_BOTH(vnni, IQ4_NL), MOEI_Q8_BOTH(vnni, IQ4_XS),
-     MOEI_Q8_BOTH(vnni, MXFP4), MOEI_Q8_BOTH(vnni, NVFP4), MOEI_Q8_BOTH(vnni, MXFP4_HF), MOEI_Q8_BOTH(vnni, NVFP4_HF),
+     MOEI_Q8_VNNI(Q8_0), MOEI_Q8_VNNI(Q4_0), MOEI_Q8_VNNI(Q4_1), MOEI_Q8_VNNI(Q5_0),
+     MOEI_Q8_VNNI(Q5_1), MOEI_Q8_VNNI(Q2_K), MOEI_Q8_VNNI(Q3_K), MOEI_Q8_VNNI(Q4_K),
+     MOEI_Q8_VNNI(Q5_K), MOEI_Q8_VNNI(Q6_K), MOEI_Q8_VNNI(IQ4_NL), MOEI_Q8_VNNI(IQ4_XS),
+     MOEI_Q8_VNNI(MXFP4), MOEI_Q8_VNNI(NVFP4), MOEI_Q8_VNNI(MXFP4_HF), MOEI_Q8_VNNI(NVFP4_HF),
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */
-     MOEI_Q8_BOTH(vnni, INT8_CHANNEL), MOEI_Q8_BOTH(vnni, INT4_GROUP)}, NULL};
+     MOEI_Q8_VNNI(INT8_CHANNEL), MOEI_Q8_VNNI(INT4_GROUP)}, &moei_packing_vnni};
 /* clang-format on */
 #endif
 #endif
