@@ -899,16 +899,19 @@ typedef void moei_panel_fn(void *panel, const moei_rows *w, uint32_t n_rows, con
 typedef struct moei_ops {       /* of one format */
     moei_dot_fn *dot;           /* straight from the rows; NULL = only through a panel */
     moei_decode_fn *decode;     /* NULL = decode by the reference, then prepare (F32 and BF16 only) */
-    uint32_t dot_max;           /* beyond that many tokens the panel is faster */
+    uint32_t dot_max;           /* for up to that many tokens: beyond the panel is faster, and dot may not be able to */
 } moei_ops;
 
-/* Of an arithmetic that multiplies tokens in groups of 16 and needs the processor in a state of its own for it: x[16 i] of a dot or
-   panel is then group i. A group of n <= 16 tokens (the last may be short) takes n * row_bytes(k), and its first n * row_bytes(32)
-   hold the first 32 values. One token is a group as it is. */
+/* Tokens that pass over the same rows lie together: where there are n >= min of them they are packed in groups of `group` (the
+   last one may be short), and x[group * i] of a dot or panel is group i. A group of n takes n * row_bytes(k). Fewer than min are
+   used as they were prepared. */
 #define MOEI_GROUP 16u
 typedef struct moei_packing {
-    void (*begin)(void), (*end)(void);                                            /* around every task */
-    void (*pack)(void *to, const void *const *x, uint32_t n, size_t k);           /* n <= 16 prepared rows */
+    uint32_t group, min;                                                          /* at most MOEI_GROUP; group + 1 */
+    void (*pack)(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k); /* n <= group prepared rows of
+                                     len values, to their place at k0 in a group of rows of k; both as in prepare */
+    void (*begin)(void), (*end)(void);                                            /* around every task: puts the processor into
+                                     a state of its own; or NULL */
 } moei_packing;
 
 typedef struct moei_arith {     /* one compute on one tier */
@@ -919,7 +922,7 @@ typedef struct moei_arith {     /* one compute on one tier */
     size_t (*panel_bytes)(uint32_t n_rows, size_t k);
     moei_panel_fn *panel;       /* NULL = no panels: ops[].dot takes any number of tokens */
     moei_ops ops[MOE_FORMAT_COUNT];
-    const moei_packing *packing; /* NULL = tokens are used as they were prepared */
+    const moei_packing *packing; /* NULL = tokens are always used as they were prepared */
 } moei_arith;
 
 typedef struct moei_vec {       /* elementwise, of one tier; each equal to its scalar definition, any n, any alignment */
@@ -1896,8 +1899,10 @@ static void moei_affine_c(float *v, const float *s, const float *b, size_t n) {
 MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei_axpy_c, moei_affine_c};
 
 /* ==== >>dense: loops around the register tiles of f32 and bf16 arithmetic ==============================================
-   A tile is 4 rows (3 on AVX2) times up to 6 tokens, its sums in registers. Rows are read where they lie, tokens through
-   pointers. A tile that is short of rows repeats its last row and stores less, so there is one code path. */
+   A tile is 4 rows (3 on AVX2) times a group of up to 6 tokens, its sums in registers. Rows are read where they lie, tokens line
+   by line from their group: one stream, which never meets itself in a cache set (rows of tokens whose strides are near a power of
+   two would, and take a register each: 6 to 10 points of the peak). A tile that is short of rows repeats its last row and stores
+   less, so there is one code path. */
 
 /* Between two steps of an unrolled loop: keeps the compiler from loading everything first, which needs more registers than
    there are (clang then spills sums: half the speed). */
@@ -1909,7 +1914,7 @@ MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei
 
 typedef struct moei_tile {
     const uint8_t *w[4];              /* rows */
-    const void *const *x;             /* prepared tokens */
+    const uint8_t *x;                 /* a group of tokens */
     size_t k0, k1, k;                 /* this part of k, and all of it */
     float *sums;                      /* what the registers hold between the parts */
     float *out;                       /* of the first row and token */
@@ -1927,62 +1932,96 @@ typedef struct moei_tiles {
 /* A tile of tokens stays in L1 or L2 while all rows pass over it: less traffic than the other way round, as a step reads 6
    tokens of 32 bits and 4 rows, often of 16. From 16-bit rows all of k is one part: storing and loading the sums costs more
    than tokens that come from L2 (91 against 80 % of peak at k = 7168). From f32 rows L2's bandwidth is the limit, and parts
-   of k that fit L1 win (80 against 65 % at k = 2048). Every sum is one chain either way. Tokens are cut evenly (7 = 4 + 3, not
-   6 + 1): small tiles are bound by unpacking. */
+   of k that fit L1 win (80 against 65 % at k = 2048). Every sum is one chain either way. */
 #define MOEI_BLOCK 32u
 #define MOEI_TILE_SUMS (4 * 6 * 16)
-typedef struct moei_ahead { /* the next panel, its prefetches spread over all tiles */
+typedef struct moei_ahead { /* the next panel, its prefetches spread over all work: in a hurry they would take what loads need */
     const uint8_t *data;
-    size_t lines, tiles, done;
+    size_t lines, work, done; /* in tokens of tiles */
 } moei_ahead;
-MOEI_FORCE void moei_ahead_next(moei_ahead *a, moei_tile *t) {
-    size_t from = a->lines * a->done / a->tiles, to = a->lines * (a->done + 1) / a->tiles, steps = (t->k1 - t->k0) / 32 + 1;
-    a->done++;
-    t->ahead = a->data + from * 64, t->ahead_end = a->data + to * 64;
-    t->ahead_step = (to - from + steps - 1) / steps * 64;
+/* The next tile's share, and its bytes per step. */
+MOEI_FORCE size_t moei_ahead_take(moei_ahead *a, uint32_t n_tokens, size_t steps, const uint8_t **begin, const uint8_t **end) {
+    size_t from = a->lines * a->done / a->work, to = a->lines * (a->done + n_tokens) / a->work;
+    a->done += n_tokens;
+    *begin = a->data + from * 64, *end = a->data + to * 64;
+    return (to - from + steps - 1) / steps * 64;
 }
 #define MOEI_AHEAD(t) /* one step */                                                                                   \
     if (ahead < ahead_end)                                                                                             \
-        for (const uint8_t *line_ = ahead, *stop_ = ahead += (t)->ahead_step; line_ < stop_; line_ += 64) MOEI_PREFETCH(line_)
-MOEI_UNUSED static void moei_sweep_rows(const moei_tiles *tiles, const moei_rows *w, uint32_t row, uint32_t n_rows, moei_tile *t,
-                                        uint32_t n_tokens, moei_ahead *ahead) {
-    float sums[MOEI_BLOCK / 2][MOEI_TILE_SUMS], *out = t->out;
-    size_t parts = (t->k + tiles->k - 1) / tiles->k, part = (t->k / parts + 63) / 64 * 64;
+        for (const uint8_t *line_ = ahead, *stop_ = ahead += (t)->ahead_step; line_ < stop_; line_ += 64) MOEI_PREFETCH_L2(line_)
+/* Bytes from row r to what is prefetched while a pointer moves through it: what follows some KB later, in these rows or from
+   w->prefetch on. */
+MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r, size_t bytes) {
+    size_t rows = bytes / (w->row_stride + 1) + 1;
+    if (r + rows < n_rows || !w->prefetch) return rows * w->row_stride;
+    return (size_t)(w->prefetch - moei_row(w, r)) + (r + rows - n_rows) * w->row_stride;
+}
+/* One group of tokens: the rows' stream is the work, and what is prefetched are the rows that follow. */
+#define MOEI_AHEAD_ROWS ((size_t)32 << 10)
+MOEI_FORCE void moei_ahead_rows(const moei_rows *w, uint32_t n_rows, uint32_t r, uint32_t rows, moei_tile *t) {
+    size_t bytes = rows * w->row_stride, steps = (t->k1 - t->k0) / 32 + 1;
+    t->ahead = moei_row(w, r) + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_ROWS), t->ahead_end = t->ahead + bytes;
+    t->ahead_step = (bytes / 64 + steps - 1) / steps * 64;
+}
+/* Rows from `row` on, of n_rows in the view. */
+MOEI_UNUSED static void moei_sweep_rows(const moei_tiles *tiles, const moei_rows *w, uint32_t row, uint32_t end, uint32_t n_rows,
+                                        moei_tile *t, size_t part, uint32_t n_tokens, moei_ahead *ahead) {
+    float sums[MOEI_BLOCK / 2][MOEI_TILE_SUMS];
     for (t->k0 = 0; t->k0 < t->k; t->k0 = t->k1) {
+        float *out = t->out;
         t->k1 = t->k - t->k0 > part ? t->k0 + part : t->k;
-        for (uint32_t r = 0; r < n_rows; r += tiles->rows) {
-            t->n_rows = n_rows - r < tiles->rows ? n_rows - r : tiles->rows;
-            for (uint32_t i = 0; i < 4; i++) t->w[i] = moei_row(w, row + r + (i < t->n_rows ? i : t->n_rows - 1));
-            t->sums = sums[r / tiles->rows % (MOEI_BLOCK / 2)], t->out = out + r;
-            moei_ahead_next(ahead, t);
+        for (uint32_t r = row; r < end; r += tiles->rows) {
+            t->n_rows = end - r < tiles->rows ? end - r : tiles->rows;
+            for (uint32_t i = 0; i < 4; i++) t->w[i] = moei_row(w, r + (i < t->n_rows ? i : t->n_rows - 1));
+            t->sums = sums[(r - row) / tiles->rows % (MOEI_BLOCK / 2)];
+            if (ahead) t->ahead_step = moei_ahead_take(ahead, n_tokens, (t->k1 - t->k0) / 32 + 1, &t->ahead, &t->ahead_end);
+            else moei_ahead_rows(w, n_rows, r, tiles->rows, t);
             tiles->fn[n_tokens - 1](t);
+            t->out += tiles->rows;
         }
+        t->out = out;
     }
 }
 MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                    uint32_t n_tokens, float *out, size_t out_stride) {
     moei_tile t;
-    uint32_t n_tiles = (n_tokens + tiles->tokens - 1) / tiles->tokens, block = tiles->k < w->k ? MOEI_BLOCK : n_rows;
-    size_t parts = (w->k + tiles->k - 1) / tiles->k, groups = (n_rows + tiles->rows - 1) / tiles->rows + n_rows / block;
-    moei_ahead ahead = {w->prefetch ? w->prefetch : w->data, w->prefetch ? w->prefetch_bytes / 64 : 0, n_tiles * parts * groups, 0};
+    int one = n_tokens <= tiles->tokens;
+    size_t parts = one ? 1 : (w->k + tiles->k - 1) / tiles->k, part = (w->k / parts + 63) / 64 * 64;
+    uint32_t block = parts > 1 ? MOEI_BLOCK : n_rows;
+    size_t groups = (n_rows + tiles->rows - 1) / tiles->rows + n_rows / block;
+    moei_ahead ahead = {w->prefetch ? w->prefetch : w->data, w->prefetch ? w->prefetch_bytes / 64 : 0, n_tokens * parts * groups, 0};
     t.k = w->k, t.out_stride = out_stride;
     for (uint32_t r = 0; r < n_rows; r += block) {
-        for (uint32_t i = 0, at = 0; i < n_tiles; i++) {
-            uint32_t n = (n_tokens - at + n_tiles - i - 1) / (n_tiles - i);
-            t.x = x + at, t.out = out + at * out_stride + r;
-            moei_sweep_rows(tiles, w, r, n_rows - r < block ? n_rows - r : block, &t, n, &ahead);
-            at += n;
+        for (uint32_t at = 0; at < n_tokens; at += tiles->tokens) {
+            uint32_t n = n_tokens - at < tiles->tokens ? n_tokens - at : tiles->tokens;
+            t.x = (const uint8_t *)x[at], t.out = out + at * out_stride + r;
+            moei_sweep_rows(tiles, w, r, n_rows - r < block ? n_rows : r + block, n_rows, &t, part, n, one ? NULL : &ahead);
         }
     }
 }
 
-/* With few tokens rows are read one by one, as one linear stream: several in lockstep defeat the hardware's prefetcher. What it
-   misses is prefetched 8 KB ahead: the address that belongs to row r, valid while p moves through the row. */
-#define MOEI_AHEAD_BYTES 8192
-MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r) { /* bytes from row r to what to prefetch */
-    size_t rows = MOEI_AHEAD_BYTES / (w->row_stride + 1) + 1;
-    if (r + rows < n_rows || !w->prefetch) return rows * w->row_stride;
-    return (size_t)(w->prefetch - moei_row(w, r)) + (r + rows - n_rows) * w->row_stride;
+/* n rows of `lines` lines of `size` bytes: line i of token c goes to i * n + c. */
+MOEI_FORCE void moei_pack_lines(uint8_t *to, const void *const *x, uint32_t n, size_t from, size_t lines, const size_t size) {
+    for (uint32_t c = 0; c < n; c++)
+        for (size_t i = 0; i < lines; i++) memcpy(to + (i * n + c) * size, (const uint8_t *)x[c] + from + i * size, size);
+}
+MOEI_UNUSED static void moei_pack_f32(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k) {
+    (void)k;
+    moei_pack_lines((uint8_t *)to + 4 * k0 * n, x, n, 0, moei_f32_row_bytes(len) / 64, 64);
+}
+MOEI_UNUSED static void moei_pack_bf16(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k) {
+    (void)k;
+    moei_pack_lines((uint8_t *)to + 2 * k0 * n, x, n, 0, moei_bf16_row_bytes(len) / 64, 64);
+}
+
+/* Prepared rows x of n tokens become what the arithmetic multiplies; `to` has room for n of them. */
+MOEI_UNUSED static void moei_pack(const moei_arith *a, const void **x, uint32_t n, size_t k, uint8_t *to) {
+    const moei_packing *p = a->packing;
+    for (uint32_t i = 0, group; p && n >= p->min && i < n; i += group, to += group * a->row_bytes(k)) {
+        group = n - i < p->group ? n - i : p->group;
+        p->pack(to, x + i, group, 0, k, k);
+        x[i] = to;
+    }
 }
 
 /* The scales of weights k .. k + 15 of row r; returns how many of the following k have the same (at least 16 are covered).
@@ -2100,34 +2139,35 @@ MOEI_FORCE MOEI_AVX2 void moei_store_avx2(float *out, __m128 s, uint32_t n) {
     if (n == 3) _mm_store_ss(out + 2, _mm_movehl_ps(s, s));
 }
 
-/* SHAPES      1 row x C tokens, row after row, even and odd k at once
+/* SHAPES      1 row x a group of C tokens, row after row, even and odd k at once
    REGISTERS   2 C sums + 2 weights: 10 of 16 at C = 4 (tokens are memory operands) */
-MOEI_FORCE MOEI_AVX2 void moei_step_avx2(const uint32_t format, const int C, const uint8_t *p, const float *const *x, size_t i,
-                                         size_t half, __m256 *a, __m256 *b) {
+MOEI_FORCE MOEI_AVX2 void moei_step_avx2(const uint32_t format, const int C, const uint8_t *p, const float *even_x, const float *odd_x,
+                                         __m256 *a, __m256 *b) {
     __m256 even, odd;
     moei_load_avx2(format, p, &even, &odd);
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        a[c] = _mm256_fmadd_ps(even, _mm256_loadu_ps(x[c] + i), a[c]);
-        b[c] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(x[c] + half + i), b[c]);
+        a[c] = _mm256_fmadd_ps(even, _mm256_loadu_ps(even_x + 8 * c), a[c]);
+        b[c] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(odd_x + 8 * c), b[c]);
     }
 }
-MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows,
-                                         const void *const *xs, float *out, size_t out_stride) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15, half = moei_half(w->k);
-    const float *x[4];
-    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const float *)xs[c];
+#define MOEI_AHEAD_BYTES 8192
+MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows, const float *x,
+                                         float *out, size_t out_stride) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15, half = moei_half(w->k) * (size_t)C;
     for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r);
+        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
         __m256 a[4], b[4];
         MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = b[c] = _mm256_setzero_ps();
         for (size_t k = 0; k < k_end; k += 16) {
+            const float *at = x + k / 2 * (size_t)C;
             if (format == MOE_FORMAT_F32 || !(k & 16)) MOEI_PREFETCH(ahead + k * size);
-            moei_step_avx2(format, C, p + k * size, x, k / 2, half, a, b);
+            moei_step_avx2(format, C, p + k * size, at, at + half, a, b);
         }
         if (k_end < w->k) {
+            const float *at = x + k_end / 2 * (size_t)C;
             uint8_t tail[64];
             moei_tail_avx2(tail, p + k_end * size, (w->k - k_end) * size);
-            moei_step_avx2(format, C, tail, x, k_end / 2, half, a, b);
+            moei_step_avx2(format, C, tail, at, at + half, a, b);
         }
         MOEI_UNROLL for (int c = 0; c < C; c++) {
             __m128 s = moei_sum4_avx2(a[c], b[c], a[c], b[c]);
@@ -2149,11 +2189,11 @@ MOEI_FORCE MOEI_AVX2 __m256 moei_half_avx2(const uint32_t format, const size_t o
     return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_loadu_si256(mask)));
 }
 MOEI_FORCE MOEI_AVX2 void moei_half_step_avx2(const uint32_t format, const int C, const size_t odd, const uint8_t *const *w,
-                                              const uint8_t *const *x, size_t at, size_t i, __m256 (*a)[3]) {
+                                              const uint8_t *x, size_t at, __m256 (*a)[3]) {
     __m256 v[3];
     MOEI_UNROLL for (int r = 0; r < 3; r++) v[r] = moei_half_avx2(format, odd, w[r] + at);
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        __m256 xc = _mm256_loadu_ps((const float *)(x[c] + i));
+        __m256 xc = _mm256_loadu_ps((const float *)x + 8 * c);
         MOEI_PIN(xc);
         MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_fmadd_ps(v[r], xc, a[c][r]);
         MOEI_KEEP(xc);
@@ -2164,18 +2204,17 @@ MOEI_FORCE MOEI_AVX2 void moei_half_step_avx2(const uint32_t format, const int C
 MOEI_FORCE MOEI_AVX2 void moei_pass_avx2(const uint32_t format, const int C, const size_t odd, const moei_tile *t,
                                          const uint8_t *const *tail, const uint8_t *ahead, const uint8_t *ahead_end, __m128 *s) {
     const size_t half = moei_half(t->k) * 4, end = format == MOE_FORMAT_F32 ? half : t->k / 16 * 32;
-    const uint8_t *w[3], *x[4];
+    const uint8_t *w[3], *x = t->x + odd * half * (size_t)C;
     __m256 a[4][3];
     MOEI_UNROLL for (int r = 0; r < 3; r++) w[r] = t->w[r] + (format == MOE_FORMAT_F32 ? odd * half : 0);
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        x[c] = (const uint8_t *)t->x[c] + odd * half;
         MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_setzero_ps();
     }
-    for (size_t i = 0; i < end; i += 32) {
+    for (size_t i = 0; i < end; i += 32, x += 32 * C) {
         MOEI_AHEAD(t);
-        moei_half_step_avx2(format, C, odd, w, x, i, i, a);
+        moei_half_step_avx2(format, C, odd, w, x, i, a);
     }
-    if (end < half) moei_half_step_avx2(format, C, odd, tail, x, 0, end, a);
+    if (end < half) moei_half_step_avx2(format, C, odd, tail, x, 0, a);
     MOEI_UNROLL for (int c = 0; c < C; c++) s[c] = moei_sum4_avx2(a[c][0], a[c][1], a[c][2], a[c][2]);
 }
 MOEI_FORCE MOEI_AVX2 void moei_tile_avx2(const uint32_t format, const int C, const moei_tile *t) {
@@ -2205,10 +2244,10 @@ static const moei_tiles moei_tiles_avx2_BF16 = {
 
 MOEI_FORCE MOEI_AVX2 void moei_dot_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                         uint32_t n_tokens, float *out, size_t out_stride) {
-    for (; n_tokens >= 4; n_tokens -= 4, x += 4, out += 4 * out_stride) moei_rows_avx2(format, 4, w, n_rows, x, out, out_stride);
-    if (n_tokens == 3) moei_rows_avx2(format, 3, w, n_rows, x, out, out_stride);
-    if (n_tokens == 2) moei_rows_avx2(format, 2, w, n_rows, x, out, out_stride);
-    if (n_tokens == 1) moei_rows_avx2(format, 1, w, n_rows, x, out, out_stride);
+    if (n_tokens == 4) moei_rows_avx2(format, 4, w, n_rows, (const float *)x[0], out, out_stride);
+    if (n_tokens == 3) moei_rows_avx2(format, 3, w, n_rows, (const float *)x[0], out, out_stride);
+    if (n_tokens == 2) moei_rows_avx2(format, 2, w, n_rows, (const float *)x[0], out, out_stride);
+    if (n_tokens == 1) moei_rows_avx2(format, 1, w, n_rows, (const float *)x[0], out, out_stride);
 }
 MOEI_AVX2 static void moei_dot_avx2_F32(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                         float *out, size_t out_stride) {
@@ -2220,7 +2259,7 @@ MOEI_AVX2 static void moei_dot_avx2_F16(const moei_rows *w, uint32_t n_rows, con
 }
 MOEI_AVX2 static void moei_dot_avx2_BF16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                          float *out, size_t out_stride) {
-    if (n_tokens <= 4) moei_dot_avx2(MOE_FORMAT_BF16, w, n_rows, x, n_tokens, out, out_stride);
+    if (n_tokens == 1) moei_rows_avx2(MOE_FORMAT_BF16, 1, w, n_rows, (const float *)x[0], out, out_stride);
     else moei_sweep(&moei_tiles_avx2_BF16, w, n_rows, x, n_tokens, out, out_stride);
 }
 static void moei_panel_avx2(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
@@ -2289,6 +2328,12 @@ MOEI_AVX2 static void moei_decode_fp8_avx2(const moei_rows *w, uint32_t n_rows, 
     }
 }
 
+static void moei_pack_avx2(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k) { /* half a line a step */
+    uint8_t *even = (uint8_t *)to + 2 * k0 * n, *odd = even + 4 * moei_half(k) * n;
+    moei_pack_lines(even, x, n, 0, moei_half(len) / 8, 32);
+    moei_pack_lines(odd, x, n, 4 * moei_half(len), moei_half(len) / 8, 32);
+}
+static const moei_packing moei_packing_avx2 = {4, 2, moei_pack_avx2, NULL, NULL};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_f32_avx2 = {
     MOE_COMPUTE_F32, MOE_TIER_AVX2, moei_f32_row_bytes, moei_prepare_avx2, moei_panel_bytes_f32, moei_panel_avx2, {
@@ -2303,7 +2348,8 @@ MOEI_UNUSED static const moei_arith moei_f32_avx2 = {
         /* MXFP8        */ {NULL, moei_decode_fp8_avx2, 0},
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_avx2, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_avx2, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
+    &moei_packing_avx2};
 // clang-format on
 
 /* exp: see moei_exp. min and max return their second operand on NaN. */
@@ -2388,35 +2434,46 @@ MOEI_FORCE MOEI_AVX512 float moei_sum_avx512(__m512 a) {
     c = _mm_add_ps(c, _mm_movehl_ps(c, c));
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps(c, c, 1))) + 0.0f;
 }
-MOEI_FORCE MOEI_AVX512 __m128 moei_sum4_avx512(__m512 a, __m512 b, __m512 c, __m512 d) {
-    __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-    __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
-    __m512 s = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
-    s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4e)); /* now a, b, c, d have 128 bits each */
-    s = _mm512_add_ps(_mm512_add_ps(s, _mm512_permute_ps(s, 0xb1)), _mm512_setzero_ps());
-    __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
-    return _mm512_castps512_ps128(_mm512_permutexvar_ps(first, s));
+/* What the 4 sums of a token and of another one have after the first step of the tree: rows' halves of 8, then their 4. */
+MOEI_FORCE MOEI_AVX512 __m512 moei_fold2_avx512(__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
 }
-MOEI_FORCE MOEI_AVX512 void moei_store_avx512(float *out, __m128 s, uint32_t n) {
-    if (n == 4) _mm_storeu_ps(out, s);
-    else _mm_mask_storeu_ps(out, (__mmask8)((1u << n) - 1), s);
+MOEI_FORCE MOEI_AVX512 __m512 moei_fold4_avx512(__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+/* The sums of 4 rows times tokens c and d, to out and, unless they are the same, out + stride. */
+MOEI_FORCE MOEI_AVX512 void moei_sum8_avx512(const __m512 *c, const __m512 *d, float *out, size_t stride, uint32_t n) {
+    const __m512i first = _mm512_setr_epi32(0, 8, 2, 10, 4, 12, 6, 14, 0, 8, 2, 10, 4, 12, 6, 14);
+    __m512 r01 = moei_fold4_avx512(moei_fold2_avx512(c[0], d[0]), moei_fold2_avx512(c[1], d[1]));
+    __m512 r23 = moei_fold4_avx512(moei_fold2_avx512(c[2], d[2]), moei_fold2_avx512(c[3], d[3]));
+    __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(r01), _mm512_castps_pd(r23));
+    __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(r01), _mm512_castps_pd(r23));
+    __m512 s = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+    s = _mm512_add_ps(_mm512_add_ps(s, _mm512_permute_ps(s, 0xb1)), _mm512_setzero_ps());
+    __m256 v = _mm512_castps512_ps256(_mm512_permutexvar_ps(first, s));
+    const __mmask8 m = (__mmask8)((1u << n) - 1);
+    _mm_mask_storeu_ps(out, m, _mm256_castps256_ps128(v));
+    if (c != d) _mm_mask_storeu_ps(out + stride, m, _mm256_extractf128_ps(v, 1));
+}
+MOEI_FORCE MOEI_AVX512 void moei_store_avx512(const int C, __m512 (*a)[4], const moei_tile *t) {
+    MOEI_UNROLL for (int c = 0; c < C; c += 2)
+        moei_sum8_avx512(a[c], a[c + 1 < C ? c + 1 : c], t->out + (size_t)c * t->out_stride, t->out_stride, t->n_rows);
 }
 
-/* SHAPES      4 rows (any format, k contiguous) x C tokens (prepared: natural order, padded to 16)
+/* SHAPES      4 rows (any format, k contiguous) x a group of C tokens
    DEFINITION  lane l of a[c][r] is the FMA chain over k mod 16 == l
    REGISTERS   4 C sums + 4 weights + 1 token: 29 of 32 at C = 6; 24 FMAs (12 cycles) per 10 loads */
-MOEI_FORCE MOEI_AVX512 void moei_step_avx512(const int C, const float *const *x, size_t k, const __m512 *v, __m512 (*a)[4]) {
+MOEI_FORCE MOEI_AVX512 void moei_step_avx512(const int C, const uint8_t *x, size_t k, const __m512 *v, __m512 (*a)[4]) {
+    const float *line = (const float *)(x + k * 4 * (size_t)C);
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        __m512 xc = _mm512_loadu_ps(x[c] + k);
+        __m512 xc = _mm512_loadu_ps(line + 16 * c);
         MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_fmadd_ps(v[r], xc, a[c][r]);
     }
 }
 MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C, const moei_tile *t) {
     const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k1 & ~(size_t)15;
-    const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *ahead = t->ahead, *ahead_end = t->ahead_end;
-    const float *x[6];
+    const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *x = t->x, *ahead = t->ahead, *ahead_end = t->ahead_end;
     __m512 a[6][4], v[4];
-    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const float *)t->x[c];
     if (t->k0 == 0) {
         MOEI_UNROLL for (int i = 0; i < 4 * C; i++) a[i / 4][i % 4] = _mm512_setzero_ps();
     } else {
@@ -2444,33 +2501,7 @@ MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C,
         MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_tail_avx512(format, w[r] + k_end * size, m);
         moei_step_avx512(C, x, k_end, v, a);
     }
-    MOEI_UNROLL for (int c = 0; c < C; c++)
-        moei_store_avx512(t->out + (size_t)c * t->out_stride, moei_sum4_avx512(a[c][0], a[c][1], a[c][2], a[c][3]), t->n_rows);
-}
-
-/* SHAPES      1 row x C tokens, row after row
-   REGISTERS   C sums, C <= 4: beyond, tiles of 4 rows need less of L1 */
-MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows,
-                                             const void *const *xs, float *out, size_t out_stride) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15;
-    const __mmask16 m = moei_mask_avx512(w->k - k_end);
-    const float *x[4];
-    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const float *)xs[c];
-    for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r);
-        __m512 a[4], v;
-        MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_setzero_ps();
-        for (size_t k = 0; k < k_end; k += 16) {
-            if (format == MOE_FORMAT_F32 || !(k & 16)) MOEI_PREFETCH(ahead + k * size);
-            v = moei_load_avx512(format, p + k * size);
-            MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x[c] + k), a[c]);
-        }
-        if (k_end < w->k) {
-            v = moei_load_tail_avx512(format, p + k_end * size, m);
-            MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x[c] + k_end), a[c]);
-        }
-        MOEI_UNROLL for (int c = 0; c < C; c++) out[(size_t)c * out_stride + r] = moei_sum_avx512(a[c]);
-    }
+    moei_store_avx512(C, a, t);
 }
 
 #define MOEI_TILE_AVX512(F, C)                                                                                         \
@@ -2491,20 +2522,10 @@ static const moei_tiles moei_tiles_avx512_BF16 = {
     4, 6, UINT32_MAX - 63, {moei_tile_avx512_BF16_1, moei_tile_avx512_BF16_2, moei_tile_avx512_BF16_3, moei_tile_avx512_BF16_4,
                            moei_tile_avx512_BF16_5, moei_tile_avx512_BF16_6}};
 
-/* Up to 4 tokens the weights' stream is what counts, beyond the multiply-adds. */
-MOEI_FORCE MOEI_AVX512 void moei_dot_avx512(const uint32_t format, const moei_tiles *tiles, const moei_rows *w,
-                                            uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
-                                            size_t out_stride) {
-    if (n_tokens == 1) moei_rows_avx512(format, 1, w, n_rows, x, out, out_stride);
-    else if (n_tokens == 2) moei_rows_avx512(format, 2, w, n_rows, x, out, out_stride);
-    else if (n_tokens == 3) moei_rows_avx512(format, 3, w, n_rows, x, out, out_stride);
-    else if (n_tokens == 4) moei_rows_avx512(format, 4, w, n_rows, x, out, out_stride);
-    else moei_sweep(tiles, w, n_rows, x, n_tokens, out, out_stride);
-}
 #define MOEI_DOT_AVX512(F)                                                                                             \
-    MOEI_AVX512 static void moei_dot_avx512_##F(const moei_rows *w, uint32_t n_rows, const void *const *x,             \
-                                                uint32_t n_tokens, float *out, size_t out_stride) {                    \
-        moei_dot_avx512(MOE_FORMAT_##F, &moei_tiles_avx512_##F, w, n_rows, x, n_tokens, out, out_stride);              \
+    static void moei_dot_avx512_##F(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,      \
+                                    float *out, size_t out_stride) {                                                   \
+        moei_sweep(&moei_tiles_avx512_##F, w, n_rows, x, n_tokens, out, out_stride);                                   \
     }
 MOEI_DOT_AVX512(F32)
 MOEI_DOT_AVX512(F16)
@@ -2517,9 +2538,9 @@ static void moei_panel_avx512(void *panel, const moei_rows *w, uint32_t n_rows, 
     moei_dot_avx512_F32(&rows, n_rows, x, n_tokens, out, out_stride);
 }
 
-/* Rows of 16 bits to a panel of f32, once for all tokens: in the tile the conversion costs two of the ports that the FMAs need
-   (Xeon, family 6 model 207, in cache: 60 % of the peak from bf16 rows, 80 % from the panel; Zen 5: 88 and 94 %). */
-#define MOEI_WIDEN 12u
+/* Rows of 16 bits to a panel of f32, once for all tokens, where conversions take the ports that FMAs need: on Intel (Xeon, family
+   6 model 207, in cache: 60 % of the peak from bf16 rows, 80 % from the panel). On AMD they have ports of their own and the panel is
+   only more to read (Zen 4, 32 tokens, cold: 93 % from bf16 rows, 80 % from the panel). */
 MOEI_FORCE MOEI_AVX512 void moei_widen_avx512(const uint32_t format, const moei_rows *w, uint32_t n_rows, void *panel) {
     float *o = (float *)panel;
     for (uint32_t r = 0; r < n_rows; r++, o += moei_f32_row_bytes(w->k) / 4) {
@@ -2559,21 +2580,25 @@ MOEI_AVX512 static void moei_decode_fp8_avx512(const moei_rows *w, uint32_t n_ro
     }
 }
 
+static const moei_packing moei_packing_avx512 = {6, 2, moei_pack_f32, NULL, NULL};
 // clang-format off
-MOEI_UNUSED static const moei_arith moei_f32_avx512 = {
-    MOE_COMPUTE_F32, MOE_TIER_AVX512, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_avx512, {
-        /* NONE         */ MOEI_NO_OPS,
-        /* F32          */ {moei_dot_avx512_F32, NULL, UINT32_MAX},
-        /* F16          */ {moei_dot_avx512_F16, moei_decode_f16_avx512, MOEI_WIDEN},
-        /* BF16         */ {moei_dot_avx512_BF16, moei_decode_bf16_avx512, MOEI_WIDEN},
-        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
-        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
-        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
-        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
-        /* MXFP8        */ {NULL, moei_decode_fp8_avx512, 0},
-        /* FP8_BLOCK    */ {NULL, moei_decode_fp8_avx512, 0},
-        /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_avx512, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
+#define MOEI_F32_AVX512(dot_max) {                                                                                     \
+    MOE_COMPUTE_F32, MOE_TIER_AVX512, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_avx512, { \
+        /* NONE         */ MOEI_NO_OPS,                                                                                \
+        /* F32          */ {moei_dot_avx512_F32, NULL, UINT32_MAX},                                                    \
+        /* F16          */ {moei_dot_avx512_F16, moei_decode_f16_avx512, dot_max},                                     \
+        /* BF16         */ {moei_dot_avx512_BF16, moei_decode_bf16_avx512, dot_max},                                   \
+        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                            \
+        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                            \
+        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,                                                                   \
+        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                         \
+        /* MXFP8        */ {NULL, moei_decode_fp8_avx512, 0},                                                          \
+        /* FP8_BLOCK    */ {NULL, moei_decode_fp8_avx512, 0},                                                          \
+        /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_avx512, 0},                                                          \
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                  \
+    &moei_packing_avx512}
+MOEI_UNUSED static const moei_arith moei_f32_avx512 = MOEI_F32_AVX512(UINT32_MAX);
+MOEI_UNUSED static const moei_arith moei_f32_avx512_widen = MOEI_F32_AVX512(12);
 // clang-format on
 
 /* exp: see moei_exp. min and max return their second operand on NaN; scalef rounds once, as the two exact steps do. */
@@ -2631,24 +2656,21 @@ MOEI_UNUSED static const moei_vec moei_vec_avx512 = {moei_vexp_avx512, moei_vsig
 
 #if MOEI_HAVE_AVX512BF16
 MOEI_FORCE MOEI_BF16 __mmask32 moei_mask_bf16(size_t n) { return n < 32 ? (1u << n) - 1 : 0xffffffffu; }
-/* SHAPES      4 bf16 rows x C prepared tokens (bf16, padded to 32)
+/* SHAPES      4 bf16 rows x a group of C tokens
    REGISTERS   as moei_tile_avx512: 24 dot products of 16 pairs per 10 loads at C = 6 */
-MOEI_FORCE MOEI_BF16 void moei_step_bf16(const int C, const uint8_t *const *x, size_t k, const __m512i *v, __m512 (*a)[4]) {
+MOEI_FORCE MOEI_BF16 void moei_step_bf16(const int C, const uint8_t *x, size_t k, const __m512i *v, __m512 (*a)[4]) {
+    x += k * 2 * (size_t)C;
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        __m512i xc = _mm512_loadu_si512(x[c] + k * 2);
+        __m512i xc = _mm512_loadu_si512(x + 64 * c);
         MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_dpbf16_ps(a[c][r], (__m512bh)v[r], (__m512bh)xc);
     }
 }
 MOEI_FORCE MOEI_BF16 void moei_tile_bf16(const int C, const moei_tile *t) {
     const size_t k_end = t->k & ~(size_t)31;
-    const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *ahead = t->ahead, *ahead_end = t->ahead_end;
-    const uint8_t *x[6];
+    const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *x = t->x, *ahead = t->ahead, *ahead_end = t->ahead_end;
     __m512 a[6][4];
     __m512i v[4];
-    MOEI_UNROLL for (int c = 0; c < C; c++) {
-        x[c] = (const uint8_t *)t->x[c];
-        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_setzero_ps();
-    }
+    MOEI_UNROLL for (int i = 0; i < 4 * C; i++) a[i / 4][i % 4] = _mm512_setzero_ps();
     for (size_t k = 0; k < k_end; k += 32) {
         MOEI_AHEAD(t);
         MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_loadu_si512(w[r] + k * 2);
@@ -2659,34 +2681,7 @@ MOEI_FORCE MOEI_BF16 void moei_tile_bf16(const int C, const moei_tile *t) {
         MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_maskz_loadu_epi16(m, w[r] + k_end * 2);
         moei_step_bf16(C, x, k_end, v, a);
     }
-    MOEI_UNROLL for (int c = 0; c < C; c++)
-        moei_store_avx512(t->out + (size_t)c * t->out_stride, moei_sum4_avx512(a[c][0], a[c][1], a[c][2], a[c][3]), t->n_rows);
-}
-/* SHAPES      1 row x C tokens, row after row, as moei_rows_avx512 */
-MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int C, const moei_rows *w, uint32_t n_rows, const void *const *xs, float *out,
-                                         size_t out_stride) {
-    const size_t k_end = w->k & ~(size_t)31;
-    const __mmask32 m = moei_mask_bf16(w->k - k_end);
-    const uint8_t *x[6];
-    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const uint8_t *)xs[c];
-    for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r);
-        __m512 a[6];
-        __m512i v;
-        MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_setzero_ps();
-        for (size_t k = 0; k < k_end; k += 32) {
-            MOEI_PREFETCH(ahead + k * 2);
-            v = _mm512_loadu_si512(p + k * 2);
-            MOEI_UNROLL for (int c = 0; c < C; c++)
-                a[c] = _mm512_dpbf16_ps(a[c], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x[c] + k * 2));
-        }
-        if (k_end < w->k) {
-            v = _mm512_maskz_loadu_epi16(m, p + k_end * 2);
-            MOEI_UNROLL for (int c = 0; c < C; c++)
-                a[c] = _mm512_dpbf16_ps(a[c], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x[c] + k_end * 2));
-        }
-        MOEI_UNROLL for (int c = 0; c < C; c++) out[(size_t)c * out_stride + r] = moei_sum_avx512(a[c]);
-    }
+    moei_store_avx512(C, a, t);
 }
 #define MOEI_TILE_BF16(C)                                                                                              \
     MOEI_BF16 static void moei_tile_bf16_##C(const moei_tile *t) { moei_tile_bf16(C, t); }
@@ -2695,17 +2690,9 @@ static const moei_tiles moei_tiles_bf16 = {
     4, 6, UINT32_MAX - 63, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3, moei_tile_bf16_4, moei_tile_bf16_5, moei_tile_bf16_6}};
 
 static size_t moei_panel_bytes_bf16(uint32_t n_rows, size_t k) { return n_rows * moei_bf16_row_bytes(k); }
-MOEI_BF16 static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
-                                    size_t out_stride) {
-    switch (n_tokens) {
-    case 1: moei_rows_bf16(1, w, n_rows, x, out, out_stride); break;
-    case 2: moei_rows_bf16(2, w, n_rows, x, out, out_stride); break;
-    case 3: moei_rows_bf16(3, w, n_rows, x, out, out_stride); break;
-    case 4: moei_rows_bf16(4, w, n_rows, x, out, out_stride); break;
-    case 5: moei_rows_bf16(5, w, n_rows, x, out, out_stride); break;
-    case 6: moei_rows_bf16(6, w, n_rows, x, out, out_stride); break;
-    default: moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);
-    }
+static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                          size_t out_stride) {
+    moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);
 }
 static void moei_panel_bf16(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
@@ -2761,6 +2748,7 @@ MOEI_BF16 static void moei_decode_fp8_bf16(const moei_rows *w, uint32_t n_rows, 
     }
 }
 
+static const moei_packing moei_packing_bf16 = {6, 2, moei_pack_bf16, NULL, NULL};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = {
     MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_bf16_row_bytes, moei_prepare_bf16_avx512, moei_panel_bytes_bf16, moei_panel_bf16, {
@@ -2775,7 +2763,8 @@ MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = {
         /* MXFP8        */ {NULL, moei_decode_fp8_bf16, 0},
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_bf16, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_bf16, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
+    &moei_packing_bf16};
 // clang-format on
 #endif
 
@@ -2843,11 +2832,12 @@ MOEI_BF16 static void moei_transpose_amx(const uint8_t *const *from, uint32_t n,
     MOEI_UNROLL for (uint32_t j = 0; j < 16; j++)
         if (j < m) _mm512_mask_storeu_epi32(to + j * to_stride, mask, t[j]);
 }
-static void moei_pack_amx(void *to, const void *const *x, uint32_t n, size_t k) {
+static void moei_pack_amx(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k) {
     const uint8_t *from[16];
-    for (size_t s = 0; s < (k + 31) / 32; s++) {
+    (void)k;
+    for (size_t s = 0; s < (len + 31) / 32; s++) {
         for (uint32_t i = 0; i < n; i++) from[i] = (const uint8_t *)x[i] + 64 * s;
-        MOEI_AMX_ROLE(moei_transpose_amx)(from, n, (uint8_t *)to + 64 * n * s, 4 * n, 16);
+        MOEI_AMX_ROLE(moei_transpose_amx)(from, n, (uint8_t *)to + 2 * k0 * n + 64 * n * s, 4 * n, 16);
     }
 }
 
@@ -2998,7 +2988,7 @@ static void moei_panel_amx(void *panel, const moei_rows *w, uint32_t n_rows, con
     moei_dot_amx(&rows, n_rows, x, n_tokens, out, out_stride);
 }
 
-static const moei_packing moei_packing_amx = {moei_begin_amx, moei_end_amx, moei_pack_amx};
+static const moei_packing moei_packing_amx = {16, 2, moei_pack_amx, moei_begin_amx, moei_end_amx};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_bf16_amx = {
     MOE_COMPUTE_BF16, MOE_TIER_AMX, moei_bf16_row_bytes, MOEI_AMX_ROLE(moei_prepare_bf16_avx512), moei_panel_bytes_bf16,
@@ -3468,7 +3458,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_
 MOEI_FORCE MOEI_AVX2 void moei_q8_dot_avx2(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                            float *out, size_t out_stride) {
     for (uint32_t r = 0; r < n_rows; r++) {
-        const size_t ahead = moei_ahead_of(w, n_rows, r);
+        const size_t ahead = moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
         if (n_tokens == 1) moei_q8_row_avx2(f, w, r, ahead, x, 1, out + r, out_stride);
         else
             for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
@@ -3522,33 +3512,43 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_block(moei_q8 *row, size_t b, const float *x) 
     to->d[b % 8] = d, to->s[b % 8] = d * (float)(lo + hi);
 }
 static MOEI_AVX2 void moei_q8_prepare(void *row, const float *x, size_t k0, size_t n, size_t k) {
-    const float none[32] = {0};
-    for (size_t b = 0; b < n / 32; b++) moei_q8_block((moei_q8 *)row, k0 / 32 + b, x + 32 * b);
-    if (k0 + n == k)
-        for (size_t b = k / 32; b % 8; b++) moei_q8_block((moei_q8 *)row, b, none);
+    const size_t b = (k0 + n) / 32 % 8, none = 8 - b;
+    moei_q8 *last = (moei_q8 *)row + (k0 + n) / 256;
+    for (size_t i = 0; i < n / 32; i++) moei_q8_block((moei_q8 *)row, k0 / 32 + i, x + 32 * i);
+    if (k0 + n != k || !b) return;
+    memset(last->q[b], 0, 32 * none), memset(&last->d[b], 0, 4 * none), memset(&last->s[b], 0, 4 * none);
+    memset(&last->sum[b], 0, 4 * none), memset(last->sum16[b], 0, 4 * none);
 }
 
-/* ---- many tokens: what the tiers share ----
-   LAYOUT      A panel is groups of 32 rows, for every block of 32 weights one entry: vectors of one dword (or float) per row: 8 of
-               weights (4 consecutive k each), the scale, and what else the kind has.
-   DEFINITION  as everywhere. A tile of 32 rows x C tokens walks the panel from front to back; the accumulators of the 8 lanes lie
-               in L1 (per block, vector and token a load in the fma and a store, 8 blocks apart). */
+/* The panel decodes itself, as it is first used: this only says that there is one. */
+static void moei_q8_decode_later(const moei_rows *w, uint32_t n_rows, void *panel) { (void)w, (void)n_rows, (void)panel; }
 
-enum { MOEI_Q8_ROWS = 32, MOEI_Q8_TOKENS = 8, MOEI_Q8_ACC = 8 * MOEI_Q8_TOKENS * MOEI_Q8_ROWS };
+/* ---- AVX2: many tokens ----
+   LAYOUT      A panel is 32 rows: for every step 4 times 8 rows times 8 blocks, each an entry of its own: vectors of one dword (or
+               float) per row, 8 of weights (4 consecutive k each), the scale, and what else the kind has. A tile walks it from
+               front to back; the accumulators of the 8 lanes lie in L1, [lane][token][row]. Wide formats have 16 vectors of weights: int16, bytes 0 and 2 of
+               every dword, then 1 and 3, and activations to match.
+   REGISTERS   8 rows x 4 tokens: 4 sums of 16 bits and 4 of 32, the weights, an activation.
+   LIMITS      per dword of narrow weights vpmaddubsw and an addition of 16 bits, 8 times (u > 16: 4, u > 32: twice) before they
+               become 32 bits by vpmaddwd, which also applies integer scales; wide ones vpmaddwd and an addition per 2 weights.
+               Measured (Xeon, family 6 model 207), decoding included, 32 / 128 tokens: Q4_0 1.67 / 1.88 times the FMA peak, Q4_K
+               1.64 / 1.80, Q6_K 1.35 / 1.47, MXFP4 1.6 / 1.8, Q8_0 1.02 / 1.13; straight from the rows 0.9, 0.9, 0.75, 0.85, 0.7. */
+
+enum { MOEI_Q8_ROWS = 32, MOEI_Q8_FOUR = 4, MOEI_Q8_ACC = 8 * MOEI_Q8_FOUR * MOEI_Q8_ROWS }; /* a panel's rows; a tile's tokens */
 
 /* What a step of the tokens is multiplied by, [token][lane], to be broadcast: gathered once per step, so that a block costs no
    arithmetic on it. A sum over a half (or the whole) starts from minus offset * sum(q). */
 typedef struct moei_q8scalars {
-    float d[MOEI_Q8_TOKENS][8], s[MOEI_Q8_TOKENS][8];
-    int32_t start[2][MOEI_Q8_TOKENS][8], sum16[MOEI_Q8_TOKENS][8];
+    float d[MOEI_Q8_FOUR][8], s[MOEI_Q8_FOUR][8];
+    int32_t start[2][MOEI_Q8_FOUR][8], sum16[MOEI_Q8_FOUR][8];
 } moei_q8scalars;
-MOEI_FORCE MOEI_AVX2 void moei_q8_gather(int halves, int c, const moei_q8 *const *x, int offset, int magic, moei_q8scalars *to) {
-    const __m256i times = _mm256_set1_epi32(-offset), more = _mm256_set1_epi32(magic);
+MOEI_FORCE MOEI_AVX2 void moei_q8_gather(int halves, int c, const moei_q8 *const *x, int offset, moei_q8scalars *to) {
+    const __m256i times = _mm256_set1_epi32(-offset);
     MOEI_UNROLL for (int t = 0; t < c; t++) {
         const __m256i pair = moei_q8_ld256(x[t]->sum16);
         const __m256i first = halves ? _mm256_srai_epi32(_mm256_slli_epi32(pair, 16), 16) : moei_q8_ld256(x[t]->sum);
         memcpy(to->d[t], x[t]->d, 32), memcpy(to->s[t], x[t]->s, 32), memcpy(to->sum16[t], x[t]->sum16, 32);
-        _mm256_storeu_si256((__m256i *)to->start[0][t], _mm256_add_epi32(_mm256_mullo_epi32(first, times), more));
+        _mm256_storeu_si256((__m256i *)to->start[0][t], _mm256_mullo_epi32(first, times));
         if (halves) _mm256_storeu_si256((__m256i *)to->start[1][t], _mm256_mullo_epi32(_mm256_srai_epi32(pair, 16), times));
     }
 }
@@ -3558,63 +3558,6 @@ typedef struct moei_q8ahead { const uint8_t *p, *end; size_t each; } moei_q8ahea
 MOEI_FORCE MOEI_AVX2 void moei_q8_prefetch_block(moei_q8ahead *a) {
     for (size_t i = 0; i < a->each && a->p < a->end; i++, a->p += 64) _mm_prefetch((const char *)a->p, _MM_HINT_T1);
 }
-
-/* The roles of a tier. A step is of 32 rows, of which those beyond the view's end repeat the last one; `side` is filled every
-   MOEI_Q8_CHUNK steps. x: the tokens' rows at the step; acc: [lane][token][row], `tokens` of them. */
-typedef void moei_q8_unpack_fn(const moei_rows *w, size_t r, size_t n_rows, size_t step, moei_q8side side[32], uint8_t *entry);
-typedef void moei_q8_tile_fn(const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, uint32_t c, int offset, moei_q8ahead *ahead, float *acc);
-typedef void moei_q8_store_fn(const float *acc, uint32_t c, uint32_t n_rows, float *out, size_t out_stride);
-typedef struct moei_q8tier {
-    moei_q8_unpack_fn *unpack;
-    moei_q8_tile_fn *tile;
-    moei_q8_store_fn *store;
-    size_t entry;       /* bytes */
-    uint32_t sizes[3];  /* of tiles in tokens, falling */
-    int offset;
-} moei_q8tier;
-/* As many tokens as the next tile has: the largest size while it fits, then such that no more than one is wasted (but for few). */
-static uint32_t moei_q8_group(const uint32_t sizes[3], uint32_t left) {
-    if (left == sizes[0] + 1 || left == sizes[0] + 2) return sizes[1]; /* 9 = 6 + 4, not 8 + 4 */
-    return left > sizes[1] ? sizes[0] : left > sizes[2] ? sizes[1] : sizes[2];
-}
-/* The first group's tiles decode the panel as they go: written all at once it would wait for the stores to L2 (Xeon model 207: 29
-   ns per block of 32 rows of Q4_K, 15 in L1). With 48 tokens decoding is then still a sixth of the time: 5 shuffles or inserts per
-   vector of 16 dwords, as a transposition needs. */
-static void moei_q8_panel(const moei_q8tier *tier, void *memory, const moei_rows *w, uint32_t n_rows, const void *const *x,
-                          uint32_t n_tokens, float *out, size_t out_stride) {
-    const size_t n_blocks = w->k / 32, n_panels = (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS;
-    const uint8_t *next = w->prefetch ? w->prefetch : w->data;
-    const size_t lines = w->prefetch ? w->prefetch_bytes / 64 : 0, blocks = n_panels * n_blocks * ((n_tokens + tier->sizes[0] - 1) / tier->sizes[0]);
-    moei_q8ahead ahead = {next, next + 64 * lines, lines / blocks + 1};
-    moei_q8side side[MOEI_Q8_ROWS];
-    float room[MOEI_Q8_ACC + 16], *acc = (float *)(void *)(((uintptr_t)room + 63) & ~(uintptr_t)63);
-    for (uint32_t r = 0, n; r < n_rows; r += MOEI_Q8_ROWS)
-        for (uint32_t t = 0; t < n_tokens; t += n) {
-            const moei_q8 *at[MOEI_Q8_TOKENS];
-            uint8_t *entry = (uint8_t *)memory;
-            const uint32_t c = moei_q8_group(tier->sizes, n_tokens - t);
-            n = n_tokens - t < c ? n_tokens - t : c;
-            for (uint32_t i = 0; i < c; i++) at[i] = (const moei_q8 *)x[t + (i < n ? i : n - 1)];
-            memset(acc, 0, MOEI_Q8_ACC * sizeof *acc);
-            for (size_t i = 0; 8 * i < n_blocks; i++, entry += 8 * tier->entry) {
-                if (t == 0) tier->unpack(w, r, n_rows, i, side, entry);
-                tier->tile(entry, n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8, at, c, tier->offset, &ahead, acc);
-                for (uint32_t j = 0; j < c; j++) at[j]++;
-            }
-            tier->store(acc, n, n_rows - r < 32 ? n_rows - r : 32, out + t * out_stride + r, out_stride);
-        }
-}
-/* The panel decodes itself, as it is first used: this only says that there is one. */
-static void moei_q8_decode_later(const moei_rows *w, uint32_t n_rows, void *panel) { (void)w, (void)n_rows, (void)panel; }
-
-/* ---- AVX2: many tokens ----
-   LAYOUT      A step is 4 times 8 rows times 8 blocks, each an entry of its own. Wide formats have 16 vectors of weights: int16, bytes 0 and 2 of
-               every dword, then 1 and 3, and activations to match.
-   REGISTERS   8 rows x 4 tokens: 4 sums of 16 bits and 4 of 32, the weights, an activation.
-   LIMITS      per dword of narrow weights vpmaddubsw and an addition of 16 bits, 8 times (u > 16: 4, u > 32: twice) before they
-               become 32 bits by vpmaddwd, which also applies integer scales; wide ones vpmaddwd and an addition per 2 weights.
-               Measured (Xeon, family 6 model 207), decoding included, 32 / 128 tokens: Q4_0 1.67 / 1.88 times the FMA peak, Q4_K
-               1.64 / 1.80, Q6_K 1.35 / 1.47, MXFP4 1.6 / 1.8, Q8_0 1.02 / 1.13; straight from the rows 0.9, 0.9, 0.75, 0.85, 0.7. */
 
 MOEI_FORCE size_t moei_q8_entry_avx2(uint32_t f) { return (moei_q8_is_wide(f) ? 17 : 12) * 32; } /* weights; d m sub less */
 static size_t moei_q8_panel_bytes_avx2(uint32_t n_rows, size_t k) { return n_rows ? (k + 255) / 256 * 8 * 4 * 17 * 32 : 0; }
@@ -3745,7 +3688,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_tile_avx2(uint32_t kind, int c, const uint8_t 
     const size_t size = moei_q8_entry_avx2(kind);
     moei_q8scalars by;
     moei_q8wide wide;
-    moei_q8_gather(moei_q8_is_nvfp4(kind), c, x, offset, 0, &by);
+    moei_q8_gather(moei_q8_is_nvfp4(kind), c, x, offset, &by);
     for (int t = 0; kind == MOE_FORMAT_Q8_0 && t < c; t++)
         for (int b = 0; b < 8; b++) {
             const __m256i q = moei_q8_ld256(x[t]->q[b]);
@@ -3783,9 +3726,12 @@ MOEI_Q8_TILE_AVX2(NVFP4) MOEI_Q8_TILE_AVX2(INT4_GROUP) MOEI_Q8_TILE_AVX2(Q5_0) M
             moei_q8_unpack8_avx2(MOE_FORMAT_##f, w, r + 8 * j, n_rows, step, side + 8 * j, entry + 64 * j / 8 * moei_q8_entry_avx2(MOE_FORMAT_##f)); }
 MOEI_Q8_FORMATS(MOEI_Q8_UNPACK_AVX2, avx2, MOEI_AVX2)
 #define MOEI_Q8_CASE(isa, target, f) case MOE_FORMAT_##f: return moei_q8_unpack_##isa##_##f;
+/* A step of 32 rows, of which those beyond the view's end repeat the last one; `side` is filled every MOEI_Q8_CHUNK steps. */
+typedef void moei_q8_unpack_fn(const moei_rows *w, size_t r, size_t n_rows, size_t step, moei_q8side side[32], uint8_t *entry);
 static moei_q8_unpack_fn *moei_q8_unpack_avx2(uint32_t f) {
     switch (f) { MOEI_Q8_FORMATS(MOEI_Q8_CASE, avx2, ) default: return NULL; }
 }
+typedef void moei_q8_tile_fn(const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, uint32_t c, int offset, moei_q8ahead *ahead, float *acc);
 static moei_q8_tile_fn *moei_q8_tile_of_avx2(uint32_t f) {
     switch (moei_q8_kind_avx2(f)) {
     case MOE_FORMAT_Q8_0: return moei_q8_tile_avx2_Q8_0;
@@ -3799,12 +3745,32 @@ static moei_q8_tile_fn *moei_q8_tile_of_avx2(uint32_t f) {
     default: return moei_q8_tile_avx2_Q4_0;
     }
 }
+/* The first tile decodes the panel as it goes: written all at once it would wait for the stores to L2. */
 static void moei_q8_panel_avx2(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                                size_t out_stride) {
     const uint32_t f = w->format;
     const int offset = f == MOE_FORMAT_INT4_GROUP ? 1 : moei_q8_offset(f);
-    const moei_q8tier tier = {moei_q8_unpack_avx2(f), moei_q8_tile_of_avx2(f), moei_q8_store_avx2, 4 * moei_q8_entry_avx2(f), {4, 2, 2}, offset};
-    moei_q8_panel(&tier, panel, w, n_rows, x, n_tokens, out, out_stride);
+    const size_t n_blocks = w->k / 32, n_panels = (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS, tiles = (n_tokens + MOEI_Q8_FOUR - 1) / MOEI_Q8_FOUR;
+    const uint8_t *next = w->prefetch ? w->prefetch : w->data;
+    const size_t lines = w->prefetch ? w->prefetch_bytes / 64 : 0;
+    moei_q8ahead ahead = {next, next + 64 * lines, lines / (n_panels * n_blocks * tiles) + 1};
+    moei_q8side side[MOEI_Q8_ROWS];
+    float room[MOEI_Q8_ACC + 16], *acc = (float *)(void *)(((uintptr_t)room + 63) & ~(uintptr_t)63);
+    for (uint32_t r = 0, n; r < n_rows; r += MOEI_Q8_ROWS)
+        for (uint32_t t = 0; t < n_tokens; t += n) {
+            const moei_q8 *at[MOEI_Q8_FOUR];
+            uint8_t *entry = (uint8_t *)panel;
+            const uint32_t c = n_tokens - t > 2 ? MOEI_Q8_FOUR : 2;
+            n = n_tokens - t < c ? n_tokens - t : c;
+            for (uint32_t i = 0; i < c; i++) at[i] = (const moei_q8 *)x[t + (i < n ? i : n - 1)];
+            memset(acc, 0, MOEI_Q8_ACC * sizeof *acc);
+            for (size_t i = 0; 8 * i < n_blocks; i++, entry += 8 * 4 * moei_q8_entry_avx2(f)) {
+                if (t == 0) moei_q8_unpack_avx2(f)(w, r, n_rows, i, side, entry);
+                moei_q8_tile_of_avx2(f)(entry, n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8, at, c, offset, &ahead, acc);
+                for (uint32_t j = 0; j < c; j++) at[j]++;
+            }
+            moei_q8_store_avx2(acc, n, n_rows - r < 32 ? n_rows - r : 32, out + t * out_stride + r, out_stride);
+        }
 }
 
 #define MOEI_Q8_BOTH(isa, f) {moei_q8_dot_##isa##_##f, moei_q8_decode_later, 8}
@@ -3970,7 +3936,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, const moei_rows *w, size_
 MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                            float *out, size_t out_stride) {
     for (uint32_t r = 0; r < n_rows; r++) {
-        const size_t ahead = moei_ahead_of(w, n_rows, r);
+        const size_t ahead = moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
         if (n_tokens == 1) moei_q8_row_vnni(f, w, r, ahead, x, 1, out + r, out_stride);
         else
             for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
@@ -3982,125 +3948,138 @@ MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint3
 MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
 
 /* ---- AVX512-VNNI: many tokens ----
-   LAYOUT      Rows 0-15 and 16-31 of every vector in two registers: an entry is pairs of them. Weights all have an offset.
-   REGISTERS   2 x C integer sums, 2 of weights, 1 broadcast activation that both use; another 2 x C with integer scales per 16.
-   LIMITS      Where ports 0 and 5 do all 512-bit arithmetic (Intel) a block, vector and token is 8 dot products, a conversion, a
-               multiplication and an fma: at most 73 % of the peak; with a minimum 67 %, with scales per 16 62 %, NVFP4 57 %.
-               Measured (Xeon, family 6 model 207; k = 2048, panel in L2), tiles alone: C = 5 62 %, 6 65 %, 8 67 % (minimum 63 %),
-               10 65 %, 12 65 %; 48 rows x 5 67 %, 64 x 4 67 %; lanes one after the other with the accumulators in registers 65 %,
-               at k = 768 58 %; start values computed per block and not gathered: 7 points less. */
+   LAYOUT      A panel is 16 rows; an entry is a block of 32 weights of them, a row to a dword: 8 vectors of signed weights, d, then
+               what the kind has; last the integer sums' start values. Blocks of a lane lie one after the other, so a lane's float
+               accumulators stay in registers. Tokens are packed alike: a block of a group of n is 8 n dwords of values + 128, then
+               n times d, s and sum16.
+   DEFINITION  as everywhere: sum (x + 128) w - 128 sum w is exact, and its second term the same for all tokens.
+   REGISTERS   C integer sums, C accumulators, weights, a broadcast activation
+   LIMITS      A block and token is 8 dot products, a conversion, a multiplication and an fma; a minimum and scales per 16 an fma
+               more. On Zen 4 conversions have other ports: at most 80 % of the peak (73 with a minimum); where ports 0 and 5 do all
+               512-bit arithmetic (Intel) 73 %, with a minimum 67 %, with scales per 16 62 %, NVFP4 57 %. */
 
-/* Entry of a block: pairs of vectors. */
-MOEI_FORCE size_t moei_q8_entry(uint32_t f) {
-    size_t pairs = 9; /* weights, d */
-    if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f)) pairs = 10;    /* m */
-    if (moei_q8_has_sub(f)) pairs = f == MOE_FORMAT_Q2_K ? 13 : 11; /* scale 0, scale 1 as floats; Q2_K: m, minima as two int16 */
-    return pairs * 128;
+enum { MOEI_Q8_FEW = 3, MOEI_Q8_TOKENS = 8 }; /* up to so many tokens straight from the rows; of a group */
+MOEI_FORCE size_t moei_q8_start_of(uint32_t f) { /* vectors before the start values */
+    if (f == MOE_FORMAT_Q2_K) return 13;                          /* d, scale 0, scale 1 as floats, m, minima as two int16 */
+    if (moei_q8_has_sub(f)) return 11;                            /* d, scale 0, scale 1 */
+    return moei_q8_has_min(f) || moei_q8_is_nvfp4(f) ? 10 : 9;    /* d, m */
 }
-static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) { return n_rows ? k / 32 * moei_q8_entry(MOE_FORMAT_Q2_K) : 0; }
+MOEI_FORCE int moei_q8_has_halves(uint32_t f) { return moei_q8_has_sub(f) || moei_q8_is_nvfp4(f); }
+MOEI_FORCE size_t moei_q8_entry(uint32_t f) { return (moei_q8_start_of(f) + (moei_q8_has_halves(f) ? 2 : 1)) * 64; }
+static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) { return n_rows ? (k + 255) / 256 * 8 * moei_q8_entry(MOE_FORMAT_Q2_K) : 0; }
 /* What the tile needs to know of a format: formats of a kind share its code. */
 MOEI_FORCE uint32_t moei_q8_kind(uint32_t f) {
     if (moei_q8_has_min(f)) return MOE_FORMAT_Q4_K;
     if (moei_q8_is_nvfp4(f)) return MOE_FORMAT_NVFP4;
     return f == MOE_FORMAT_Q2_K ? f : (uint32_t)(moei_q8_has_sub(f) ? MOE_FORMAT_Q6_K : MOE_FORMAT_Q8_0);
 }
-MOEI_FORCE MOEI_VNNI __m512 moei_q8_getf(const float *p) { return _mm512_set1_ps(*p); }
-/* 16 weights of 32 rows times c tokens. */
-MOEI_FORCE MOEI_VNNI void moei_q8_dots(const uint8_t *w, int c, const uint8_t *const *x, size_t at, __m512i s[][2]) {
-    MOEI_UNROLL for (size_t j = 0; j < 4; j++) {
-        const __m512i v0 = moei_q8_ld512(w + 128 * j), v1 = moei_q8_ld512(w + 128 * j + 64);
-        MOEI_UNROLL for (int t = 0; t < c; t++) {
-            const __m512i q = _mm512_set1_epi32((int)moei_q8_u32(x[t] + at + 4 * j));
-            s[t][0] = _mm512_dpbusd_epi32(s[t][0], v0, q), s[t][1] = _mm512_dpbusd_epi32(s[t][1], v1, q);
-        }
+/* Half h of a block: 16 weights of 16 rows times c tokens. */
+MOEI_FORCE MOEI_VNNI void moei_q8_dots(const uint8_t *w, size_t start, size_t h, int c, const uint8_t *x, __m512i *s) {
+    if (start) MOEI_UNROLL for (int t = 0; t < c; t++) s[t] = moei_q8_ld512(w + 64 * start);
+    MOEI_UNROLL for (size_t j = 4 * h; j < 4 * h + 4; j++) {
+        const __m512i v = moei_q8_ld512(w + 64 * j);
+        MOEI_UNROLL for (int t = 0; t < c; t++)
+            s[t] = _mm512_dpbusd_epi32(s[t], _mm512_set1_epi32((int)moei_q8_u32(x + 4 * (j * (size_t)c + (size_t)t))), v);
     }
-}
-MOEI_FORCE MOEI_VNNI void moei_q8_start(int c, const int32_t (*start)[8], size_t lane, int none, __m512i s[][2]) {
-    MOEI_UNROLL for (int t = 0; t < c; t++) s[t][0] = s[t][1] = none ? _mm512_setzero_si512() : _mm512_set1_epi32(start[t][lane]);
 }
 /* acc += s * (d * d_x) */
-MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int c, const float *d, const float (*dx)[8], size_t lane, __m512 s[][2], __m512 acc[][2]) {
-    const __m512 d0 = _mm512_loadu_ps(d), d1 = _mm512_loadu_ps(d + 16);
-    MOEI_UNROLL for (int t = 0; t < c; t++) {
-        const __m512 x = moei_q8_getf(&dx[t][lane]);
-        acc[t][0] = _mm512_fmadd_ps(s[t][0], _mm512_mul_ps(d0, x), acc[t][0]);
-        acc[t][1] = _mm512_fmadd_ps(s[t][1], _mm512_mul_ps(d1, x), acc[t][1]);
-    }
+MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int c, __m512 d, const float *dx, const __m512 *s, __m512 *acc) {
+    MOEI_UNROLL for (int t = 0; t < c; t++) acc[t] = _mm512_fmadd_ps(s[t], _mm512_mul_ps(d, _mm512_set1_ps(dx[t])), acc[t]);
 }
-/* One entry times c tokens. */
-MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int c, const uint8_t *w, const uint8_t *const *x, const moei_q8scalars *by,
-                                             size_t lane, __m512 acc[][2]) {
-    const float *d = (const float *)(const void *)(w + 1024), *m = d + (kind == MOE_FORMAT_Q2_K ? 96 : 32);
-    __m512i s[MOEI_Q8_TOKENS][2];
-    __m512 f[MOEI_Q8_TOKENS][2];
-    moei_q8_start(c, by->start[0], lane, kind == MOE_FORMAT_Q4_K, s);
-    moei_q8_dots(w, c, x, 32 * lane, s);
+/* One entry times a group of c tokens. */
+MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int c, const uint8_t *w, const uint8_t *x, __m512 *acc) {
+    const float *v = (const float *)(const void *)w, *dx = (const float *)(const void *)x + 8 * c, *sx = dx + c;
+    const size_t start = moei_q8_start_of(kind);
+    __m512i s[MOEI_Q8_TOKENS];
+    __m512 f[MOEI_Q8_TOKENS];
+    moei_q8_dots(w, start, 0, c, x, s);
     if (moei_q8_has_sub(kind)) { /* (MOEI_MAGIC + h) * scale - MOEI_MAGIC * scale = h * scale: all exact */
-        MOEI_UNROLL for (int r = 0; r < 2; r++) {
-            const __m512 scale = _mm512_loadu_ps(d + 32 + 16 * r), less = _mm512_mul_ps(scale, _mm512_set1_ps(-MOEI_MAGIC));
-            MOEI_UNROLL for (int t = 0; t < c; t++) f[t][r] = _mm512_fmadd_ps(_mm512_castsi512_ps(s[t][r]), scale, less);
-        }
-        moei_q8_start(c, by->start[1], lane, kind == MOE_FORMAT_Q2_K, s);
+        const __m512 scale = _mm512_loadu_ps(v + 16 * 9), less = _mm512_mul_ps(scale, _mm512_set1_ps(-MOEI_MAGIC));
+        MOEI_UNROLL for (int t = 0; t < c; t++) f[t] = _mm512_fmadd_ps(_mm512_castsi512_ps(s[t]), scale, less);
     } else if (kind == MOE_FORMAT_NVFP4) {
-        MOEI_UNROLL for (int t = 0; t < c; t++) f[t][0] = _mm512_cvtepi32_ps(s[t][0]), f[t][1] = _mm512_cvtepi32_ps(s[t][1]);
-        moei_q8_scaled(c, d, by->d, lane, f, acc);
-        moei_q8_start(c, by->start[1], lane, 0, s);
-        d = m;
+        MOEI_UNROLL for (int t = 0; t < c; t++) f[t] = _mm512_cvtepi32_ps(s[t]);
+        moei_q8_scaled(c, _mm512_loadu_ps(v + 16 * 8), dx, f, acc);
     }
-    moei_q8_dots(w + 512, c, x, 32 * lane + 16, s);
+    moei_q8_dots(w, moei_q8_has_halves(kind) ? start + 1 : 0, 1, c, x, s);
+    MOEI_UNROLL for (int t = 0; t < c; t++) {
+        const __m512 h = _mm512_cvtepi32_ps(s[t]);
+        f[t] = moei_q8_has_sub(kind) ? _mm512_fmadd_ps(h, _mm512_loadu_ps(v + 16 * 10), f[t]) : h;
+    }
+    moei_q8_scaled(c, _mm512_loadu_ps(v + 16 * (kind == MOE_FORMAT_NVFP4 ? 9 : 8)), dx, f, acc);
+    if (kind == MOE_FORMAT_Q4_K)
+        MOEI_UNROLL for (int t = 0; t < c; t++) acc[t] = _mm512_fmadd_ps(_mm512_loadu_ps(v + 16 * 9), _mm512_set1_ps(sx[t]), acc[t]);
+    if (kind != MOE_FORMAT_Q2_K) return;
     MOEI_UNROLL for (int t = 0; t < c; t++)
-        MOEI_UNROLL for (int r = 0; r < 2; r++) {
-            const __m512 h = _mm512_cvtepi32_ps(s[t][r]);
-            f[t][r] = moei_q8_has_sub(kind) ? _mm512_fmadd_ps(h, _mm512_loadu_ps(d + 64 + 16 * r), f[t][r]) : h;
-        }
-    moei_q8_scaled(c, d, by->d, lane, f, acc);
-    MOEI_UNROLL for (int t = 0; t < c; t++)
-        MOEI_UNROLL for (int r = 0; r < 2; r++) {
-            if (kind == MOE_FORMAT_Q4_K) acc[t][r] = _mm512_fmadd_ps(_mm512_loadu_ps(m + 16 * r), moei_q8_getf(&by->s[t][lane]), acc[t][r]);
-            if (kind == MOE_FORMAT_Q2_K)
-                f[t][r] = _mm512_cvtepi32_ps(_mm512_madd_epi16(moei_q8_ld512(m + 32 + 16 * r), _mm512_set1_epi32(by->sum16[t][lane])));
-        }
-    if (kind == MOE_FORMAT_Q2_K) moei_q8_scaled(c, m, by->d, lane, f, acc);
+        f[t] = _mm512_cvtepi32_ps(_mm512_madd_epi16(moei_q8_ld512(w + 64 * 12), _mm512_set1_epi32((int)moei_q8_u32(sx + c + t))));
+    moei_q8_scaled(c, _mm512_loadu_ps(v + 16 * 11), dx, f, acc);
 }
-MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, int offset,
-                                            moei_q8ahead *ahead, float *acc) {
-    const uint8_t *q[MOEI_Q8_TOKENS];
-    moei_q8scalars by;
-    moei_q8_gather(moei_q8_has_sub(kind) || moei_q8_is_nvfp4(kind), c, x, offset, moei_q8_has_sub(kind) ? MOEI_MAGIC_BITS : 0, &by);
-    MOEI_UNROLL for (int t = 0; t < c; t++) q[t] = (const uint8_t *)x[t];
-    for (size_t lane = 0; lane < n_blocks; lane++, entry += moei_q8_entry(kind), acc += MOEI_Q8_TOKENS * 32) {
-        moei_q8_prefetch_block(ahead);
-        moei_q8_entry_vnni(kind, c, entry, q, &by, lane, (__m512(*)[2])(void *)acc);
+/* A panel times a group. Both are read from front to back. */
+typedef struct moei_q8tile {
+    const uint8_t *panel, *x;
+    size_t n_blocks;
+    const uint8_t *ahead, *ahead_end; /* to prefetch, ahead_step bytes per entry */
+    size_t ahead_step;
+    float *out;
+    size_t out_stride;
+    uint32_t n_rows;                  /* stored: up to 16 */
+} moei_q8tile;
+typedef void moei_q8_times_fn(const moei_q8tile *t);
+MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const moei_q8tile *p) {
+    const size_t steps = (p->n_blocks + 7) / 8;
+    const uint8_t *ahead = p->ahead, *ahead_end = p->ahead_end;
+    const __mmask16 mask = moei_mask_avx512(p->n_rows);
+    __m512 sum[4][MOEI_Q8_TOKENS], a[MOEI_Q8_TOKENS];
+    for (size_t lane = 0; lane < 8; lane++) {
+        const uint8_t *w = p->panel + lane * steps * moei_q8_entry(kind), *x = p->x + lane * steps * 48 * (size_t)c;
+        MOEI_UNROLL for (int t = 0; t < c; t++) a[t] = _mm512_setzero_ps();
+        for (size_t i = p->n_blocks / 8 + (lane < p->n_blocks % 8); i; i--, w += moei_q8_entry(kind), x += 48 * c) {
+            if (ahead < ahead_end)
+                for (const uint8_t *line = ahead, *stop = ahead += p->ahead_step; line < stop; line += 64) MOEI_PREFETCH_L2(line);
+            moei_q8_entry_vnni(kind, c, w, x, a);
+        }
+        MOEI_UNROLL for (int t = 0; t < c; t++) sum[lane % 4][t] = lane < 4 ? a[t] : _mm512_add_ps(sum[lane % 4][t], a[t]);
+    }
+    MOEI_UNROLL for (int t = 0; t < c; t++) {
+        const __m512 v = _mm512_add_ps(_mm512_add_ps(sum[0][t], sum[2][t]), _mm512_add_ps(sum[1][t], sum[3][t]));
+        _mm512_mask_storeu_ps(p->out + (size_t)t * p->out_stride, mask, _mm512_add_ps(v, _mm512_setzero_ps()));
     }
 }
-static MOEI_VNNI void moei_q8_store_vnni(const float *acc, uint32_t c, uint32_t n_rows, float *out, size_t out_stride) {
-    const uint32_t mask = n_rows < 32 ? (1u << n_rows) - 1 : 0xffffffffu;
-    for (uint32_t t = 0; t < c; t++)
-        for (int r = 0; r < 2; r++) {
-            __m512 a[8];
-            MOEI_UNROLL for (uint32_t l = 0; l < 8; l++) a[l] = _mm512_loadu_ps(acc + (MOEI_Q8_TOKENS * l + t) * 32 + 16 * r);
-            MOEI_UNROLL for (int half = 4; half; half /= 2)
-                MOEI_UNROLL for (int l = 0; l < half; l++) a[l] = _mm512_add_ps(a[l], a[l + half]);
-            a[0] = _mm512_add_ps(a[0], _mm512_setzero_ps());
-            _mm512_mask_storeu_ps(out + t * out_stride + 16 * r, (__mmask16)(mask >> 16 * r), a[0]);
-        }
-}
-#define MOEI_Q8_TILE_VNNI(f)                                                                                             \
-    static MOEI_VNNI void moei_q8_tile_vnni_##f(const uint8_t *entry, size_t n, const moei_q8 *const *x, uint32_t c, int offset, \
-        moei_q8ahead *ahead, float *acc) {                                                                               \
-        if (c == 8) moei_q8_tile_vnni(MOE_FORMAT_##f, 8, entry, n, x, offset, ahead, acc);                               \
-        else if (c == 6) moei_q8_tile_vnni(MOE_FORMAT_##f, 6, entry, n, x, offset, ahead, acc);                          \
-        else moei_q8_tile_vnni(MOE_FORMAT_##f, 4, entry, n, x, offset, ahead, acc); }
-MOEI_Q8_TILE_VNNI(Q8_0) MOEI_Q8_TILE_VNNI(Q4_K) MOEI_Q8_TILE_VNNI(Q6_K) MOEI_Q8_TILE_VNNI(Q2_K) MOEI_Q8_TILE_VNNI(NVFP4)
-static moei_q8_tile_fn *moei_q8_tile_of_vnni(uint32_t f) {
+#define MOEI_Q8_TILE(f, c) static MOEI_VNNI void moei_q8_tile_##f##_##c(const moei_q8tile *t) { moei_q8_tile_vnni(MOE_FORMAT_##f, c, t); }
+#define MOEI_Q8_TILES(f)                                                                                                 \
+    MOEI_Q8_TILE(f, 1) MOEI_Q8_TILE(f, 2) MOEI_Q8_TILE(f, 3) MOEI_Q8_TILE(f, 4)                                          \
+    MOEI_Q8_TILE(f, 5) MOEI_Q8_TILE(f, 6) MOEI_Q8_TILE(f, 7) MOEI_Q8_TILE(f, 8)                                          \
+    static moei_q8_times_fn *const moei_q8_tiles_##f[MOEI_Q8_TOKENS] = {                                                 \
+        moei_q8_tile_##f##_1, moei_q8_tile_##f##_2, moei_q8_tile_##f##_3, moei_q8_tile_##f##_4,                          \
+        moei_q8_tile_##f##_5, moei_q8_tile_##f##_6, moei_q8_tile_##f##_7, moei_q8_tile_##f##_8};
+MOEI_Q8_TILES(Q8_0) MOEI_Q8_TILES(Q4_K) MOEI_Q8_TILES(Q6_K) MOEI_Q8_TILES(Q2_K) MOEI_Q8_TILES(NVFP4)
+static moei_q8_times_fn *const *moei_q8_tiles(uint32_t f) {
     switch (moei_q8_kind(f)) {
-    case MOE_FORMAT_Q4_K: return moei_q8_tile_vnni_Q4_K;
-    case MOE_FORMAT_Q6_K: return moei_q8_tile_vnni_Q6_K;
-    case MOE_FORMAT_Q2_K: return moei_q8_tile_vnni_Q2_K;
-    case MOE_FORMAT_NVFP4: return moei_q8_tile_vnni_NVFP4;
-    default: return moei_q8_tile_vnni_Q8_0;
+    case MOE_FORMAT_Q4_K: return moei_q8_tiles_Q4_K;
+    case MOE_FORMAT_Q6_K: return moei_q8_tiles_Q6_K;
+    case MOE_FORMAT_Q2_K: return moei_q8_tiles_Q2_K;
+    case MOE_FORMAT_NVFP4: return moei_q8_tiles_NVFP4;
+    default: return moei_q8_tiles_Q8_0;
     }
 }
+static MOEI_VNNI void moei_q8_pack(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k) {
+    const size_t steps = (k + 255) / 256;
+    const __mmask8 mask = (__mmask8)((1u << n) - 1);
+    for (size_t b = 0; b < len / 32; b++) {
+        const size_t at = k0 / 32 + b, j = b % 8;
+        uint8_t *o = (uint8_t *)to + (at % 8 * steps + at / 8) * 48 * n;
+        __m256i q[8], v[8];
+        MOEI_UNROLL for (uint32_t t = 0; t < 8; t++) { /* missing ones are not stored */
+            const moei_q8 *from = (const moei_q8 *)x[t < n ? t : 0] + b / 8;
+            q[t] = _mm256_xor_si256(moei_q8_ld256(from->q[j]), _mm256_set1_epi8(-128));
+            if (t >= n) continue;
+            memcpy(o + (8 * n + t) * 4, &from->d[j], 4), memcpy(o + (9 * n + t) * 4, &from->s[j], 4);
+            memcpy(o + (10 * n + t) * 4, from->sum16[j], 4);
+        }
+        moei_transpose_avx2((const uint8_t *)q, 32, v);
+        MOEI_UNROLL for (size_t i = 0; i < 8; i++) _mm256_mask_storeu_epi32(o + 4 * i * n, mask, v[i]);
+    }
+}
+static const moei_packing moei_packing_vnni = {MOEI_Q8_TOKENS, MOEI_Q8_FEW + 1, moei_q8_pack, NULL, NULL};
 
 /* ---- AVX512-VNNI: decoding a panel ----
    16 rows at a time, a step after the other: pieces of 16 bytes are transposed while still packed, then unpacked with a row per
@@ -4138,10 +4117,16 @@ MOEI_FORCE MOEI_VNNI void moei_q8_columns8(const uint8_t *p, size_t stride, __m5
 /* Where a step of 16 rows goes. */
 typedef struct moei_q8to {
     uint8_t *p;
-    size_t entry, n; /* bytes per block; blocks */
+    size_t lane, n; /* bytes from a block to the next; blocks */
 } moei_q8to;
 MOEI_FORCE MOEI_VNNI void moei_q8_put(const moei_q8to *to, size_t b, size_t vector, __m512i v) {
-    _mm512_storeu_si512(to->p + b * to->entry + 128 * vector, v);
+    _mm512_storeu_si512(to->p + b * to->lane + 64 * vector, v);
+}
+/* Weights that come with an offset, or as an index. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_signed(uint32_t f, __m512i v) {
+    if (moei_q8_is_e2m1(f)) return _mm512_shuffle_epi8(moei_q8_z128(_mm_sub_epi8(moei_q8_e2m1_table(), _mm_set1_epi8(16))), v);
+    if (f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS) return _mm512_shuffle_epi8(moei_q8_z128(moei_q8_iq4_table()), v);
+    return moei_q8_offset(f) ? _mm512_sub_epi8(v, _mm512_set1_epi8((char)moei_q8_offset(f))) : v;
 }
 /* Bits 4 j .. 4 j + 3 of every dword to bit 4 of its bytes: copies of them at 4, 11, 18 and 25 do not overlap. */
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_fifth(__m512i bits, size_t j) {
@@ -4155,12 +4140,6 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_dword(const uint8_t *p, size_t stride) { /*
     memcpy(&v, x, 64);
     return v;
 }
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_table(uint32_t f, __m512i v) {
-    if (moei_q8_is_e2m1(f)) return _mm512_shuffle_epi8(moei_q8_z128(moei_q8_e2m1_table()), v);
-    if (f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS)
-        return _mm512_shuffle_epi8(moei_q8_z128(_mm_xor_si128(moei_q8_iq4_table(), _mm_set1_epi8(-128))), v);
-    return v;
-}
 /* Nibbles of blocks of 32 with scales between them, low ones first. */
 MOEI_FORCE MOEI_VNNI void moei_q8_decode_32(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
     const int five = f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1;
@@ -4172,12 +4151,11 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_32(uint32_t f, const uint8_t *p, size_t
         MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
             __m512i v = moei_q8_zand(j < 4 ? t[j] : _mm512_srli_epi16(t[j % 4], 4), 15);
             if (five) v = _mm512_or_si512(v, moei_q8_fifth(high, j));
-            moei_q8_put(to, b, j, moei_q8_table(f, v));
+            moei_q8_put(to, b, j, moei_q8_signed(f, v));
         }
     }
 }
-/* Nibbles without gaps: two blocks in 32 bytes. zero: of 16 rows and 8 blocks, in every byte; it goes into the weights, which so
-   get the offset 128. */
+/* Nibbles without gaps: two blocks in 32 bytes. zero: of 16 rows and 8 blocks, in every byte. */
 MOEI_FORCE MOEI_VNNI void moei_q8_decode_tight(uint32_t f, const uint8_t *p, size_t stride, const __m512i *zero, const moei_q8to *to) {
     const __m512i even = moei_q8_z128(_mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));
     for (size_t b = 0; b < to->n; b += 2) {
@@ -4192,8 +4170,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_tight(uint32_t f, const uint8_t *p, siz
                 v = _mm512_shuffle_epi8(e % 2 ? _mm512_srli_epi32(t[e / 2], 16) : t[e / 2], even);
                 v = _mm512_ternarylogic_epi32(v, _mm512_slli_epi16(v, 4), _mm512_set1_epi8(15), 0xa8);
             } else v = moei_q8_zand(high ? _mm512_srli_epi16(v, 4) : v, 15);
-            v = moei_q8_table(f, v);
-            if (f == MOE_FORMAT_INT4_GROUP) v = _mm512_sub_epi8(_mm512_xor_si512(v, _mm512_set1_epi8(-128)), zero[b + e / 8]);
+            v = f == MOE_FORMAT_INT4_GROUP ? _mm512_sub_epi8(v, zero[b + e / 8]) : moei_q8_signed(f, v);
             if (b + e / 8 < to->n) moei_q8_put(to, b + e / 8, e % 8, v);
         }
     }
@@ -4203,7 +4180,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_8bit(uint32_t f, const uint8_t *p, size
     for (size_t b = 0; b < to->n; b++) {
         __m512i t[8];
         moei_q8_columns8(p + size * b + size - 32, stride, t);
-        MOEI_UNROLL for (size_t j = 0; j < 8; j++) moei_q8_put(to, b, j, _mm512_xor_si512(t[j], _mm512_set1_epi8(-128)));
+        MOEI_UNROLL for (size_t j = 0; j < 8; j++) moei_q8_put(to, b, j, t[j]);
     }
 }
 MOEI_FORCE MOEI_VNNI void moei_q8_decode_q45k(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
@@ -4230,8 +4207,8 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_q6k(const uint8_t *p, size_t stride, co
         if (b % 4 == 0) moei_q8_columns8(p + 128 + b / 4 * 32, stride, high);
         moei_q8_columns8(p + 16 * b, stride, t);
         MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
-            moei_q8_put(to, first, j, moei_q8_zput(moei_q8_zand(t[j], 15), _mm512_sllv_epi32(high[j], left), 0x30));
-            moei_q8_put(to, first + 2, j, moei_q8_zput(moei_q8_zand(_mm512_srli_epi16(t[j], 4), 15), _mm512_srlv_epi32(high[j], right), 0x30));
+            moei_q8_put(to, first, j, moei_q8_signed(MOE_FORMAT_Q6_K, moei_q8_zput(moei_q8_zand(t[j], 15), _mm512_sllv_epi32(high[j], left), 0x30)));
+            moei_q8_put(to, first + 2, j, moei_q8_signed(MOE_FORMAT_Q6_K, moei_q8_zput(moei_q8_zand(_mm512_srli_epi16(t[j], 4), 15), _mm512_srlv_epi32(high[j], right), 0x30)));
         }
     }
 }
@@ -4247,7 +4224,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_q23k(uint32_t f, const uint8_t *p, size
                 high[j] = b ? _mm512_ror_epi32(high[j], 1) : _mm512_rol_epi32(high[j], 2);
                 v = moei_q8_zput(v, high[j], 4);
             }
-            moei_q8_put(to, b, j, v);
+            moei_q8_put(to, b, j, moei_q8_signed(f, v));
         }
     }
 }
@@ -4290,9 +4267,10 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_byte(__m512i v, size_t i, int is_signed) { 
     return is_signed ? _mm512_srai_epi32(v, 24) : _mm512_srli_epi32(v, 24);
 }
 MOEI_FORCE MOEI_VNNI __m512 moei_q8_halves(const uint8_t *p, size_t stride) { /* one of each of 16 rows */
-    uint16_t h[16];
-    MOEI_UNROLL for (size_t r = 0; r < 16; r++) h[r] = (uint16_t)moei_q8_u16(p + r * stride);
-    return _mm512_cvtph_ps(moei_q8_ld256(h));
+    uint64_t h[4]; /* made of integers: vectors would be inserted one by one, or wait for narrow stores */
+    MOEI_UNROLL for (size_t r = 0; r < 4; r++, p += 4 * stride)
+        h[r] = moei_q8_u16(p) | moei_q8_u16(p + stride) << 16 | (uint64_t)(moei_q8_u16(p + 2 * stride) | moei_q8_u16(p + 3 * stride) << 16) << 32;
+    return _mm512_cvtph_ps(_mm256_set_epi64x((int64_t)h[3], (int64_t)h[2], (int64_t)h[1], (int64_t)h[0]));
 }
 MOEI_FORCE MOEI_VNNI void moei_q8_decode_sub(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
     const __m512 d = moei_q8_halves(p + (f == MOE_FORMAT_Q2_K ? 80 : f == MOE_FORMAT_Q3_K ? 108 : 208), stride);
@@ -4356,11 +4334,26 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales(uint32_t f, const uint8_t *p, si
         MOEI_UNROLL for (int b = 0; b < 8; b++) zero[b] = _mm512_mullo_epi32(zero[b], _mm512_set1_epi32(0x01010101)); /* to all bytes */
     }
 }
+/* What (x + 128) w has too much, once the weights are there. Sums of the first half that become floats through MOEI_MAGIC start there. */
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_start(uint32_t f, const moei_q8to *to) {
+    const __m512i magic = _mm512_set1_epi32(moei_q8_has_sub(f) ? MOEI_MAGIC_BITS : 0);
+    for (size_t b = 0; b < to->n; b++) {
+        __m512i sum[2];
+        MOEI_UNROLL for (size_t h = 0; h < 2; h++) {
+            sum[h] = _mm512_setzero_si512();
+            MOEI_UNROLL for (size_t j = 4 * h; j < 4 * h + 4; j++)
+                sum[h] = _mm512_dpbusd_epi32(sum[h], _mm512_set1_epi8(-128), moei_q8_ld512(to->p + b * to->lane + 64 * j));
+        }
+        if (!moei_q8_has_halves(f)) sum[0] = _mm512_add_epi32(sum[0], sum[1]);
+        moei_q8_put(to, b, moei_q8_start_of(f), _mm512_sub_epi32(magic, sum[0]));
+        if (moei_q8_has_halves(f)) moei_q8_put(to, b, moei_q8_start_of(f) + 1, _mm512_sub_epi32(_mm512_setzero_si512(), sum[1]));
+    }
+}
 /* A step of 16 rows from row r; beyond the view's end the last one again. */
-MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, size_t i, moei_q8side *side, uint8_t *entry) {
+MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, size_t i, moei_q8side *side, uint8_t *panel) {
     const size_t step = moei_q8_step_bytes(f), n_blocks = w->k / 32, last = n_rows - 1;
-    const moei_q8to to = {entry, moei_q8_entry(f), n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8};
-    const uint8_t *p = moei_row(w, r <= last ? r : last) + i * step;
+    const moei_q8to to = {panel + i * moei_q8_entry(f), (w->k + 255) / 256 * moei_q8_entry(f), n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8};
+    const uint8_t *p = moei_row(w, r) + i * step;
     uint8_t copy[16 * 272];
     __m512i zero[8];
     size_t stride = w->row_stride;
@@ -4373,32 +4366,47 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, const moei_rows *w, size_
         moei_q8_sides(f, w, r + j < last ? r + j : last, i, &side[j]);
     moei_q8_decode_scales(f, p, stride, side, i % MOEI_Q8_CHUNK, zero, &to);
     moei_q8_decode_weights(f, p, stride, zero, &to);
+    moei_q8_decode_start(f, &to);
 }
-#define MOEI_Q8_UNPACK(isa, target, f)                                                                                   \
-    static target void moei_q8_unpack_##isa##_##f(const moei_rows *w, size_t r, size_t n_rows, size_t step, moei_q8side side[32], uint8_t *entry) { \
-        moei_q8_decode16(MOE_FORMAT_##f, w, r, n_rows, step, side, entry);                                               \
-        moei_q8_decode16(MOE_FORMAT_##f, w, r + 16, n_rows, step, side + 16, entry + 64); }
-MOEI_Q8_FORMATS(MOEI_Q8_UNPACK, vnni, MOEI_VNNI)
-static moei_q8_unpack_fn *moei_q8_unpack_vnni(uint32_t f) {
-    switch (f) { MOEI_Q8_FORMATS(MOEI_Q8_CASE, vnni, ) default: return NULL; }
+typedef void moei_q8_decode_fn(const moei_rows *w, size_t r, size_t n_rows, uint8_t *panel);
+#define MOEI_Q8_DECODE(isa, target, f)                                                                                   \
+    static target void moei_q8_decode_##isa##_##f(const moei_rows *w, size_t r, size_t n_rows, uint8_t *panel) {         \
+        moei_q8side side[16];                                                                                            \
+        for (size_t i = 0; 256 * i < w->k; i++) moei_q8_decode16(MOE_FORMAT_##f, w, r, n_rows, i, side, panel); }
+MOEI_Q8_FORMATS(MOEI_Q8_DECODE, vnni, MOEI_VNNI)
+#define MOEI_Q8_DECODE_CASE(isa, target, f) case MOE_FORMAT_##f: return moei_q8_decode_##isa##_##f;
+static moei_q8_decode_fn *moei_q8_decoder(uint32_t f) {
+    switch (f) { MOEI_Q8_FORMATS(MOEI_Q8_DECODE_CASE, vnni, ) default: return NULL; }
 }
 static void moei_q8_panel_vnni(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                                size_t out_stride) {
-    const uint32_t f = w->format;
-    const int offset = f == MOE_FORMAT_INT4_GROUP ? 128 : f == MOE_FORMAT_Q2_K || moei_q8_has_min(f) ? 0 : moei_q8_offset(f);
-    const moei_q8tier tier = {moei_q8_unpack_vnni(f), moei_q8_tile_of_vnni(f), moei_q8_store_vnni, moei_q8_entry(f), {8, 6, 4}, offset};
-    moei_q8_panel(&tier, panel, w, n_rows, x, n_tokens, out, out_stride);
+    moei_q8_times_fn *const *tiles = moei_q8_tiles(w->format);
+    moei_ahead ahead = {w->prefetch ? w->prefetch : w->data, w->prefetch ? w->prefetch_bytes / 64 : 0, (n_rows + 15) / 16 * (size_t)n_tokens, 0};
+    moei_q8tile t;
+    memset(&t, 0, sizeof t);
+    t.panel = (const uint8_t *)panel, t.n_blocks = w->k / 32, t.out_stride = out_stride;
+    for (uint32_t r = 0; r < n_rows; r += 16) {
+        moei_q8_decoder(w->format)(w, r, n_rows, (uint8_t *)panel);
+        t.n_rows = n_rows - r < 16 ? n_rows - r : 16;
+        for (uint32_t i = 0; i < n_tokens; i += MOEI_Q8_TOKENS) {
+            const uint32_t c = n_tokens - i < MOEI_Q8_TOKENS ? n_tokens - i : (uint32_t)MOEI_Q8_TOKENS;
+            t.x = (const uint8_t *)x[i], t.out = out + i * out_stride + r;
+            t.ahead_step = moei_ahead_take(&ahead, c, t.n_blocks, &t.ahead, &t.ahead_end);
+            tiles[c - 1](&t);
+        }
+    }
 }
+#define MOEI_Q8_VNNI(f) {moei_q8_dot_vnni_##f, moei_q8_decode_later, MOEI_Q8_FEW}
 /* clang-format off */
 MOEI_UNUSED static const moei_arith moei_q8_vnni = {
     MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_prepared_bytes, moei_q8_prepare, moei_q8_panel_bytes, moei_q8_panel_vnni,
     {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */
-     MOEI_Q8_BOTH(vnni, Q8_0), MOEI_Q8_BOTH(vnni, Q4_0), MOEI_Q8_BOTH(vnni, Q4_1), MOEI_Q8_BOTH(vnni, Q5_0),
-     MOEI_Q8_BOTH(vnni, Q5_1), MOEI_Q8_BOTH(vnni, Q2_K), MOEI_Q8_BOTH(vnni, Q3_K), MOEI_Q8_BOTH(vnni, Q4_K),
-     MOEI_Q8_BOTH(vnni, Q5_K), MOEI_Q8_BOTH(vnni, Q6_K), MOEI_Q8_BOTH(vnni, IQ4_NL), MOEI_Q8_BOTH(vnni, IQ4_XS),
-     MOEI_Q8_BOTH(vnni, MXFP4), MOEI_Q8_BOTH(vnni, NVFP4), MOEI_Q8_BOTH(vnni, MXFP4_HF), MOEI_Q8_BOTH(vnni, NVFP4_HF),
+     MOEI_Q8_VNNI(Q8_0), MOEI_Q8_VNNI(Q4_0), MOEI_Q8_VNNI(Q4_1), MOEI_Q8_VNNI(Q5_0),
+     MOEI_Q8_VNNI(Q5_1), MOEI_Q8_VNNI(Q2_K), MOEI_Q8_VNNI(Q3_K), MOEI_Q8_VNNI(Q4_K),
+     MOEI_Q8_VNNI(Q5_K), MOEI_Q8_VNNI(Q6_K), MOEI_Q8_VNNI(IQ4_NL), MOEI_Q8_VNNI(IQ4_XS),
+     MOEI_Q8_VNNI(MXFP4), MOEI_Q8_VNNI(NVFP4), MOEI_Q8_VNNI(MXFP4_HF), MOEI_Q8_VNNI(NVFP4_HF),
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */
-     MOEI_Q8_BOTH(vnni, INT8_CHANNEL), MOEI_Q8_BOTH(vnni, INT4_GROUP)}, NULL};
+     MOEI_Q8_VNNI(INT8_CHANNEL), MOEI_Q8_VNNI(INT4_GROUP)}, &moei_packing_vnni};
 /* clang-format on */
 #endif
 #endif
@@ -4456,7 +4464,7 @@ MOEI_FORCE void moei_step_neon(const uint32_t format, moei_pairs_neon_fn *dot, c
     }
 }
 
-/* SHAPES      2 rows (any dense format, k contiguous) x C tokens (prepared: natural order, padded to a step)
+/* SHAPES      2 rows (any dense format, k contiguous) x a group of C tokens
    DEFINITION  lane l of a[c][r] is the FMA chain over k mod 16 == l; with a dot its chain over the pairs k / 2 mod 16 == l */
 MOEI_FORCE void moei_tile_neon(const uint32_t format, moei_pairs_neon_fn *dot, const int C, const moei_tile *t) {
     const int R = MOEI_NEON_ROWS;
@@ -4466,13 +4474,13 @@ MOEI_FORCE void moei_tile_neon(const uint32_t format, moei_pairs_neon_fn *dot, c
     const uint8_t *x[MOEI_NEON_TOKENS];
     float32x4_t a[MOEI_NEON_TOKENS][MOEI_NEON_ROWS][4];
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        x[c] = (const uint8_t *)t->x[c];
+        x[c] = t->x + 64 * c;
         MOEI_UNROLL for (int i = 0; i < R * 4; i++)
             a[c][i / 4][i % 4] = t->k0 ? vld1q_f32(t->sums + (c * R * 4 + i) * 4) : vdupq_n_f32(0.0f);
     }
     for (size_t k = t->k0; k < k_end; k += step) {
         MOEI_AHEAD(t);
-        moei_step_neon(format, dot, R, C, w, k * size, x, k * x_size, a);
+        moei_step_neon(format, dot, R, C, w, k * size, x, k * x_size * (size_t)C, a);
     }
     if (t->k1 < t->k) {
         MOEI_UNROLL for (int c = 0; c < C; c++)
@@ -4483,7 +4491,7 @@ MOEI_FORCE void moei_tile_neon(const uint32_t format, moei_pairs_neon_fn *dot, c
         uint8_t tail[MOEI_NEON_ROWS][64];
         MOEI_UNROLL for (int r = 0; r < R; r++)
             w[r] = moei_tail_neon(tail[r], w[r] + k_end * size, (t->k - k_end) * size);
-        moei_step_neon(format, dot, R, C, w, 0, x, k_end * x_size, a);
+        moei_step_neon(format, dot, R, C, w, 0, x, k_end * x_size * (size_t)C, a);
     }
     MOEI_UNROLL for (int c = 0; c < C; c++) {
         float32x2_t s = moei_sum2_neon(a[c][0], a[c][1]);
@@ -4492,37 +4500,6 @@ MOEI_FORCE void moei_tile_neon(const uint32_t format, moei_pairs_neon_fn *dot, c
     }
 }
 
-/* SHAPES      1 row x C tokens, row after row: one linear stream, which the hardware prefetches best */
-MOEI_FORCE void moei_rows_neon(const uint32_t format, moei_pairs_neon_fn *dot, const int C, const moei_rows *w, uint32_t n_rows,
-                               const void *const *xs, float *out, size_t out_stride) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, step = dot ? 32 : 16, x_size = dot ? 2 : 4, k_end = w->k & ~(step - 1);
-    const uint8_t *x[4];
-    MOEI_UNROLL for (int c = 0; c < C; c++) x[c] = (const uint8_t *)xs[c];
-    for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r);
-        float32x4_t a[4][MOEI_NEON_ROWS][4];
-        MOEI_UNROLL for (int c = 0; c < C; c++)
-            MOEI_UNROLL for (int v = 0; v < 4; v++) a[c][0][v] = vdupq_n_f32(0.0f);
-        for (size_t k = 0; k < k_end; k += step) moei_step_neon(format, dot, 1, C, &p, k * size, x, k * x_size, a);
-        if (k_end < w->k) {
-            uint8_t tail[64];
-            p = moei_tail_neon(tail, p + k_end * size, (w->k - k_end) * size);
-            moei_step_neon(format, dot, 1, C, &p, 0, x, k_end * x_size, a);
-        }
-        MOEI_UNROLL for (int c = 0; c < C; c++)
-            vst1_lane_f32(out + (size_t)c * out_stride + r, moei_sum2_neon(a[c][0], a[c][0]), 0);
-    }
-}
-
-/* Up to 4 tokens the weights' stream is what counts, beyond the multiply-adds. */
-MOEI_FORCE void moei_dot_neon(const uint32_t format, moei_pairs_neon_fn *dot, const moei_tiles *tiles, const moei_rows *w,
-                              uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
-    if (n_tokens == 1) moei_rows_neon(format, dot, 1, w, n_rows, x, out, out_stride);
-    else if (n_tokens == 2) moei_rows_neon(format, dot, 2, w, n_rows, x, out, out_stride);
-    else if (n_tokens == 3) moei_rows_neon(format, dot, 3, w, n_rows, x, out, out_stride);
-    else if (n_tokens == 4) moei_rows_neon(format, dot, 4, w, n_rows, x, out, out_stride);
-    else moei_sweep(tiles, w, n_rows, x, n_tokens, out, out_stride);
-}
 #define MOEI_TILE_NEON(F, tier, target, dot, C)                                                                         \
     static target void moei_tile_##tier##_##F##_##C(const moei_tile *t) { moei_tile_neon(MOE_FORMAT_##F, dot, C, t); }
 #define MOEI_DOT_NEON(F, tier, target, dot)                                                                             \
@@ -4532,9 +4509,9 @@ MOEI_FORCE void moei_dot_neon(const uint32_t format, moei_pairs_neon_fn *dot, co
     static const moei_tiles moei_tiles_##tier##_##F = {                                                                 \
         MOEI_NEON_ROWS, MOEI_NEON_TOKENS, 1024,                                                                         \
         {moei_tile_##tier##_##F##_1, moei_tile_##tier##_##F##_2, moei_tile_##tier##_##F##_3, NULL, NULL, NULL}};        \
-    static target void moei_dot_##tier##_##F(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n,     \
-                                             float *out, size_t stride) {                                               \
-        moei_dot_neon(MOE_FORMAT_##F, dot, &moei_tiles_##tier##_##F, w, n_rows, x, n, out, stride);                     \
+    static void moei_dot_##tier##_##F(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n, float *out, \
+                                      size_t stride) {                                                                  \
+        moei_sweep(&moei_tiles_##tier##_##F, w, n_rows, x, n, out, stride);                                             \
     }
 MOEI_DOT_NEON(F32, neon, , NULL)
 MOEI_DOT_NEON(F16, neon, , NULL)
@@ -4583,6 +4560,7 @@ static void moei_decode_fp8_neon(const moei_rows *w, uint32_t n_rows, void *pane
     moei_decode_fp8_rows_neon(w, n_rows, (uint8_t *)panel, moei_f32_row_bytes(w->k), moei_prepare_f32);
 }
 
+static const moei_packing moei_packing_neon = {MOEI_NEON_TOKENS, 2, moei_pack_f32, NULL, NULL};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_f32_neon = {
     MOE_COMPUTE_F32, MOE_TIER_NEON, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_neon, {
@@ -4597,7 +4575,8 @@ MOEI_UNUSED static const moei_arith moei_f32_neon = {
         /* MXFP8        */ {NULL, moei_decode_fp8_neon, 0},
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_neon, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_neon, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
+    &moei_packing_neon};
 // clang-format on
 
 /* ---- BF16 on FEAT_BF16
@@ -4629,6 +4608,7 @@ MOEI_NEONBF16 static void moei_prepare_neonbf16(void *row, const float *x, size_
 static void moei_decode_fp8_neonbf16(const moei_rows *w, uint32_t n_rows, void *panel) {
     moei_decode_fp8_rows_neon(w, n_rows, (uint8_t *)panel, moei_bf16_row_bytes(w->k), moei_prepare_neonbf16);
 }
+static const moei_packing moei_packing_neonbf16 = {MOEI_NEON_TOKENS, 2, moei_pack_bf16, NULL, NULL};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_bf16_neonbf16 = {
     MOE_COMPUTE_BF16, MOE_TIER_NEONBF16, moei_bf16_row_bytes, moei_prepare_neonbf16, moei_panel_bytes_neonbf16,
@@ -4642,7 +4622,8 @@ MOEI_UNUSED static const moei_arith moei_bf16_neonbf16 = {
         /* MXFP8        */ {NULL, moei_decode_fp8_neonbf16, 0},
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_neonbf16, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_neonbf16, 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS}, NULL};
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
+    &moei_packing_neonbf16};
 // clang-format on
 #endif
 
@@ -5198,10 +5179,14 @@ MOEI_Q8_ARITH_NEON(I8MM, i8mm, moei_panel_bytes_q8_neon, moei_panel_q8_i8mm, MOE
 #define MOEI_TIERS_EMULATED 0u
 #endif
 
+/* Not a tier but a trait of AVX-512 on this processor: conversions and FMAs share their ports. */
+#define MOEI_SHARED_PORTS 31u
+
 /* x86: words of cpuid leaf 1, leaf 7 and leaf 7.1, XCR0 (what the OS saves), the XSAVE features this process may use. */
 typedef struct moei_cpuid {
     uint32_t leaf1_ecx, leaf7_ebx, leaf7_ecx, leaf7_edx, leaf7_1_eax;
     uint64_t xcr0, permitted;
+    uint32_t vendor; /* the first four letters */
 } moei_cpuid;
 MOEI_FORCE int moei_has(uint64_t word, uint64_t bits) { return (word & bits) == bits; }
 
@@ -5216,6 +5201,7 @@ MOEI_UNUSED static uint32_t moei_cpu_decide(const moei_cpuid *id) {
     if (moei_has(id->leaf7_1_eax, 1u << 4)) tiers |= MOE_TIER_BIT(MOE_TIER_AVXVNNI);
     if (!moei_has(id->leaf7_ebx, avx512_f_dq_bw_vl) || !moei_has(id->xcr0, zmm)) return tiers;
     tiers |= MOE_TIER_BIT(MOE_TIER_AVX512);
+    if (id->vendor == 0x756e6547u) tiers |= MOE_TIER_BIT(MOEI_SHARED_PORTS); /* "Genu", "ineI", "ntel" */
     if (moei_has(id->leaf7_ecx, 1u << 11)) tiers |= MOE_TIER_BIT(MOE_TIER_VNNI);
     if (moei_has(id->leaf7_1_eax, 1u << 5)) tiers |= MOE_TIER_BIT(MOE_TIER_AVX512BF16);
     if (moei_has(id->leaf7_edx, amx_bf16_tile_int8) && moei_has(id->xcr0, tile_config_data) && moei_has(id->permitted, tile_data))
@@ -5269,6 +5255,7 @@ static void moei_cpuid_get(moei_cpuid *id) {
     memset(id, 0, sizeof *id);
     moei_cpuid_read(0, 0, r);
     if (r[0] < 7) return;
+    id->vendor = r[1];
     moei_cpuid_read(1, 0, r);
     id->leaf1_ecx = r[2];
     if (id->leaf1_ecx >> 27 & 1) id->xcr0 = moei_xcr0();
@@ -5280,7 +5267,7 @@ static void moei_cpuid_get(moei_cpuid *id) {
 MOEI_UNUSED static uint32_t moei_cpu(void) {
     moei_cpuid id;
     moei_cpuid_get(&id);
-    return (moei_cpu_decide(&id) & MOEI_TIERS_BUILT) | MOEI_TIERS_EMULATED;
+    return (moei_cpu_decide(&id) & (MOEI_TIERS_BUILT | MOE_TIER_BIT(MOEI_SHARED_PORTS))) | MOEI_TIERS_EMULATED;
 }
 MOE_API int moe_enable_amx(void) {
     moei_cpuid id;
@@ -5327,7 +5314,7 @@ MOEI_UNUSED static uint32_t moei_cpu(void) {
 MOE_API int moe_enable_amx(void) { return 0; }
 #endif
 
-MOE_API uint32_t moe_tiers(void) { return moei_cpu(); }
+MOE_API uint32_t moe_tiers(void) { return moei_cpu() & ~MOE_TIER_BIT(MOEI_SHARED_PORTS); }
 MOE_API const char *moe_tier_name(uint32_t tier) {
     static const char *const names[] = {
 #define MOE_X(id, name) name,
@@ -6416,6 +6403,7 @@ static const moei_tier_row moei_tier_rows[] = {
 #endif
 #if MOEI_HAVE_AVX512
     {MOE_TIER_AVX512,     &moei_vec_avx512, {NULL, &moei_f32_avx512, NULL,                    NULL}},
+    {MOEI_SHARED_PORTS,   NULL,             {NULL, &moei_f32_avx512_widen, NULL,              NULL}},
 #endif
 #if MOEI_HAVE_VNNI
     {MOE_TIER_VNNI,       NULL,             {NULL, NULL,             NULL,                    &moei_q8_vnni}},
@@ -6664,6 +6652,7 @@ static moe_status moei_init(moe_layer *l, moe_error *e) {
     uint32_t have = moe_tiers(), tiers = d->tiers ? (d->tiers & have) : have;
     if (!tiers) return moei_fail(e, MOE_ERR_TIER, "tiers", d->tiers, have);
     tiers |= MOE_TIER_BIT(MOE_TIER_C);
+    if (tiers & MOE_TIER_BIT(MOE_TIER_AVX512)) tiers |= moei_cpu() & MOE_TIER_BIT(MOEI_SHARED_PORTS);
     moei_fill_defaults(d);
     moei_make_banks(l);
     l->vec = moei_choose_vec(tiers);
@@ -6710,6 +6699,7 @@ enum {                 /* what a phase does */
 
 #define MOEI_PARTS ((size_t)256)         /* slots of one expert that a tile takes at a time */
 #define MOEI_TILE_FLOATS ((size_t)65536) /* a tile's results */
+#define MOEI_PACKED_BYTES ((size_t)2 << 20) /* of packed tokens at a time, or 64 of them */
 #define MOEI_UP_ROWS 32u     /* rows of gate and up that one piece of work covers: h is prepared in blocks of 32 */
 
 /* Slots of one bank of experts in the current block, sorted by expert. */
@@ -6779,6 +6769,21 @@ static void *moei_take(moei_plan *p, size_t count, size_t bytes) {
 static size_t moei_max(size_t a, size_t b) { return a > b ? a : b; }
 static size_t moei_min(size_t a, size_t b) { return a < b ? a : b; }
 
+/* The most tokens that a matrix takes at a time: where they are packed, whole groups that stay near a core. */
+static size_t moei_most(const moei_arith *a, size_t k) {
+    if (!a->packing) return MOEI_PARTS;
+    return moei_min(MOEI_PARTS, moei_max(MOEI_PACKED_BYTES / a->row_bytes(k), 64)) / a->packing->group * a->packing->group;
+}
+/* As many of `left` tokens, at most `limit`; what remains must not be too few to be packed. */
+static uint32_t moei_chunk(const moei_arith *a, size_t k, size_t limit, size_t left) {
+    const moei_packing *p = a->packing;
+    size_t most = moei_min(limit, moei_most(a, k));
+    if (left <= most) return (uint32_t)left;
+    if (p) most = most / p->group * p->group;
+    while (p && left - most < p->min) most -= p->group;
+    return (uint32_t)most;
+}
+
 /* Output rows per slice: a private [block][slice] sum should stay in the second-level cache. */
 #define MOEI_SLICE_MIN ((size_t)64)
 #define MOEI_SLICE_MAX ((size_t)1024)
@@ -6802,7 +6807,7 @@ typedef struct moei_scratch {
     float *row;            /* [widest] */
     void *route;           /* moei_router's */
     uint8_t *panel;
-    uint8_t *packed;       /* up to MOEI_PARTS tokens, for an arithmetic that packs them */
+    uint8_t *packed;       /* a chunk of tokens, for an arithmetic that packs them */
 } moei_scratch;
 
 static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
@@ -6815,7 +6820,7 @@ static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
     size_t sums = moei_max(p->block, moei_min(p->block, 64) * (MOEI_SLICE_MAX / MOEI_SLICE_MIN)); /* in units of SLICE_MIN */
     for (size_t i = 0; i < MOEI_COUNT(ariths); i++) {
         panel = moei_max(panel, moei_panel_scratch(ariths[i], ks[i]));
-        if (ariths[i] && ariths[i]->packing) packed = moei_max(packed, ariths[i]->row_bytes(ks[i]));
+        if (ariths[i] && ariths[i]->packing) packed = moei_max(packed, moei_min(tokens, moei_most(ariths[i], ks[i])) * ariths[i]->row_bytes(ks[i]));
     }
     s->x = (const void **)moei_take(p, MOEI_PARTS, sizeof(void *));
     for (int i = 0; i < 2; i++) {
@@ -6828,7 +6833,7 @@ static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
     s->row = (float *)moei_take(p, widest + 64, 2 * sizeof(float));
     s->route = moei_take(p, moei_select_scratch(d, p->k), 1);
     s->panel = (uint8_t *)moei_take(p, panel, 1);
-    s->packed = (uint8_t *)moei_take(p, tokens, packed);
+    s->packed = (uint8_t *)moei_take(p, packed, 1);
 }
 
 static void moei_lay_group(moei_plan *p, moei_group *g, const moei_bank *b, size_t slots, int has_source) {
@@ -6987,16 +6992,6 @@ static void moei_write_row(uint8_t *row, uint32_t type, size_t first, size_t n, 
     }
 }
 
-/* Prepared rows x of n tokens become what the arithmetic multiplies; `to` has room for n of them. */
-static void moei_pack(const moei_arith *a, const void **x, uint32_t n, size_t k, uint8_t *to) {
-    for (uint32_t i = 0; i + 1 < n && a->packing; i += MOEI_GROUP) { /* a single token is a group already */
-        uint32_t group = n - i < MOEI_GROUP ? n - i : MOEI_GROUP;
-        if (group == 1) break;
-        a->packing->pack(to + i * a->row_bytes(k), x + i, group, k);
-        x[i] = to + i * a->row_bytes(k);
-    }
-}
-
 static const uint8_t *moei_x_row(const moei_plan *p, size_t token) { return (const uint8_t *)p->io->x + token * p->io->x_stride; }
 
 #define MOEI_FEW_BYTES 16384u /* of a panel for few tokens: it stays in L1 beside them */
@@ -7124,11 +7119,11 @@ static void moei_project(const moei_plan *p, const moei_arith *a, const moe_matr
     if (r0 == r1) return;
     moei_view(m, NULL, MOE_UP, 0, rows, k, &w);
     w.row0 = (uint32_t)r0;
-    for (size_t t = t0; t < t1; t += MOEI_PARTS) {
-        uint32_t part = (uint32_t)moei_min(MOEI_PARTS, t1 - t);
+    for (size_t t = t0, part; t < t1; t += part) {
+        part = moei_chunk(a, k, MOEI_PARTS, t1 - t);
         for (uint32_t i = 0; i < part; i++) s.x[i] = x + (t + i) * x_stride;
-        moei_pack(a, s.x, part, k, s.packed);
-        moei_multiply(a, &w, (uint32_t)(r1 - r0), s.x, part, out + t * rows + r0, rows, s.panel);
+        moei_pack(a, s.x, (uint32_t)part, k, s.packed);
+        moei_multiply(a, &w, (uint32_t)(r1 - r0), s.x, (uint32_t)part, out + t * rows + r0, rows, s.panel);
     }
     for (size_t r = r0; r < r1; r += p->slice) {
         size_t part = moei_min(p->slice, r1 - r);
@@ -7431,9 +7426,8 @@ static void moei_glu(const moei_vec *v, const moe_ffn *f, uint32_t clamp, float 
 
 static const moe_experts *moei_over(const moei_plan *p, const moei_group *g) { return g == &p->groups[0] ? p->io->experts : NULL; }
 
-/* While many tokens pass over these rows, the memory is idle: name what is read next. */
-static void moei_read_next(moei_rows *w, const uint8_t *next, size_t rows, uint32_t tokens) {
-    if (tokens <= 4) return; /* the stream itself is the work, and the hardware prefetches it */
+/* While tokens pass over these rows, memory has time for what is read next. */
+static void moei_read_next(moei_rows *w, const uint8_t *next, size_t rows) {
     w->prefetch = next;
     w->prefetch_bytes = w->k_stride ? 0 : rows * w->row_stride;
 }
@@ -7448,7 +7442,7 @@ static void moei_up_matrix(const moei_plan *p, const moei_scratch *s, const moei
     float *scale = s->scale[0], *bias = s->bias[0], *weighted = s->scale[1];
     moei_view(m, moei_over(p, g), which, expert, b->d_ff, b->d_in, &w);
     w.row0 = row;
-    if (row + 2 * MOEI_UP_ROWS <= b->d_ff) moei_read_next(&w, w.data + (row + MOEI_UP_ROWS) * w.row_stride, MOEI_UP_ROWS, n);
+    if (row + 2 * MOEI_UP_ROWS <= b->d_ff) moei_read_next(&w, w.data + (row + MOEI_UP_ROWS) * w.row_stride, MOEI_UP_ROWS);
     moei_multiply(b->in, &w, n_rows, s->x, n, out, MOEI_UP_ROWS, s->panel);
     int affine = moei_row_affine(m, moei_over(p, g), which, expert, b->d_ff, row, n_rows, b->d_in, scale, bias);
     if (!affine && !at_input) return;
@@ -7462,17 +7456,15 @@ static void moei_up_matrix(const moei_plan *p, const moei_scratch *s, const moei
 /* A block of rows of n slots' h, prepared for down: rows of their own, or the groups that down multiplies, at their first slot. */
 static void moei_keep_h(const moei_group *g, uint32_t slot, uint32_t n, uint32_t row, uint32_t rows, const float *h) {
     const moei_arith *a = g->bank->mid;
-    uint64_t one[MOEI_GROUP][8]; /* 32 values */
+    uint64_t one[MOEI_GROUP][sizeof(moei_q8) / 8]; /* 32 values of any arithmetic */
     const void *x[MOEI_GROUP];
-    for (uint32_t i = 0, group; i < n; i += group) {
-        uint8_t *to = g->h + (slot + i) * g->h_stride;
-        group = !a->packing ? 1 : n - i < MOEI_GROUP ? n - i : MOEI_GROUP;
-        if (group == 1) {
-            a->prepare(to, h + (size_t)i * MOEI_UP_ROWS, row, rows, g->bank->d_ff);
-            continue;
-        }
+    int packs = a->packing && n >= a->packing->min;
+    for (uint32_t i = 0; !packs && i < n; i++)
+        a->prepare(g->h + (slot + i) * g->h_stride, h + (size_t)i * MOEI_UP_ROWS, row, rows, g->bank->d_ff);
+    for (uint32_t i = 0, group; packs && i < n; i += group) {
+        group = n - i < a->packing->group ? n - i : a->packing->group;
         for (uint32_t j = 0; j < group; j++) a->prepare(one[j], h + (size_t)(i + j) * MOEI_UP_ROWS, 0, rows, rows), x[j] = one[j];
-        a->packing->pack(to + group * a->row_bytes(row), x, group, rows);
+        a->packing->pack(g->h + (slot + i) * g->h_stride, x, group, row, rows, g->bank->d_ff);
     }
 }
 
@@ -7497,16 +7489,16 @@ static void moei_up_block(const moei_plan *p, const moei_scratch *s, const moei_
     moei_keep_h(g, slot, n, row, rows, gate);
 }
 
-/* Blocks [from, to) of an expert. Tokens that must be packed are packed once for several blocks, whose weights stay in the last
-   cache when more tokens than one chunk pass over them. */
+/* Blocks [from, to) of an expert. Tokens are packed once for all of them, or in chunks for several blocks, whose weights stay in
+   the last cache while the chunks pass over them. */
 static void moei_up_blocks(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint64_t from,
                            uint64_t to) {
     const moei_bank *b = g->bank;
-    uint32_t end = g->start[expert + 1];
-    uint64_t run = !b->in->packing ? 1 : end - g->start[expert] <= MOEI_PARTS ? to - from : 8;
+    uint32_t end = g->start[expert + 1], n = end - g->start[expert];
+    uint64_t run = moei_chunk(b->in, b->d_in, MOEI_PARTS, n) == n ? to - from : 8;
     for (uint64_t at = from; at < to; at += run)
-        for (uint32_t slot = g->start[expert]; slot < end; slot += (uint32_t)MOEI_PARTS) {
-            uint32_t n = (uint32_t)moei_min(MOEI_PARTS, end - slot);
+        for (uint32_t slot = g->start[expert]; slot < end; slot += n) {
+            n = moei_chunk(b->in, b->d_in, MOEI_PARTS, end - slot);
             for (uint32_t i = 0; i < n; i++) s->x[i] = g->x + g->token[slot + i] * g->x_stride;
             moei_pack(b->in, s->x, n, b->d_in, s->packed);
             for (uint64_t i = at; i < to && i < at + run; i++) moei_up_block(p, s, g, expert, (uint32_t)i, slot, n);
@@ -7534,20 +7526,26 @@ static void moei_give_slots(const moei_plan *p, const moei_group *g, uint32_t sl
     memcpy(to, v, n * sizeof(float));
 }
 
+static uint32_t moei_next_expert(const moei_group *g, uint32_t e) { /* from e on, the first that has tokens */
+    while (e < g->bank->n_experts && g->start[e] == g->start[e + 1]) e++;
+    return e;
+}
 static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moei_group *g, size_t first, size_t row, size_t n) {
     const moei_bank *b = g->bank;
     const moei_vec *v = p->layer->vec;
     int routed = g == &p->groups[0], weighted = !routed || p->layer->desc.ffn.weight_at == MOE_WEIGHT_AT_OUTPUT;
-    size_t chunk = moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n / MOEI_GROUP * MOEI_GROUP); /* n is at most 1024 */
-    for (uint32_t e = 0; e < b->n_experts; e++) {
-        moei_rows w;
-        if (g->start[e] == g->start[e + 1]) continue;
+    for (uint32_t e = moei_next_expert(g, 0), next; e < b->n_experts; e = next) {
+        moei_rows w, after;
+        next = moei_next_expert(g, e + 1);
         moei_view(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, b->d_ff, &w);
         w.row0 = (uint32_t)row;
-        if (e + 1 < b->n_experts && !b->down.expert && !p->io->experts) moei_read_next(&w, moei_row(&w, 0) + b->down.expert_stride, n, g->start[e + 1] - g->start[e]);
+        if (next < b->n_experts) {
+            moei_view(&b->down, moei_over(p, g), MOE_DOWN, next, b->d_in, b->d_ff, &after);
+            moei_read_next(&w, after.data + row * after.row_stride, n);
+        }
         int affine = moei_row_affine(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, row, n, b->d_ff, s->scale[0], s->bias[0]);
-        for (uint32_t slot = g->start[e]; slot < g->start[e + 1]; slot += (uint32_t)chunk) {
-            uint32_t tokens = (uint32_t)moei_min(chunk, g->start[e + 1] - slot);
+        for (uint32_t slot = g->start[e], tokens; slot < g->start[e + 1]; slot += tokens) {
+            tokens = moei_chunk(b->mid, b->d_ff, moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n), g->start[e + 1] - slot);
             for (uint32_t i = 0; i < tokens; i++) s->x[i] = g->h + (slot + i) * g->h_stride;
             moei_multiply(b->mid, &w, (uint32_t)n, s->x, tokens, s->out[1], n, s->panel);
             for (uint32_t i = 0; i < tokens; i++) {
@@ -7577,16 +7575,16 @@ static void moei_pass_through(const moei_plan *p, const moei_scratch *s, size_t 
 static void moei_latent_out(const moei_plan *p, const moei_scratch *s, size_t tokens, size_t row, size_t n) {
     const moe_layer *l = p->layer;
     const moe_matrix *m = &l->desc.latent.out;
-    size_t chunk = moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n), d = l->desc.d_model, k = l->desc.latent.d;
+    size_t d = l->desc.d_model, k = l->desc.latent.d;
     moei_rows w;
     moei_view(m, NULL, MOE_DOWN, 0, d, k, &w);
     w.row0 = (uint32_t)row;
     int affine = moei_row_affine(m, NULL, MOE_DOWN, 0, d, row, n, k, s->scale[0], s->bias[0]);
-    for (size_t t = 0; t < tokens; t += chunk) {
-        uint32_t part = (uint32_t)moei_min(chunk, tokens - t);
+    for (size_t t = 0, part; t < tokens; t += part) {
+        part = moei_chunk(l->latent_out, k, moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n), tokens - t);
         for (uint32_t i = 0; i < part; i++) s->x[i] = p->latent_row + (t + i) * p->latent_row_stride;
-        moei_pack(l->latent_out, s->x, part, k, s->packed);
-        moei_multiply(l->latent_out, &w, (uint32_t)n, s->x, part, s->sum + t * n, n, s->panel);
+        moei_pack(l->latent_out, s->x, (uint32_t)part, k, s->packed);
+        moei_multiply(l->latent_out, &w, (uint32_t)n, s->x, (uint32_t)part, s->sum + t * n, n, s->panel);
         for (uint32_t i = 0; i < part && affine; i++) l->vec->affine(s->sum + (t + i) * n, s->scale[0], s->bias[0], n);
     }
 }
@@ -7710,7 +7708,7 @@ static void moei_latent_norm(const moei_plan *p, size_t block, uint32_t ith, uin
 static const moei_packing *moei_task_state(const moe_layer *l) {
     const moei_arith *const used[] = {l->routed.in, l->routed.mid, l->shared.in, l->shared.mid, l->latent_in, l->latent_out};
     for (size_t i = 0; i < MOEI_COUNT(used); i++)
-        if (used[i] && used[i]->packing) return used[i]->packing;
+        if (used[i] && used[i]->packing && used[i]->packing->begin) return used[i]->packing;
     return NULL;
 }
 

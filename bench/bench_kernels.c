@@ -84,7 +84,9 @@ static void bench_one(const kernel *kern, size_t f, uint32_t n_tokens, uint8_t *
     size_t stride = kern->arith->row_bytes(k) | 64; /* an odd number of cache lines: powers of two would alias */
     job.arith = kern->arith, job.format = formats[f].format, job.n_tokens = n_tokens,
     job.row_bytes = k * formats[f].bytes;
+    uint8_t *packed = (uint8_t *)aligned_alloc(64, n_tokens * stride);
     for (uint32_t t = 0; t < n_tokens; t++) job.x[t] = prepared + t * stride;
+    moei_pack(kern->arith, job.x, n_tokens, k, packed);
     for (int i = 0; i < rounds; i++) {
         double peak = limits_peak(kern->peak) * threads,
                read = limits_read(memory, memory_bytes / (n_tokens > 16 ? 8 : 1), threads);
@@ -99,6 +101,7 @@ static void bench_one(const kernel *kern, size_t f, uint32_t n_tokens, uint8_t *
            100 * limits_median(warm, rounds), 100 * limits_median(cold, rounds), 100 * limits_median(stream, rounds),
            limits_median(rate, rounds));
     fflush(stdout);
+    free(packed);
 }
 
 static void bench_kernel(const kernel *kern, const char *format, const char *tokens) {

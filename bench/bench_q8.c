@@ -23,6 +23,7 @@ static const struct {
 };
 static uint8_t *pool;
 static void *prepared[TOKENS];
+static const void *packed[TOKENS];
 
 static double clock_time(clockid_t clock) {
     struct timespec t;
@@ -168,7 +169,7 @@ static void run_panel(const subject *s, size_t n_rows, uint32_t height, uint8_t 
         w.prefetch = pool + (r + height) * s->row_bytes, w.prefetch_bytes = height * s->row_bytes;
         if (s->panel) {
             s->arith->ops[s->format].decode(&w, height, panel);
-            s->arith->panel(panel, &w, height, (const void *const *)prepared, s->n_tokens, y, height);
+            s->arith->panel(panel, &w, height, packed, s->n_tokens, y, height);
         } else s->arith->ops[s->format].dot(&w, height, (const void *const *)prepared, s->n_tokens, y, height);
     }
 }
@@ -261,6 +262,12 @@ static void bench_many(void) {
                     subject s;
                     subject_init(&s, a, f, counts[c], POOL);
                     s.panel = panel;
+                    uint8_t *groups = (uint8_t *)aligned_alloc(64, counts[c] * a->row_bytes(K));
+                    for (uint32_t i = 0, n; i < counts[c]; i += n) { /* as moei_pack, of few tokens too */
+                        n = a->packing && counts[c] - i > a->packing->group ? a->packing->group : a->packing ? counts[c] - i : 1;
+                        packed[i] = a->packing ? groups + i * a->row_bytes(K) : prepared[i];
+                        if (a->packing) a->packing->pack(groups + i * a->row_bytes(K), (const void *const *)prepared + i, n, 0, K, K);
+                    }
                     for (int i = 0; i < reps; i++) {
                         double peak = strcmp(tiers[t].name, "avx2") ? peak_vnni() / 100 : peak_fma(), time = now();
                         run_panel(&s, n_rows, height, memory, y);
@@ -268,6 +275,7 @@ static void bench_many(void) {
                         share[i] = rate[i] / peak;
                     }
                     printf("%7.2f", median(share, reps)), fflush(stdout);
+                    free(groups);
                 }
                 free(memory);
             }

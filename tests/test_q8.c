@@ -390,6 +390,29 @@ static void compare(const float *want, size_t want_rows, const guarded *out, siz
     check(!bad, why);
     check(!touched, "wrote beyond the rows");
 }
+/* As moei_pack, of any number of tokens; a block of 32 values at a time, as a layer packs h. */
+static void pack(const moei_arith *arith, const tokens *x, const void **groups, uint32_t n, size_t k, uint8_t *to) {
+    const moei_packing *p = arith->packing;
+    size_t row = arith->row_bytes(k);
+    memcpy(groups, x->x, n * sizeof *groups);
+    for (uint32_t t = 0; p && t < n; t += p->group) {
+        uint32_t group = n - t < p->group ? n - t : p->group;
+        for (size_t k0 = 0; k0 < k; k0 += 32) {
+            moei_q8 one[MOEI_GROUP];
+            const void *rows[MOEI_GROUP];
+            for (uint32_t i = 0; i < group; i++) {
+                const moei_q8 *from = (const moei_q8 *)x->x[t + i] + k0 / 256;
+                size_t b = k0 / 32 % 8;
+                memset(&one[i], 0, sizeof one[i]);
+                memcpy(one[i].q[0], from->q[b], 32), memcpy(one[i].sum16[0], from->sum16[b], 4);
+                one[i].d[0] = from->d[b], one[i].s[0] = from->s[b], one[i].sum[0] = from->sum[b];
+                rows[i] = &one[i];
+            }
+            p->pack(to + t * row, rows, group, k0, 32, k);
+        }
+        groups[t] = to + t * row;
+    }
+}
 static void run_one(const moei_arith *arith, const matrix *m, const tokens *x, const float *want, size_t want_rows,
                     uint32_t n_rows, uint32_t n_tokens) {
     const moei_ops *ops = &arith->ops[m->w.format];
@@ -406,7 +429,11 @@ static void run_one(const moei_arith *arith, const matrix *m, const tokens *x, c
         memset(panel.data, 0xff, bytes);
         ops->decode(&m->w, n_rows, panel.data);
         memset(out.data, 0xa5, ((n_tokens - 1) * stride + n_rows) * 4);
-        arith->panel(panel.data, &m->w, n_rows, x->x, n_tokens, (float *)(void *)out.data, stride);
+        const void *groups[MAX_TOKENS];
+        guarded packed = guarded_new(n_tokens * arith->row_bytes(m->w.k), (int)n_rows % 2);
+        pack(arith, x, groups, n_tokens, m->w.k, packed.data);
+        arith->panel(panel.data, &m->w, n_rows, groups, n_tokens, (float *)(void *)out.data, stride);
+        guarded_free(&packed);
         compare(want, want_rows, &out, n_rows, n_tokens, stride, "panel");
         guarded_free(&panel);
     }

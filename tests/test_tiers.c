@@ -176,10 +176,20 @@ static const uint32_t row_counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 32};
 static const uint32_t token_counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 33};
 static const size_t depths[] = {1, 7, 15, 16, 17, 31, 33, 100, 768, 1000, 2048, 2053};
 
+/* The first n tokens as the arithmetic wants them; exactly as many bytes as they need. */
+static guarded pack_tokens(const subject *s, const void *const *x, const void **packed, uint32_t n, size_t k, int at_end) {
+    guarded g = guarded_new(n * s->arith->row_bytes(k), at_end);
+    memcpy(packed, x, n * sizeof *x);
+    moei_pack(s->arith, packed, n, k, g.data);
+    return g;
+}
 static void check_dot(const subject *s, uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x) {
-    for (size_t i = 0; i < MOEI_COUNT(token_counts); i++) {
+    for (size_t i = 0; i < MOEI_COUNT(token_counts) && token_counts[i] <= s->arith->ops[format].dot_max; i++) {
+        const void *tokens[TOKENS];
+        guarded packed = pack_tokens(s, x, tokens, token_counts[i], w->k, (int)i & 1);
         clear_out();
-        s->arith->ops[format].dot(w, n_rows, x, token_counts[i], got[0], ROWS + 3);
+        s->arith->ops[format].dot(w, n_rows, tokens, token_counts[i], got[0], ROWS + 3);
+        guarded_free(&packed);
         size_t wrong = count_wrong(w->row0, n_rows, token_counts[i]);
         check(wrong == 0, s->name, "dot %s: %zu wrong, rows %u, tokens %u, k %zu", format_names[format], wrong,
               n_rows, token_counts[i], w->k);
@@ -207,8 +217,11 @@ static void check_panel(const subject *s, uint32_t format, const moei_rows *w, u
     }
     check(wrong == 0, s->name, "decode %s: %zu wrong, rows %u, k %zu", format_names[format], wrong, n_rows, w->k);
     for (size_t i = 0; i < MOEI_COUNT(token_counts); i++) {
+        const void *tokens[TOKENS];
+        guarded packed = pack_tokens(s, x, tokens, token_counts[i], w->k, at_end);
         clear_out();
-        s->arith->panel(panel.data, w, n_rows, x, token_counts[i], got[0], ROWS + 3);
+        s->arith->panel(panel.data, w, n_rows, tokens, token_counts[i], got[0], ROWS + 3);
+        guarded_free(&packed);
         wrong = count_wrong(w->row0, n_rows, token_counts[i]);
         check(wrong == 0, s->name, "panel %s: %zu wrong, rows %u, tokens %u, k %zu", format_names[format], wrong,
               n_rows, token_counts[i], w->k);
@@ -394,29 +407,30 @@ static void check_cpu(void) {
     const uint32_t c = moe_tier_mask(MOE_TIER_C), avx2 = moe_tier_mask(MOE_TIER_AVX2),
                    avx512 = moe_tier_mask(MOE_TIER_AVX512);
     const uint32_t avxvnni = MOE_TIER_BIT(MOE_TIER_AVXVNNI), vnni = MOE_TIER_BIT(MOE_TIER_VNNI);
-    const uint32_t bf16 = MOE_TIER_BIT(MOE_TIER_AVX512BF16), amx = MOE_TIER_BIT(MOE_TIER_AMX);
+    const uint32_t bf16 = MOE_TIER_BIT(MOE_TIER_AVX512BF16), amx = MOE_TIER_BIT(MOE_TIER_AMX),
+                   ports = MOE_TIER_BIT(MOEI_SHARED_PORTS);
     const uint32_t fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29,
                    leaf1 = fma | osxsave | avx | f16c;
     const uint32_t bmi = 1u << 3 | 1u << 8, b_avx2 = 1u << 5 | bmi,
                    b_avx512 = b_avx2 | 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
     const uint32_t tiles = 1u << 22 | 1u << 24 | 1u << 25;
-    const moei_cpuid nothing = {0, 0, 0, 0, 0, 0, 0};
-    moei_cpuid zen5 = {leaf1, b_avx512, 1u << 11, 0, 1u << 4 | 1u << 5, 0xe7, 0}, id;
-    moei_cpuid sapphire = {leaf1, b_avx512, 1u << 11, tiles, 1u << 4 | 1u << 5, 0x600e7, 0x60000};
-    const moei_cpuid haswell = {leaf1, b_avx2, 0, 0, 0, 7, 0}, alder_lake = {leaf1, b_avx2, 0, 0, 1u << 4, 7, 0};
-    const moei_cpuid skylake_x = {leaf1, b_avx512, 0, 0, 0, 0xe7, 0},
-                     ivy_bridge = {osxsave | avx | f16c, 0, 0, 0, 0, 7, 0};
+    const moei_cpuid nothing = {0, 0, 0, 0, 0, 0, 0, 0};
+    moei_cpuid zen5 = {leaf1, b_avx512, 1u << 11, 0, 1u << 4 | 1u << 5, 0xe7, 0, 0x68747541}, id;
+    moei_cpuid sapphire = {leaf1, b_avx512, 1u << 11, tiles, 1u << 4 | 1u << 5, 0x600e7, 0x60000, 0x756e6547};
+    const moei_cpuid haswell = {leaf1, b_avx2, 0, 0, 0, 7, 0, 0x756e6547}, alder_lake = {leaf1, b_avx2, 0, 0, 1u << 4, 7, 0, 0x756e6547};
+    const moei_cpuid skylake_x = {leaf1, b_avx512, 0, 0, 0, 0xe7, 0, 0x756e6547},
+                     ivy_bridge = {osxsave | avx | f16c, 0, 0, 0, 0, 7, 0, 0x756e6547};
     check_decide("nothing", &nothing, c);
     check_decide("Ivy Bridge", &ivy_bridge, c);
     check_decide("Haswell", &haswell, avx2);
     check_decide("Alder Lake", &alder_lake, avx2 | avxvnni);
-    check_decide("Skylake-X", &skylake_x, avx512);
+    check_decide("Skylake-X", &skylake_x, avx512 | ports);
     check_decide("Zen 5", &zen5, avx512 | avxvnni | vnni | bf16);
-    check_decide("Sapphire Rapids, AMX permitted", &sapphire, avx512 | avxvnni | vnni | bf16 | amx);
+    check_decide("Sapphire Rapids, AMX permitted", &sapphire, avx512 | ports | avxvnni | vnni | bf16 | amx);
     id = sapphire, id.permitted = 0x20000;
-    check_decide("AMX not permitted", &id, avx512 | avxvnni | vnni | bf16);
+    check_decide("AMX not permitted", &id, avx512 | ports | avxvnni | vnni | bf16);
     id = sapphire, id.xcr0 = 0xe7;
-    check_decide("AMX not saved by the OS", &id, avx512 | avxvnni | vnni | bf16);
+    check_decide("AMX not saved by the OS", &id, avx512 | ports | avxvnni | vnni | bf16);
     id = zen5, id.xcr0 = 7;
     check_decide("no ZMM state", &id, avx2 | avxvnni);
     id = zen5, id.xcr0 = 3;
@@ -468,6 +482,7 @@ int main(void) {
 #if MOEI_HAVE_AVX512
     check_vec(&moei_vec_avx512, "elementwise avx512", MOE_TIER_AVX512);
     check_arith(&moei_f32_avx512, "f32 avx512", 0);
+    check_arith(&moei_f32_avx512_widen, "f32 avx512, widened", 0);
 #endif
 #if MOEI_HAVE_AVX512BF16
     check_arith(&moei_bf16_avx512bf16, "bf16 avx512bf16", 0);
