@@ -7010,8 +7010,9 @@ static void moei_multiply(const moei_arith *a, const moei_rows *w, uint32_t n_ro
     for (uint32_t r = 0, rows; r < n_rows; r += rows) {
         rows = n_rows - r < step ? n_rows - r : step;
         part.row0 = w->row0 + r;
-        if (r) part.prefetch += part.prefetch ? part.prefetch_bytes : 0;
-        part.prefetch_bytes = w->prefetch_bytes * rows / n_rows;
+        size_t after = (n_rows - r - rows) * w->row_stride; /* the next panel: what lies further ahead would be gone when it is read */
+        part.prefetch = after ? moei_row(w, r + rows) : w->prefetch;
+        part.prefetch_bytes = w->k_stride ? 0 : moei_min(step * w->row_stride, after ? after : w->prefetch_bytes);
         if (ops->decode && !w->k_stride) ops->decode(&part, rows, panel);
         else moei_decode_default(a, &part, rows, panel);
         a->panel(panel, &part, rows, x, n, out + r, out_stride);
