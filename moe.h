@@ -879,7 +879,7 @@ typedef struct moei_rows {
 } moei_rows;
 MOEI_FORCE const uint8_t *moei_row(const moei_rows *w, size_t r) { return w->data + (w->row0 + r) * w->row_stride; }
 
-/* 256 activations as int8: 8 blocks of 32. d = amax / 127, q = round-to-nearest-even(x * (127 / amax)) by one fma, s = d * sum(q).
+/* 256 activations as int8: 8 blocks of 32 (the tier `vnni` keeps q in another order). d = amax / 127, q = round-to-nearest-even(x * (127 / amax)) by one fma, s = d * sum(q).
    A block whose amax is below 2^-96 is zero; one with NaN or Inf has d = s = NaN and q = 0. */
 typedef struct moei_q8 {
     int8_t q[8][32];
@@ -3014,8 +3014,8 @@ MOEI_UNUSED static const moei_arith moei_bf16_amx = {
 
 /* ==== >>q8: Q8 on AVX2 and AVX512-VNNI =================================================================================
    LAYOUT      A step is 8 blocks of 32 weights of one row, and lane b of every vector of 8 belongs to block b. Its weights come as
-               bytes, unsigned with a constant offset (on AVX2 wide formats signed), 1 block per register on AVX2, 2 on AVX-512; its
-               scales as moei_q8s, the same on both.
+               bytes, unsigned with a constant offset (on AVX2 wide formats signed), 1 block per register on AVX2, 8 weights of each
+               block per register on AVX-512; its scales as moei_q8s, the same on both.
    DEFINITION  acc = fma((float)isum, D * d_x, acc) per block, 8 accumulators by block mod 8, tree 4 2 1, + 0.0f; see >>reference.
                isum is exact, so it may be computed in any way: unsigned weights give sum(u q) - offset * sum(q), and the sums of
                q come with the prepared row.
@@ -3194,6 +3194,10 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_side_fill(uint32_t type, const moei_side *s, s
     for (int32_t *end = out + n; out < end; p += 8 * size, left -= 8) {
         uint8_t tail[32] = {0};
         __m256i v = moei_q8_side8(type, left < 8 ? (const uint8_t *)memcpy(tail, p, left * size) : p, factor, (int)(4 * (line % 8)));
+        if (per == 1) {
+            _mm256_storeu_si256((__m256i *)out, v), out += 8;
+            continue;
+        }
         if (fast) {
             while (per >> log2 > 1) log2++;
             for (size_t j = 0; j < per && out < end; j++, out += 8) {
@@ -3220,16 +3224,20 @@ static MOEI_AVX2 MOEI_NOINLINE void moei_q8_side_values(const moei_side *s, size
     default: moei_q8_side_fill(MOE_TYPE_U4X8, s, row, unit, i, n, factor, out);
     }
 }
+MOEI_FORCE MOEI_AVX2 void moei_q8_side_rest(int32_t *to, size_t i, size_t end, int32_t value) { /* end: a multiple of 8 */
+    for (; i % 8; i++) to[i] = value;
+    for (; i < end; i += 8) _mm256_storeu_si256((__m256i *)(void *)(to + i), _mm256_set1_epi32(value));
+}
 /* Scales and zero points of MOEI_Q8_CHUNK steps from step i of row r; what is beyond the row's end counts as 1 (8). */
-MOEI_FORCE MOEI_AVX2 void moei_q8_sides(uint32_t f, const moei_rows *w, size_t r, size_t i, moei_q8side *side) {
+static MOEI_AVX2 MOEI_NOINLINE void moei_q8_sides(uint32_t f, const moei_rows *w, size_t r, size_t i, moei_q8side *side) {
     const size_t unit = moei_q8_is_nvfp4(f) ? 16 : 32, first = i * 256 / unit, room = MOEI_Q8_CHUNK * 256 / unit, all = w->k / unit - first;
     const size_t n = all < room ? all : room, padded = (n + 256 / unit - 1) & ~(256 / unit - 1);
     const float factor = moei_q8_is_e2m1(f) ? 0.5f : 1.0f;
     if (w->scale.data) moei_q8_side_values(&w->scale, w->row0 + r, unit, first, n, factor, side->d);
-    for (size_t j = w->scale.data ? n : 0; j < padded; j++) side->d[j] = (int32_t)moei_bits(factor);
+    moei_q8_side_rest(side->d, w->scale.data ? n : 0, padded, (int32_t)moei_bits(factor));
     if (f != MOE_FORMAT_INT4_GROUP) return;
     if (w->zero.data) moei_q8_side_values(&w->zero, w->row0 + r, unit, first, n, factor, side->zero);
-    for (size_t j = w->zero.data ? n : 0; j < padded; j++) side->zero[j] = 8;
+    moei_q8_side_rest(side->zero, w->zero.data ? n : 0, padded, 8);
 }
 
 /* ---- the scales of one step, every format ---- */
@@ -3283,25 +3291,26 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_scales(uint32_t f, const uint8_t *p, const moe
 
 /* ---- from integer sums to the accumulators ---- */
 
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_times(__m256i v, int c) {
-    return _mm256_slli_epi32(v, c == 128 ? 7 : c == 32 ? 5 : c == 16 ? 4 : c == 8 ? 3 : 2);
+/* What times sum16 is to be added to the sums over the first and second 16 of every block: the offset that is still in the weights,
+   or the zero points. (But for NVFP4 all of it goes to the first, and the second is not used.) */
+MOEI_FORCE MOEI_AVX2 void moei_q8_less(uint32_t f, int offset, const moei_q8s *s, __m256i less[2]) {
+    if (moei_q8_has_sub(f)) less[0] = _mm256_mullo_epi16(s->sub, _mm256_set1_epi16((short)-offset));
+    else if (f == MOE_FORMAT_INT4_GROUP) less[0] = _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_or_si256(s->zero, _mm256_slli_epi32(s->zero, 16)));
+    else if (moei_q8_is_nvfp4(f)) less[0] = _mm256_set1_epi32(-offset & 0xffff), less[1] = _mm256_set1_epi32(-offset * 65536);
+    else less[0] = _mm256_set1_epi16((short)-offset);
 }
-/* acc + one step: h0, h1 are the sums over the first and second 16 of every block; offset is what is still in the weights. */
-MOEI_FORCE MOEI_AVX2 __m256 moei_q8_add(uint32_t f, int offset, const moei_q8s *s, __m256i h0, __m256i h1, const moei_q8 *x, __m256 acc) {
-    const __m256i sum16 = moei_q8_ld256(x->sum16);
+MOEI_FORCE int moei_q8_is_less(uint32_t f, int offset) { return offset || f == MOE_FORMAT_INT4_GROUP; }
+/* acc + one step: h[0], h[1] are the sums over the first and second 16 of every block. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_add(uint32_t f, const moei_q8s *s, const __m256i h[2], const moei_q8 *x, __m256 acc) {
     const __m256 dx = _mm256_loadu_ps(x->d);
     if (moei_q8_is_nvfp4(f)) {
-        h0 = _mm256_sub_epi32(h0, moei_q8_times(_mm256_srai_epi32(_mm256_slli_epi32(sum16, 16), 16), offset));
-        h1 = _mm256_sub_epi32(h1, moei_q8_times(_mm256_srai_epi32(sum16, 16), offset));
-        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(h0), _mm256_mul_ps(s->d, dx), acc);
-        return _mm256_fmadd_ps(_mm256_cvtepi32_ps(h1), _mm256_mul_ps(s->m, dx), acc);
+        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(h[0]), _mm256_mul_ps(s->d, dx), acc);
+        return _mm256_fmadd_ps(_mm256_cvtepi32_ps(h[1]), _mm256_mul_ps(s->m, dx), acc);
     }
-    __m256i n = _mm256_add_epi32(h0, h1), sum = moei_q8_has_sub(f) ? _mm256_madd_epi16(s->sub, sum16) : moei_q8_ld256(x->sum);
-    if (f == MOE_FORMAT_INT4_GROUP) n = _mm256_sub_epi32(n, _mm256_mullo_epi32(s->zero, sum));
-    else if (offset) n = _mm256_sub_epi32(n, moei_q8_times(sum, offset));
-    acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(n), _mm256_mul_ps(s->d, dx), acc);
+    acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(h[0], h[1])), _mm256_mul_ps(s->d, dx), acc);
     if (moei_q8_has_min(f)) acc = _mm256_fmadd_ps(s->m, _mm256_loadu_ps(x->s), acc);
-    if (f == MOE_FORMAT_Q2_K) acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(s->min, sum16)), _mm256_mul_ps(s->m, dx), acc);
+    if (f == MOE_FORMAT_Q2_K)
+        acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(s->min, moei_q8_ld256(x->sum16))), _mm256_mul_ps(s->m, dx), acc);
     return acc;
 }
 MOEI_FORCE MOEI_AVX2 float moei_q8_tree(__m256 v) {
@@ -3310,15 +3319,16 @@ MOEI_FORCE MOEI_AVX2 float moei_q8_tree(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a))) + 0.0f;
 }
 /* The last, partial step of a row, padded with zeros. */
-MOEI_FORCE const uint8_t *moei_q8_tail(uint32_t f, const moei_rows *w, const uint8_t *p, uint8_t *tail) {
+static MOEI_AVX2 MOEI_NOINLINE const uint8_t *moei_q8_tail(uint32_t f, const moei_rows *w, const uint8_t *p, uint8_t *tail) {
     memset(tail, 0, moei_q8_step_bytes(f));
     return (const uint8_t *)memcpy(tail, p, w->k % 256 / 32 * (moei_q8_step_bytes(f) / 8));
 }
 /* A step's lines of what is read later: see moei_ahead_of. Without them one core of a Xeon (model 207) reads rows of Q4_K at 51 %
-   of its bandwidth of 15.5 GB/s, with them at 82 % (Q8_0 65, 87); 4, 8 and 16 KB ahead are equal. In cache a row of Q4_0 or Q4_K
-   unpacks at 20 GB/s. */
+   of its bandwidth of 15.5 GB/s, with them at 82 % (Q8_0 65, 87). To L2: on Zen 4 the hardware brings lines from there in time, and
+   prefetched to L1 they get in its way (Q8_0, 1 / 2 / 4 tokens, GB/s of 34: to L1 23 / 20 / 14, to L2 31 / 27 / 20, none 30 / 25 / 20;
+   4 KB ahead to L2 22 / 21 / 18). */
 MOEI_FORCE void moei_q8_prefetch(const uint8_t *p, size_t bytes) {
-    MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH(p + i);
+    MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH_L2(p + i);
 }
 
 /* ---- AVX2: the weights of one step ---- */
@@ -3431,6 +3441,7 @@ enum { MOEI_Q8_GROUP = 8 }; /* tokens that share an unpacked step */
    tokens the accumulators live in L1 (a load and a store of about 40 micro-ops). */
 MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_t r, size_t ahead, const void *const *x, uint32_t n, float *out,
                                            size_t out_stride) {
+    const int offset = moei_q8_is_wide(f) ? 0 : moei_q8_offset(f);
     const size_t full = w->k / 256, steps = (w->k + 255) / 256;
     const uint8_t *p = moei_row(w, r);
     uint8_t tail[272];
@@ -3438,7 +3449,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_
     __m256 acc[MOEI_Q8_GROUP];
     for (uint32_t t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
     for (size_t i = 0; i < steps; i++, p += moei_q8_step_bytes(f)) {
-        __m256i v[8], pair[4], a, b;
+        __m256i v[8], pair[4], less[2], a, b;
         moei_q8s s;
         if (i == full) p = moei_q8_tail(f, w, p, tail);
         else moei_q8_prefetch(p + ahead, moei_q8_step_bytes(f));
@@ -3446,11 +3457,14 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_
         moei_q8_scales(f, p, &side, i % MOEI_Q8_CHUNK, &s);
         moei_q8_bytes_avx2(f, p, v);
         if (moei_q8_has_sub(f)) moei_q8_spread_avx2(s.sub, pair);
+        moei_q8_less(f, offset, &s, less);
         for (uint32_t t = 0; t < n; t++) {
             const moei_q8 *q = (const moei_q8 *)x[t] + i;
             a = moei_q8_dot4_avx2(f, v, pair, q->q), b = moei_q8_dot4_avx2(f, v + 4, pair + 2, q->q + 4);
-            acc[t] = moei_q8_add(f, moei_q8_is_wide(f) ? 0 : moei_q8_offset(f), &s, _mm256_permute2x128_si256(a, b, 0x20),
-                                 _mm256_permute2x128_si256(a, b, 0x31), q, acc[t]);
+            __m256i h[2] = {_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31)};
+            for (int j = 0; moei_q8_is_less(f, offset) && j <= moei_q8_is_nvfp4(f); j++)
+                h[j] = _mm256_add_epi32(h[j], _mm256_madd_epi16(less[j], moei_q8_ld256(q->sum16)));
+            acc[t] = moei_q8_add(f, &s, h, q, acc[t]);
         }
     }
     for (uint32_t t = 0; t < n; t++) out[t * out_stride] = moei_q8_tree(acc[t]);
@@ -3481,8 +3495,12 @@ MOEI_Q8_FORMATS(MOEI_Q8_DOT, avx2, MOEI_AVX2)
 
 static size_t moei_q8_prepared_bytes(size_t k) { return (k + 255) / 256 * sizeof(moei_q8); }
 
+/* Bytes 8 j .. 8 j + 7 of block b of q. The tier `vnni` has them at 64 j, blocks in the order 0 1 4 5 2 3 6 7: see there. */
+MOEI_FORCE size_t moei_q8_at(int vnni, size_t b, size_t j) {
+    return vnni ? 64 * j + 8 * ((b & 1) | (b & 2) << 1 | (b & 4) >> 1) : 32 * b + 8 * j;
+}
 /* One block of 32. The integer comes out of the fma's low bits: 12582912 + q. */
-MOEI_FORCE MOEI_AVX2 void moei_q8_block(moei_q8 *row, size_t b, const float *x) {
+static MOEI_AVX2 void moei_q8_block(moei_q8 *row, size_t b, const float *x, int vnni) {
     moei_q8 *to = row + b / 8;
     __m256 v[4];
     __m256i a = _mm256_setzero_si256(), i[4];
@@ -3503,7 +3521,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_block(moei_q8 *row, size_t b, const float *x) 
     }
     __m256i p = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
     p = _mm256_permutevar8x32_epi32(p, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    _mm256_storeu_si256((__m256i *)to->q[b % 8], p);
+    for (size_t j = 0; j < 4; j++) memcpy(to->q[0] + moei_q8_at(vnni, b % 8, j), (const char *)&p + 8 * j, 8);
     p = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), p), _mm256_set1_epi16(1)); /* 4 sums of each half */
     p = _mm256_add_epi32(p, _mm256_shuffle_epi32(p, 0x4e)), p = _mm256_add_epi32(p, _mm256_shuffle_epi32(p, 0xb1));
     const int lo = _mm256_cvtsi256_si32(p), hi = _mm_cvtsi128_si32(_mm256_extracti128_si256(p, 1));
@@ -3511,14 +3529,16 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_block(moei_q8 *row, size_t b, const float *x) 
     to->sum16[b % 8][0] = (int16_t)lo, to->sum16[b % 8][1] = (int16_t)hi, to->sum[b % 8] = lo + hi;
     to->d[b % 8] = d, to->s[b % 8] = d * (float)(lo + hi);
 }
-static MOEI_AVX2 void moei_q8_prepare(void *row, const float *x, size_t k0, size_t n, size_t k) {
+MOEI_FORCE MOEI_AVX2 void moei_q8_blocks(int vnni, void *row, const float *x, size_t k0, size_t n, size_t k) {
     const size_t b = (k0 + n) / 32 % 8, none = 8 - b;
     moei_q8 *last = (moei_q8 *)row + (k0 + n) / 256;
-    for (size_t i = 0; i < n / 32; i++) moei_q8_block((moei_q8 *)row, k0 / 32 + i, x + 32 * i);
+    for (size_t i = 0; i < n / 32; i++) moei_q8_block((moei_q8 *)row, k0 / 32 + i, x + 32 * i, vnni);
     if (k0 + n != k || !b) return;
-    memset(last->q[b], 0, 32 * none), memset(&last->d[b], 0, 4 * none), memset(&last->s[b], 0, 4 * none);
+    for (size_t i = 4 * b; i < 32; i++) memset(last->q[0] + moei_q8_at(vnni, i / 4, i % 4), 0, 8);
+    memset(&last->d[b], 0, 4 * none), memset(&last->s[b], 0, 4 * none);
     memset(&last->sum[b], 0, 4 * none), memset(last->sum16[b], 0, 4 * none);
 }
+static MOEI_AVX2 void moei_q8_prepare(void *row, const float *x, size_t k0, size_t n, size_t k) { moei_q8_blocks(0, row, x, k0, n, k); }
 
 /* The panel decodes itself, as it is first used: this only says that there is one. */
 static void moei_q8_decode_later(const moei_rows *w, uint32_t n_rows, void *panel) { (void)w, (void)n_rows, (void)panel; }
@@ -3788,77 +3808,154 @@ MOEI_UNUSED static const moei_arith moei_q8_avx2 = {
 /* clang-format on */
 
 #if MOEI_HAVE_VNNI
-/* ---- AVX512-VNNI: the weights of one step, 2 blocks per register ---- */
+/* ---- AVX512-VNNI: the weights of one step ----
+   LAYOUT      v[j] holds weights 8 j .. 8 j + 7 of every block, blocks in the order 0 1 4 5 2 3 6 7; q of a prepared row likewise.
+               So the dot products of a token add up in one register, two dwords per block, and its two halves shuffled give the
+               sums in order. What puts the weights there is paid once per step and not once per token.
+   COST        of a step on Zen 4, in 256-bit micro-ops (a 512-bit one is two; 4 a cycle at most, shuffles and shifts 2): a token 17,
+               10 of them dot products and multiplications that go to two pipes: 6 cycles. Weights and scales, per byte, and GB/s
+               of one token in cache where the memory gives 34: Q8_0 0.14 (43), Q4_0 0.14 (30), Q4_K 0.29 (24), Q6_K 0.33 (26).
+               Bound by it: Q2_K 0.51 (14), Q3_K 0.55 (14), MXFP4 0.35 (20), and with scales apart, which also pass through
+               memory, MXFP4_HF 0.24 (17), NVFP4_HF 0.31 (13), INT4_GROUP 0.22 (17). */
 
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_ld512(const void *p) { return _mm512_loadu_si512(p); }
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_z256(const void *p) { return _mm512_broadcast_i64x4(moei_q8_ld256(p)); }
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_z128(__m128i v) { return _mm512_broadcast_i32x4(v); }
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_zand(__m512i v, int mask) { return _mm512_and_si512(v, _mm512_set1_epi8((char)mask)); }
 /* v | (w & mask), in one instruction */
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_zput(__m512i v, __m512i w, int mask) {
     return _mm512_ternarylogic_epi32(v, w, _mm512_set1_epi8((char)mask), 0xf8);
 }
-/* Dword shifts, a and b right in the first and second block of 32 bytes. Bits that cross bytes are masked away by the callers. */
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_zshift(__m512i v, int a, int b) {
-    return _mm512_srlv_epi32(v, _mm512_inserti64x4(_mm512_set1_epi32(a), _mm256_set1_epi32(b), 1));
+/* For blocks 0 to 7 a qword of the 16 in p and q; four words from one of the 64. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_qwords(__m512i p, __m512i q, int a, int b, int c, int d, int e, int f, int g, int h) {
+    return _mm512_permutex2var_epi64(p, _mm512_setr_epi64(a, b, e, f, c, d, g, h), q);
 }
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_zrotate(__m512i v, int a, int b) {
-    return _mm512_rorv_epi32(v, _mm512_inserti64x4(_mm512_set1_epi32(a), _mm256_set1_epi32(b), 1));
+MOEI_FORCE long long moei_q8_four(size_t i) { return (long long)(0x0003000200010000u + i * 0x0001000100010001u); }
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_words(size_t a, size_t b, size_t c, size_t d, size_t e, size_t f, size_t g, size_t h) {
+    return _mm512_setr_epi64(moei_q8_four(a), moei_q8_four(b), moei_q8_four(e), moei_q8_four(f), moei_q8_four(c), moei_q8_four(d), moei_q8_four(g), moei_q8_four(h));
 }
-/* Nibbles of two blocks at p and p + size. */
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_znibbles(const uint8_t *p, size_t size) {
-    const __m512i shift = _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4);
-    __m512i b = _mm512_mask_broadcast_i32x4(moei_q8_z128(moei_q8_ld128(p)), 0xff00, moei_q8_ld128(p + size));
-    return moei_q8_zand(_mm512_srlv_epi32(b, shift), 15);
+/* 8 bytes at `at` of 8 blocks of 18, 20, 22 or 24. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_each(const uint8_t *p, size_t size, size_t at) {
+    const size_t s = size / 2, last = (64 - 2 * size + at) / 2;
+    if (size == 18) {
+        const __m512i from = moei_q8_words(1, s + 1, 2 * s + 1, 3 * s + 1, 33, s + 33, 2 * s + 33, 3 * s + 33);
+        return _mm512_permutex2var_epi16(moei_q8_ld512(p + at - 2), from, moei_q8_ld512(p + at + 70));
+    }
+    const __m512i from = moei_q8_words(0, s, 2 * s, 32, s + 32, 2 * s + 32, 0, 0);
+    const __m512i six = _mm512_permutex2var_epi16(moei_q8_ld512(p + at), from, moei_q8_ld512(p + at + 3 * size));
+    return _mm512_mask_permutexvar_epi16(six, 0xff000000, moei_q8_words(0, 0, 0, 0, 0, 0, last, last + s), moei_q8_ld512(p + 8 * size - 64));
 }
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_znibbles_hf(const uint8_t *p) {
-    __m512i w = _mm512_cvtepu8_epi16(moei_q8_ld256(p)); /* as on AVX2: (w | w << 4) & 0f0f */
-    return _mm512_ternarylogic_epi32(w, _mm512_slli_epi16(w, 4), _mm512_set1_epi8(15), 0xa8);
+/* From 8 and 8 bytes of every block, whose low nibbles come first. */
+MOEI_FORCE MOEI_VNNI void moei_q8_znibbles(__m512i m0, __m512i m1, __m512i v[4]) {
+    v[0] = moei_q8_zand(m0, 15), v[2] = moei_q8_zand(_mm512_srli_epi16(m0, 4), 15);
+    v[1] = moei_q8_zand(m1, 15), v[3] = moei_q8_zand(_mm512_srli_epi16(m1, 4), 15);
 }
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_znibbles_nv(const uint8_t *p) {
-    const __m512i twice = _mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3), shift = _mm512_setr_epi64(0, 4, 0, 4, 0, 4, 0, 4);
-    return moei_q8_zand(_mm512_srlv_epi64(_mm512_permutexvar_epi64(twice, _mm512_castsi256_si512(moei_q8_ld256(p))), shift), 15);
+/* Nibbles in order: v[0], v[1] are the even and the odd ones of v[0], v[1] yet to be interleaved, v[2] and v[3] too. */
+MOEI_FORCE MOEI_VNNI void moei_q8_znibbles_hf(const uint8_t *p, __m512i v[4]) {
+    MOEI_UNROLL for (int i = 0; i < 4; i += 2) { /* in 16 bytes a dword of two blocks, and the next one */
+        const __m512i from = _mm512_add_epi32(_mm512_setr_epi32(0, 4, 1, 5, 16, 20, 17, 21, 8, 12, 9, 13, 24, 28, 25, 29), _mm512_set1_epi32(i));
+        const __m512i m = _mm512_permutex2var_epi32(moei_q8_ld512(p), from, moei_q8_ld512(p + 64));
+        v[i] = moei_q8_zand(m, 15), v[i + 1] = moei_q8_zand(_mm512_srli_epi16(m, 4), 15);
+    }
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_interleave(__m512i v[4]) {
+    MOEI_UNROLL for (int i = 0; i < 4; i += 2) {
+        const __m512i low = v[i], high = v[i + 1];
+        v[i] = _mm512_unpacklo_epi8(low, high), v[i + 1] = _mm512_unpackhi_epi8(low, high);
+    }
+}
+/* 8 blocks of 32 bytes, `size` apart. */
+MOEI_FORCE MOEI_VNNI void moei_q8_z8bit(const uint8_t *p, size_t size, __m512i v[4]) {
+    __m512i z[4], t[4];
+    MOEI_UNROLL for (size_t i = 0; i < 4; i++) {
+        z[i] = _mm512_inserti64x4(_mm512_castsi256_si512(moei_q8_ld256(p + i * size)), moei_q8_ld256(p + (i + 4) * size), 1);
+        z[i] = _mm512_xor_si512(z[i], _mm512_set1_epi8(-128));
+    }
+    t[0] = _mm512_unpacklo_epi64(z[0], z[1]), t[1] = _mm512_unpackhi_epi64(z[0], z[1]);
+    t[2] = _mm512_unpacklo_epi64(z[2], z[3]), t[3] = _mm512_unpackhi_epi64(z[2], z[3]);
+    v[0] = _mm512_shuffle_i64x2(t[0], t[2], 0x88), v[2] = _mm512_shuffle_i64x2(t[0], t[2], 0xdd);
+    v[1] = _mm512_shuffle_i64x2(t[1], t[3], 0x88), v[3] = _mm512_shuffle_i64x2(t[1], t[3], 0xdd);
+}
+/* MXFP4: blocks of 17 bytes, of which a word is in none. */
+MOEI_FORCE MOEI_VNNI void moei_q8_zmxfp4(const uint8_t *p, __m512i v[4]) {
+    __m512i m[2];
+    MOEI_UNROLL for (int i = 0; i < 2; i++, p += 17) {
+        const __m256i a = _mm256_inserti128_si256(_mm256_castsi128_si256(moei_q8_ld128(p + 1)), moei_q8_ld128(p + 69), 1);
+        const __m256i b = _mm256_inserti128_si256(_mm256_castsi128_si256(moei_q8_ld128(p + 35)), moei_q8_ld128(p + 103), 1);
+        m[i] = _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+    }
+    moei_q8_znibbles(_mm512_unpacklo_epi64(m[0], m[1]), _mm512_unpackhi_epi64(m[0], m[1]), v);
+}
+/* K-quants, a register of the step at a time. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_zk(uint32_t f, const uint8_t *p, int j) {
+    const __m512i b = _mm512_setr_epi64(0, 1, 4, 5, 2, 3, 6, 7);
+    const __m512i two = _mm512_setr_epi64(0, 2, 0, 2, 4, 6, 4, 6); /* 2 (b % 4) */
+    const uint8_t *qs = p + (f == MOE_FORMAT_Q5_K ? 48 : f == MOE_FORMAT_Q3_K ? 32 : f == MOE_FORMAT_Q6_K ? 0 : 16);
+    const __m512i lo = moei_q8_ld512(qs), i4 = _mm512_setr_epi64(j, j, j + 4, j + 4, j, j, j + 4, j + 4);
+    __m512i v;
+    if (f == MOE_FORMAT_Q2_K || f == MOE_FORMAT_Q3_K) {
+        v = moei_q8_zand(_mm512_srlv_epi64(_mm512_permutexvar_epi64(i4, lo), two), 3);
+        if (f == MOE_FORMAT_Q2_K) return v;
+        uint64_t high;
+        memcpy(&high, p + 8 * j, 8);
+        return moei_q8_zput(v, _mm512_rorv_epi64(_mm512_set1_epi64((long long)high), _mm512_sub_epi64(b, _mm512_set1_epi64(2))), 4);
+    }
+    const __m512i hi = moei_q8_ld512(qs + 64);
+    if (f == MOE_FORMAT_Q6_K) {
+        v = moei_q8_qwords(lo, hi, j, j + 4, j, j + 4, j + 8, j + 12, j + 8, j + 12);
+        v = moei_q8_zand(_mm512_srlv_epi64(v, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4)), 15);
+        const __m512i high = _mm512_permutexvar_epi64(i4, moei_q8_ld512(p + 128));
+        return moei_q8_zput(v, _mm512_rorv_epi64(high, _mm512_sub_epi64(two, _mm512_set1_epi64(4))), 0x30);
+    }
+    v = moei_q8_qwords(lo, hi, j, j, j + 4, j + 4, j + 8, j + 8, j + 12, j + 12);
+    v = moei_q8_zand(_mm512_srlv_epi64(v, _mm512_setr_epi64(0, 4, 0, 4, 0, 4, 0, 4)), 15);
+    if (f == MOE_FORMAT_Q4_K) return v;
+    uint64_t high;
+    memcpy(&high, p + 16 + 8 * j, 8);
+    return moei_q8_zput(v, _mm512_rorv_epi64(_mm512_set1_epi64((long long)high), _mm512_sub_epi64(b, _mm512_set1_epi64(4))), 16);
+}
+/* + 16 where byte `at` + j of a block's qword has the bit. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_zfifth(__m512i v, __m512i head, size_t at) {
+    const __m512i from = moei_q8_z128(_mm_add_epi8(_mm_set_epi64x(0x0808080808080808, 0), _mm_set1_epi8((char)at)));
+    const __mmask64 high = _mm512_test_epi8_mask(_mm512_shuffle_epi8(head, from), _mm512_set1_epi64((long long)0x8040201008040201u));
+    return _mm512_mask_add_epi8(v, high, v, _mm512_set1_epi8(16));
 }
 MOEI_FORCE MOEI_VNNI void moei_q8_bytes_vnni(uint32_t f, const uint8_t *p, __m512i v[4]) {
-    const size_t size = moei_q8_step_bytes(f) / 8, head = size - 16;
-    const int five = f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1;
-    MOEI_UNROLL for (int i = 0; i < 4; i++) {
-        const uint8_t *b = p + 2 * size * (size_t)i;
-        const size_t half = (size_t)i / 2;
-        switch (f) {
-        case MOE_FORMAT_Q8_0: v[i] = _mm512_inserti64x4(_mm512_castsi256_si512(moei_q8_ld256(b + 2)), moei_q8_ld256(b + 36), 1); break;
-        case MOE_FORMAT_INT8_CHANNEL: v[i] = moei_q8_ld512(b); break;
-        case MOE_FORMAT_Q2_K: v[i] = moei_q8_zand(moei_q8_zshift(moei_q8_z256(p + 16 + 32 * half), i % 2 * 4, i % 2 * 4 + 2), 3); break;
-        case MOE_FORMAT_Q3_K:
-            v[i] = moei_q8_zand(moei_q8_zshift(moei_q8_z256(p + 32 + 32 * half), i % 2 * 4, i % 2 * 4 + 2), 3);
-            v[i] = moei_q8_zput(v[i], moei_q8_zrotate(moei_q8_z256(p), 2 * i - 2, 2 * i - 1), 4);
-            break;
-        case MOE_FORMAT_Q4_K:
-        case MOE_FORMAT_Q5_K:
-            v[i] = moei_q8_zand(moei_q8_zshift(moei_q8_z256(p + (f == MOE_FORMAT_Q5_K ? 48 : 16) + 32 * i), 0, 4), 15);
-            if (f == MOE_FORMAT_Q5_K) v[i] = moei_q8_zput(v[i], moei_q8_zrotate(moei_q8_z256(p + 16), 2 * i - 4, 2 * i - 3), 16);
-            break;
-        case MOE_FORMAT_Q6_K: /* two bits at 4: of the second 64 weights they are there, or at 6 */
-            v[i] = moei_q8_zand(_mm512_srli_epi16(moei_q8_ld512(p + 64 * half), i % 2 ? 4 : 0), 15);
-            v[i] = moei_q8_zput(v[i], moei_q8_zrotate(moei_q8_z256(p + 128 + 32 * half), i % 2 ? 0 : -4, i % 2 ? 2 : -2), 0x30);
-            break;
-        case MOE_FORMAT_NVFP4: v[i] = moei_q8_znibbles_nv(p + 36 * i + 4); break;
-        case MOE_FORMAT_IQ4_XS: v[i] = moei_q8_znibbles(p + 8 + 32 * i, 16); break;
-        case MOE_FORMAT_MXFP4_HF:
-        case MOE_FORMAT_NVFP4_HF:
-        case MOE_FORMAT_INT4_GROUP: v[i] = moei_q8_znibbles_hf(b); break;
-        default:
-            v[i] = moei_q8_znibbles(b + head, size);
-            if (five) {
-                __mmask64 high = moei_q8_u32(b + head - 4) | (uint64_t)moei_q8_u32(b + size + head - 4) << 32;
-                v[i] = _mm512_mask_add_epi8(v[i], high, v[i], _mm512_set1_epi8(16));
-            }
-        }
-        if (f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_INT8_CHANNEL) v[i] = _mm512_xor_si512(v[i], _mm512_set1_epi8(-128));
-        if (moei_q8_is_e2m1(f)) v[i] = _mm512_shuffle_epi8(moei_q8_z128(moei_q8_e2m1_table()), v[i]);
-        if (f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS)
-            v[i] = _mm512_shuffle_epi8(moei_q8_z128(_mm_xor_si128(moei_q8_iq4_table(), _mm_set1_epi8(-128))), v[i]);
+    const size_t size = moei_q8_step_bytes(f) / 8;
+    const int hf = f == MOE_FORMAT_MXFP4_HF || f == MOE_FORMAT_NVFP4_HF || f == MOE_FORMAT_INT4_GROUP;
+    switch (f) {
+    case MOE_FORMAT_Q8_0: moei_q8_z8bit(p + 2, 34, v); break;
+    case MOE_FORMAT_INT8_CHANNEL: moei_q8_z8bit(p, 32, v); break;
+    case MOE_FORMAT_Q2_K:
+    case MOE_FORMAT_Q3_K:
+    case MOE_FORMAT_Q4_K:
+    case MOE_FORMAT_Q5_K:
+    case MOE_FORMAT_Q6_K: MOEI_UNROLL for (int j = 0; j < 4; j++) v[j] = moei_q8_zk(f, p, j); break;
+    case MOE_FORMAT_MXFP4: moei_q8_zmxfp4(p, v); break;
+    case MOE_FORMAT_NVFP4: {
+        const __m512i from = _mm512_setr_epi32(1, 2, 5, 6, 17, 18, 21, 22, 10, 11, 14, 15, 26, 27, 30, 31);
+        const __m512i m0 = _mm512_permutex2var_epi32(moei_q8_ld512(p), from, moei_q8_ld512(p + 72));
+        moei_q8_znibbles(m0, _mm512_permutex2var_epi32(moei_q8_ld512(p + 8), from, moei_q8_ld512(p + 80)), v);
+        const __m512i swap = v[1]; /* 8 bytes are half a block here */
+        v[1] = v[2], v[2] = swap;
+        break;
     }
+    case MOE_FORMAT_IQ4_XS: {
+        const __m512i lo = moei_q8_ld512(p + 8), hi = moei_q8_ld512(p + 72);
+        moei_q8_znibbles(moei_q8_qwords(lo, hi, 0, 2, 4, 6, 8, 10, 12, 14), moei_q8_qwords(lo, hi, 1, 3, 5, 7, 9, 11, 13, 15), v);
+        break;
+    }
+    case MOE_FORMAT_MXFP4_HF:
+    case MOE_FORMAT_NVFP4_HF:
+    case MOE_FORMAT_INT4_GROUP: moei_q8_znibbles_hf(p, v); break;
+    default: moei_q8_znibbles(moei_q8_each(p, size, size - 16), moei_q8_each(p, size, size - 8), v);
+    }
+    MOEI_UNROLL for (int j = 0; j < 4; j++) {
+        if (f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1) v[j] = moei_q8_zfifth(v[j], moei_q8_each(p, size, 0), size - 20 + (size_t)j);
+        if (moei_q8_is_e2m1(f)) v[j] = _mm512_shuffle_epi8(moei_q8_z128(moei_q8_e2m1_table()), v[j]);
+        if (f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS)
+            v[j] = _mm512_shuffle_epi8(moei_q8_z128(_mm_xor_si128(moei_q8_iq4_table(), _mm_set1_epi8(-128))), v[j]);
+    }
+    if (hf) moei_q8_interleave(v);
 }
 
 /* Scales as moei_q8_scales; where a few registers hold all of a step, one permutation replaces 8 scalar loads. */
@@ -3876,72 +3973,94 @@ MOEI_FORCE MOEI_VNNI void moei_q8_scales_vnni(uint32_t f, const uint8_t *p, cons
         __m128i e = moei_q8_pick(p, p + 68, _mm_setr_epi16(0, 8, 17, 25, 32, 40, 49, 57));
         e = _mm_srlv_epi16(e, _mm_setr_epi16(0, 8, 0, 8, 0, 8, 0, 8));
         s->d = moei_q8_half_e8m0(_mm256_and_si256(_mm256_cvtepu16_epi32(e), _mm256_set1_epi32(255)));
+    } else if (f == MOE_FORMAT_Q4_1 || f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1) { /* words 0 and 1 of the blocks' qwords */
+        const __m256i d = _mm256_setr_epi16(0, 4, 16, 20, 8, 12, 24, 28, 1, 5, 17, 21, 9, 13, 25, 29);
+        const __m512i each = moei_q8_each(p, moei_q8_step_bytes(f) / 8, 0);
+        const __m512 h = _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_castsi256_si512(d), each)));
+        s->d = _mm512_castps512_ps256(h);
+        if (f != MOE_FORMAT_Q5_0) s->m = _mm512_extractf32x8_ps(h, 1);
     } else moei_q8_scales(f, p, side, j, s);
 }
 
 /* ---- AVX512-VNNI: straight from the rows ---- */
 
-/* Integer scales [block][half] to the order of packs(blocks 0 1, blocks 2 3): each 4 times, b0 b2 | second halves | b1 b3 | ... */
-MOEI_FORCE MOEI_VNNI void moei_q8_spread_vnni(__m256i sub, __m512i pair[2]) {
-    const __m512i from = _mm512_setr_epi64(0, 0x0004000400040004, 0x0001000100010001, 0x0005000500050005, 0x0002000200020002,
-                                           0x0006000600060006, 0x0003000300030003, 0x0007000700070007);
-    pair[0] = _mm512_permutexvar_epi16(from, _mm512_castsi256_si512(sub));
-    pair[1] = _mm512_permutexvar_epi16(_mm512_add_epi16(from, _mm512_set1_epi16(8)), _mm512_castsi256_si512(sub));
+/* Integer scales [block][half] to the order of the sums they multiply: of v[0] v[1] packed and v[2] v[3] packed (Q6_K), or of both
+   halves packed. */
+MOEI_FORCE MOEI_VNNI void moei_q8_spread_vnni(uint32_t f, __m256i sub, __m512i pair[2]) {
+    const __m512i both = _mm512_setr_epi64(0x0002000200000000, 0x0003000300010001, 0x000a000a00080008, 0x000b000b00090009,
+                                           0x0006000600040004, 0x0007000700050005, 0x000e000e000c000c, 0x000f000f000d000d);
+    const __m512i first = _mm512_unpacklo_epi64(both, both), second = _mm512_unpackhi_epi64(both, both);
+    pair[0] = _mm512_permutexvar_epi16(f == MOE_FORMAT_Q6_K ? first : both, _mm512_castsi256_si512(sub));
+    if (f == MOE_FORMAT_Q6_K) pair[1] = _mm512_permutexvar_epi16(second, _mm512_castsi256_si512(sub));
 }
-/* 8 blocks: lanes [b0 b2 b4 b6 over the first 16 | over the second 16 | b1 b3 b5 b7 | ...]. Sums of 4 products fit 16 bits but
-   for wide formats. */
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_dot8_vnni(uint32_t f, const __m512i v[4], const __m512i *pair, const int8_t (*q)[32]) {
-    const __m512i one = _mm512_set1_epi16(1);
-    __m512i s[4], a, b;
-    MOEI_UNROLL for (int i = 0; i < 4; i++) s[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), v[i], moei_q8_ld512(q[2 * i]));
-    if (moei_q8_is_wide(f)) {
-        a = _mm512_add_epi32(_mm512_unpacklo_epi32(s[0], s[1]), _mm512_unpackhi_epi32(s[0], s[1]));
-        b = _mm512_add_epi32(_mm512_unpacklo_epi32(s[2], s[3]), _mm512_unpackhi_epi32(s[2], s[3]));
-        return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+/* The sums of 8 blocks in order, as moei_q8_add takes them. LIMITS: 8 products fit 16 bits where u <= 31, 4 where u <= 63. */
+MOEI_FORCE MOEI_VNNI void moei_q8_dot8_vnni(uint32_t f, const __m512i v[4], const __m512i *pair, const moei_q8 *x, __m256i h[2]) {
+    const int sub = moei_q8_has_sub(f), halves = sub || moei_q8_is_nvfp4(f);
+    __m512i s[4];
+    MOEI_UNROLL for (int j = 0; j < 4; j++) {
+        const int fresh = j == 0 || f == MOE_FORMAT_Q6_K || (halves && j == 2);
+        s[j] = _mm512_dpbusd_epi32(fresh ? _mm512_setzero_si512() : s[j - 1], v[j], moei_q8_ld512(x->q[2 * j]));
     }
-    a = _mm512_madd_epi16(_mm512_packs_epi32(s[0], s[1]), moei_q8_has_sub(f) ? pair[0] : one);
-    b = _mm512_madd_epi16(_mm512_packs_epi32(s[2], s[3]), moei_q8_has_sub(f) ? pair[1] : one);
-    if (!moei_q8_has_sub(f)) return _mm512_madd_epi16(_mm512_packs_epi32(a, b), one);
-    const __m512 x = _mm512_castsi512_ps(a), y = _mm512_castsi512_ps(b);
-    return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(x, y, 0x88)), _mm512_castps_si512(_mm512_shuffle_ps(x, y, 0xdd)));
+    if (f == MOE_FORMAT_Q6_K)
+        s[3] = _mm512_dpwssd_epi32(_mm512_madd_epi16(_mm512_packs_epi32(s[0], s[1]), pair[0]), _mm512_packs_epi32(s[2], s[3]), pair[1]);
+    else if (halves) s[3] = _mm512_madd_epi16(_mm512_packs_epi32(s[1], s[3]), sub ? pair[0] : _mm512_set1_epi16(1));
+    const __m256i lo = _mm512_castsi512_si256(s[3]), hi = _mm512_extracti64x4_epi64(s[3], 1);
+    if (halves) h[0] = _mm256_unpacklo_epi64(lo, hi), h[1] = _mm256_unpackhi_epi64(lo, hi);
+    else {
+        const __m256 a = _mm256_castsi256_ps(lo), b = _mm256_castsi256_ps(hi);
+        h[0] = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), h[1] = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
+    }
 }
-MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, const moei_rows *w, size_t r, size_t ahead, const void *const *x, uint32_t n, float *out,
-                                           size_t out_stride) {
-    const __m512i first = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
-    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(4));
+enum { MOEI_Q8_SHARE = 4 }; /* tokens that share an unpacked step */
+
+/* Rows [r, end) times n tokens, a constant: the accumulators stay in registers. */
+MOEI_FORCE MOEI_VNNI void moei_q8_rows_vnni(uint32_t f, const moei_rows *w, uint32_t r, uint32_t end, uint32_t n_rows, const void *const *x,
+                                            uint32_t n, float *out, size_t out_stride) {
     const size_t full = w->k / 256, steps = (w->k + 255) / 256;
-    const uint8_t *p = moei_row(w, r);
+    const int offset = moei_q8_offset(f);
     uint8_t tail[272];
     moei_q8side side;
-    __m256 acc[MOEI_Q8_GROUP];
-    for (uint32_t t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
-    for (size_t i = 0; i < steps; i++, p += moei_q8_step_bytes(f)) {
-        __m512i v[4], pair[2];
-        moei_q8s s;
-        if (i == full) p = moei_q8_tail(f, w, p, tail);
-        else moei_q8_prefetch(p + ahead, moei_q8_step_bytes(f));
-        if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
-        moei_q8_scales_vnni(f, p, &side, i % MOEI_Q8_CHUNK, &s);
-        moei_q8_bytes_vnni(f, p, v);
-        if (moei_q8_has_sub(f)) moei_q8_spread_vnni(s.sub, pair);
-        for (uint32_t t = 0; t < n; t++) {
-            const moei_q8 *q = (const moei_q8 *)x[t] + i;
-            const __m512i h = moei_q8_dot8_vnni(f, v, pair, q->q);
-            acc[t] = moei_q8_add(f, moei_q8_offset(f), &s, _mm512_castsi512_si256(_mm512_permutexvar_epi32(first, h)),
-                                 _mm512_castsi512_si256(_mm512_permutexvar_epi32(second, h)), q, acc[t]);
+    for (; r < end; r++) {
+        const size_t ahead = moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
+        const uint8_t *p = moei_row(w, r);
+        __m256 acc[MOEI_Q8_SHARE];
+        MOEI_UNROLL for (uint32_t t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
+        for (size_t i = 0; i < steps; i++, p += moei_q8_step_bytes(f)) {
+            __m512i v[4], pair[2];
+            __m256i less[2];
+            moei_q8s s;
+            if (i == full) p = moei_q8_tail(f, w, p, tail);
+            else moei_q8_prefetch(p + ahead, moei_q8_step_bytes(f));
+            if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
+            moei_q8_bytes_vnni(f, p, v); /* before the scales: clang 14 makes loads that an earlier one covers shifts, word by word */
+            moei_q8_scales_vnni(f, p, &side, i % MOEI_Q8_CHUNK, &s);
+            if (moei_q8_has_sub(f)) moei_q8_spread_vnni(f, s.sub, pair);
+            moei_q8_less(f, offset, &s, less);
+            MOEI_UNROLL for (uint32_t t = 0; t < n; t++) {
+                const moei_q8 *q = (const moei_q8 *)x[t] + i;
+                __m256i h[2];
+                moei_q8_dot8_vnni(f, v, pair, q, h);
+                for (int j = 0; moei_q8_is_less(f, offset) && j <= moei_q8_is_nvfp4(f); j++)
+                    h[j] = _mm256_dpwssd_epi32(h[j], less[j], moei_q8_ld256(q->sum16));
+                acc[t] = moei_q8_add(f, &s, h, q, acc[t]);
+            }
         }
+        MOEI_UNROLL for (uint32_t t = 0; t < n; t++) out[t * out_stride + r] = moei_q8_tree(acc[t]);
     }
-    for (uint32_t t = 0; t < n; t++) out[t * out_stride] = moei_q8_tree(acc[t]);
 }
+/* More tokens than share a step take turns at a few rows, which stay in L1. */
 MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                            float *out, size_t out_stride) {
-    for (uint32_t r = 0; r < n_rows; r++) {
-        const size_t ahead = moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
-        if (n_tokens == 1) moei_q8_row_vnni(f, w, r, ahead, x, 1, out + r, out_stride);
-        else
-            for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
-                moei_q8_row_vnni(f, w, r, t ? 0 : ahead, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : (uint32_t)MOEI_Q8_GROUP,
-                                 out + t * out_stride + r, out_stride);
+    const uint32_t block = n_tokens > MOEI_Q8_SHARE ? 4 : n_rows;
+    for (uint32_t r = 0, end; r < n_rows; r = end) {
+        end = n_rows - r < block ? n_rows : r + block;
+        for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_SHARE) {
+            float *to = out + t * out_stride;
+            if (n_tokens - t == 1) moei_q8_rows_vnni(f, w, r, end, n_rows, x + t, 1, to, out_stride);
+            else if (n_tokens - t == 2) moei_q8_rows_vnni(f, w, r, end, n_rows, x + t, 2, to, out_stride);
+            else if (n_tokens - t == 3) moei_q8_rows_vnni(f, w, r, end, n_rows, x + t, 3, to, out_stride);
+            else moei_q8_rows_vnni(f, w, r, end, n_rows, x + t, MOEI_Q8_SHARE, to, out_stride);
+        }
     }
 }
 
@@ -3958,7 +4077,7 @@ MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
                more. On Zen 4 conversions have other ports: at most 80 % of the peak (73 with a minimum); where ports 0 and 5 do all
                512-bit arithmetic (Intel) 73 %, with a minimum 67 %, with scales per 16 62 %, NVFP4 57 %. */
 
-enum { MOEI_Q8_FEW = 3, MOEI_Q8_TOKENS = 8 }; /* up to so many tokens straight from the rows; of a group */
+enum { MOEI_Q8_FEW = 6, MOEI_Q8_TOKENS = 8 }; /* up to so many tokens straight from the rows (Zen 4; 4 to 8 are within 5 %); of a group */
 MOEI_FORCE size_t moei_q8_start_of(uint32_t f) { /* vectors before the start values */
     if (f == MOE_FORMAT_Q2_K) return 13;                          /* d, scale 0, scale 1 as floats, m, minima as two int16 */
     if (moei_q8_has_sub(f)) return 11;                            /* d, scale 0, scale 1 */
@@ -4061,6 +4180,7 @@ static moei_q8_times_fn *const *moei_q8_tiles(uint32_t f) {
     default: return moei_q8_tiles_Q8_0;
     }
 }
+static MOEI_AVX2 void moei_q8_prepare_vnni(void *row, const float *x, size_t k0, size_t n, size_t k) { moei_q8_blocks(1, row, x, k0, n, k); }
 static MOEI_VNNI void moei_q8_pack(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k) {
     const size_t steps = (k + 255) / 256;
     const __mmask8 mask = (__mmask8)((1u << n) - 1);
@@ -4070,7 +4190,8 @@ static MOEI_VNNI void moei_q8_pack(void *to, const void *const *x, uint32_t n, s
         __m256i q[8], v[8];
         MOEI_UNROLL for (uint32_t t = 0; t < 8; t++) { /* missing ones are not stored */
             const moei_q8 *from = (const moei_q8 *)x[t < n ? t : 0] + b / 8;
-            q[t] = _mm256_xor_si256(moei_q8_ld256(from->q[j]), _mm256_set1_epi8(-128));
+            for (size_t i = 0; i < 4; i++) memcpy((char *)&q[t] + 8 * i, from->q[0] + moei_q8_at(1, j, i), 8);
+            q[t] = _mm256_xor_si256(q[t], _mm256_set1_epi8(-128));
             if (t >= n) continue;
             memcpy(o + (8 * n + t) * 4, &from->d[j], 4), memcpy(o + (9 * n + t) * 4, &from->s[j], 4);
             memcpy(o + (10 * n + t) * 4, from->sum16[j], 4);
@@ -4399,7 +4520,7 @@ static void moei_q8_panel_vnni(void *panel, const moei_rows *w, uint32_t n_rows,
 #define MOEI_Q8_VNNI(f) {moei_q8_dot_vnni_##f, moei_q8_decode_later, MOEI_Q8_FEW}
 /* clang-format off */
 MOEI_UNUSED static const moei_arith moei_q8_vnni = {
-    MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_prepared_bytes, moei_q8_prepare, moei_q8_panel_bytes, moei_q8_panel_vnni,
+    MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_prepared_bytes, moei_q8_prepare_vnni, moei_q8_panel_bytes, moei_q8_panel_vnni,
     {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */
      MOEI_Q8_VNNI(Q8_0), MOEI_Q8_VNNI(Q4_0), MOEI_Q8_VNNI(Q4_1), MOEI_Q8_VNNI(Q5_0),
      MOEI_Q8_VNNI(Q5_1), MOEI_Q8_VNNI(Q2_K), MOEI_Q8_VNNI(Q3_K), MOEI_Q8_VNNI(Q4_K),

@@ -131,7 +131,21 @@ typedef struct subject {
     size_t row_bytes, side_bytes, side_at, n_rows; /* the pool holds n_rows rows, then the scales */
     int panel;
 } subject;
+/* Tokens as the arithmetic wants them. */
+static void prepare(const moei_arith *arith) {
+    static const moei_arith *last;
+    uint32_t x = 1;
+    if (arith == last) return;
+    last = arith;
+    for (int t = 0; t < TOKENS; t++) {
+        float v[K];
+        for (int i = 0; i < K; i++) x = x * 1664525u + 1013904223u, v[i] = (float)(x >> 8) / 16777216.0f - 0.5f;
+        if (!prepared[t]) prepared[t] = aligned_alloc(64, arith->row_bytes(K));
+        arith->prepare(prepared[t], v, 0, K, K);
+    }
+}
 static void subject_init(subject *s, const moei_arith *arith, uint32_t format, uint32_t n_tokens, size_t bytes) {
+    prepare(arith);
     s->arith = arith, s->format = format, s->n_tokens = n_tokens, s->panel = 0;
     s->row_bytes = K / formats[format].elements * formats[format].bytes;
     s->side_bytes = format == MOE_FORMAT_MXFP4_HF     ? K / 32
@@ -187,7 +201,7 @@ static int reps = 9, only;
 
 static void bench_cold(void) {
     static double rate[MAX_REPS], read[MAX_REPS], share[MAX_REPS];
-    static const uint32_t counts[] = {1, 2, 4};
+    static const uint32_t counts[] = {1, 2, 4, 8};
     printf("cold rows, k = %d: %% of read bandwidth measured before each run (GB/s)\n%-14s %-5s", K, "", "");
     for (int n = 1; n <= 2; n++)
         for (size_t c = 0; c < MOEI_COUNT(counts); c++) printf("  %d thr %u tok   ", n, counts[c]);
@@ -264,9 +278,13 @@ static void bench_many(void) {
                     s.panel = panel;
                     uint8_t *groups = (uint8_t *)aligned_alloc(64, counts[c] * a->row_bytes(K));
                     for (uint32_t i = 0, n; i < counts[c]; i += n) { /* as moei_pack, of few tokens too */
-                        n = a->packing && counts[c] - i > a->packing->group ? a->packing->group : a->packing ? counts[c] - i : 1;
+                        n = a->packing && counts[c] - i > a->packing->group ? a->packing->group
+                            : a->packing                                    ? counts[c] - i
+                                                                            : 1;
                         packed[i] = a->packing ? groups + i * a->row_bytes(K) : prepared[i];
-                        if (a->packing) a->packing->pack(groups + i * a->row_bytes(K), (const void *const *)prepared + i, n, 0, K, K);
+                        if (a->packing)
+                            a->packing->pack(groups + i * a->row_bytes(K), (const void *const *)prepared + i, n, 0, K,
+                                             K);
                     }
                     for (int i = 0; i < reps; i++) {
                         double peak = strcmp(tiers[t].name, "avx2") ? peak_vnni() / 100 : peak_fma(), time = now();
@@ -297,12 +315,6 @@ int main(int argc, char **argv) {
         x = x * 1664525u + 1013904223u;
         uint32_t u = 0x20202020u | (x >> 3 & 0x0f0f0f0fu);
         memcpy(pool + 4 * i, &u, 4);
-    }
-    for (int t = 0; t < TOKENS; t++) {
-        float v[K];
-        for (int i = 0; i < K; i++) x = x * 1664525u + 1013904223u, v[i] = (float)(x >> 8) / 16777216.0f - 0.5f;
-        prepared[t] = aligned_alloc(64, tiers[0].arith->row_bytes(K));
-        tiers[0].arith->prepare(prepared[t], v, 0, K, K);
     }
     if (!strcmp(what, "all") || !strcmp(what, "cache")) bench_cache();
     if (!strcmp(what, "all") || !strcmp(what, "many")) bench_many();

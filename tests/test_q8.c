@@ -230,6 +230,14 @@ static void define_q8(moei_q8 *to, size_t lane, const float *x) {
     }
     to->s[lane] = to->d[lane] * (float)to->sum[lane];
 }
+/* Bytes 8 j .. 8 j + 7 of block b are at 64 j + 8 times the slot of b: 0 1 4 5 2 3 6 7. */
+static const size_t slot_vnni[8] = {0, 1, 4, 5, 2, 3, 6, 7};
+static void lay_out_vnni(moei_q8 *q) {
+    int8_t to[256];
+    for (size_t b = 0; b < 8; b++)
+        for (size_t i = 0; i < 32; i++) to[i / 8 * 64 + 8 * slot_vnni[b] + i % 8] = q->q[b][i];
+    memcpy(q->q, to, sizeof to);
+}
 static int same(float a, float b) { return moei_bits(a) == moei_bits(b) || (a != a && b != b); }
 static int same_q8(const moei_q8 *a, const moei_q8 *b) {
     int ok = !memcmp(a->q, b->q, sizeof a->q) && !memcmp(a->sum, b->sum, sizeof a->sum) &&
@@ -264,6 +272,7 @@ static void test_prepare(const moei_arith *arith, const char *tier) {
             float *x = (float *)(void *)in.data;
             fill_x(x, k, kind);
             for (size_t b = 0; b < k / 32; b++) define_q8(&want[b / 8], b % 8, x + 32 * b);
+            for (size_t i = 0; i < n && arith->tier == MOE_TIER_VNNI; i++) lay_out_vnni(&want[i]);
             memset(out.data, 0xa5, arith->row_bytes(k));
             if (kind % 2) arith->prepare(out.data, x, 0, k, k);
             else
@@ -404,7 +413,9 @@ static void pack(const moei_arith *arith, const tokens *x, const void **groups, 
                 const moei_q8 *from = (const moei_q8 *)x->x[t + i] + k0 / 256;
                 size_t b = k0 / 32 % 8;
                 memset(&one[i], 0, sizeof one[i]);
-                memcpy(one[i].q[0], from->q[b], 32), memcpy(one[i].sum16[0], from->sum16[b], 4);
+                for (size_t j = 0; j < 4; j++) /* in the tier's order */
+                    memcpy(one[i].q[2 * j], from->q[2 * j] + 8 * slot_vnni[b], 8);
+                memcpy(one[i].sum16[0], from->sum16[b], 4);
                 one[i].d[0] = from->d[b], one[i].s[0] = from->s[b], one[i].sum[0] = from->sum[b];
                 rows[i] = &one[i];
             }
@@ -458,6 +469,8 @@ static void test_matrix(const tier *tiers, size_t n_tiers, uint32_t f, size_t k,
     define(&m.w, most, x.x, MAX_TOKENS, want);
     for (size_t i = 0; i < n_tiers; i++) {
         if (!tiers[i].runs || !tiers[i].arith->ops[f].dot) continue;
+        for (size_t t = 0; t < MAX_TOKENS && tiers[i].arith->tier == MOE_TIER_VNNI; t++) /* the last one */
+            for (size_t s = 0; s < (k + 255) / 256; s++) lay_out_vnni((moei_q8 *)(void *)x.rows[t].data + s);
         name_test("%s %s k=%zu content=%d scale=%u/%u zero=%u", tiers[i].name, formats[f].name, k, content,
                   side ? side->type : 0, side ? side->cols : 0, side ? side->zero : 0);
         for (size_t c = 0; c < MOEI_COUNT(counts); c++)
