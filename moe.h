@@ -879,8 +879,8 @@ typedef struct moei_rows {
 } moei_rows;
 MOEI_FORCE const uint8_t *moei_row(const moei_rows *w, size_t r) { return w->data + (w->row0 + r) * w->row_stride; }
 
-/* 256 activations as int8: 8 blocks of 32 (the tier `vnni` keeps q in another order). d = amax / 127, q = round-to-nearest-even(x * (127 / amax)) by one fma, s = d * sum(q).
-   A block whose amax is below 2^-96 is zero; one with NaN or Inf has d = s = NaN and q = 0. */
+/* 256 activations as int8: 8 blocks of 32 (the tier `vnni` keeps q in another order). d = amax / 127, q = round-to-nearest-even(x *
+   (127 / amax)) by one fma, s = d * sum(q). A block whose amax is below 2^-96 is zero; one with NaN or Inf has d = s = NaN and q = 0. */
 typedef struct moei_q8 {
     int8_t q[8][32];
     float d[8], s[8];
@@ -4011,19 +4011,19 @@ MOEI_FORCE MOEI_VNNI void moei_q8_dot8_vnni(uint32_t f, const __m512i v[4], cons
         h[0] = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), h[1] = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
     }
 }
-enum { MOEI_Q8_SHARE = 4 }; /* tokens that share an unpacked step */
+enum { MOEI_Q8_FEW = 4 }; /* up to so many tokens share an unpacked step, more go through panels: 3 to 8 were tried (Zen 4) */
 
 /* Rows [r, end) times n tokens, a constant: the accumulators stay in registers. */
-MOEI_FORCE MOEI_VNNI void moei_q8_rows_vnni(uint32_t f, const moei_rows *w, uint32_t r, uint32_t end, uint32_t n_rows, const void *const *x,
-                                            uint32_t n, float *out, size_t out_stride) {
+MOEI_FORCE MOEI_VNNI void moei_q8_rows_vnni(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n, float *out,
+                                            size_t out_stride) {
     const size_t full = w->k / 256, steps = (w->k + 255) / 256;
     const int offset = moei_q8_offset(f);
     uint8_t tail[272];
     moei_q8side side;
-    for (; r < end; r++) {
+    for (uint32_t r = 0; r < n_rows; r++) {
         const size_t ahead = moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
         const uint8_t *p = moei_row(w, r);
-        __m256 acc[MOEI_Q8_SHARE];
+        __m256 acc[MOEI_Q8_FEW];
         MOEI_UNROLL for (uint32_t t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
         for (size_t i = 0; i < steps; i++, p += moei_q8_step_bytes(f)) {
             __m512i v[4], pair[2];
@@ -4051,19 +4051,11 @@ MOEI_FORCE MOEI_VNNI void moei_q8_rows_vnni(uint32_t f, const moei_rows *w, uint
 /* More tokens than share a step take turns at a few rows, which stay in L1. */
 MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                            float *out, size_t out_stride) {
-    const uint32_t block = n_tokens > MOEI_Q8_SHARE ? 4 : n_rows;
-    for (uint32_t r = 0, end; r < n_rows; r = end) {
-        end = n_rows - r < block ? n_rows : r + block;
-        for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_SHARE) {
-            float *to = out + t * out_stride;
-            if (n_tokens - t == 1) moei_q8_rows_vnni(f, w, r, end, n_rows, x + t, 1, to, out_stride);
-            else if (n_tokens - t == 2) moei_q8_rows_vnni(f, w, r, end, n_rows, x + t, 2, to, out_stride);
-            else if (n_tokens - t == 3) moei_q8_rows_vnni(f, w, r, end, n_rows, x + t, 3, to, out_stride);
-            else moei_q8_rows_vnni(f, w, r, end, n_rows, x + t, MOEI_Q8_SHARE, to, out_stride);
-        }
-    }
+    if (n_tokens == 1) moei_q8_rows_vnni(f, w, n_rows, x, 1, out, out_stride);
+    else if (n_tokens == 2) moei_q8_rows_vnni(f, w, n_rows, x, 2, out, out_stride);
+    else if (n_tokens == 3) moei_q8_rows_vnni(f, w, n_rows, x, 3, out, out_stride);
+    else moei_q8_rows_vnni(f, w, n_rows, x, MOEI_Q8_FEW, out, out_stride);
 }
-
 MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
 
 /* ---- AVX512-VNNI: many tokens ----
@@ -4077,7 +4069,7 @@ MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
                more. On Zen 4 conversions have other ports: at most 80 % of the peak (73 with a minimum); where ports 0 and 5 do all
                512-bit arithmetic (Intel) 73 %, with a minimum 67 %, with scales per 16 62 %, NVFP4 57 %. */
 
-enum { MOEI_Q8_FEW = 6, MOEI_Q8_TOKENS = 8 }; /* up to so many tokens straight from the rows (Zen 4; 4 to 8 are within 5 %); of a group */
+enum { MOEI_Q8_TOKENS = 8 }; /* of a group */
 MOEI_FORCE size_t moei_q8_start_of(uint32_t f) { /* vectors before the start values */
     if (f == MOE_FORMAT_Q2_K) return 13;                          /* d, scale 0, scale 1 as floats, m, minima as two int16 */
     if (moei_q8_has_sub(f)) return 11;                            /* d, scale 0, scale 1 */

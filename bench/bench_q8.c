@@ -235,7 +235,7 @@ static void bench_cache(void) {
         for (size_t t = 0; t < MOEI_COUNT(tiers); t++) {
             if (!tiers[t].arith->ops[f].dot || (only && only != (int)f)) continue;
             printf("\n%-14s %-5s", formats[f].name, tiers[t].name);
-            for (size_t c = 0; c < MOEI_COUNT(counts); c++) {
+            for (size_t c = 0; c < MOEI_COUNT(counts) && counts[c] <= tiers[t].arith->ops[f].dot_max; c++) {
                 subject s;
                 subject_init(&s, tiers[t].arith, f, counts[c], (size_t)1 << 20);
                 s.n_rows = SLICE / 4;
@@ -274,6 +274,7 @@ static void bench_many(void) {
                 printf("\n%-14s %-5s %-6s", formats[f].name, tiers[t].name, panel ? "panel" : "dot");
                 for (size_t c = 0; c < MOEI_COUNT(counts); c++) {
                     subject s;
+                    if (!panel && counts[c] > a->ops[f].dot_max) continue;
                     subject_init(&s, a, f, counts[c], POOL);
                     s.panel = panel;
                     uint8_t *groups = (uint8_t *)aligned_alloc(64, counts[c] * a->row_bytes(K));

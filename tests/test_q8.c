@@ -429,7 +429,7 @@ static void run_one(const moei_arith *arith, const matrix *m, const tokens *x, c
     const moei_ops *ops = &arith->ops[m->w.format];
     size_t stride = n_rows + n_tokens % 3;
     guarded out = guarded_new(((n_tokens - 1) * stride + n_rows) * 4, 1);
-    if (ops->dot) {
+    if (ops->dot && n_tokens <= ops->dot_max) {
         memset(out.data, 0xa5, ((n_tokens - 1) * stride + n_rows) * 4);
         ops->dot(&m->w, n_rows, x->x, n_tokens, (float *)(void *)out.data, stride);
         compare(want, want_rows, &out, n_rows, n_tokens, stride, "dot");
