@@ -1899,7 +1899,7 @@ static void moei_affine_c(float *v, const float *s, const float *b, size_t n) {
 MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei_axpy_c, moei_affine_c};
 
 /* ==== >>dense: loops around the register tiles of f32 and bf16 arithmetic ==============================================
-   A tile is 4 rows (3 on AVX2) times a group of up to 6 tokens, its sums in registers. Rows are read where they lie, tokens line
+   A tile is 4 rows times a group of up to 6 tokens, its sums in registers. Rows are read where they lie, tokens line
    by line from their group: one stream, which never meets itself in a cache set (rows of tokens whose strides are near a power of
    two would, and take a register each: 6 to 10 points of the peak). A tile that is short of rows repeats its last row and stores
    less, so there is one code path. */
@@ -1920,27 +1920,29 @@ typedef struct moei_tile {
     float *out;                       /* of the first row and token */
     size_t out_stride;
     uint32_t n_rows;                  /* stored: 1 .. R */
-    const uint8_t *ahead, *ahead_end; /* to prefetch on the way, ahead_step bytes per 32 values of k */
+    const uint8_t *ahead, *ahead_end; /* to prefetch on the way, ahead_step bytes a step */
     size_t ahead_step;
 } moei_tile;
 typedef void moei_tile_fn(const moei_tile *t);
 typedef struct moei_tiles {
-    uint32_t rows, tokens, k;         /* R, C: the largest tile; the largest part of k, a multiple of 64 */
+    uint32_t rows, tokens, k, step;   /* R, C: the largest tile; the largest part of k, a multiple of 64; k a step of prefetches */
     moei_tile_fn *fn[6];              /* [tokens - 1] */
 } moei_tiles;
+#define MOEI_WHOLE (UINT32_MAX - 63)
 
-/* A tile of tokens stays in L1 or L2 while all rows pass over it: less traffic than the other way round, as a step reads 6
-   tokens of 32 bits and 4 rows, often of 16. From 16-bit rows all of k is one part: storing and loading the sums costs more
-   than tokens that come from L2 (91 against 80 % of peak at k = 7168). From f32 rows L2's bandwidth is the limit, and parts
-   of k that fit L1 win (80 against 65 % at k = 2048). Every sum is one chain either way. */
-#define MOEI_BLOCK 32u
+/* Rows of a tile stay in L1 while as many groups pass over them as stay in L2. Where a step needs much of L2's bandwidth, the rows
+   are a part of k that fits L1, and the sums wait in memory between the parts: on AVX2, which reads 3 tokens where AVX-512 reads
+   6, and its rows twice (k = 7168, 60 tokens: 80 against 74 % of the peak; on AVX-512 whole rows are as fast or faster). Every sum
+   is one chain either way. */
 #define MOEI_TILE_SUMS (4 * 6 * 16)
+#define MOEI_GROUPS ((size_t)32)
+#define MOEI_GROUPS_BYTES ((size_t)384 << 10)
 typedef struct moei_ahead { /* the next panel, its prefetches spread over all work: in a hurry they would take what loads need */
     const uint8_t *data;
     size_t lines, work, done; /* in tokens of tiles */
 } moei_ahead;
-MOEI_FORCE void moei_ahead_next(moei_ahead *a, moei_tile *t, uint32_t n_tokens) {
-    size_t from = a->lines * a->done / a->work, to = a->lines * (a->done + n_tokens) / a->work, steps = (t->k1 - t->k0) / 32 + 1;
+MOEI_FORCE void moei_ahead_next(moei_ahead *a, moei_tile *t, uint32_t n_tokens, uint32_t step) {
+    size_t from = a->lines * a->done / a->work, to = a->lines * (a->done + n_tokens) / a->work, steps = (t->k1 - t->k0) / step + 1;
     a->done += n_tokens;
     t->ahead = a->data + from * 64, t->ahead_end = a->data + to * 64;
     t->ahead_step = (to - from + steps - 1) / steps * 64;
@@ -1957,28 +1959,23 @@ MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r,
 }
 /* One group of tokens: the rows' stream is the work, and what is prefetched are the rows that follow. */
 #define MOEI_AHEAD_ROWS ((size_t)32 << 10)
-MOEI_FORCE void moei_ahead_rows(const moei_rows *w, uint32_t n_rows, uint32_t r, uint32_t rows, moei_tile *t) {
-    size_t bytes = rows * w->row_stride, steps = (t->k1 - t->k0) / 32 + 1;
+MOEI_FORCE void moei_ahead_rows(const moei_rows *w, uint32_t n_rows, uint32_t r, moei_tile *t, const moei_tiles *tiles) {
+    size_t bytes = tiles->rows * w->row_stride, steps = t->k / tiles->step + 1;
     t->ahead = moei_row(w, r) + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_ROWS), t->ahead_end = t->ahead + bytes;
     t->ahead_step = (bytes / 64 + steps - 1) / steps * 64;
 }
-/* Rows from `row` on, of n_rows in the view. */
-MOEI_UNUSED static void moei_sweep_rows(const moei_tiles *tiles, const moei_rows *w, uint32_t row, uint32_t end, uint32_t n_rows,
-                                        moei_tile *t, size_t part, uint32_t n_tokens, moei_ahead *ahead) {
-    float sums[MOEI_BLOCK / 2][MOEI_TILE_SUMS];
+/* Tokens from `at` to end - 1 times one tile of rows. */
+MOEI_UNUSED static void moei_sweep_groups(const moei_tiles *tiles, moei_tile *t, const void *const *x, uint32_t at, uint32_t end,
+                                          float *out, size_t part, moei_ahead *ahead) {
+    float sums[MOEI_GROUPS][MOEI_TILE_SUMS];
     for (t->k0 = 0; t->k0 < t->k; t->k0 = t->k1) {
-        float *out = t->out;
         t->k1 = t->k - t->k0 > part ? t->k0 + part : t->k;
-        for (uint32_t r = row; r < end; r += tiles->rows) {
-            t->n_rows = end - r < tiles->rows ? end - r : tiles->rows;
-            for (uint32_t i = 0; i < 4; i++) t->w[i] = moei_row(w, r + (i < t->n_rows ? i : t->n_rows - 1));
-            t->sums = sums[(r - row) / tiles->rows % (MOEI_BLOCK / 2)];
-            if (ahead) moei_ahead_next(ahead, t, n_tokens);
-            else moei_ahead_rows(w, n_rows, r, tiles->rows, t);
-            tiles->fn[n_tokens - 1](t);
-            t->out += tiles->rows;
+        for (uint32_t i = at, n; i < end; i += n) {
+            n = end - i < tiles->tokens ? end - i : tiles->tokens;
+            t->x = (const uint8_t *)x[i], t->out = out + i * t->out_stride, t->sums = sums[(i - at) / tiles->tokens];
+            if (ahead) moei_ahead_next(ahead, t, n, tiles->step);
+            tiles->fn[n - 1](t);
         }
-        t->out = out;
     }
 }
 MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, const void *const *x,
@@ -1986,17 +1983,18 @@ MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, 
     moei_tile t;
     int one = n_tokens <= tiles->tokens;
     size_t parts = one ? 1 : (w->k + tiles->k - 1) / tiles->k, part = (w->k / parts + 63) / 64 * 64;
-    uint32_t block = parts > 1 ? MOEI_BLOCK : n_rows;
-    size_t groups = (n_rows + tiles->rows - 1) / tiles->rows + n_rows / block;
-    moei_ahead ahead = {w->prefetch ? w->prefetch : w->data, w->prefetch ? w->prefetch_bytes / 64 : 0, n_tokens * parts * groups, 0};
+    size_t groups = MOEI_GROUPS_BYTES / (tiles->tokens * 4 * w->k + 1) + 1;
+    uint32_t block = (uint32_t)(groups < MOEI_GROUPS ? groups : MOEI_GROUPS) * tiles->tokens;
+    size_t work = n_tokens * parts * ((n_rows + tiles->rows - 1) / tiles->rows);
+    moei_ahead ahead = {w->prefetch ? w->prefetch : w->data, w->prefetch ? w->prefetch_bytes / 64 : 0, work, 0};
     t.k = w->k, t.out_stride = out_stride;
-    for (uint32_t r = 0; r < n_rows; r += block) {
-        for (uint32_t at = 0; at < n_tokens; at += tiles->tokens) {
-            uint32_t n = n_tokens - at < tiles->tokens ? n_tokens - at : tiles->tokens;
-            t.x = (const uint8_t *)x[at], t.out = out + at * out_stride + r;
-            moei_sweep_rows(tiles, w, r, n_rows - r < block ? n_rows : r + block, n_rows, &t, part, n, one ? NULL : &ahead);
+    for (uint32_t at = 0; at < n_tokens; at += block)
+        for (uint32_t r = 0; r < n_rows; r += tiles->rows) {
+            t.n_rows = n_rows - r < tiles->rows ? n_rows - r : tiles->rows;
+            for (uint32_t i = 0; i < 4; i++) t.w[i] = moei_row(w, r + (i < t.n_rows ? i : t.n_rows - 1));
+            if (one) moei_ahead_rows(w, n_rows, r, &t, tiles);
+            moei_sweep_groups(tiles, &t, x, at, n_tokens - at < block ? n_tokens : at + block, out + r, part, one ? NULL : &ahead);
         }
-    }
 }
 
 /* n rows of `lines` lines of `size` bytes: line i of token c goes to i * n + c. */
@@ -2040,7 +2038,7 @@ MOEI_UNUSED static size_t moei_panel_bytes_f32(uint32_t n_rows, size_t k) { retu
 
 /* ==== >>avx2: F32 on AVX2 + FMA + F16C =================================================================================
    Prepared rows and panels hold their even values, padded to 8, then their odd ones: the two halves of bf16 weights come apart by
-   a shift and a mask. The sums of the even k are 8 lanes and those of the odd k are 8 more; the tree 8, 4, 2, 1 over natural k
+   a shift and a blend. The sums of the even k are 8 lanes and those of the odd k are 8 more; the tree 8, 4, 2, 1 over natural k
    is the tree 4, 2, 1 of either and then their sum. (Even and odd together in every cache line would be natural, but a pass
    over one parity then reads one half of every line: bank conflicts, 50 to 65 % of peak.) */
 
@@ -2049,10 +2047,8 @@ MOEI_UNUSED static size_t moei_panel_bytes_f32(uint32_t n_rows, size_t k) { retu
 #if defined(__GNUC__) || defined(__clang__)
 #define MOEI_PIN(v) __asm__("" : "+x"(v))
 #define MOEI_KEEP(v) __asm__("" : : "x"(v))
-#define MOEI_PIN_POINTER(p) __asm__("" : "+r"(p))
 #else
 #define MOEI_KEEP(v) ((void)(v))
-#define MOEI_PIN_POINTER(p) ((void)(p))
 #define MOEI_PIN(v) ((void)(v))
 #endif
 MOEI_FORCE size_t moei_half(size_t k) { return (k + 15) / 16 * 8; } /* where the odd values begin */
@@ -2123,23 +2119,28 @@ static MOEI_AVX2 size_t moei_turn_avx2(const moei_rows *w, uint32_t r0, uint32_t
         }
     return i;
 }
-/* The trees 4, 2, 1 of four times 8 lanes. */
-MOEI_FORCE MOEI_AVX2 __m128 moei_sum4_avx2(__m256 a, __m256 b, __m256 c, __m256 d) {
-    __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
-    __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c, d, 0x20), _mm256_permute2f128_ps(c, d, 0x31));
-    __m256 s = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee)); /* a0 a1 c0 c1 | b d */
-    s = _mm256_hadd_ps(s, s);                                                                    /* a c a c | b d b d */
+/* Of four times 8 lanes: the steps 4 and 2 of their trees. Returns 2 lanes of each, a a c c b b d d. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_fold4_avx2(__m256 a, __m256 b, __m256 c, __m256 d) {
+    __m256 ab = _mm256_add_ps(_mm256_blend_ps(a, b, 0xf0), _mm256_permute2f128_ps(a, b, 0x21));
+    __m256 cd = _mm256_add_ps(_mm256_blend_ps(c, d, 0xf0), _mm256_permute2f128_ps(c, d, 0x21));
+    return _mm256_add_ps(_mm256_blend_ps(ab, cd, 0xcc), _mm256_shuffle_ps(ab, cd, 0x4e));
+}
+/* Step 1 of both, their sum, + 0.0f: 4 results. */
+MOEI_FORCE MOEI_AVX2 __m128 moei_fold_avx2(__m256 even, __m256 odd) {
+    __m256 s = _mm256_hadd_ps(even, odd); /* even a c, odd a c, even b d, odd b d */
+    s = _mm256_add_ps(_mm256_add_ps(s, _mm256_permute_ps(s, 0x4e)), _mm256_setzero_ps());
     return _mm_unpacklo_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
 }
-/* The first 1 to 3 of s; masked stores are slow on AMD. */
+/* The first n of s; masked stores are slow on AMD. */
 MOEI_FORCE MOEI_AVX2 void moei_store_avx2(float *out, __m128 s, uint32_t n) {
-    if (n == 1) _mm_store_ss(out, s);
+    if (n == 4) _mm_storeu_ps(out, s);
+    else if (n == 1) _mm_store_ss(out, s);
     else _mm_storel_pi((__m64 *)(void *)out, s);
     if (n == 3) _mm_store_ss(out + 2, _mm_movehl_ps(s, s));
 }
 
 /* SHAPES      1 row x a group of C tokens, row after row, even and odd k at once
-   REGISTERS   2 C sums + 2 weights: 10 of 16 at C = 4 (tokens are memory operands) */
+   REGISTERS   2 C sums + 2 weights: 8 of 16 at C = 3 (tokens are memory operands) */
 MOEI_FORCE MOEI_AVX2 void moei_step_avx2(const uint32_t format, const int C, const uint8_t *p, const float *even_x, const float *odd_x,
                                          __m256 *a, __m256 *b) {
     __m256 even, odd;
@@ -2150,16 +2151,20 @@ MOEI_FORCE MOEI_AVX2 void moei_step_avx2(const uint32_t format, const int C, con
     }
 }
 #define MOEI_AHEAD_BYTES 8192
+/* Prefetched to L2, which leaves the tokens in L1 (3 tokens, f16: 20 against 12 GB/s), but for one token of f32: those are too
+   many bytes for its only chain to wait for L2 (22 against 28 GB/s). */
 MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows, const float *x,
                                          float *out, size_t out_stride) {
     const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15, half = moei_half(w->k) * (size_t)C;
+    const int near = format == MOE_FORMAT_F32 && C == 1;
     for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
-        __m256 a[4], b[4];
+        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r, near ? MOEI_AHEAD_BYTES : 2 * MOEI_AHEAD_BYTES);
+        __m256 a[3], b[3];
         MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = b[c] = _mm256_setzero_ps();
         for (size_t k = 0; k < k_end; k += 16) {
             const float *at = x + k / 2 * (size_t)C;
-            if (format == MOE_FORMAT_F32 || !(k & 16)) MOEI_PREFETCH(ahead + k * size);
+            if (near) MOEI_PREFETCH(ahead + k * size);
+            else if (format == MOE_FORMAT_F32 || !(k & 16)) MOEI_PREFETCH_L2(ahead + k * size);
             moei_step_avx2(format, C, p + k * size, at, at + half, a, b);
         }
         if (k_end < w->k) {
@@ -2169,81 +2174,107 @@ MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, con
             moei_step_avx2(format, C, tail, at, at + half, a, b);
         }
         MOEI_UNROLL for (int c = 0; c < C; c++) {
-            __m128 s = moei_sum4_avx2(a[c], b[c], a[c], b[c]);
-            out[(size_t)c * out_stride + r] = _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s))) + 0.0f;
+            __m256 even = moei_fold4_avx2(a[c], a[c], a[c], a[c]), odd = moei_fold4_avx2(b[c], b[c], b[c], b[c]);
+            _mm_store_ss(out + (size_t)c * out_stride + r, moei_fold_avx2(even, odd));
         }
     }
 }
 
-/* SHAPES      3 rows (bf16, or f32 in panel order) x C tokens, one parity of k; i counts bytes of either
-   REGISTERS   3 C sums + 3 weights + 1 token: all 16 at C = 4; 12 FMAs (6 cycles) per 7 loads */
-static const uint32_t moei_odd_mask[8] = {0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
-                                          0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
-MOEI_FORCE MOEI_AVX2 __m256 moei_half_avx2(const uint32_t format, const size_t odd, const uint8_t *p) {
-    if (format == MOE_FORMAT_F32) return _mm256_loadu_ps((const float *)p);
-    __m256i v = _mm256_loadu_si256((const __m256i *)p);
-    if (!odd) return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
-    const __m256i *mask = (const __m256i *)moei_odd_mask; /* there is no register for it */
-    MOEI_PIN_POINTER(mask);
-    return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_loadu_si256(mask)));
-}
-MOEI_FORCE MOEI_AVX2 void moei_half_step_avx2(const uint32_t format, const int C, const size_t odd, const uint8_t *const *w,
-                                              const uint8_t *x, size_t at, __m256 (*a)[3]) {
-    __m256 v[3];
-    MOEI_UNROLL for (int r = 0; r < 3; r++) v[r] = moei_half_avx2(format, odd, w[r] + at);
+/* SHAPES      4 rows (bf16, or f32 in panel order) x a group of C tokens, the even k, then the odd ones; 1 token: both at once
+   REGISTERS   4 C sums + C tokens + 1 weight: all 16 at C = 3; 12 FMAs (6 cycles) per 7 loads
+   There is no register for a mask: odd weights are blended into the odd ones before, whose lower halves are 0. Pins keep the
+   compiler from loading what there is no register for yet, and from folding a load into several uses. */
+MOEI_FORCE MOEI_AVX2 void moei_half_step_avx2(const uint32_t format, const int C, const int odd, const uint8_t *const *w,
+                                              size_t at, const uint8_t *x, __m256i *v, __m256 (*a)[4]) {
+    __m256 xc[3];
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        __m256 xc = _mm256_loadu_ps((const float *)x + 8 * c);
-        MOEI_PIN(xc);
-        MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_fmadd_ps(v[r], xc, a[c][r]);
-        MOEI_KEEP(xc);
+        xc[c] = _mm256_loadu_ps((const float *)x + 8 * c);
+        MOEI_PIN(xc[c]);
     }
-    MOEI_UNROLL for (int r = 0; r < 3; r++) MOEI_KEEP(v[r]);
+    MOEI_UNROLL for (int r = 0; r < 4; r++) {
+        __m256i p = _mm256_loadu_si256((const __m256i *)(w[r] + at));
+        *v = format == MOE_FORMAT_F32 ? p : odd ? _mm256_blend_epi16(*v, p, 0xaa) : _mm256_slli_epi32(p, 16);
+        MOEI_PIN(*v);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            a[c][r] = _mm256_fmadd_ps(_mm256_castsi256_ps(*v), xc[c], a[c][r]);
+            MOEI_PIN(a[c][r]);
+        }
+        MOEI_KEEP(*v);
+    }
+    MOEI_UNROLL for (int c = 0; c < C; c++) MOEI_KEEP(xc[c]);
 }
-/* s[c] = the trees of the 3 sums */
-MOEI_FORCE MOEI_AVX2 void moei_pass_avx2(const uint32_t format, const int C, const size_t odd, const moei_tile *t,
-                                         const uint8_t *const *tail, const uint8_t *ahead, const uint8_t *ahead_end, __m128 *s) {
-    const size_t half = moei_half(t->k) * 4, end = format == MOE_FORMAT_F32 ? half : t->k / 16 * 32;
-    const uint8_t *w[3], *x = t->x + odd * half * (size_t)C;
-    __m256 a[4][3];
-    MOEI_UNROLL for (int r = 0; r < 3; r++) w[r] = t->w[r] + (format == MOE_FORMAT_F32 ? odd * half : 0);
+MOEI_FORCE MOEI_AVX2 void moei_begin_avx2(const int C, const moei_tile *t, const float *sums, __m256 (*a)[4]) {
+    if (t->k0 == 0) {
+        MOEI_UNROLL for (int i = 0; i < 4 * C; i++) a[i / 4][i % 4] = _mm256_setzero_ps();
+    } else {
+        MOEI_UNROLL for (int i = 0; i < 4 * C; i++) a[i / 4][i % 4] = _mm256_loadu_ps(sums + 8 * i);
+    }
+}
+/* s[c] = what is left of the trees of token c's sums for moei_fold_avx2 */
+MOEI_FORCE MOEI_AVX2 void moei_end_avx2(const int C, const moei_tile *t, float *sums, __m256 (*a)[4], __m256 *s) {
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        MOEI_UNROLL for (int r = 0; r < 3; r++) a[c][r] = _mm256_setzero_ps();
+        s[c] = moei_fold4_avx2(a[c][0], a[c][1], a[c][2], a[c][3]);
+        MOEI_PIN(s[c]);
     }
-    for (size_t i = 0; i < end; i += 32, x += 32 * C) {
-        MOEI_AHEAD(t);
-        moei_half_step_avx2(format, C, odd, w, x, i, a);
+    if (t->k1 < t->k)
+        MOEI_UNROLL for (int i = 0; i < 4 * C; i++) _mm256_storeu_ps(sums + 8 * i, a[i / 4][i % 4]);
+}
+enum { MOEI_EVEN = 1, MOEI_ODD = 2 };
+MOEI_FORCE MOEI_AVX2 void moei_pass_avx2(const uint32_t format, const int C, const int which, const moei_tile *t,
+                                         const uint8_t *const *tail, const uint8_t *ahead, const uint8_t *ahead_end, __m256 *even,
+                                         __m256 *odd) {
+    const size_t half = moei_half(t->k) * 4, end = format == MOE_FORMAT_F32 ? moei_half(t->k1) * 4 : t->k1 / 16 * 32;
+    const size_t odd_w = format == MOE_FORMAT_F32 ? half : 0, odd_x = half * (size_t)C;
+    const uint8_t *w[4], *x = t->x + 2 * t->k0 * (size_t)C;
+    __m256 a[3][4], b[3][4];
+    __m256i va, vb = _mm256_setzero_si256();
+    MOEI_UNROLL for (int r = 0; r < 4; r++) w[r] = t->w[r];
+    if (which & MOEI_EVEN) moei_begin_avx2(C, t, t->sums, a);
+    if (which & MOEI_ODD) moei_begin_avx2(C, t, t->sums + 32 * C, b);
+    for (size_t i = 2 * t->k0; i < end; i += 32, x += 32 * C) {
+        if (which & MOEI_EVEN) {
+            MOEI_AHEAD(t);
+            moei_half_step_avx2(format, C, 0, w, i, x, &va, a);
+        }
+        if (which & MOEI_ODD) {
+            MOEI_AHEAD(t);
+            moei_half_step_avx2(format, C, 1, w, i + odd_w, x + odd_x, &vb, b);
+        }
     }
-    if (end < half) moei_half_step_avx2(format, C, odd, tail, x, 0, a);
-    MOEI_UNROLL for (int c = 0; c < C; c++) s[c] = moei_sum4_avx2(a[c][0], a[c][1], a[c][2], a[c][2]);
+    if (format == MOE_FORMAT_BF16 && t->k1 % 16) {
+        if (which & MOEI_EVEN) moei_half_step_avx2(format, C, 0, tail, 0, x, &va, a);
+        if (which & MOEI_ODD) moei_half_step_avx2(format, C, 1, tail, 0, x + odd_x, &vb, b);
+    }
+    if (which & MOEI_EVEN) moei_end_avx2(C, t, t->sums, a, even);
+    if (which & MOEI_ODD) moei_end_avx2(C, t, t->sums + 32 * C, b, odd);
 }
 MOEI_FORCE MOEI_AVX2 void moei_tile_avx2(const uint32_t format, const int C, const moei_tile *t) {
-    const uint8_t *tail[3], *half = t->ahead + (t->ahead_end - t->ahead) / 128 * 64;
-    uint8_t pad[3][64];
-    __m128 even[4], odd[4];
-    if (t->k % 16 && format == MOE_FORMAT_BF16) /* panels are padded */
-        for (int r = 0; r < 3; r++) moei_tail_avx2(pad[r], t->w[r] + t->k / 16 * 32, t->k % 16 * 2);
-    for (int r = 0; r < 3; r++) tail[r] = pad[r];
-    moei_pass_avx2(format, C, 0, t, tail, t->ahead, half, even);
-    moei_pass_avx2(format, C, 1, t, tail, half, t->ahead_end, odd);
-    MOEI_UNROLL for (int c = 0; c < C; c++) {
-        __m128 s = _mm_add_ps(_mm_add_ps(even[c], odd[c]), _mm_setzero_ps());
-        moei_store_avx2(t->out + (size_t)c * t->out_stride, s, t->n_rows);
-    }
+    const uint8_t *tail[4], *half = t->ahead + (t->ahead_end - t->ahead) / 128 * 64;
+    uint8_t pad[4][64];
+    __m256 even[3], odd[3];
+    if (t->k1 % 16 && format == MOE_FORMAT_BF16) /* panels are padded */
+        for (int r = 0; r < 4; r++) moei_tail_avx2(pad[r], t->w[r] + t->k / 16 * 32, t->k % 16 * 2);
+    for (int r = 0; r < 4; r++) tail[r] = pad[r];
+    if (C == 1) moei_pass_avx2(format, C, MOEI_EVEN | MOEI_ODD, t, tail, t->ahead, t->ahead_end, even, odd);
+    if (C > 1) moei_pass_avx2(format, C, MOEI_EVEN, t, tail, t->ahead, half, even, odd);
+    if (C > 1) moei_pass_avx2(format, C, MOEI_ODD, t, tail, half, t->ahead_end, even, odd);
+    if (t->k1 < t->k) return;
+    MOEI_UNROLL for (int c = 0; c < C; c++)
+        moei_store_avx2(t->out + (size_t)c * t->out_stride, moei_fold_avx2(even[c], odd[c]), t->n_rows);
 }
 #define MOEI_TILE_AVX2(F, C)                                                                                           \
     MOEI_AVX2 static void moei_tile_avx2_##F##_##C(const moei_tile *t) { moei_tile_avx2(MOE_FORMAT_##F, C, t); }
 #define MOEI_TILES_AVX2(F)                                                                                             \
-    MOEI_TILE_AVX2(F, 1) MOEI_TILE_AVX2(F, 2) MOEI_TILE_AVX2(F, 3) MOEI_TILE_AVX2(F, 4)
+    MOEI_TILE_AVX2(F, 1) MOEI_TILE_AVX2(F, 2) MOEI_TILE_AVX2(F, 3)
 MOEI_TILES_AVX2(F32)
 MOEI_TILES_AVX2(BF16)
 static const moei_tiles moei_tiles_avx2_F32 = {
-    3, 4, UINT32_MAX - 63, {moei_tile_avx2_F32_1, moei_tile_avx2_F32_2, moei_tile_avx2_F32_3, moei_tile_avx2_F32_4, NULL, NULL}};
+    4, 3, MOEI_WHOLE, 8, {moei_tile_avx2_F32_1, moei_tile_avx2_F32_2, moei_tile_avx2_F32_3, NULL, NULL, NULL}};
 static const moei_tiles moei_tiles_avx2_BF16 = {
-    3, 4, UINT32_MAX - 63, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3, moei_tile_avx2_BF16_4, NULL, NULL}};
+    4, 3, 2048, 8, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3, NULL, NULL, NULL}};
 
 MOEI_FORCE MOEI_AVX2 void moei_dot_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                         uint32_t n_tokens, float *out, size_t out_stride) {
-    if (n_tokens == 4) moei_rows_avx2(format, 4, w, n_rows, (const float *)x[0], out, out_stride);
     if (n_tokens == 3) moei_rows_avx2(format, 3, w, n_rows, (const float *)x[0], out, out_stride);
     if (n_tokens == 2) moei_rows_avx2(format, 2, w, n_rows, (const float *)x[0], out, out_stride);
     if (n_tokens == 1) moei_rows_avx2(format, 1, w, n_rows, (const float *)x[0], out, out_stride);
@@ -2332,13 +2363,13 @@ static void moei_pack_avx2(void *to, const void *const *x, uint32_t n, size_t k0
     moei_pack_lines(even, x, n, 0, moei_half(len) / 8, 32);
     moei_pack_lines(odd, x, n, 4 * moei_half(len), moei_half(len) / 8, 32);
 }
-static const moei_packing moei_packing_avx2 = {4, 2, moei_pack_avx2, NULL, NULL};
+static const moei_packing moei_packing_avx2 = {3, 2, moei_pack_avx2, NULL, NULL};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_f32_avx2 = {
     MOE_COMPUTE_F32, MOE_TIER_AVX2, moei_f32_row_bytes, moei_prepare_avx2, moei_panel_bytes_f32, moei_panel_avx2, {
         /* NONE         */ MOEI_NO_OPS,
-        /* F32          */ {moei_dot_avx2_F32, moei_decode_f32_avx2, 4},
-        /* F16          */ {moei_dot_avx2_F16, moei_decode_f16_avx2, 4},
+        /* F32          */ {moei_dot_avx2_F32, moei_decode_f32_avx2, 3},
+        /* F16          */ {moei_dot_avx2_F16, moei_decode_f16_avx2, 3},
         /* BF16         */ {moei_dot_avx2_BF16, NULL, UINT32_MAX},
         /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
         /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
@@ -2470,15 +2501,11 @@ MOEI_FORCE MOEI_AVX512 void moei_step_avx512(const int C, const uint8_t *x, size
     }
 }
 MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C, const moei_tile *t) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k1 & ~(size_t)15;
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k & ~(size_t)15;
     const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *x = t->x, *ahead = t->ahead, *ahead_end = t->ahead_end;
     __m512 a[6][4], v[4];
-    if (t->k0 == 0) {
-        MOEI_UNROLL for (int i = 0; i < 4 * C; i++) a[i / 4][i % 4] = _mm512_setzero_ps();
-    } else {
-        MOEI_UNROLL for (int i = 0; i < 4 * C; i++) a[i / 4][i % 4] = _mm512_loadu_ps(t->sums + 16 * i);
-    }
-    size_t k = t->k0;
+    MOEI_UNROLL for (int i = 0; i < 4 * C; i++) a[i / 4][i % 4] = _mm512_setzero_ps();
+    size_t k = 0;
     for (; k + 32 <= k_end; k += 32) {
         MOEI_AHEAD(t);
         MOEI_UNROLL for (size_t h = 0; h < 32; h += 16) {
@@ -2490,10 +2517,6 @@ MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C,
     if (k < k_end) {
         MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_avx512(format, w[r] + k * size);
         moei_step_avx512(C, x, k, v, a);
-    }
-    if (t->k1 < t->k) {
-        MOEI_UNROLL for (int i = 0; i < 4 * C; i++) _mm512_storeu_ps(t->sums + 16 * i, a[i / 4][i % 4]);
-        return;
     }
     if (k_end < t->k) {
         __mmask16 m = moei_mask_avx512(t->k - k_end);
@@ -2512,13 +2535,13 @@ MOEI_TILES_AVX512(F32)
 MOEI_TILES_AVX512(F16)
 MOEI_TILES_AVX512(BF16)
 static const moei_tiles moei_tiles_avx512_F32 = {
-    4, 6, 1024, {moei_tile_avx512_F32_1, moei_tile_avx512_F32_2, moei_tile_avx512_F32_3, moei_tile_avx512_F32_4,
+    4, 6, MOEI_WHOLE, 32, {moei_tile_avx512_F32_1, moei_tile_avx512_F32_2, moei_tile_avx512_F32_3, moei_tile_avx512_F32_4,
                 moei_tile_avx512_F32_5, moei_tile_avx512_F32_6}};
 static const moei_tiles moei_tiles_avx512_F16 = {
-    4, 6, UINT32_MAX - 63, {moei_tile_avx512_F16_1, moei_tile_avx512_F16_2, moei_tile_avx512_F16_3, moei_tile_avx512_F16_4,
+    4, 6, MOEI_WHOLE, 32, {moei_tile_avx512_F16_1, moei_tile_avx512_F16_2, moei_tile_avx512_F16_3, moei_tile_avx512_F16_4,
                            moei_tile_avx512_F16_5, moei_tile_avx512_F16_6}};
 static const moei_tiles moei_tiles_avx512_BF16 = {
-    4, 6, UINT32_MAX - 63, {moei_tile_avx512_BF16_1, moei_tile_avx512_BF16_2, moei_tile_avx512_BF16_3, moei_tile_avx512_BF16_4,
+    4, 6, MOEI_WHOLE, 32, {moei_tile_avx512_BF16_1, moei_tile_avx512_BF16_2, moei_tile_avx512_BF16_3, moei_tile_avx512_BF16_4,
                            moei_tile_avx512_BF16_5, moei_tile_avx512_BF16_6}};
 
 #define MOEI_DOT_AVX512(F)                                                                                             \
@@ -2686,7 +2709,7 @@ MOEI_FORCE MOEI_BF16 void moei_tile_bf16(const int C, const moei_tile *t) {
     MOEI_BF16 static void moei_tile_bf16_##C(const moei_tile *t) { moei_tile_bf16(C, t); }
 MOEI_TILE_BF16(1) MOEI_TILE_BF16(2) MOEI_TILE_BF16(3) MOEI_TILE_BF16(4) MOEI_TILE_BF16(5) MOEI_TILE_BF16(6)
 static const moei_tiles moei_tiles_bf16 = {
-    4, 6, UINT32_MAX - 63, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3, moei_tile_bf16_4, moei_tile_bf16_5, moei_tile_bf16_6}};
+    4, 6, MOEI_WHOLE, 32, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3, moei_tile_bf16_4, moei_tile_bf16_5, moei_tile_bf16_6}};
 
 static size_t moei_panel_bytes_bf16(uint32_t n_rows, size_t k) { return n_rows * moei_bf16_row_bytes(k); }
 static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
@@ -4488,7 +4511,7 @@ MOEI_FORCE void moei_tile_neon(const uint32_t format, moei_pairs_neon_fn *dot, c
     MOEI_TILE_NEON(F, tier, target, dot, 2)                                                                             \
     MOEI_TILE_NEON(F, tier, target, dot, 3)                                                                             \
     static const moei_tiles moei_tiles_##tier##_##F = {                                                                 \
-        MOEI_NEON_ROWS, MOEI_NEON_TOKENS, 1024,                                                                         \
+        MOEI_NEON_ROWS, MOEI_NEON_TOKENS, 1024, 32,                                                                       \
         {moei_tile_##tier##_##F##_1, moei_tile_##tier##_##F##_2, moei_tile_##tier##_##F##_3, NULL, NULL, NULL}};        \
     static void moei_dot_##tier##_##F(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n, float *out, \
                                       size_t stride) {                                                                  \
