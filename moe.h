@@ -809,6 +809,11 @@ MOEI_FORCE float moei_exp(float x) {
 }
 MOEI_FORCE float moei_sigmoid(float x) { return 1.0f / (1.0f + moei_exp(-x)); }
 
+/* A factor of -Inf counts as MOEI_LEAST: what a gate closes is -0, not NaN. */
+#define MOEI_LEAST (-3e38f)
+MOEI_FORCE float moei_times(float y, float v) { return (y < MOEI_LEAST ? MOEI_LEAST : y) * v; }
+MOEI_FORCE float moei_clamp(float v, float low, float high, float plus) { return (v > high ? high : v < low ? low : v) + plus; }
+
 /* log(1 + u) for 0 <= u <= 1, and softplus, log(1 + exp(x)): 2 ULP while exp(-|x|) is normal; NaN passes.
    log1p(u) = 2 atanh(s) with s = u / (2 + u), and 2s = u - u * s. */
 MOEI_FORCE float moei_log1p(float u) {
@@ -930,6 +935,8 @@ typedef struct moei_vec {       /* elementwise, of one tier; each equal to its s
     void (*sigmoid)(float *y, const float *x, float a, size_t n);                 /* y = moei_sigmoid(a * x) */
     void (*axpy)(float *y, const float *v, float w, size_t n);                    /* y = fma(w, v, y) */
     void (*affine)(float *v, const float *s, const float *b, size_t n);           /* v = fma(v, s, b) */
+    void (*times)(float *y, const float *v, size_t n);                            /* y = moei_times(y, v) */
+    void (*clamp)(float *v, float low, float high, float plus, size_t n);         /* v = moei_clamp(v, low, high, plus) */
 } moei_vec;
 
 /* ==== >>formats: what the bytes mean ===============================================================================
@@ -1896,7 +1903,13 @@ static void moei_axpy_c(float *y, const float *v, float w, size_t n) {
 static void moei_affine_c(float *v, const float *s, const float *b, size_t n) {
     for (size_t i = 0; i < n; i++) v[i] = moei_fma(v[i], s[i], b[i]);
 }
-MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei_axpy_c, moei_affine_c};
+static void moei_times_c(float *y, const float *v, size_t n) {
+    for (size_t i = 0; i < n; i++) y[i] = moei_times(y[i], v[i]);
+}
+static void moei_clamp_c(float *v, float low, float high, float plus, size_t n) {
+    for (size_t i = 0; i < n; i++) v[i] = moei_clamp(v[i], low, high, plus);
+}
+MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei_axpy_c, moei_affine_c, moei_times_c, moei_clamp_c};
 
 /* ==== >>dense: loops around the register tiles of f32 and bf16 arithmetic ==============================================
    A tile is 4 rows times a group of up to 6 tokens, its sums in registers. Rows are read where they lie, tokens line
@@ -2430,7 +2443,22 @@ MOEI_AVX2 static void moei_vaffine_avx2(float *v, const float *s, const float *b
         _mm256_storeu_ps(v + i, _mm256_fmadd_ps(_mm256_loadu_ps(v + i), _mm256_loadu_ps(s + i), _mm256_loadu_ps(b + i)));
     for (; i < n; i++) v[i] = moei_fma(v[i], s[i], b[i]);
 }
-MOEI_UNUSED static const moei_vec moei_vec_avx2 = {moei_vexp_avx2, moei_vsigmoid_avx2, moei_vaxpy_avx2, moei_vaffine_avx2};
+MOEI_AVX2 static void moei_vtimes_avx2(float *y, const float *v, size_t n) {
+    const __m256 least = _mm256_set1_ps(MOEI_LEAST);
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_max_ps(least, _mm256_loadu_ps(y + i)), _mm256_loadu_ps(v + i)));
+    for (; i < n; i++) y[i] = moei_times(y[i], v[i]);
+}
+MOEI_AVX2 static void moei_vclamp_avx2(float *v, float low, float high, float plus, size_t n) {
+    const __m256 l = _mm256_set1_ps(low), h = _mm256_set1_ps(high), p = _mm256_set1_ps(plus);
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(v + i, _mm256_add_ps(_mm256_max_ps(l, _mm256_min_ps(h, _mm256_loadu_ps(v + i))), p));
+    for (; i < n; i++) v[i] = moei_clamp(v[i], low, high, plus);
+}
+MOEI_UNUSED static const moei_vec moei_vec_avx2 = {moei_vexp_avx2,    moei_vsigmoid_avx2, moei_vaxpy_avx2,
+                                                   moei_vaffine_avx2, moei_vtimes_avx2,   moei_vclamp_avx2};
 #endif
 
 /* ==== >>avx512: F32 on AVX-512 F/BW/DQ/VL ============================================================================== */
@@ -2668,8 +2696,22 @@ MOEI_AVX512 static void moei_vaffine_avx512(float *v, const float *s, const floa
         _mm512_mask_storeu_ps(v + i, m, _mm512_fmadd_ps(_mm512_maskz_loadu_ps(m, v + i), _mm512_maskz_loadu_ps(m, s + i), t));
     }
 }
-MOEI_UNUSED static const moei_vec moei_vec_avx512 = {moei_vexp_avx512, moei_vsigmoid_avx512, moei_vaxpy_avx512,
-                                                     moei_vaffine_avx512};
+MOEI_AVX512 static void moei_vtimes_avx512(float *y, const float *v, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 m = moei_mask_avx512(n - i);
+        __m512 t = _mm512_max_ps(_mm512_set1_ps(MOEI_LEAST), _mm512_maskz_loadu_ps(m, y + i));
+        _mm512_mask_storeu_ps(y + i, m, _mm512_mul_ps(t, _mm512_maskz_loadu_ps(m, v + i)));
+    }
+}
+MOEI_AVX512 static void moei_vclamp_avx512(float *v, float low, float high, float plus, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        __mmask16 m = moei_mask_avx512(n - i);
+        __m512 t = _mm512_min_ps(_mm512_set1_ps(high), _mm512_maskz_loadu_ps(m, v + i));
+        _mm512_mask_storeu_ps(v + i, m, _mm512_add_ps(_mm512_max_ps(_mm512_set1_ps(low), t), _mm512_set1_ps(plus)));
+    }
+}
+MOEI_UNUSED static const moei_vec moei_vec_avx512 = {moei_vexp_avx512,    moei_vsigmoid_avx512, moei_vaxpy_avx512,
+                                                     moei_vaffine_avx512, moei_vtimes_avx512,   moei_vclamp_avx512};
 #endif
 
 /* ==== >>bf16: BF16 on AVX512-BF16 ======================================================================================
@@ -4674,8 +4716,20 @@ static void moei_vaffine_neon(float *v, const float *s, const float *b, size_t n
     for (; i + 4 <= n; i += 4) vst1q_f32(v + i, vfmaq_f32(vld1q_f32(b + i), vld1q_f32(v + i), vld1q_f32(s + i)));
     moei_affine_c(v + i, s + i, b + i, n - i);
 }
-MOEI_UNUSED static const moei_vec moei_vec_neon = {moei_vexp_neon, moei_vsigmoid_neon, moei_vaxpy_neon,
-                                                   moei_vaffine_neon};
+static void moei_vtimes_neon(float *y, const float *v, size_t n) {
+    const float32x4_t least = vdupq_n_f32(MOEI_LEAST);
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) vst1q_f32(y + i, vmulq_f32(vmaxq_f32(least, vld1q_f32(y + i)), vld1q_f32(v + i)));
+    moei_times_c(y + i, v + i, n - i);
+}
+static void moei_vclamp_neon(float *v, float low, float high, float plus, size_t n) {
+    const float32x4_t l = vdupq_n_f32(low), h = vdupq_n_f32(high), p = vdupq_n_f32(plus);
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) vst1q_f32(v + i, vaddq_f32(vmaxq_f32(l, vminq_f32(h, vld1q_f32(v + i))), p));
+    moei_clamp_c(v + i, low, high, plus, n - i);
+}
+MOEI_UNUSED static const moei_vec moei_vec_neon = {moei_vexp_neon,    moei_vsigmoid_neon, moei_vaxpy_neon,
+                                                   moei_vaffine_neon, moei_vtimes_neon,   moei_vclamp_neon};
 
 /* ---- Q8 ------------------------------------------------------------------------------------------------------------
    A step is 256 weights of a row, unpacked by one function per format, which the direct dot products and the panels of
@@ -7383,12 +7437,12 @@ static void moei_activation(const moei_vec *v, const moe_ffn *f, float *g, float
     case MOE_ACT_SILU:
     case MOE_ACT_OAI:
         v->sigmoid(t, g, f->activation == MOE_ACT_OAI ? f->alpha : 1.0f, n);
-        for (i = 0; i < n; i++) g[i] = (g[i] < -3e38f ? -3e38f : g[i]) * t[i]; /* -Inf gives -0, not NaN */
+        v->times(g, t, n); /* -Inf gives -0, not NaN */
         break;
     case MOE_ACT_GELU_TANH: /* 0.5 g (1 + tanh(z)) = g sigmoid(2 z), z = sqrt(2 / pi) (g + 0.044715 g^3) */
         for (i = 0; i < n; i++) t[i] = g[i] * moei_fma(0.044715f * g[i], g[i], 1.0f);
         v->sigmoid(t, t, 1.59576912f, n);
-        for (i = 0; i < n; i++) g[i] = (g[i] < -3e38f ? -3e38f : g[i]) * t[i];
+        v->times(g, t, n);
         break;
     case MOE_ACT_GELU_ERF:
         for (i = 0; i < n; i++) g[i] = moei_gelu_erf(g[i]);
@@ -7406,23 +7460,18 @@ static void moei_activation(const moei_vec *v, const moe_ffn *f, float *g, float
     }
 }
 
-/* g = act(g) * up, with clamps; u NULL = ungated. */
+/* g = act(g) * up, with clamps; u NULL = ungated. No activation returns less than MOEI_LEAST. */
 static void moei_glu(const moei_vec *v, const moe_ffn *f, uint32_t clamp, float limit, float *g, float *u, float *t, size_t n) {
-    size_t i;
+    const float inf = moei_float(0x7f800000u), one = f->activation == MOE_ACT_OAI ? 1.0f : -0.0f; /* v + -0 is v, -0 included */
     int clamped = clamp != MOE_CLAMP_NONE && limit > 0.0f && u;
-    if (clamped && clamp == MOE_CLAMP_PRE)
-        for (i = 0; i < n; i++) g[i] = g[i] > limit ? limit : g[i];
+    if (clamped && clamp == MOE_CLAMP_PRE) v->clamp(g, -inf, limit, -0.0f, n);
     moei_activation(v, f, g, t, n);
-    if (clamped && clamp == MOE_CLAMP_POST)
-        for (i = 0; i < n; i++) g[i] = g[i] > limit ? limit : g[i];
+    if (clamped && clamp == MOE_CLAMP_POST) v->clamp(g, -inf, limit, -0.0f, n);
     if (!u) return;
-    if (clamped)
-        for (i = 0; i < n; i++) u[i] = u[i] > limit ? limit : u[i] < -limit ? -limit : u[i];
-    if (f->activation == MOE_ACT_OAI)
-        for (i = 0; i < n; i++) u[i] = u[i] + 1.0f;
+    if (clamped || f->activation == MOE_ACT_OAI) v->clamp(u, clamped ? -limit : -inf, clamped ? limit : inf, one, n);
     if (f->activation == MOE_ACT_SITU)
-        for (i = 0; i < n; i++) u[i] = f->linear_beta * moei_tanh(u[i] / f->linear_beta);
-    for (i = 0; i < n; i++) g[i] = g[i] * u[i];
+        for (size_t i = 0; i < n; i++) u[i] = f->linear_beta * moei_tanh(u[i] / f->linear_beta);
+    v->times(g, u, n);
 }
 
 static const moe_experts *moei_over(const moei_plan *p, const moei_group *g) { return g == &p->groups[0] ? p->io->experts : NULL; }

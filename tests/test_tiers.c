@@ -380,6 +380,16 @@ static void check_lengths(const moei_vec *v, const char *name, size_t n, int at_
     for (size_t i = 0; i < n; i++) ve[i] = fmaf(py[i], px[i], pz[i]);
     v->affine(py, px, pz, n);
     check(count_different(ve, py, n) == 0, name, "affine of %zu", n);
+    py[0] = n & 1 ? -HUGE_VALF : py[0], px[n / 2] = n & 2 ? moei_float(0x7fc00000u) : px[n / 2];
+    for (size_t i = 0; i < n; i++) ve[i] = (py[i] < -3e38f ? -3e38f : py[i]) * px[i];
+    v->times(py, px, n);
+    check(count_different(ve, py, n) == 0, name, "times of %zu", n);
+    for (int i = 0; i < 4; i++) {
+        const float low = i & 1 ? -0.5f : -HUGE_VALF, high = i & 2 ? 0.7f : HUGE_VALF, plus = i == 3 ? 1.0f : -0.0f;
+        for (size_t j = 0; j < n; j++) py[j] = j % 5 == 1 ? -0.0f : px[j] * 0.2f, ve[j] = (py[j] > high ? high : py[j] < low ? low : py[j]) + plus;
+        v->clamp(py, low, high, plus, n);
+        check(count_different(ve, py, n) == 0, name, "clamp %d of %zu", i, n);
+    }
     for (size_t i = 0; i < n; i++) ve[i] = define_exp(px[i]), vs[i] = 1.0f / (1.0f + define_exp(-(-1.702f * px[i])));
     v->sigmoid(py, px, -1.702f, n);
     check(count_different(vs, py, n) == 0, name, "sigmoid of %zu", n);
