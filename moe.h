@@ -1952,13 +1952,16 @@ typedef struct moei_tiles {
 #define MOEI_GROUPS_BYTES ((size_t)384 << 10)
 typedef struct moei_ahead { /* the next panel, its prefetches spread over all work: in a hurry they would take what loads need */
     const uint8_t *data;
-    size_t lines, work, done; /* in tokens of tiles */
+    uint64_t rate, done; /* 2^-32 cache lines per token of a tile, and so far */
 } moei_ahead;
+MOEI_FORCE void moei_ahead_spread(moei_tile *t, const uint8_t *from, const uint8_t *to, size_t k, uint32_t step) {
+    uint32_t steps = (uint32_t)k / step + 1, lines = (uint32_t)((size_t)(to - from) / 64);
+    t->ahead = from, t->ahead_end = to, t->ahead_step = (lines + steps - 1) / steps * (size_t)64;
+}
 MOEI_FORCE void moei_ahead_next(moei_ahead *a, moei_tile *t, uint32_t n_tokens, uint32_t step) {
-    size_t from = a->lines * a->done / a->work, to = a->lines * (a->done + n_tokens) / a->work, steps = (t->k1 - t->k0) / step + 1;
-    a->done += n_tokens;
-    t->ahead = a->data + from * 64, t->ahead_end = a->data + to * 64;
-    t->ahead_step = (to - from + steps - 1) / steps * 64;
+    const uint8_t *from = a->data + (size_t)(a->done >> 32) * 64;
+    a->done += n_tokens * a->rate;
+    moei_ahead_spread(t, from, a->data + (size_t)(a->done >> 32) * 64, t->k1 - t->k0, step);
 }
 #define MOEI_AHEAD(t) /* one step */                                                                                   \
     if (ahead < ahead_end)                                                                                             \
@@ -1973,9 +1976,8 @@ MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r,
 /* One group of tokens: the rows' stream is the work, and what is prefetched are the rows that follow. */
 #define MOEI_AHEAD_ROWS ((size_t)32 << 10)
 MOEI_FORCE void moei_ahead_rows(const moei_rows *w, uint32_t n_rows, uint32_t r, moei_tile *t, const moei_tiles *tiles) {
-    size_t bytes = tiles->rows * w->row_stride, steps = t->k / tiles->step + 1;
-    t->ahead = moei_row(w, r) + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_ROWS), t->ahead_end = t->ahead + bytes;
-    t->ahead_step = (bytes / 64 + steps - 1) / steps * 64;
+    const uint8_t *from = moei_row(w, r) + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_ROWS);
+    moei_ahead_spread(t, from, from + tiles->rows * w->row_stride, t->k, tiles->step);
 }
 /* Tokens from `at` to end - 1 times one tile of rows. */
 MOEI_UNUSED static void moei_sweep_groups(const moei_tiles *tiles, moei_tile *t, const void *const *x, uint32_t at, uint32_t end,
@@ -1999,7 +2001,7 @@ MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, 
     size_t groups = MOEI_GROUPS_BYTES / (tiles->tokens * 4 * w->k + 1) + 1;
     uint32_t block = (uint32_t)(groups < MOEI_GROUPS ? groups : MOEI_GROUPS) * tiles->tokens;
     size_t work = n_tokens * parts * ((n_rows + tiles->rows - 1) / tiles->rows);
-    moei_ahead ahead = {w->prefetch ? w->prefetch : w->data, w->prefetch ? w->prefetch_bytes / 64 : 0, work, 0};
+    moei_ahead ahead = {w->prefetch ? w->prefetch : w->data, w->prefetch ? ((uint64_t)(w->prefetch_bytes / 64) << 32) / work : 0, 0};
     t.k = w->k, t.out_stride = out_stride;
     for (uint32_t at = 0; at < n_tokens; at += block)
         for (uint32_t r = 0; r < n_rows; r += tiles->rows) {
