@@ -380,6 +380,16 @@ static void check_lengths(const moei_vec *v, const char *name, size_t n, int at_
     for (size_t i = 0; i < n; i++) ve[i] = fmaf(py[i], px[i], pz[i]);
     v->affine(py, px, pz, n);
     check(count_different(ve, py, n) == 0, name, "affine of %zu", n);
+    py[0] = n & 1 ? -HUGE_VALF : py[0], px[n / 2] = n & 2 ? moei_float(0x7fc00000u) : px[n / 2];
+    for (size_t i = 0; i < n; i++) ve[i] = (py[i] < -3e38f ? -3e38f : py[i]) * px[i];
+    v->times(py, px, n);
+    check(count_different(ve, py, n) == 0, name, "times of %zu", n);
+    for (int i = 0; i < 4; i++) {
+        const float low = i & 1 ? -0.5f : -HUGE_VALF, high = i & 2 ? 0.7f : HUGE_VALF, plus = i == 3 ? 1.0f : -0.0f;
+        for (size_t j = 0; j < n; j++) py[j] = j % 5 == 1 ? -0.0f : px[j] * 0.2f, ve[j] = (py[j] > high ? high : py[j] < low ? low : py[j]) + plus;
+        v->clamp(py, low, high, plus, n);
+        check(count_different(ve, py, n) == 0, name, "clamp %d of %zu", i, n);
+    }
     for (size_t i = 0; i < n; i++) ve[i] = define_exp(px[i]), vs[i] = 1.0f / (1.0f + define_exp(-(-1.702f * px[i])));
     v->sigmoid(py, px, -1.702f, n);
     check(count_different(vs, py, n) == 0, name, "sigmoid of %zu", n);
@@ -408,7 +418,7 @@ static void check_cpu(void) {
                    avx512 = moe_tier_mask(MOE_TIER_AVX512);
     const uint32_t avxvnni = MOE_TIER_BIT(MOE_TIER_AVXVNNI), vnni = MOE_TIER_BIT(MOE_TIER_VNNI);
     const uint32_t bf16 = MOE_TIER_BIT(MOE_TIER_AVX512BF16), amx = MOE_TIER_BIT(MOE_TIER_AMX),
-                   ports = MOE_TIER_BIT(MOEI_SHARED_PORTS);
+                   intel = MOE_TIER_BIT(MOEI_INTEL), intel_bf16 = MOE_TIER_BIT(MOEI_INTEL_BF16);
     const uint32_t fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29,
                    leaf1 = fma | osxsave | avx | f16c;
     const uint32_t bmi = 1u << 3 | 1u << 8, b_avx2 = 1u << 5 | bmi,
@@ -424,13 +434,13 @@ static void check_cpu(void) {
     check_decide("Ivy Bridge", &ivy_bridge, c);
     check_decide("Haswell", &haswell, avx2);
     check_decide("Alder Lake", &alder_lake, avx2 | avxvnni);
-    check_decide("Skylake-X", &skylake_x, avx512 | ports);
+    check_decide("Skylake-X", &skylake_x, avx512 | intel);
     check_decide("Zen 5", &zen5, avx512 | avxvnni | vnni | bf16);
-    check_decide("Sapphire Rapids, AMX permitted", &sapphire, avx512 | ports | avxvnni | vnni | bf16 | amx);
+    check_decide("Sapphire Rapids, AMX permitted", &sapphire, avx512 | intel | avxvnni | vnni | bf16 | intel_bf16 | amx);
     id = sapphire, id.permitted = 0x20000;
-    check_decide("AMX not permitted", &id, avx512 | ports | avxvnni | vnni | bf16);
+    check_decide("AMX not permitted", &id, avx512 | intel | avxvnni | vnni | bf16 | intel_bf16);
     id = sapphire, id.xcr0 = 0xe7;
-    check_decide("AMX not saved by the OS", &id, avx512 | ports | avxvnni | vnni | bf16);
+    check_decide("AMX not saved by the OS", &id, avx512 | intel | avxvnni | vnni | bf16 | intel_bf16);
     id = zen5, id.xcr0 = 7;
     check_decide("no ZMM state", &id, avx2 | avxvnni);
     id = zen5, id.xcr0 = 3;
@@ -482,10 +492,11 @@ int main(void) {
 #if MOEI_HAVE_AVX512
     check_vec(&moei_vec_avx512, "elementwise avx512", MOE_TIER_AVX512);
     check_arith(&moei_f32_avx512, "f32 avx512", 0);
-    check_arith(&moei_f32_avx512_widen, "f32 avx512, widened", 0);
+    check_arith(&moei_f32_avx512_intel, "f32 avx512, as on Intel", 0);
 #endif
 #if MOEI_HAVE_AVX512BF16
     check_arith(&moei_bf16_avx512bf16, "bf16 avx512bf16", 0);
+    check_arith(&moei_bf16_avx512bf16_intel, "bf16 avx512bf16, as on Intel", 0);
 #endif
 #if MOEI_HAVE_NEON
     check_vec(&moei_vec_neon, "elementwise neon", MOE_TIER_NEON);
