@@ -2569,9 +2569,11 @@ static const moei_tiles moei_tiles_avx512_BF16 = {
     4, 6, MOEI_WHOLE, 32, {moei_tile_avx512_BF16_1, moei_tile_avx512_BF16_2, moei_tile_avx512_BF16_3, moei_tile_avx512_BF16_4,
                            moei_tile_avx512_BF16_5, moei_tile_avx512_BF16_6}};
 
-/* SHAPES      1 row x 1 token, row after row: one stream. `help` names it to the memory in advance, which Intel's prefetchers need
-               (Xeon, family 6 model 207: bf16 at 51 to 65 % of the read bandwidth without, 81 to 88 % with) and AMD's do not want
-               (Zen 4, one core, GB/s of 30: without 30, with 23; tiles of 4 rows 24). */
+/* SHAPES      1 row x 1 token, row after row: one stream. Whether it helps to name it to the memory in advance, and up to which cache,
+               is the processor's. Intel's prefetchers need it (Xeon, family 6 model 207: bf16 at 51 to 65 % of the read bandwidth
+               without, 81 to 88 % with); on AMD lines asked for to L1 are in the way (Zen 4, one core of 30 GB/s, layer: bf16 to L1
+               20, to L2 28, none 21; f32 to L2 23, none 30; tiles of 4 rows 22). */
+enum { MOEI_HELP_NONE, MOEI_HELP_L1, MOEI_HELP_L2 };
 MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int help, const moei_rows *w, uint32_t n_rows, const float *x,
                                              float *out) {
     const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15;
@@ -2579,7 +2581,8 @@ MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int he
         const uint8_t *p = moei_row(w, r), *ahead = p + (help ? moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES) : 0);
         __m512 a = _mm512_setzero_ps();
         for (size_t k = 0; k < k_end; k += 16) {
-            if (help && (format == MOE_FORMAT_F32 || !(k & 16))) MOEI_PREFETCH(ahead + k * size);
+            if (help == MOEI_HELP_L1 && (format == MOE_FORMAT_F32 || !(k & 16))) MOEI_PREFETCH(ahead + k * size);
+            if (help == MOEI_HELP_L2 && (format == MOE_FORMAT_F32 || !(k & 16))) MOEI_PREFETCH_L2(ahead + k * size);
             a = _mm512_fmadd_ps(moei_load_avx512(format, p + k * size), _mm512_loadu_ps(x + k), a);
         }
         if (k_end < w->k) a = _mm512_fmadd_ps(moei_load_tail_avx512(format, p + k_end * size, moei_mask_avx512(w->k - k_end)), _mm512_loadu_ps(x + k_end), a);
@@ -2592,9 +2595,12 @@ MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int he
         if (n_tokens == 1) moei_rows_avx512(MOE_FORMAT_##F, help, w, n_rows, (const float *)x[0], out);                \
         else moei_sweep(&moei_tiles_avx512_##F, w, n_rows, x, n_tokens, out, out_stride);                              \
     }
-#define MOEI_DOTS_AVX512(name, help) MOEI_DOT_AVX512(F32, name, help) MOEI_DOT_AVX512(F16, name, help) MOEI_DOT_AVX512(BF16, name, help)
-MOEI_DOTS_AVX512(, 0)
-MOEI_DOTS_AVX512(_helped, 1)
+MOEI_DOT_AVX512(F32, , MOEI_HELP_NONE)
+MOEI_DOT_AVX512(F16, , MOEI_HELP_L2)
+MOEI_DOT_AVX512(BF16, , MOEI_HELP_L2)
+MOEI_DOT_AVX512(F32, _intel, MOEI_HELP_L1)
+MOEI_DOT_AVX512(F16, _intel, MOEI_HELP_L1)
+MOEI_DOT_AVX512(BF16, _intel, MOEI_HELP_L1)
 
 static void moei_panel_avx512(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                               float *out, size_t out_stride) {
@@ -2663,7 +2669,7 @@ static const moei_packing moei_packing_avx512 = {6, 2, moei_pack_f32, NULL, NULL
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                  \
     &moei_packing_avx512}
 MOEI_UNUSED static const moei_arith moei_f32_avx512 = MOEI_F32_AVX512(UINT32_MAX, );
-MOEI_UNUSED static const moei_arith moei_f32_avx512_intel = MOEI_F32_AVX512(12, _helped);
+MOEI_UNUSED static const moei_arith moei_f32_avx512_intel = MOEI_F32_AVX512(12, _intel);
 // clang-format on
 
 /* exp: see moei_exp. min and max return their second operand on NaN; scalef rounds once, as the two exact steps do. */
@@ -2780,7 +2786,7 @@ MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int help, const moei_rows *w, uin
         const uint8_t *p = moei_row(w, r), *ahead = p + (help ? moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES) : 0);
         __m256 low = _mm256_setzero_ps(), high = low;
         for (size_t k = 0; k < 2 * k_end; k += 64) {
-            if (help) MOEI_PREFETCH(ahead + k);
+            if (help == MOEI_HELP_L1) MOEI_PREFETCH(ahead + k);
             low = moei_pairs_bf16(low, p + k, x + k), high = moei_pairs_bf16(high, p + k + 32, x + k + 32);
         }
         __m512 a = _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
@@ -2795,8 +2801,8 @@ MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int help, const moei_rows *w, uin
         if (n_tokens == 1) moei_rows_bf16(help, w, n_rows, (const uint8_t *)x[0], out);                                \
         else moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);                                    \
     }
-MOEI_DOT_BF16(, 0)
-MOEI_DOT_BF16(_helped, 1)
+MOEI_DOT_BF16(, MOEI_HELP_NONE)
+MOEI_DOT_BF16(_intel, MOEI_HELP_L1)
 static void moei_panel_bf16(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
     moei_rows rows = *w;
@@ -2869,7 +2875,7 @@ static const moei_packing moei_packing_bf16 = {6, 2, moei_pack_bf16, NULL, NULL}
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                          \
     &moei_packing_bf16}
 MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512();
-MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16_intel = MOEI_BF16_AVX512(_helped);
+MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16_intel = MOEI_BF16_AVX512(_intel);
 // clang-format on
 #endif
 
