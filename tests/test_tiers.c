@@ -177,7 +177,8 @@ static const uint32_t token_counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 1
 static const size_t depths[] = {1, 7, 15, 16, 17, 31, 33, 100, 768, 1000, 2048, 2053};
 
 /* The first n tokens as the arithmetic wants them; exactly as many bytes as they need. */
-static guarded pack_tokens(const subject *s, const void *const *x, const void **packed, uint32_t n, size_t k, int at_end) {
+static guarded pack_tokens(const subject *s, const void *const *x, const void **packed, uint32_t n, size_t k,
+                           int at_end) {
     guarded g = guarded_new(n * s->arith->row_bytes(k), at_end);
     memcpy(packed, x, n * sizeof *x);
     moei_pack(s->arith, packed, n, k, g.data);
@@ -386,7 +387,11 @@ static void check_lengths(const moei_vec *v, const char *name, size_t n, int at_
     check(count_different(ve, py, n) == 0, name, "times of %zu", n);
     for (int i = 0; i < 4; i++) {
         const float low = i & 1 ? -0.5f : -HUGE_VALF, high = i & 2 ? 0.7f : HUGE_VALF, plus = i == 3 ? 1.0f : -0.0f;
-        for (size_t j = 0; j < n; j++) py[j] = j % 5 == 1 ? -0.0f : px[j] * 0.2f, ve[j] = (py[j] > high ? high : py[j] < low ? low : py[j]) + plus;
+        for (size_t j = 0; j < n; j++)
+            py[j] = j % 5 == 1 ? -0.0f : px[j] * 0.2f, ve[j] = (py[j] > high  ? high
+                                                                : py[j] < low ? low
+                                                                              : py[j]) +
+                                                               plus;
         v->clamp(py, low, high, plus, n);
         check(count_different(ve, py, n) == 0, name, "clamp %d of %zu", i, n);
     }
@@ -427,7 +432,8 @@ static void check_cpu(void) {
     const moei_cpuid nothing = {0, 0, 0, 0, 0, 0, 0, 0};
     moei_cpuid zen5 = {leaf1, b_avx512, 1u << 11, 0, 1u << 4 | 1u << 5, 0xe7, 0, 0x68747541}, id;
     moei_cpuid sapphire = {leaf1, b_avx512, 1u << 11, tiles, 1u << 4 | 1u << 5, 0x600e7, 0x60000, 0x756e6547};
-    const moei_cpuid haswell = {leaf1, b_avx2, 0, 0, 0, 7, 0, 0x756e6547}, alder_lake = {leaf1, b_avx2, 0, 0, 1u << 4, 7, 0, 0x756e6547};
+    const moei_cpuid haswell = {leaf1, b_avx2, 0, 0, 0, 7, 0, 0x756e6547},
+                     alder_lake = {leaf1, b_avx2, 0, 0, 1u << 4, 7, 0, 0x756e6547};
     const moei_cpuid skylake_x = {leaf1, b_avx512, 0, 0, 0, 0xe7, 0, 0x756e6547},
                      ivy_bridge = {osxsave | avx | f16c, 0, 0, 0, 0, 7, 0, 0x756e6547};
     check_decide("nothing", &nothing, c);
@@ -436,7 +442,8 @@ static void check_cpu(void) {
     check_decide("Alder Lake", &alder_lake, avx2 | avxvnni);
     check_decide("Skylake-X", &skylake_x, avx512 | intel);
     check_decide("Zen 5", &zen5, avx512 | avxvnni | vnni | bf16);
-    check_decide("Sapphire Rapids, AMX permitted", &sapphire, avx512 | intel | avxvnni | vnni | bf16 | intel_bf16 | amx);
+    check_decide("Sapphire Rapids, AMX permitted", &sapphire,
+                 avx512 | intel | avxvnni | vnni | bf16 | intel_bf16 | amx);
     id = sapphire, id.permitted = 0x20000;
     check_decide("AMX not permitted", &id, avx512 | intel | avxvnni | vnni | bf16 | intel_bf16);
     id = sapphire, id.xcr0 = 0xe7;
