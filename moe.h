@@ -7061,7 +7061,10 @@ static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
     size_t sums = moei_max(p->block, moei_min(p->block, 64) * (MOEI_SLICE_MAX / MOEI_SLICE_MIN)); /* in units of SLICE_MIN */
     for (size_t i = 0; i < MOEI_COUNT(ariths); i++) {
         panel = moei_max(panel, moei_panel_scratch(ariths[i], ks[i]));
-        if (ariths[i] && ariths[i]->packing) packed = moei_max(packed, moei_min(tokens, moei_most(ariths[i], ks[i])) * ariths[i]->row_bytes(ks[i]));
+        if (!ariths[i] || !ariths[i]->packing) continue;
+        size_t bytes = SIZE_MAX;
+        (void)moei_mul(moei_min(tokens, moei_most(ariths[i], ks[i])), ariths[i]->row_bytes(ks[i]), &bytes);
+        packed = moei_max(packed, bytes);
     }
     s->x = (const void **)moei_take(p, MOEI_PARTS, sizeof(void *));
     for (int i = 0; i < 2; i++) {
