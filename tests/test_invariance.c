@@ -556,6 +556,47 @@ static void test_many(uint32_t format, uint32_t compute) {
     subject_free(&s);
 }
 
+/* One expert, whose hidden rows are so wide that down takes fewer tokens at a time than gate and up; and a few tokens more than these
+   take at a time: such a rest must not be prepared otherwise than down reads it. */
+static void test_rests(uint32_t format, uint32_t compute) {
+    enum { D = 64, FF = 8192, FROM = 255, TO = 262 };
+    rl_rng rng = {7};
+    uint8_t *w[3];
+    float *x = (float *)grab(TO * D * 4), *each = (float *)grab(TO * D * 4), *at_once = (float *)grab(TO * D * 4);
+    float *wide = (float *)grab((size_t)D * FF * 4);
+    subject s;
+    memset(&s, 0, sizeof s);
+    moe_desc *d = &s.l.desc;
+    int ok = 1;
+    d->d_model = D, d->d_ff = FF, d->n_experts = d->top_k = 1, d->compute = compute;
+    for (int m = 0; m < 3; m++) {
+        moe_matrix *to = m == 0 ? &d->gate : m == 1 ? &d->up : &d->down;
+        size_t rows = m < 2 ? FF : D, k = m < 2 ? D : FF;
+        w[m] = (uint8_t *)grab(rows * moe_row_bytes(format, k));
+        for (size_t i = 0; i < (size_t)D * FF; i++) wide[i] = rl_gauss(&rng) / 8;
+        ok = ok && !moe_quantize(format, wide, rows, k, w[m]);
+        to->format = format, to->data = w[m];
+    }
+    d->router.weight.format = MOE_FORMAT_F32, d->router.weight.data = x;
+    for (size_t i = 0; i < TO * D; i++) x[i] = rl_gauss(&rng);
+    snprintf(s.name, sizeof s.name, "%s %s", moe_format_name(format), moe_compute_name(compute));
+    ok = ok && !moe_layer_init(&s.layer, d, NULL);
+    moe_io io;
+    memset(&io, 0, sizeof io);
+    io.x_type = io.y_type = MOE_TYPE_F32, io.n_tasks = 1, io.n_tokens = 1;
+    for (size_t t = 0; t < TO && ok; t++) {
+        io.x = x + t * D, io.y = each + t * D;
+        ok = !forward(&s, &io, 0);
+    }
+    io.x = x, io.y = at_once;
+    for (io.n_tokens = FROM; io.n_tokens <= TO && ok; io.n_tokens++) {
+        memset(at_once, 0xee, TO * D * 4);
+        ok = !forward(&s, &io, 0) && !memcmp(at_once, each, io.n_tokens * D * 4);
+    }
+    verdict(&s, ok, "tokens of one expert", 0, io.n_tokens);
+    free(x), free(each), free(at_once), free(wide), free(w[0]), free(w[1]), free(w[2]);
+}
+
 /* ---- one bad token ---- */
 
 enum { NANS, A_NAN, INFS, AN_INF, SUBNORMALS, HUGE_VALUES, BAD_KINDS };
@@ -1028,7 +1069,8 @@ static void test_subjects(int rounds, int part) {
     for (size_t i = 0; i < COUNT(pools); i++) pool_stop(&pools[i]);
     if (part == ALL)
         test_many(MOE_FORMAT_F32, MOE_COMPUTE_F32), test_many(MOE_FORMAT_Q4_0, MOE_COMPUTE_Q8),
-            test_many(MOE_FORMAT_BF16, MOE_COMPUTE_DEFAULT);
+            test_many(MOE_FORMAT_BF16, MOE_COMPUTE_DEFAULT), test_rests(MOE_FORMAT_BF16, MOE_COMPUTE_DEFAULT),
+            test_rests(MOE_FORMAT_Q8_0, MOE_COMPUTE_Q8);
     free(space0.data);
     if (!rl_bf16(moe_tiers())) printf("  skipped: BF16 (no tier here has it)\n");
 }
