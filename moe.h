@@ -1963,9 +1963,9 @@ MOEI_FORCE size_t moei_ahead_take(moei_ahead *a, uint32_t n_tokens, size_t steps
     *begin = a->data + (size_t)(a->done >> 32) * 64, a->done += n_tokens * a->rate, *end = a->data + (size_t)(a->done >> 32) * 64;
     return ((uint32_t)((size_t)(*end - *begin) / 64 + steps - 1)) / (uint32_t)steps * (size_t)64;
 }
-#define MOEI_AHEAD(t) /* one step */                                                                                   \
+#define MOEI_AHEAD(step) /* of `ahead`, up to `ahead_end` */                                                           \
     if (ahead < ahead_end)                                                                                             \
-        for (const uint8_t *line_ = ahead, *stop_ = ahead += (t)->ahead_step; line_ < stop_; line_ += 64) MOEI_PREFETCH_L2(line_)
+        for (const uint8_t *line_ = ahead, *stop_ = ahead += (step); line_ < stop_; line_ += 64) MOEI_PREFETCH_L2(line_)
 /* Bytes from row r to what is prefetched while a pointer moves through it: what follows some KB later, in these rows or from
    w->prefetch on. */
 MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r, size_t bytes) {
@@ -2243,11 +2243,11 @@ MOEI_FORCE MOEI_AVX2 void moei_pass_avx2(const uint32_t format, const int C, con
     if (which & MOEI_ODD) moei_begin_avx2(C, t, t->sums + 32 * C, b);
     for (size_t i = 2 * t->k0; i < end; i += 32, x += 32 * C) {
         if (which & MOEI_EVEN) {
-            MOEI_AHEAD(t);
+            MOEI_AHEAD(t->ahead_step);
             moei_half_step_avx2(format, C, 0, w, i, x, &va, a);
         }
         if (which & MOEI_ODD) {
-            MOEI_AHEAD(t);
+            MOEI_AHEAD(t->ahead_step);
             moei_half_step_avx2(format, C, 1, w, i + odd_w, x + odd_x, &vb, b);
         }
     }
@@ -2532,7 +2532,7 @@ MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C,
     MOEI_UNROLL for (int i = 0; i < 4 * C; i++) a[i / 4][i % 4] = _mm512_setzero_ps();
     size_t k = 0;
     for (; k + 32 <= k_end; k += 32) {
-        MOEI_AHEAD(t);
+        MOEI_AHEAD(t->ahead_step);
         MOEI_UNROLL for (size_t h = 0; h < 32; h += 16) {
             MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_avx512(format, w[r] + (k + h) * size);
             moei_step_avx512(C, x, k + h, v, a);
@@ -2757,7 +2757,7 @@ MOEI_FORCE MOEI_BF16 void moei_tile_bf16(const int C, const moei_tile *t) {
     __m512i v[4];
     MOEI_UNROLL for (int i = 0; i < 4 * C; i++) a[i / 4][i % 4] = _mm512_setzero_ps();
     for (size_t k = 0; k < k_end; k += 32) {
-        MOEI_AHEAD(t);
+        MOEI_AHEAD(t->ahead_step);
         MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_loadu_si512(w[r] + k * 2);
         moei_step_bf16(C, x, k, v, a);
     }
@@ -3153,6 +3153,7 @@ MOEI_FORCE int moei_q8_has_sub(uint32_t f) {
     return f == MOE_FORMAT_Q2_K || f == MOE_FORMAT_Q3_K || f == MOE_FORMAT_Q6_K;
 }
 MOEI_FORCE int moei_q8_is_nvfp4(uint32_t f) { return f == MOE_FORMAT_NVFP4 || f == MOE_FORMAT_NVFP4_HF; }
+MOEI_FORCE int moei_q8_has_halves(uint32_t f) { return moei_q8_has_sub(f) || moei_q8_is_nvfp4(f); } /* scales per 16 */
 MOEI_FORCE int moei_q8_is_e2m1(uint32_t f) {
     return moei_q8_is_nvfp4(f) || f == MOE_FORMAT_MXFP4 || f == MOE_FORMAT_MXFP4_HF;
 }
@@ -3684,12 +3685,6 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_gather(int halves, int c, const moei_q8 *const
     }
 }
 
-/* The next panel, to L2: `each` lines with every block. */
-typedef struct moei_q8ahead { const uint8_t *p, *end; size_t each; } moei_q8ahead;
-MOEI_FORCE MOEI_AVX2 void moei_q8_prefetch_block(moei_q8ahead *a) {
-    for (size_t i = 0; i < a->each && a->p < a->end; i++, a->p += 64) _mm_prefetch((const char *)a->p, _MM_HINT_T1);
-}
-
 MOEI_FORCE size_t moei_q8_entry_avx2(uint32_t f) { return (moei_q8_is_wide(f) ? 17 : 12) * 32; } /* weights; d m sub less */
 static size_t moei_q8_panel_bytes_avx2(uint32_t n_rows, size_t k) { return n_rows ? (k + 255) / 256 * 8 * 4 * 17 * 32 : 0; }
 MOEI_FORCE uint32_t moei_q8_kind_avx2(uint32_t f) {
@@ -3815,8 +3810,9 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_entry8_avx2(uint32_t kind, int c, const __m256
     }
 }
 MOEI_FORCE MOEI_AVX2 void moei_q8_tile_avx2(uint32_t kind, int c, const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, int offset,
-                                            moei_q8ahead *ahead, float *acc) {
-    const size_t size = moei_q8_entry_avx2(kind);
+                                            moei_ahead *later, float *acc) {
+    const uint8_t *ahead, *ahead_end;
+    const size_t size = moei_q8_entry_avx2(kind), step = moei_ahead_take(later, 1, 4 * n_blocks, &ahead, &ahead_end);
     moei_q8scalars by;
     moei_q8wide wide;
     moei_q8_gather(moei_q8_is_nvfp4(kind), c, x, offset, &by);
@@ -3828,7 +3824,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_tile_avx2(uint32_t kind, int c, const uint8_t 
         }
     for (size_t h = 0; h < 4; h++, entry += 8 * size, acc += 8)
         for (size_t lane = 0; lane < n_blocks; lane++) {
-            if (h % 4 == 0) moei_q8_prefetch_block(ahead);
+            MOEI_AHEAD(step);
             moei_q8_entry8_avx2(kind, c, (const __m256i *)(const void *)(entry + lane * size), x, &by, &wide, lane, acc + lane * (4 * 32));
         }
 }
@@ -3846,9 +3842,9 @@ static MOEI_AVX2 void moei_q8_store_avx2(const float *acc, uint32_t c, uint32_t 
 }
 #define MOEI_Q8_TILE_AVX2(f)                                                                                             \
     static MOEI_AVX2 void moei_q8_tile_avx2_##f(const uint8_t *entry, size_t n, const moei_q8 *const *x, uint32_t c, int offset, \
-        moei_q8ahead *ahead, float *acc) {                                                                               \
-        if (c == 4) moei_q8_tile_avx2(MOE_FORMAT_##f, 4, entry, n, x, offset, ahead, acc);                               \
-        else moei_q8_tile_avx2(MOE_FORMAT_##f, 2, entry, n, x, offset, ahead, acc); }
+        moei_ahead *later, float *acc) {                                                                               \
+        if (c == 4) moei_q8_tile_avx2(MOE_FORMAT_##f, 4, entry, n, x, offset, later, acc);                               \
+        else moei_q8_tile_avx2(MOE_FORMAT_##f, 2, entry, n, x, offset, later, acc); }
 MOEI_Q8_TILE_AVX2(Q8_0) MOEI_Q8_TILE_AVX2(Q4_0) MOEI_Q8_TILE_AVX2(Q4_K) MOEI_Q8_TILE_AVX2(Q6_K) MOEI_Q8_TILE_AVX2(Q2_K)
 MOEI_Q8_TILE_AVX2(NVFP4) MOEI_Q8_TILE_AVX2(INT4_GROUP) MOEI_Q8_TILE_AVX2(Q5_0) MOEI_Q8_TILE_AVX2(Q5_K)
 #define MOEI_Q8_UNPACK_AVX2(isa, target, f)                                                                              \
@@ -3862,7 +3858,7 @@ typedef void moei_q8_unpack_fn(const moei_rows *w, size_t r, size_t n_rows, size
 static moei_q8_unpack_fn *moei_q8_unpack_avx2(uint32_t f) {
     switch (f) { MOEI_Q8_FORMATS(MOEI_Q8_CASE, avx2, ) default: return NULL; }
 }
-typedef void moei_q8_tile_fn(const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, uint32_t c, int offset, moei_q8ahead *ahead, float *acc);
+typedef void moei_q8_tile_fn(const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, uint32_t c, int offset, moei_ahead *later, float *acc);
 static moei_q8_tile_fn *moei_q8_tile_of_avx2(uint32_t f) {
     switch (moei_q8_kind_avx2(f)) {
     case MOE_FORMAT_Q8_0: return moei_q8_tile_avx2_Q8_0;
@@ -3882,9 +3878,7 @@ static void moei_q8_panel_avx2(void *panel, const moei_rows *w, uint32_t n_rows,
     const uint32_t f = w->format;
     const int offset = f == MOE_FORMAT_INT4_GROUP ? 1 : moei_q8_offset(f);
     const size_t n_blocks = w->k / 32, n_panels = (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS, tiles = (n_tokens + MOEI_Q8_FOUR - 1) / MOEI_Q8_FOUR;
-    const uint8_t *next = w->prefetch ? w->prefetch : w->data;
-    const size_t lines = w->prefetch ? w->prefetch_bytes / 64 : 0;
-    moei_q8ahead ahead = {next, next + 64 * lines, lines / (n_panels * n_blocks * tiles) + 1};
+    moei_ahead later = moei_ahead_over(w->prefetch ? w->prefetch : w->data, w->prefetch ? w->prefetch_bytes : 0, n_panels * ((n_blocks + 7) / 8) * tiles);
     moei_q8side side[MOEI_Q8_ROWS];
     float room[MOEI_Q8_ACC + 16], *acc = (float *)(void *)(((uintptr_t)room + 63) & ~(uintptr_t)63);
     for (uint32_t r = 0, n; r < n_rows; r += MOEI_Q8_ROWS)
@@ -3897,7 +3891,7 @@ static void moei_q8_panel_avx2(void *panel, const moei_rows *w, uint32_t n_rows,
             memset(acc, 0, MOEI_Q8_ACC * sizeof *acc);
             for (size_t i = 0; 8 * i < n_blocks; i++, entry += 8 * 4 * moei_q8_entry_avx2(f)) {
                 if (t == 0) moei_q8_unpack_avx2(f)(w, r, n_rows, i, side, entry);
-                moei_q8_tile_of_avx2(f)(entry, n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8, at, c, offset, &ahead, acc);
+                moei_q8_tile_of_avx2(f)(entry, n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8, at, c, offset, &later, acc);
                 for (uint32_t j = 0; j < c; j++) at[j]++;
             }
             moei_q8_store_avx2(acc, n, n_rows - r < 32 ? n_rows - r : 32, out + t * out_stride + r, out_stride);
@@ -4106,7 +4100,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_spread_vnni(uint32_t f, __m256i sub, __m512i p
 }
 /* The sums of 8 blocks in order, as moei_q8_add takes them. LIMITS: 8 products fit 16 bits where u <= 31, 4 where u <= 63. */
 MOEI_FORCE MOEI_VNNI void moei_q8_dot8_vnni(uint32_t f, const __m512i v[4], const __m512i *pair, const moei_q8 *x, __m256i h[2]) {
-    const int sub = moei_q8_has_sub(f), halves = sub || moei_q8_is_nvfp4(f);
+    const int sub = moei_q8_has_sub(f), halves = moei_q8_has_halves(f);
     __m512i s[4];
     MOEI_UNROLL for (int j = 0; j < 4; j++) {
         const int fresh = j == 0 || f == MOE_FORMAT_Q6_K || (halves && j == 2);
@@ -4186,7 +4180,6 @@ MOEI_FORCE size_t moei_q8_start_of(uint32_t f) { /* vectors before the start val
     if (moei_q8_has_sub(f)) return 11;                            /* d, scale 0, scale 1 */
     return moei_q8_has_min(f) || moei_q8_is_nvfp4(f) ? 10 : 9;    /* d, m */
 }
-MOEI_FORCE int moei_q8_has_halves(uint32_t f) { return moei_q8_has_sub(f) || moei_q8_is_nvfp4(f); }
 MOEI_FORCE size_t moei_q8_entry(uint32_t f) { return (moei_q8_start_of(f) + (moei_q8_has_halves(f) ? 2 : 1)) * 64; }
 static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) { return n_rows ? (k + 255) / 256 * 8 * moei_q8_entry(MOE_FORMAT_Q2_K) : 0; }
 /* What the tile needs to know of a format: formats of a kind share its code. */
@@ -4255,8 +4248,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const moei_q8t
         const uint8_t *w = p->panel + lane * steps * moei_q8_entry(kind), *x = p->x + lane * steps * 48 * (size_t)c;
         MOEI_UNROLL for (int t = 0; t < c; t++) a[t] = _mm512_setzero_ps();
         for (size_t i = p->n_blocks / 8 + (lane < p->n_blocks % 8); i; i--, w += moei_q8_entry(kind), x += 48 * c) {
-            if (ahead < ahead_end)
-                for (const uint8_t *line = ahead, *stop = ahead += p->ahead_step; line < stop; line += 64) MOEI_PREFETCH_L2(line);
+            MOEI_AHEAD(p->ahead_step);
             moei_q8_entry_vnni(kind, c, w, x, a);
         }
         MOEI_UNROLL for (int t = 0; t < c; t++) sum[lane % 4][t] = lane < 4 ? a[t] : _mm512_add_ps(sum[lane % 4][t], a[t]);
@@ -4703,7 +4695,7 @@ MOEI_FORCE void moei_tile_neon(const uint32_t format, moei_pairs_neon_fn *dot, c
             a[c][i / 4][i % 4] = t->k0 ? vld1q_f32(t->sums + (c * R * 4 + i) * 4) : vdupq_n_f32(0.0f);
     }
     for (size_t k = t->k0; k < k_end; k += step) {
-        MOEI_AHEAD(t);
+        MOEI_AHEAD(t->ahead_step);
         moei_step_neon(format, dot, R, C, w, k * size, x, k * x_size * (size_t)C, a);
     }
     if (t->k1 < t->k) {

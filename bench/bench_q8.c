@@ -274,19 +274,15 @@ static void bench_many(void) {
                 printf("\n%-14s %-5s %-6s", formats[f].name, tiers[t].name, panel ? "panel" : "dot");
                 for (size_t c = 0; c < MOEI_COUNT(counts); c++) {
                     subject s;
-                    if (!panel && counts[c] > a->ops[f].dot_max) continue;
+                    if (panel ? a->packing && counts[c] < a->packing->min : counts[c] > a->ops[f].dot_max) {
+                        printf("%7s", "");
+                        continue;
+                    }
                     subject_init(&s, a, f, counts[c], POOL);
                     s.panel = panel;
                     uint8_t *groups = (uint8_t *)aligned_alloc(64, counts[c] * a->row_bytes(K));
-                    for (uint32_t i = 0, n; i < counts[c]; i += n) { /* as moei_pack, of few tokens too */
-                        n = a->packing && counts[c] - i > a->packing->group ? a->packing->group
-                            : a->packing                                    ? counts[c] - i
-                                                                            : 1;
-                        packed[i] = a->packing ? groups + i * a->row_bytes(K) : prepared[i];
-                        if (a->packing)
-                            a->packing->pack(groups + i * a->row_bytes(K), (const void *const *)prepared + i, n, 0, K,
-                                             K);
-                    }
+                    memcpy(packed, prepared, counts[c] * sizeof *packed);
+                    moei_pack(a, packed, counts[c], K, groups);
                     for (int i = 0; i < reps; i++) {
                         double peak = strcmp(tiers[t].name, "avx2") ? peak_vnni() / 100 : peak_fma(), time = now();
                         run_panel(&s, n_rows, height, memory, y);
