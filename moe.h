@@ -1955,7 +1955,7 @@ typedef struct moei_ahead { /* what is read later, its prefetches spread over al
     uint64_t rate, done; /* 2^-32 cache lines per token of a tile, and so far */
 } moei_ahead;
 MOEI_FORCE moei_ahead moei_ahead_over(const uint8_t *data, size_t bytes, size_t work) {
-    moei_ahead a = {data, ((uint64_t)(bytes / 64) << 32) / work, 0};
+    moei_ahead a = {data, (((uint64_t)(bytes / 64) << 32) + work - 1) / work, 0}; /* up: not a line less */
     return a;
 }
 /* A tile's share, and its bytes a step. */
@@ -1975,17 +1975,20 @@ MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r,
 }
 #define MOEI_AHEAD_ROWS ((size_t)32 << 10) /* of a tile */
 #define MOEI_AHEAD_BYTES 8192 /* of a single row */
-/* Tokens from `at` to end - 1 times one tile of rows. */
+/* Tokens from `at` to end - 1 times one tile of rows; each group prefetches `share` bytes. Where k is small, each instruction between
+   two tiles counts: their FMAs do not overlap, because what adds up a tile's sums fills the scheduler. */
 MOEI_UNUSED static void moei_sweep_groups(const moei_tiles *tiles, moei_tile *t, const void *const *x, uint32_t at, uint32_t end,
-                                          float *out, size_t part, moei_ahead *ahead) {
+                                          float *out, size_t part, size_t share) {
+    const uint32_t tokens = tiles->tokens;
     float sums[MOEI_GROUPS][MOEI_TILE_SUMS];
     for (t->k0 = 0; t->k0 < t->k; t->k0 = t->k1) {
         t->k1 = t->k - t->k0 > part ? t->k0 + part : t->k;
-        for (uint32_t i = at, n; i < end; i += n) {
-            n = end - i < tiles->tokens ? end - i : tiles->tokens;
-            t->x = (const uint8_t *)x[i], t->out = out + i * t->out_stride, t->sums = sums[(i - at) / tiles->tokens];
-            t->ahead_step = moei_ahead_take(ahead, n, (t->k1 - t->k0) / tiles->step + 1, &t->ahead, &t->ahead_end);
-            tiles->fn[n - 1](t);
+        size_t steps = (t->k1 - t->k0) / tiles->step + 1;
+        t->ahead_step = (share / 64 + steps - 1) / steps * 64;
+        t->sums = sums[0], t->out = out + at * t->out_stride;
+        for (uint32_t i = at; i < end; i += tokens, t->sums += MOEI_TILE_SUMS, t->out += tokens * t->out_stride) {
+            t->x = (const uint8_t *)x[i], t->ahead = t->ahead_end, t->ahead_end += share;
+            tiles->fn[(end - i < tokens ? end - i : tokens) - 1](t);
         }
     }
 }
@@ -1998,12 +2001,13 @@ MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, 
     t.k = w->k, t.out_stride = out_stride;
     for (uint32_t at = 0; at < n_tokens; at = end) {
         end = n_tokens - at < block ? n_tokens : at + block;
-        for (uint32_t r = 0; r < n_rows; r += tiles->rows) { /* only the first block finds rows that are not in a cache */
-            moei_ahead ahead = moei_ahead_over(moei_row(w, r) + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_ROWS),
-                                               at ? 0 : tiles->rows * w->row_stride, (end - at) * parts);
+        size_t shares = (end - at + tiles->tokens - 1) / tiles->tokens * parts; /* of all lines of a tile's rows, not one less: memory is far */
+        size_t share = at ? 0 : (tiles->rows * w->row_stride / 64 + shares - 1) / shares * 64; /* the first block brings them to a cache */
+        for (uint32_t r = 0; r < n_rows; r += tiles->rows) {
             t.n_rows = n_rows - r < tiles->rows ? n_rows - r : tiles->rows;
             for (uint32_t i = 0; i < 4; i++) t.w[i] = moei_row(w, r + (i < t.n_rows ? i : t.n_rows - 1));
-            moei_sweep_groups(tiles, &t, x, at, end, out + r, part, &ahead);
+            t.ahead_end = t.w[0] + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_ROWS);
+            moei_sweep_groups(tiles, &t, x, at, end, out + r, part, share);
         }
     }
 }
@@ -2506,9 +2510,8 @@ MOEI_FORCE MOEI_AVX512 void moei_sum8_avx512(const __m512 *c, const __m512 *d, f
     __m512 s = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
     s = _mm512_add_ps(_mm512_add_ps(s, _mm512_permute_ps(s, 0xb1)), _mm512_setzero_ps());
     __m256 v = _mm512_castps512_ps256(_mm512_permutexvar_ps(first, s));
-    const __mmask8 m = (__mmask8)((1u << n) - 1);
-    _mm_mask_storeu_ps(out, m, _mm256_castps256_ps128(v));
-    if (c != d) _mm_mask_storeu_ps(out + stride, m, _mm256_extractf128_ps(v, 1));
+    moei_store_avx2(out, _mm256_castps256_ps128(v), n);
+    if (c != d) moei_store_avx2(out + stride, _mm256_extractf128_ps(v, 1), n);
 }
 MOEI_FORCE MOEI_AVX512 void moei_store_avx512(const int C, __m512 (*a)[4], const moei_tile *t) {
     MOEI_UNROLL for (int c = 0; c < C; c += 2)
