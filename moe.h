@@ -937,6 +937,8 @@ typedef struct moei_vec {       /* elementwise, of one tier; each equal to its s
     void (*affine)(float *v, const float *s, const float *b, size_t n);           /* v = fma(v, s, b) */
     void (*times)(float *y, const float *v, size_t n);                            /* y = moei_times(y, v) */
     void (*clamp)(float *v, float low, float high, float plus, size_t n);         /* v = moei_clamp(v, low, high, plus) */
+    void (*order)(uint32_t *key, const float *v, size_t n);                       /* key = moei_key(v) */
+    uint32_t (*reach)(uint64_t *best, const uint32_t *key, uint32_t n, uint32_t k); /* the k largest and few others: moei_reach_c */
 } moei_vec;
 
 /* ==== >>formats: what the bytes mean ===============================================================================
@@ -1909,7 +1911,42 @@ static void moei_times_c(float *y, const float *v, size_t n) {
 static void moei_clamp_c(float *v, float low, float high, float plus, size_t n) {
     for (size_t i = 0; i < n; i++) v[i] = moei_clamp(v[i], low, high, plus);
 }
-MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c, moei_sigmoid_c, moei_axpy_c, moei_affine_c, moei_times_c, moei_clamp_c};
+/* Order of floats as unsigned order of integers: -0 equals +0, NaN equals -Inf. */
+MOEI_FORCE uint32_t moei_key(float f) {
+    uint32_t u = moei_bits(f), key = u >> 31 ? 0u - u : u | 0x80000000u;
+    return key > 0xff800000u || key < 0x00800000u ? 0x00800000u : key;
+}
+static void moei_order_c(uint32_t *key, const float *v, size_t n) {
+    for (size_t i = 0; i < n; i++) key[i] = moei_key(v[i]);
+}
+/* Without branches that random keys mislead, for k <= MOEI_LANES <= n: the k-th largest of what lies in every MOEI_LANES-th place
+   is a bound that at least k keys reach, and few do (about 11 of 512 for k = 8). */
+#define MOEI_LANES 16
+static uint32_t moei_reach_bound(const uint32_t *most, uint32_t k) {
+    uint32_t bound = UINT32_MAX, i, j;
+    for (i = 0; i < MOEI_LANES; i++) {
+        uint32_t above = 0;
+        for (j = 0; j < MOEI_LANES; j++) above += most[j] > most[i];
+        bound = above < k && most[i] < bound ? most[i] : bound;
+    }
+    return bound;
+}
+/* best[0 .. result) = key << 32 | ~index of those that reach the bound, in ascending order of index. Every key is stored, and stays
+   if it does: best has room for n. */
+static uint32_t moei_reach_c(uint64_t *best, const uint32_t *key, uint32_t n, uint32_t k) {
+    uint32_t most[MOEI_LANES], count = 0, bound, i, j;
+    memcpy(most, key, sizeof most);
+    for (i = MOEI_LANES; i < n; i += MOEI_LANES)
+        for (j = 0; j < MOEI_LANES && i + j < n; j++) most[j] = key[i + j] > most[j] ? key[i + j] : most[j];
+    bound = moei_reach_bound(most, k);
+    for (i = 0; i < n; i++) {
+        best[count] = (uint64_t)key[i] << 32 | (uint32_t)~i;
+        count += key[i] >= bound;
+    }
+    return count;
+}
+MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c,   moei_sigmoid_c, moei_axpy_c,  moei_affine_c,
+                                                moei_times_c, moei_clamp_c,   moei_order_c, moei_reach_c};
 
 /* ==== >>dense: loops around the register tiles of f32 and bf16 arithmetic ==============================================
    A tile is 4 rows times a group of up to 6 tokens, its sums in registers. Rows are read where they lie, tokens line
@@ -2458,8 +2495,56 @@ MOEI_AVX2 static void moei_vclamp_avx2(float *v, float low, float high, float pl
         _mm256_storeu_ps(v + i, _mm256_add_ps(_mm256_max_ps(l, _mm256_min_ps(h, _mm256_loadu_ps(v + i))), p));
     for (; i < n; i++) v[i] = moei_clamp(v[i], low, high, plus);
 }
-MOEI_UNUSED static const moei_vec moei_vec_avx2 = {moei_vexp_avx2,    moei_vsigmoid_avx2, moei_vaxpy_avx2,
-                                                   moei_vaffine_avx2, moei_vtimes_avx2,   moei_vclamp_avx2};
+MOEI_AVX2 static void moei_vorder_avx2(uint32_t *key, const float *v, size_t n) { /* moei_key as signed numbers */
+    const __m256i sign = _mm256_set1_epi32(INT32_MIN), inf = _mm256_set1_epi32(0x7f800000);
+    const __m256i least = _mm256_xor_si256(sign, _mm256_set1_epi32(0x00800000));
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256i u = _mm256_loadu_si256((const __m256i *)(v + i));
+        u = _mm256_blendv_epi8(u, _mm256_sub_epi32(sign, u), _mm256_srai_epi32(u, 31));
+        u = _mm256_blendv_epi8(u, least, _mm256_cmpgt_epi32(u, inf));
+        _mm256_storeu_si256((__m256i *)(key + i), _mm256_xor_si256(_mm256_max_epi32(u, least), sign));
+    }
+    for (; i < n; i++) key[i] = moei_key(v[i]);
+}
+MOEI_FORCE MOEI_AVX2 __m256i moei_load8_avx2(const uint32_t *key) { /* in the order of signed numbers */
+    return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)key), _mm256_set1_epi32(INT32_MIN));
+}
+MOEI_AVX2 static uint32_t moei_vreach_avx2(uint64_t *best, const uint32_t *key, uint32_t n, uint32_t k) {
+    uint32_t whole = n & ~7u, count = 0, i, j;
+    __m256i most[2], above[2], bound = _mm256_set1_epi32(INT32_MAX);
+    for (j = 0; j < 2; j++) most[j] = moei_load8_avx2(key + 8 * j), above[j] = _mm256_setzero_si256();
+    for (i = MOEI_LANES; i < whole; i += 8) /* the last of an odd number of eights goes to the first lanes again */
+        most[i >> 3 & 1] = _mm256_max_epi32(most[i >> 3 & 1], moei_load8_avx2(key + i));
+    int32_t lane[MOEI_LANES];
+    for (j = 0; j < 2; j++) _mm256_storeu_si256((__m256i *)(lane + 8 * j), most[j]);
+    for (i = 0; i < MOEI_LANES; i++)
+        for (j = 0; j < 2; j++)
+            above[j] = _mm256_sub_epi32(above[j], _mm256_cmpgt_epi32(_mm256_set1_epi32(lane[i]), most[j]));
+    for (j = 0; j < 2; j++) { /* the least that fewer than k lanes are above */
+        __m256i in = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)k), above[j]);
+        bound = _mm256_min_epi32(bound, _mm256_blendv_epi8(_mm256_set1_epi32(INT32_MAX), most[j], in));
+    }
+    bound = _mm256_min_epi32(bound, _mm256_permute2x128_si256(bound, bound, 1));
+    bound = _mm256_min_epi32(bound, _mm256_shuffle_epi32(bound, 0x4e));
+    bound = _mm256_min_epi32(bound, _mm256_shuffle_epi32(bound, 0xb1));
+    for (i = 0; i < whole; i += 8) {
+        uint32_t below = (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(bound, moei_load8_avx2(key + i))));
+        if (below == 255) continue;
+        for (j = 0; j < 8; j++) {
+            best[count] = (uint64_t)key[i + j] << 32 | (uint32_t)~(i + j);
+            count += ~below >> j & 1;
+        }
+    }
+    uint32_t least = (uint32_t)_mm_cvtsi128_si32(_mm256_castsi256_si128(bound)) ^ 0x80000000u;
+    for (; i < n; i++) {
+        best[count] = (uint64_t)key[i] << 32 | (uint32_t)~i;
+        count += key[i] >= least;
+    }
+    return count;
+}
+MOEI_UNUSED static const moei_vec moei_vec_avx2 = {moei_vexp_avx2,   moei_vsigmoid_avx2, moei_vaxpy_avx2,  moei_vaffine_avx2,
+                                                   moei_vtimes_avx2, moei_vclamp_avx2,   moei_vorder_avx2, moei_vreach_avx2};
 #endif
 
 /* ==== >>avx512: F32 on AVX-512 F/BW/DQ/VL ============================================================================== */
@@ -2734,8 +2819,9 @@ MOEI_AVX512 static void moei_vclamp_avx512(float *v, float low, float high, floa
         _mm512_mask_storeu_ps(v + i, m, _mm512_add_ps(_mm512_max_ps(_mm512_set1_ps(low), t), _mm512_set1_ps(plus)));
     }
 }
-MOEI_UNUSED static const moei_vec moei_vec_avx512 = {moei_vexp_avx512,    moei_vsigmoid_avx512, moei_vaxpy_avx512,
-                                                     moei_vaffine_avx512, moei_vtimes_avx512,   moei_vclamp_avx512};
+MOEI_UNUSED static const moei_vec moei_vec_avx512 = {
+    moei_vexp_avx512,   moei_vsigmoid_avx512, moei_vaxpy_avx512, moei_vaffine_avx512,
+    moei_vtimes_avx512, moei_vclamp_avx512,   moei_vorder_avx2,  moei_vreach_avx2};
 #endif
 
 /* ==== >>bf16: BF16 on AVX512-BF16 ======================================================================================
@@ -4901,8 +4987,8 @@ static void moei_vclamp_neon(float *v, float low, float high, float plus, size_t
     for (; i + 4 <= n; i += 4) vst1q_f32(v + i, vaddq_f32(vmaxq_f32(l, vminq_f32(h, vld1q_f32(v + i))), p));
     moei_clamp_c(v + i, low, high, plus, n - i);
 }
-MOEI_UNUSED static const moei_vec moei_vec_neon = {moei_vexp_neon,    moei_vsigmoid_neon, moei_vaxpy_neon,
-                                                   moei_vaffine_neon, moei_vtimes_neon,   moei_vclamp_neon};
+MOEI_UNUSED static const moei_vec moei_vec_neon = {moei_vexp_neon,   moei_vsigmoid_neon, moei_vaxpy_neon, moei_vaffine_neon,
+                                                   moei_vtimes_neon, moei_vclamp_neon,   moei_order_c,    moei_reach_c};
 
 /* ---- Q8 ------------------------------------------------------------------------------------------------------------
    A step is 256 weights of a row, unpacked by one function per format, which the direct dot products and the panels of
@@ -5595,12 +5681,6 @@ MOE_API uint32_t moe_tier_mask(uint32_t tier) {
 
 MOEI_FORCE float moei_inf(void) { return moei_float(0x7f800000u); } /* a literal is undefined under -ffast-math */
 
-/* Order of floats as unsigned order of integers: -0 equals +0, NaN equals -Inf. */
-MOEI_FORCE uint32_t moei_key(float f) {
-    uint32_t u = moei_bits(f), key = u >> 31 ? 0u - u : u | 0x80000000u;
-    return key > 0xff800000u || key < 0x00800000u ? 0x00800000u : key;
-}
-
 /* A desc's routing, ready for many tokens; one per task. */
 typedef struct moei_router {
     const moe_desc *d;
@@ -5667,79 +5747,10 @@ static void moei_top_few(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *
     }
 }
 
-/* The same without branches that random keys mislead, for k <= MOEI_LANES <= n: the k-th largest of what lies in every
-   MOEI_LANES-th place is a bound that at least k keys reach, and few do (about 11 of 512 for k = 8); those find their
-   places by counting the larger. Where many reach it, such as equal keys, the list is as quick. */
-#define MOEI_LANES 16
-static uint32_t moei_top_bound(const uint32_t *most, uint32_t k) {
-    uint32_t bound = UINT32_MAX, i, j;
-    for (i = 0; i < MOEI_LANES; i++) {
-        uint32_t above = 0;
-        for (j = 0; j < MOEI_LANES; j++) above += most[j] > most[i];
-        bound = above < k && most[i] < bound ? most[i] : bound;
-    }
-    return bound;
-}
-/* Those that reach the bound, in ascending order of index. Every key is stored, and stays if it does. */
-static uint32_t moei_top_reach(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
-    uint32_t most[MOEI_LANES], count = 0, bound, i, j;
-    memcpy(most, key, sizeof most);
-    for (i = MOEI_LANES; i < n; i += MOEI_LANES)
-        for (j = 0; j < MOEI_LANES && i + j < n; j++) most[j] = key[i + j] > most[j] ? key[i + j] : most[j];
-    bound = moei_top_bound(most, k);
-    for (i = 0; i < n; i++) {
-        best[count] = (uint64_t)key[i] << 32 | (uint32_t)~i;
-        count += key[i] >= bound;
-    }
-    return count;
-}
-#if MOEI_HAVE_AVX2
-MOEI_FORCE MOEI_AVX2 __m256i moei_load8_avx2(const uint32_t *key) { /* in the order of signed numbers */
-    return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)key), _mm256_set1_epi32(INT32_MIN));
-}
-static MOEI_AVX2 uint32_t moei_top_reach_avx2(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
-    uint32_t whole = n & ~7u, count = 0, i, j;
-    __m256i most[2], above[2], bound = _mm256_set1_epi32(INT32_MAX);
-    for (j = 0; j < 2; j++) most[j] = moei_load8_avx2(key + 8 * j), above[j] = _mm256_setzero_si256();
-    for (i = MOEI_LANES; i < whole; i += 8) /* the last of an odd number of eights goes to the first lanes again */
-        most[i >> 3 & 1] = _mm256_max_epi32(most[i >> 3 & 1], moei_load8_avx2(key + i));
-    int32_t lane[MOEI_LANES];
-    for (j = 0; j < 2; j++) _mm256_storeu_si256((__m256i *)(lane + 8 * j), most[j]);
-    for (i = 0; i < MOEI_LANES; i++)
-        for (j = 0; j < 2; j++)
-            above[j] = _mm256_sub_epi32(above[j], _mm256_cmpgt_epi32(_mm256_set1_epi32(lane[i]), most[j]));
-    for (j = 0; j < 2; j++) { /* the least that fewer than k lanes are above */
-        __m256i in = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)k), above[j]);
-        bound = _mm256_min_epi32(bound, _mm256_blendv_epi8(_mm256_set1_epi32(INT32_MAX), most[j], in));
-    }
-    bound = _mm256_min_epi32(bound, _mm256_permute2x128_si256(bound, bound, 1));
-    bound = _mm256_min_epi32(bound, _mm256_shuffle_epi32(bound, 0x4e));
-    bound = _mm256_min_epi32(bound, _mm256_shuffle_epi32(bound, 0xb1));
-    for (i = 0; i < whole; i += 8) {
-        uint32_t below = (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(bound, moei_load8_avx2(key + i))));
-        if (below == 255) continue;
-        for (j = 0; j < 8; j++) {
-            best[count] = (uint64_t)key[i + j] << 32 | (uint32_t)~(i + j);
-            count += ~below >> j & 1;
-        }
-    }
-    uint32_t least = (uint32_t)_mm_cvtsi128_si32(_mm256_castsi256_si128(bound)) ^ 0x80000000u;
-    for (; i < n; i++) {
-        best[count] = (uint64_t)key[i] << 32 | (uint32_t)~i;
-        count += key[i] >= least;
-    }
-    return count;
-}
-#endif
-static void moei_top_lanes(const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best, uint32_t wide) {
+/* The same by what reaches a bound (moei_reach_c). Where many keys do, such as equal ones, the list is as quick. */
+static void moei_top_lanes(const moei_vec *v, const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
     uint64_t some[4 * MOEI_LANES];
-    uint32_t count, i, j;
-#if MOEI_HAVE_AVX2
-    count = wide ? moei_top_reach_avx2(key, n, k, best) : moei_top_reach(key, n, k, best);
-#else
-    (void)wide;
-    count = moei_top_reach(key, n, k, best);
-#endif
+    uint32_t count = v->reach(best, key, n, k), i, j;
     if (count > 4 * MOEI_LANES) {
         moei_top_few(key, n, k, best);
         return;
@@ -5781,7 +5792,7 @@ static void moei_top_many(const uint32_t *key, uint32_t n, uint32_t k, uint64_t 
     }
 }
 static void moei_top_k(const moei_router *r, const uint32_t *key, uint32_t n, uint32_t k, uint64_t *best) {
-    if (k <= 12 && n >= 4 * MOEI_LANES) moei_top_lanes(key, n, k, best, r->vec != &moei_vec_c);
+    if (k <= 12 && n >= 4 * MOEI_LANES) moei_top_lanes(r->vec, key, n, k, best);
     else if (k <= 32) moei_top_few(key, n, k, best);
     else moei_top_many(key, n, k, best);
 }
@@ -5867,28 +5878,6 @@ static const float *moei_keys(const moei_router *r) {
     for (uint32_t i = 0; i < r->n_ids; i++) r->q[i] = r->bias ? from[i] + r->bias[i] : from[i];
     return r->q;
 }
-#if MOEI_HAVE_AVX2
-/* moei_key as signed numbers, whole eights; returns how many. */
-static MOEI_AVX2 uint32_t moei_order_avx2(const float *q, uint32_t n, uint32_t *key) {
-    const __m256i sign = _mm256_set1_epi32(INT32_MIN), inf = _mm256_set1_epi32(0x7f800000);
-    const __m256i least = _mm256_xor_si256(sign, _mm256_set1_epi32(0x00800000));
-    uint32_t i;
-    for (i = 0; i + 8 <= n; i += 8) {
-        __m256i u = _mm256_loadu_si256((const __m256i *)(q + i));
-        u = _mm256_blendv_epi8(u, _mm256_sub_epi32(sign, u), _mm256_srai_epi32(u, 31));
-        u = _mm256_blendv_epi8(u, least, _mm256_cmpgt_epi32(u, inf));
-        _mm256_storeu_si256((__m256i *)(key + i), _mm256_xor_si256(_mm256_max_epi32(u, least), sign));
-    }
-    return i;
-}
-#endif
-static void moei_order(const moei_router *r, const float *q) {
-    uint32_t i = 0;
-#if MOEI_HAVE_AVX2
-    if (r->vec != &moei_vec_c) i = moei_order_avx2(q, r->n_ids, r->key);
-#endif
-    for (; i < r->n_ids; i++) r->key[i] = moei_key(q[i]);
-}
 
 /* A group's best key (DeepSeek-V2), or the sum of its two best (DeepSeek-V3). */
 static float moei_group_score(const float *q, uint32_t n, uint32_t two) {
@@ -5921,7 +5910,7 @@ static void moei_pick_top(const moei_router *r, const float *q, uint32_t k, int3
     uint32_t g, j, parts = p->group == MOE_GROUP_PER_GROUP ? p->n_group : 1;
     uint32_t size = r->n_ids / parts, each = k / parts;
     if (moei_limited(p)) moei_limit_groups(r);
-    moei_order(r, q);
+    r->vec->order(r->key, q, r->n_ids);
     for (g = 0; g < parts; g++) {
         moei_top_k(r, r->key + g * size, size, each, r->best);
         for (j = 0; j < each; j++) ids[g * each + j] = (int32_t)(g * size + moei_top_index(r->best[j]));
@@ -6041,7 +6030,6 @@ static MOEI_UNUSED uint32_t moei_select_token(const moei_router *r, const float 
 MOEI_FORCE float moei_best_score(const moei_router *r) {
     return r->logits_only ? 0.0f : moei_route_max(r->s, r->n_ids);
 }
-
 
 /* ---- Tables, capacity, statistics ---- */
 

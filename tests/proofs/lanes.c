@@ -9,7 +9,7 @@ static void top(uint32_t n, uint32_t k) {
     uint32_t key[N], i;
     uint64_t best[N];
     Frama_C_make_unknown((char *)key, n * sizeof *key);
-    moei_top_lanes(key, n, k, best, 0);
+    moei_top_lanes(&moei_vec_c, key, n, k, best);
     for (i = 0; i < k; i++) {
         uint32_t id = ~(uint32_t)best[i];
         //@ assert id < 2 * (N - 1);
