@@ -16,7 +16,7 @@ TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 HEADERS  := moe.h $(wildcard examples/*.h tests/*.h bench/*.h tests/data/*.h tests/data/*/*.h)
 
 MAKEFLAGS += -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-.PHONY: all examples run test check bench bench-kernels accuracy exp fuzz soak mutate foreign static coverage prove lib install clean
+.PHONY: all examples run test check bench bench-kernels bench-pool accuracy exp fuzz soak mutate foreign static coverage prove lib install clean
 
 all: examples $(BENCHES) $(TESTS) $(BUILD)/openmp $(BUILD)/cpp
 examples: $(EXAMPLES)
@@ -39,6 +39,8 @@ $(INBENCH): $(BUILD)/%: bench/%.c $(HEADERS) | $(BUILD)
 	$(COMPILE) $< -o $@ $(LIBS)
 $(BUILD)/openmp: examples/openmp.c $(HEADERS) | $(BUILD)
 	$(COMPILE) -fopenmp $< -o $@ $(LIBS)
+$(BUILD)/pool_openmp: examples/pool.c $(HEADERS) $(BUILD)/moe.o
+	$(COMPILE) -fopenmp -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
 $(BUILD)/cpp: examples/cpp.cc $(HEADERS) $(BUILD)/moe.o
 	$(CXX) -std=c++11 $(CFLAGS) -Wall -I. -Iexamples -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
 $(BUILD)/formats/moe.h: moe.h
@@ -73,6 +75,8 @@ bench: $(BUILD)/bench_layer
 	$(BUILD)/bench_layer --shape all
 bench-kernels: $(BUILD)/bench_kernels
 	$(BUILD)/bench_kernels
+bench-pool: $(BUILD)/pool_openmp
+	$(BUILD)/pool_openmp --pin
 
 # Proofs that take longer than a test; README.md says what each one shows.
 PROOFS   := $(BUILD)/accuracy $(BUILD)/soak
