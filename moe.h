@@ -2657,31 +2657,53 @@ static const moei_tiles moei_tiles_avx512_BF16 = {
     4, 6, MOEI_WHOLE, 32, {moei_tile_avx512_BF16_1, moei_tile_avx512_BF16_2, moei_tile_avx512_BF16_3, moei_tile_avx512_BF16_4,
                            moei_tile_avx512_BF16_5, moei_tile_avx512_BF16_6}};
 
-/* SHAPES      1 row x 1 token, row after row: one stream. Whether it helps to name it to the memory in advance, and up to which cache,
-               is the processor's. Intel's prefetchers need it (Xeon, family 6 model 207: bf16 at 51 to 65 % of the read bandwidth
-               without, 81 to 88 % with); on AMD lines asked for to L1 are in the way (Zen 4, one core of 30 GB/s, layer: bf16 to L1
-               20, to L2 28, none 21; f32 to L2 23, none 30; tiles of 4 rows 22). */
+/* SHAPES      1 row x a group of C tokens, row after row: one stream
+   Whether it helps to name it to the memory in advance, and up to which cache, is the processor's. Intel's prefetchers need it (Xeon,
+   family 6 model 207: bf16 at 51 to 65 % of the read bandwidth without, 81 to 88 % with); on AMD lines asked for to L1 are in the way
+   (Zen 4, one core of 30 GB/s, layer: bf16 to L1 20, to L2 28, none 21; f32 to L2 23, none 30; tiles of 4 rows 22). Several tokens need
+   it, to L2: then they stay in L1. A tile of 4 rows pushes them out as it passes (Zen 4, k = 2048, bf16 rows, GB/s of 28, tile and row
+   by row: F32 2 tokens 25 and 28, 3 tokens 21 and 26; BF16 2 to 6 tokens 25 25 22 19 17 and 27 30 30 29 26). F32 loads as much as it
+   multiplies, so from 4 tokens on the tile is faster, as is BF16's from 5 where it leaves the tokens in L1 (k = 768: 27, rows 23). The
+   group has to leave room for a row (k = 4096: BF16 29 with 3 tokens, 9 with 4). */
 enum { MOEI_HELP_NONE, MOEI_HELP_L1, MOEI_HELP_L2 };
-MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int help, const moei_rows *w, uint32_t n_rows, const float *x,
-                                             float *out) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15;
+#define MOEI_FEW_BYTES_L1 ((size_t)24 << 10)
+/* How many tokens pass over single rows: n, or 0 */
+MOEI_FORCE uint32_t moei_few(uint32_t n, uint32_t most, size_t row_bytes) {
+    return n == 1 || (n <= most && n * row_bytes <= MOEI_FEW_BYTES_L1) ? n : 0;
+}
+MOEI_FORCE void moei_help(const int help, const uint8_t *p) {
+    if (help == MOEI_HELP_L1) MOEI_PREFETCH(p);
+    if (help == MOEI_HELP_L2) MOEI_PREFETCH_L2(p);
+}
+MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int help, const int C, const moei_rows *w, uint32_t n_rows,
+                                             const float *x, float *out, size_t out_stride) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15, group = (size_t)C;
     for (uint32_t r = 0; r < n_rows; r++) {
         const uint8_t *p = moei_row(w, r), *ahead = p + (help ? moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES) : 0);
-        __m512 a = _mm512_setzero_ps();
+        __m512 a[3];
+        MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_setzero_ps();
         for (size_t k = 0; k < k_end; k += 16) {
-            if (help == MOEI_HELP_L1 && (format == MOE_FORMAT_F32 || !(k & 16))) MOEI_PREFETCH(ahead + k * size);
-            if (help == MOEI_HELP_L2 && (format == MOE_FORMAT_F32 || !(k & 16))) MOEI_PREFETCH_L2(ahead + k * size);
-            a = _mm512_fmadd_ps(moei_load_avx512(format, p + k * size), _mm512_loadu_ps(x + k), a);
+            if (format == MOE_FORMAT_F32 || !(k & 16)) moei_help(help, ahead + k * size);
+            const __m512 v = moei_load_avx512(format, p + k * size);
+            MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x + k * group + 16 * c), a[c]);
         }
-        if (k_end < w->k) a = _mm512_fmadd_ps(moei_load_tail_avx512(format, p + k_end * size, moei_mask_avx512(w->k - k_end)), _mm512_loadu_ps(x + k_end), a);
-        out[r] = moei_sum_avx512(a);
+        if (k_end < w->k) {
+            const __m512 v = moei_load_tail_avx512(format, p + k_end * size, moei_mask_avx512(w->k - k_end));
+            MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x + k_end * group + 16 * c), a[c]);
+        }
+        MOEI_UNROLL for (int c = 0; c < C; c++) out[(size_t)c * out_stride + r] = moei_sum_avx512(a[c]);
     }
 }
 #define MOEI_DOT_AVX512(F, name, help)                                                                                 \
     MOEI_AVX512 static void moei_dot_avx512_##F##name(const moei_rows *w, uint32_t n_rows, const void *const *x,       \
                                                       uint32_t n_tokens, float *out, size_t out_stride) {              \
-        if (n_tokens == 1) moei_rows_avx512(MOE_FORMAT_##F, help, w, n_rows, (const float *)x[0], out);                \
-        else moei_sweep(&moei_tiles_avx512_##F, w, n_rows, x, n_tokens, out, out_stride);                              \
+        const float *group = (const float *)x[0];                                                                      \
+        switch (moei_few(n_tokens, 3, 4 * w->k)) {                                                                     \
+        case 1: moei_rows_avx512(MOE_FORMAT_##F, help, 1, w, n_rows, group, out, out_stride); break;                   \
+        case 2: moei_rows_avx512(MOE_FORMAT_##F, MOEI_HELP_L2, 2, w, n_rows, group, out, out_stride); break;           \
+        case 3: moei_rows_avx512(MOE_FORMAT_##F, MOEI_HELP_L2, 3, w, n_rows, group, out, out_stride); break;           \
+        default: moei_sweep(&moei_tiles_avx512_##F, w, n_rows, x, n_tokens, out, out_stride);                          \
+        }                                                                                                              \
     }
 MOEI_DOT_AVX512(F32, , MOEI_HELP_NONE)
 MOEI_DOT_AVX512(F16, , MOEI_HELP_L2)
@@ -2864,31 +2886,47 @@ static const moei_tiles moei_tiles_bf16 = {
     4, 6, MOEI_WHOLE, 32, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3, moei_tile_bf16_4, moei_tile_bf16_5, moei_tile_bf16_6}};
 
 static size_t moei_panel_bytes_bf16(uint32_t n_rows, size_t k) { return n_rows * moei_bf16_row_bytes(k); }
-/* SHAPES      1 row x 1 token, row after row, as moei_rows_avx512
-   REGISTERS   lanes 0 to 7 and 8 to 15 of the sum: with loads of 256 bits AMD's prefetchers keep up (Zen 4: 34 GB/s, of 512 bits 28) */
-MOEI_FORCE MOEI_BF16 __m256 moei_pairs_bf16(__m256 a, const uint8_t *w, const uint8_t *x) {
-    return _mm256_dpbf16_ps(a, (__m256bh)_mm256_loadu_si256((const __m256i *)(const void *)w), (__m256bh)_mm256_loadu_si256((const __m256i *)(const void *)x));
+/* SHAPES      1 row x a group of C tokens, row after row, as moei_rows_avx512
+   REGISTERS   lanes 0 to 7 and 8 to 15 of the sums: with loads of 256 bits AMD's prefetchers keep up (Zen 4: 34 GB/s, of 512 bits 28) */
+MOEI_FORCE MOEI_BF16 __m256 moei_pairs_bf16(__m256 a, __m256i w, const uint8_t *x) {
+    return _mm256_dpbf16_ps(a, (__m256bh)w, (__m256bh)_mm256_loadu_si256((const __m256i *)(const void *)x));
 }
-MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int help, const moei_rows *w, uint32_t n_rows, const uint8_t *x, float *out) {
-    const size_t k_end = w->k & ~(size_t)31;
+MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int help, const int C, const moei_rows *w, uint32_t n_rows, const uint8_t *x, float *out,
+                                         size_t out_stride) {
+    const size_t k_end = w->k & ~(size_t)31, group = (size_t)C;
     for (uint32_t r = 0; r < n_rows; r++) {
         const uint8_t *p = moei_row(w, r), *ahead = p + (help ? moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES) : 0);
-        __m256 low = _mm256_setzero_ps(), high = low;
+        __m256 low[6], high[6];
+        MOEI_UNROLL for (int c = 0; c < C; c++) low[c] = high[c] = _mm256_setzero_ps();
         for (size_t k = 0; k < 2 * k_end; k += 64) {
-            if (help == MOEI_HELP_L1) MOEI_PREFETCH(ahead + k);
-            low = moei_pairs_bf16(low, p + k, x + k), high = moei_pairs_bf16(high, p + k + 32, x + k + 32);
+            const __m256i v[2] = {_mm256_loadu_si256((const __m256i *)(const void *)(p + k)), _mm256_loadu_si256((const __m256i *)(const void *)(p + k + 32))};
+            moei_help(help, ahead + k);
+            MOEI_UNROLL for (int c = 0; c < C; c++) {
+                const uint8_t *line = x + k * group + 64 * c;
+                low[c] = moei_pairs_bf16(low[c], v[0], line), high[c] = moei_pairs_bf16(high[c], v[1], line + 32);
+            }
         }
-        __m512 a = _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
-        if (k_end < w->k)
-            a = _mm512_dpbf16_ps(a, (__m512bh)_mm512_maskz_loadu_epi16(moei_mask_bf16(w->k - k_end), p + 2 * k_end), (__m512bh)_mm512_loadu_si512(x + 2 * k_end));
-        out[r] = moei_sum_avx512(a);
+        const __m512i tail = _mm512_maskz_loadu_epi16(moei_mask_bf16(w->k - k_end) & (k_end < w->k ? ~0u : 0), p + 2 * k_end);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            __m512 a = _mm512_insertf32x8(_mm512_castps256_ps512(low[c]), high[c], 1);
+            if (k_end < w->k) a = _mm512_dpbf16_ps(a, (__m512bh)tail, (__m512bh)_mm512_loadu_si512(x + 2 * k_end * group + 64 * c));
+            out[(size_t)c * out_stride + r] = moei_sum_avx512(a);
+        }
     }
 }
+#define MOEI_ROWS_BF16(help, C) case C: moei_rows_bf16(help, C, w, n_rows, (const uint8_t *)x[0], out, out_stride); break
 #define MOEI_DOT_BF16(name, help)                                                                                      \
     MOEI_BF16 static void moei_dot_bf16##name(const moei_rows *w, uint32_t n_rows, const void *const *x,               \
                                               uint32_t n_tokens, float *out, size_t out_stride) {                      \
-        if (n_tokens == 1) moei_rows_bf16(help, w, n_rows, (const uint8_t *)x[0], out);                                \
-        else moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);                                    \
+        switch (moei_few(n_tokens, w->k < 1536 ? 4 : 6, 2 * w->k)) {                                                   \
+            MOEI_ROWS_BF16(help, 1);                                                                                   \
+            MOEI_ROWS_BF16(MOEI_HELP_L2, 2);                                                                           \
+            MOEI_ROWS_BF16(MOEI_HELP_L2, 3);                                                                           \
+            MOEI_ROWS_BF16(MOEI_HELP_L2, 4);                                                                           \
+            MOEI_ROWS_BF16(MOEI_HELP_L2, 5);                                                                           \
+            MOEI_ROWS_BF16(MOEI_HELP_L2, 6);                                                                           \
+        default: moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);                                \
+        }                                                                                                              \
     }
 MOEI_DOT_BF16(, MOEI_HELP_NONE)
 MOEI_DOT_BF16(_intel, MOEI_HELP_L1)
