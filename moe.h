@@ -591,7 +591,11 @@ MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size
 #define MOEI_PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
 #else
 #define MOEI_UNUSED
+#ifdef _MSC_VER
 #define MOEI_FORCE static __forceinline
+#else
+#define MOEI_FORCE static inline
+#endif
 #define MOEI_NOINLINE
 #define MOEI_TARGET(s)
 #define MOEI_PREFETCH(p) ((void)(p))

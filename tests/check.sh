@@ -52,6 +52,7 @@ for t in formats route; do
     check qemu-aarch64 "aarch64 (qemu): $t" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_$t.c -o @/t -lm && qemu-aarch64 @/t"
     check i686-linux-gnu-gcc "i686: $t" "i686-linux-gnu-gcc -std=c11 -O2 -msse2 -mfpmath=sse -static $T tests/test_$t.c -o @/t -lm && @/t"
 done
+for t in formats layer; do check tcc "a compiler without extensions (tcc): $t" "tcc -std=c11 $T tests/test_$t.c -o @/t -lm && @/t 1"; done
 check gcc "thread sanitizer: team and pool" "gcc -std=c11 -O1 -g -fsanitize=thread $T examples/team.c -o @/t -lm -lpthread && @/t"
 check gcc "thread sanitizer: callbacks, teams, many callers" "gcc -std=c11 -O1 -g -fsanitize=thread -DMOE_NO_AVX512 $T tests/test_invariance.c -o @/t -lm -lpthread && @/t threads"
 hashes="$T tests/test_invariance.c -o @/t -lm -lpthread &&"
