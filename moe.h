@@ -1426,11 +1426,12 @@ static const char *moei_scale_wrong(const moe_matrix *m, size_t k, moe_status *s
     const moei_layout *l = &moei_layouts[m->format];
     const moei_codec *c = &moei_codecs[m->format];
     const uint32_t type = m->scale.type, cols = m->scale.cols ? m->scale.cols : l->cols ? l->cols : UINT32_MAX;
-    if (type == MOE_TYPE_NONE) return NULL;
+    const int given = m->scale.data || m->scale.expert;
+    if (type == MOE_TYPE_NONE && !given) return NULL;
     *status = MOE_ERR_TYPE;
-    if (type >= MOE_TYPE_COUNT || type == MOE_TYPE_U8 || type == MOE_TYPE_U4X8) return "scale.type";
+    if (type == MOE_TYPE_NONE || type >= MOE_TYPE_COUNT || type == MOE_TYPE_U8 || type == MOE_TYPE_U4X8) return "scale.type";
     *status = MOE_ERR_NULL;
-    if (!m->scale.data && !m->scale.expert) return "scale.data";
+    if (!given) return "scale.data";
     *status = MOE_ERR_SIZE;
     if ((c->flags & MOEI_OWN) && cols != l->cols) return "scale.cols";
     if (c->unpack && !(c->flags & MOEI_OWN) && cols < k && (!(c->flags & MOEI_APART) || cols % 32))
@@ -1439,12 +1440,13 @@ static const char *moei_scale_wrong(const moe_matrix *m, size_t k, moe_status *s
 }
 static const char *moei_zero_wrong(const moe_matrix *m, size_t k, moe_status *status) {
     const uint32_t type = m->zero.type, cols = m->zero.cols ? m->zero.cols : UINT32_MAX;
-    if (type == MOE_TYPE_NONE) return NULL;
+    const int given = m->zero.data || m->zero.expert;
+    if (type == MOE_TYPE_NONE && !given) return NULL;
     *status = MOE_ERR_TYPE;
     if ((type != MOE_TYPE_U8 && type != MOE_TYPE_U4X8) || !(moei_codecs[m->format].flags & MOEI_ZEROS))
         return "zero.type";
     *status = MOE_ERR_NULL;
-    if (!m->zero.data && !m->zero.expert) return "zero.data";
+    if (!given) return "zero.data";
     *status = MOE_ERR_SIZE;
     return cols < k && cols % 32 ? "zero.cols" : NULL;
 }
@@ -6722,11 +6724,12 @@ static int moei_add(size_t a, size_t b, size_t *out) {
     return 1;
 }
 
-static moe_status moei_check_array(const moe_array *a, size_t n_experts, size_t n, int required, const char *field, moe_error *e) {
+static moe_status moei_check_array(const moe_array *a, size_t n_experts, size_t n, const char *field, moe_error *e) {
     size_t bytes, all;
-    if (!a->type) return required ? moei_fail(e, MOE_ERR_NULL, field, 0, 0) : MOE_OK;
-    if (a->type > MOE_TYPE_BF16) return moei_fail(e, MOE_ERR_TYPE, field, a->type, MOE_TYPE_F32);
-    if (!a->data && !a->expert) return moei_fail(e, MOE_ERR_NULL, field, 0, 0);
+    int given = a->data || a->expert;
+    if (!a->type && !given) return MOE_OK;
+    if (!a->type || a->type > MOE_TYPE_BF16) return moei_fail(e, MOE_ERR_TYPE, field, a->type, MOE_TYPE_F32);
+    if (!given) return moei_fail(e, MOE_ERR_NULL, field, 0, 0);
     size_t stride = a->stride ? a->stride : a->type == MOE_TYPE_F32 ? 4 : 2;
     if (!moei_mul(n, stride, &bytes) || !moei_mul(a->expert_stride ? a->expert_stride : bytes, n_experts, &all) ||
         !moei_add(all, a->offset, &all))
@@ -6738,10 +6741,11 @@ static moe_status moei_check_array(const moe_array *a, size_t n_experts, size_t 
 static moe_status moei_fix_strides(moe_matrix *m, size_t n_experts, size_t rows, size_t k, moe_error *e) {
     size_t extent, all;
     MOEI_TRY(moei_check_matrix(m, n_experts, rows, k, e));
-    MOEI_TRY(moei_check_array(&m->scale2, n_experts, 1, 0, "scale2", e));
-    MOEI_TRY(moei_check_array(&m->bias, n_experts, rows, 0, "bias", e));
+    MOEI_TRY(moei_check_array(&m->scale2, n_experts, 1, "scale2", e));
+    MOEI_TRY(moei_check_array(&m->bias, n_experts, rows, "bias", e));
     if (!m->row_stride) m->row_stride = m->k_stride ? moei_layouts[m->format].bytes : moe_row_bytes(m->format, k);
-    if (!moei_mul(m->k_stride ? k : rows, m->k_stride ? m->k_stride : m->row_stride, &extent)) return moei_fail(e, MOE_ERR_OVERFLOW, "row_stride", m->row_stride, 0);
+    if (!moei_mul(m->k_stride ? k : rows, m->k_stride ? m->k_stride : m->row_stride, &extent))
+        return moei_fail(e, MOE_ERR_OVERFLOW, "row_stride", m->row_stride, 0);
     if (!m->expert_stride) m->expert_stride = extent;
     if (!moei_mul(n_experts, m->expert_stride, &all) || !moei_add(all, m->offset, &all))
         return moei_fail(e, MOE_ERR_OVERFLOW, "expert_stride", m->expert_stride, 0);
@@ -6836,6 +6840,27 @@ static void moei_make_banks(moe_layer *l) {
     l->shared.limit = d->shared.limit;
 }
 
+static int moei_is_given(const moe_matrix *m) { return m->format || m->data || m->expert; }
+
+/* A matrix that is given but that a knob says is not there would be left out of the result silently. */
+static moe_status moei_check_unused(const moe_desc *d, moe_error *e) {
+    int shared = d->shared.d_ff != 0, latent = d->latent.d != 0, gated = !d->ffn.ungated;
+    int gate = d->shared.gate_kind == MOE_SHARED_SIGMOID || d->shared.gate_kind == MOE_SHARED_SOFTMAX2;
+    const struct { const moe_matrix *m; int used; const char *knob; } all[] = {
+        {&d->gate, gated, "ffn.ungated"},
+        {&d->shared.gate, shared, "shared.d_ff"},
+        {&d->shared.gate, gated, "ffn.ungated"},
+        {&d->shared.up, shared, "shared.d_ff"},
+        {&d->shared.down, shared, "shared.d_ff"},
+        {&d->shared.gate_weight, shared, "shared.d_ff"},
+        {&d->shared.gate_weight, gate, "shared.gate_kind"},
+        {&d->latent.in, latent, "latent.d"},
+        {&d->latent.out, latent, "latent.d"}};
+    for (size_t i = 0; i < MOEI_COUNT(all); i++)
+        if (!all[i].used && moei_is_given(all[i].m)) return moei_fail(e, MOE_ERR_KNOB, all[i].knob, 0, 0);
+    return MOE_OK;
+}
+
 static moe_status moei_check_optional_parts(moe_layer *l, uint32_t tiers, moe_error *e) {
     moe_desc *d = &l->desc;
     int ungated = (int)d->ffn.ungated;
@@ -6848,13 +6873,13 @@ static moe_status moei_check_optional_parts(moe_layer *l, uint32_t tiers, moe_er
     if (d->latent.d) {
         MOEI_TRY(moei_fix_matrix(&d->latent.in, 1, d->latent.d, d->d_model, "latent.in", e));
         MOEI_TRY(moei_fix_matrix(&d->latent.out, 1, d->d_model, d->latent.d, "latent.out", e));
-        MOEI_TRY(moei_check_array(&d->latent.norm, 1, d->latent.d, 0, "latent.norm", e));
+        MOEI_TRY(moei_check_array(&d->latent.norm, 1, d->latent.d, "latent.norm", e));
         l->latent_in = moei_resolve(tiers, d->compute, &d->latent.in, NULL, d->d_model, 0);
         l->latent_out = moei_resolve(tiers, d->compute, &d->latent.out, NULL, d->latent.d, 0);
     }
-    if (d->router.weight.format)
+    if (moei_is_given(&d->router.weight))
         MOEI_TRY(moei_fix_matrix(&d->router.weight, 1, l->router_rows, d->d_model, "router.weight", e));
-    return moei_check_array(&d->ffn.out_bias, 1, d->d_model, 0, "ffn.out_bias", e);
+    return moei_check_array(&d->ffn.out_bias, 1, d->d_model, "ffn.out_bias", e);
 }
 
 static uint32_t moei_highest_tier(const moe_layer *l) {
@@ -6872,9 +6897,9 @@ static moe_status moei_init(moe_layer *l, moe_error *e) {
     MOEI_TRY(moei_check_router(d, e));
     MOEI_TRY(moei_check_knobs(d, moei_layer_knobs, MOEI_COUNT(moei_layer_knobs), e));
     MOEI_TRY(moei_check_floats(d, moei_layer_floats, MOEI_COUNT(moei_layer_floats), e));
-    MOEI_TRY(moei_check_array(&d->router.input_scale, 1, d->d_model, 0, "router.input_scale", e));
-    MOEI_TRY(moei_check_array(&d->router.select_bias, 1, (size_t)d->n_experts + d->n_zero_experts, 0, "router.select_bias", e));
-    MOEI_TRY(moei_check_array(&d->router.expert_scale, 1, (size_t)d->n_experts + d->n_zero_experts, 0, "router.expert_scale", e));
+    MOEI_TRY(moei_check_array(&d->router.input_scale, 1, d->d_model, "router.input_scale", e));
+    MOEI_TRY(moei_check_array(&d->router.select_bias, 1, (size_t)d->n_experts + d->n_zero_experts, "router.select_bias", e));
+    MOEI_TRY(moei_check_array(&d->router.expert_scale, 1, (size_t)d->n_experts + d->n_zero_experts, "router.expert_scale", e));
     if (d->shared.gate_kind == MOE_SHARED_ROUTER_SINK && !d->shared.d_ff) return moei_fail(e, MOE_ERR_SIZE, "shared.d_ff", 0, 1);
     uint32_t have = moe_tiers(), tiers = d->tiers ? (d->tiers & have) : have;
     if (!tiers) return moei_fail(e, MOE_ERR_TIER, "tiers", d->tiers, have);
@@ -6890,6 +6915,7 @@ static moe_status moei_init(moe_layer *l, moe_error *e) {
     static const char *const names[3] = {"gate", "up", "down"};
     MOEI_TRY(moei_fix_bank(&l->routed, (int)d->ffn.ungated, tiers, d->compute, 1, names, e));
     MOEI_TRY(moei_check_optional_parts(l, tiers, e));
+    MOEI_TRY(moei_check_unused(&l->desc, e));
     l->tier = moei_highest_tier(l);
     return MOE_OK;
 }
