@@ -6778,7 +6778,7 @@ static moe_status moei_check_sizes(const moe_desc *d, moe_error *e) {
     if (d->n_zero_experts > MOEI_MAX_EXPERTS) return moei_fail(e, MOE_ERR_SIZE, "n_zero_experts", d->n_zero_experts, MOEI_MAX_EXPERTS);
     if (d->top_k == 0 || d->top_k > d->n_experts + d->n_zero_experts)
         return moei_fail(e, MOE_ERR_SIZE, "top_k", d->top_k, d->n_experts + d->n_zero_experts);
-    if (d->expert_count > d->n_experts || d->expert_first > d->n_experts - d->expert_count)
+    if (d->expert_count > d->n_experts || d->expert_first > d->n_experts - d->expert_count || (d->expert_first && !d->expert_count))
         return moei_fail(e, MOE_ERR_SIZE, "expert_count", d->expert_count, d->n_experts);
     if (d->shared.count > MOEI_MAX_EXPERTS) return moei_fail(e, MOE_ERR_SIZE, "shared.count", d->shared.count, MOEI_MAX_EXPERTS);
     if (d->shared.d_ff > MOEI_MAX_WIDTH) return moei_fail(e, MOE_ERR_SIZE, "shared.d_ff", d->shared.d_ff, MOEI_MAX_WIDTH);
@@ -6790,10 +6790,7 @@ static float moei_or(float v, float fallback) { return v == 0.0f ? fallback : v;
 
 /* Every 0 that stands for something else. */
 static void moei_fill_defaults(moe_desc *d) {
-    if (!d->expert_count) {
-        d->expert_first = 0;
-        d->expert_count = d->n_experts;
-    }
+    if (!d->expert_count) d->expert_count = d->n_experts;
     if (d->shared.d_ff && !d->shared.count) d->shared.count = 1;
     if (!d->shared.d_ff) d->shared.count = 0;
     d->router.routed_scale = moei_or(d->router.routed_scale, 1.0f);

@@ -236,6 +236,7 @@ static void test_init_sizes(void) {
     INIT("top_k = n + zero", OK, "", "", d.top_k = E + 2, d.n_zero_experts = 2);
     INIT("expert_count", ERR_SIZE, "", "expert_count", d.expert_count = E + 1);
     INIT("expert_first", ERR_SIZE, "", "expert_count", d.expert_count = 4, d.expert_first = 5);
+    INIT("expert_first without a count", ERR_SIZE, "", "expert_count", d.expert_first = 4);
     INIT("expert_first at the end", OK, "", "", d.expert_count = 4, d.expert_first = 4);
     INIT("expert_first wraps", ERR_SIZE, "", "expert_count", d.expert_count = 1, d.expert_first = 0xffffffffu);
     INIT("sink without d_ff", ERR_SIZE, "", "shared.d_ff", d.shared.gate_kind = MOE_SHARED_ROUTER_SINK);
