@@ -6437,7 +6437,7 @@ static const moei_family moei_families[] = {
     {"smallthinker\0", "sum relu", MOEI_PLAIN}, /* gated ReLU; configs may say sigmoid */
     {"aria\0aria_moe_lm\0mellum\0rnd1\0", "sum", MOEI_PLAIN},
     {"nomic_bert_moe\0nomic_bert\0", "gelu_erf ungated", MOEI_PLAIN}, /* which GELU: M */
-    {"grovemoe\0soft_moe\0expert_choice\0", NULL, MOEI_PLAIN}};
+    {"grovemoe\0grove_moe\0soft_moe\0expert_choice\0", NULL, MOEI_PLAIN}};
 
 static void moei_apply_word(moe_desc *desc, const char *word, size_t n) {
     for (size_t i = 0; i < MOEI_COUNT(moei_words); i++) {

@@ -1126,6 +1126,7 @@ static void test_names(void) {
     check(moe_preset(NULL, "mixtral") == MOE_ERR_NULL && moe_preset(&d, NULL) == MOE_ERR_NULL, "preset",
           "NULL accepted");
     check(moe_preset(&d, "grovemoe") == MOE_ERR_UNSUPPORTED, "preset", "grovemoe accepted");
+    check(moe_preset(&d, "grove_moe") == MOE_ERR_UNSUPPORTED, "preset", "grove_moe accepted");
     moe_desc zero;
     memset(&zero, 0, sizeof zero);
     check(!memcmp(&d, &zero, sizeof d), "preset", "a failed one changes the desc");
