@@ -1,16 +1,16 @@
 /* moe.h - v0.1.0 - Mixture-of-Experts layers on the CPU - single-header C11 library - MIT licence (see the end)
 
    WHAT IT IS
-   The feed-forward half of every public Mixture-of-Experts transformer (Mixtral, DeepSeek, Qwen, Llama 4, gpt-oss, Grok,
-   DBRX, Jamba, Kimi, GLM, Switch, ... back to Jacobs 1991): router, top-k gating, gated experts, shared experts, weighted
-   sum. Weights are used where they lie, in the format they were shipped in. Every result is exact to a written contract:
-   the same bits for any number of threads and any split of the tokens into calls.
+   The feed-forward half of Mixture-of-Experts transformers (Mixtral, DeepSeek, Qwen, Llama 4, gpt-oss, Grok, DBRX, Jamba,
+   Kimi, GLM, Switch, ... back to Jacobs 1991): router, top-k gating, gated experts, shared experts, weighted sum. Weights are
+   used where they lie, in the format they were shipped in. Results keep a contract (NUMERICS, below): the same bits for any
+   number of threads and any split of the tokens into calls.
 
    DO THIS
       #define MOE_IMPLEMENTATION      in exactly one C or C++ file, before
       #include "moe.h"                everywhere else include it without the define
-   No compiler flags are needed: the instruction set is chosen at run time. Nothing beyond the C library is used
-   (stddef, stdint, string, math). OpenMP is used if MOE_USE_OPENMP is defined and the compiler runs with -fopenmp.
+   No compiler flags are needed (-lm where libm is apart): the instruction set is chosen at run time. Nothing beyond the C
+   library is used (stddef, stdint, string, math).
 
    A COMPLETE EXAMPLE (examples/minimal.c)
       #define MOE_IMPLEMENTATION
@@ -45,7 +45,7 @@
    WHAT IT DOES NOT DO
    It does not allocate, start threads, print, abort, read files or the environment, or keep mutable globals. It does not
    load checkpoints (examples/checkpoint.h does), compute attention or norms around the block, train, or use a GPU.
-   Refused with a message: GroveMoE's adjugate experts, JetMoE's mixture of attention, Soft MoE.
+   Refused (MOE_ERR_UNSUPPORTED): GroveMoE's adjugate experts, Soft MoE.
 
    CONCEPTS
    token     one row of x.                        expert   one feed-forward network.
@@ -95,12 +95,15 @@
    Scales of fused tensors take the same offsets and strides in their own units. Families are rows of the table in >>presets.
 
    CONFIGURATION (define before including; all optional)
-   MOE_IMPLEMENTATION   emit the code here.                MOE_STATIC     everything static: several copies may coexist.
-   MOE_API              linkage of public functions.       MOE_ASSERT(x)  checks of moe.h's own logic; default: none.
-   MOE_USE_OPENMP       run phases with OpenMP when io->parallel is NULL and n_tasks > 1.
-   MOE_NO_SIMD          only the portable C tier. MOE_NO_AVX2, MOE_NO_AVX512, MOE_NO_VNNI, MOE_NO_BF16, MOE_NO_AMX,
-   MOE_NO_NEON, MOE_NO_DOTPROD, MOE_NO_I8MM leave out single tiers, and those that build on them (a compiler too old for one
-                        leaves it out by itself: dotprod, i8mm and neonbf16 want gcc 10 or clang 16, or flags that name them).
+   MOE_IMPLEMENTATION   emit the code here.
+   MOE_STATIC           everything static, so that several copies may coexist: with MOE_IMPLEMENTATION in each file that calls.
+   MOE_API              linkage of public functions (an export attribute, say).
+   MOE_ASSERT(x)        checks of moe.h's own logic; default: none.
+   MOE_USE_OPENMP       run phases with OpenMP (-fopenmp) when io->parallel is NULL and n_tasks > 1.
+   MOE_NO_SIMD          only the portable C tier.
+   MOE_NO_AVX2, MOE_NO_AVX512, MOE_NO_VNNI, MOE_NO_BF16, MOE_NO_AMX, MOE_NO_NEON, MOE_NO_DOTPROD, MOE_NO_I8MM
+                        leave out single tiers and those that build on them. A compiler too old for one leaves it out by
+                        itself: dotprod, i8mm and neonbf16 want gcc 10 or clang 16, or flags that name them.
 */
 #ifndef MOE_H
 #define MOE_H
@@ -239,7 +242,7 @@ typedef struct moe_array {
     size_t expert_stride;      /* bytes between experts;  0 = tight                                   */
 } moe_array;
 
-/* Scales or zero points that live apart from the weights: one value per block of rows x cols weights. */
+/* Scales or zero points that live apart from the weights: one value per block of rows x cols weights. Without scales they are 1. */
 typedef struct moe_grid {
     uint32_t type;             /* scales: F32 F16 BF16 E8M0 E4M3; zero points: U8, U4X8; NONE = absent */
     const void *data;          /* as in moe_array                                                     */
@@ -333,7 +336,12 @@ typedef enum moe_clamp {
     MOE_CLAMP_POST, /* act(gate) <= limit, |up| <= limit                     (Step-3.5, Ling-3)       */
     MOE_CLAMP_COUNT
 } moe_clamp;
-typedef enum moe_weight_at { MOE_WEIGHT_AT_OUTPUT, MOE_WEIGHT_AT_INPUT, MOE_WEIGHT_AT_HIDDEN, MOE_WEIGHT_AT_COUNT } moe_weight_at;
+typedef enum moe_weight_at { /* what the routing weight multiplies */
+    MOE_WEIGHT_AT_OUTPUT,
+    MOE_WEIGHT_AT_INPUT,  /* the expert's input                              (Llama-4)                */
+    MOE_WEIGHT_AT_HIDDEN, /* act(gate h) * (up h)                            (Inkling)                */
+    MOE_WEIGHT_AT_COUNT
+} moe_weight_at;
 typedef enum moe_zero { MOE_ZERO_IDENTITY, MOE_ZERO_NOTHING, MOE_ZERO_COUNT } moe_zero;
 
 /* y_e = down(act(gate h) * (up h)); y = combine_scale * (expert_out_scale * sum w_e y_e + shared) + out_bias */
@@ -341,7 +349,7 @@ typedef struct moe_ffn {
     uint32_t activation;     /* moe_activation                                                        */
     uint32_t ungated;        /* 1: y_e = down(act(up h)), there is no gate matrix    (Switch)         */
     uint32_t clamp;          /* moe_clamp                                                             */
-    uint32_t weight_at;      /* INPUT: w multiplies the expert's input               (Llama-4)        */
+    uint32_t weight_at;      /* moe_weight_at                                                         */
     float limit;             /* of the clamp; 0 = none                                                */
     float alpha;             /* OAI;  0 = 1.702                                                       */
     float beta, linear_beta; /* SITU; 0 = 4, 25                                                       */
@@ -380,7 +388,8 @@ typedef struct moe_latent {
 #define MOE_CANARY 0u
 
 /* A layer. Required: d_model, d_ff, n_experts, top_k, up, down, gate (unless ffn.ungated), router.weight (unless every call
-   brings logits or ids). All-zero is valid for everything else. */
+   brings logits or ids). All-zero is valid for everything else. What is given but left unused (a bias without its type, shared
+   experts without shared.d_ff) is an error. */
 typedef struct moe_desc {
     uint32_t begin_;                      /* canary: leave 0                                          */
     uint32_t d_model, d_ff, n_experts, top_k;
@@ -399,7 +408,7 @@ typedef struct moe_desc {
 /* ---- One call ------------------------------------------------------------------------------------------------------- */
 
 /* What was wrong, as static strings: field names the struct member, part the matrix that it is in ("gate", "shared.down", ...)
-   or "". got and want where numbers explain it. */
+   or "". got and want where numbers explain it (a float as its bits). */
 typedef struct moe_error {
     moe_status status;
     const char *part, *field;
@@ -425,13 +434,14 @@ typedef struct moe_stats {
     double z;                 /* sum over tokens of logsumexp(logits)^2                                */
 } moe_stats;
 
-/* Per-call pointers for streamed experts, indexed like the desc's (0 is expert_first); a NULL array means the desc's own. A NULL entry is an absent
-   expert: MOE_ERR_EXPERT_ABSENT if a token needs it. Index: MOE_GATE, MOE_UP, MOE_DOWN. */
+/* Per-call pointers for streamed experts, indexed like the desc's (0 is expert_first); a NULL array means the desc's own. A NULL
+   entry is an absent expert: MOE_ERR_EXPERT_ABSENT if a token needs it. Index: MOE_GATE, MOE_UP, MOE_DOWN. */
 enum { MOE_GATE, MOE_UP, MOE_DOWN };
 typedef struct moe_experts {
     const void *const *data[3], *const *scale[3], *const *zero[3], *const *scale2[3], *const *bias[3];
 } moe_experts;
 
+/* x, y, router_x and the workspace may lie at any alignment, the other arrays at their type's. */
 typedef struct moe_io {
     const void *x;            /* [n_tokens][d_model]                                                   */
     void *y;                  /* [n_tokens][d_model]; y == x with equal type and stride is allowed     */
@@ -453,7 +463,7 @@ typedef struct moe_io {
     float *slots_out;         /* [n_tokens][k][d_model] every slot's expert output, unweighted (a skipped or dropped
                                  slot: zeros), instead of y; the width is latent.d if latent; see moe_finish  */
     const moe_experts *experts; /* per-call pointers                                                   */
-    void *workspace;          /* any alignment; contents need not be kept between calls                */
+    void *workspace;          /* one for all layers: contents need not be kept between calls           */
     size_t workspace_size;
     uint32_t n_tasks;         /* pieces per phase; 0 = 1. Use 1x the workers, 3-4x with a stealing pool */
     const moe_parallel *parallel; /* NULL = a serial loop (or OpenMP, see above)                       */
@@ -490,7 +500,8 @@ MOE_API const char *moe_preset_name(uint32_t index); /* NULL after the last */
 MOE_API moe_status moe_layer_init(moe_layer *layer, const moe_desc *desc, moe_error *error);
 
 /* Bytes of workspace: moe_workspace_size reads each weight once per call; moe_workspace_min is the least that works
-   (tokens are then processed in blocks). Anything between is used; any alignment will do; more tokens or tasks never need less.
+   (tokens are then processed in blocks): about 0.7 MB a task with d_model 2048, 1.6 MB with 7168. Anything between is used; more
+   tokens or tasks never need less.
    SIZE_MAX on overflow. For a call with io->k > top_k slots per token ask for moe_workspace_size of n_tokens * k / top_k tokens
    (rounded up); its least is not told. */
 MOE_API size_t moe_workspace_size(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks);
@@ -499,7 +510,7 @@ MOE_API size_t moe_workspace_min(const moe_layer *layer, size_t n_tokens, uint32
 /* ---- API 2: run. Thread-safe for distinct workspaces and outputs. On error no output was touched. ------------------ */
 
 MOE_API moe_status moe_forward(const moe_layer *layer, const moe_io *io); /* the whole layer                         */
-MOE_API moe_status moe_route(const moe_layer *layer, const moe_io *io);   /* ids_out, weights_out, logits_out only   */
+MOE_API moe_status moe_route(const moe_layer *layer, const moe_io *io);   /* ids_out, weights_out, logits_out; no y  */
 
 /* Routing of given logits [n_tokens][rows], without a layer. Only the knobs, biases and table of desc are used (d_model, d_ff
    and matrices may be 0). ids, weights [n_tokens][top_k]; token_ids for PICK_TABLE, else NULL; capacity is not applied. At most
