@@ -34,6 +34,13 @@ T="-I. -Iexamples -Itests"
 printf '#define MOE_IMPLEMENTATION\n#include "moe.h"\n' | tee $all/emit.c >$all/emit.cc
 printf '#include "moe.h"\n#include "moe.h"\nint main(void) { return (int)(moe_version() == 0); }\n' >$all/use.c
 printf '#define MOE_STATIC\n#define MOE_IMPLEMENTATION\n#include "moe.h"\nint NAME(void);\nint NAME(void) { return (int)moe_version(); }\n' >$all/static.c
+{
+    printf '#include <stdio.h>\n#include <stdlib.h>\n'
+    awk '/^```c$/ { on = 1; next } /^```$/ { on = 0 } on { print } on && /^#include "moe.h"/ {
+        print "int f(const void *gate, const void *up, const void *down, const void *router, const float *x, float *y, size_t n_tokens);"
+        print "int f(const void *gate, const void *up, const void *down, const void *router, const float *x, float *y, size_t n_tokens) {"
+    } END { print "return 0; }" }' README.md
+} >$all/readme.c
 printf 'int one(void);\nint two(void);\nint main(void) { return one() != two(); }\n' >$all/main.c
 
 # Long ones first.
@@ -92,6 +99,7 @@ for cxx in g++ clang++; do
     check $cxx "$cxx: the implementation as C++" "$cxx -std=c++11 -O1 -I. -Iexamples examples/cpp.cc -o @/t -lm -lpthread && @/t"
 done
 check i686-linux-gnu-gcc "i686: all warnings" "i686-linux-gnu-gcc -std=c11 -O1 $WC -I. -fsyntax-only $all/emit.c"
+check gcc "the C block of README.md compiles" "gcc -std=c11 $WC -I. -fsyntax-only $all/readme.c"
 check nm "no data, no bss, no allocation or output in the object" "gcc -std=c11 -O2 -fno-pie -I. -c $all/emit.c -o @/emit.o && ! nm @/emit.o | grep -E ' [dDbBC] | U (malloc|calloc|realloc|free|printf|fprintf|puts|abort|exit|getenv|fopen)\$'"
 check gcc "fuzz corpora" "for f in tests/fuzz/fuzz_*.c; do n=\$(basename \$f .c) && gcc -std=c11 -O1 $T \$f -o @/\$n -lm && @/\$n tests/fuzz/corpus/\${n#fuzz_}/* || exit 1; done"
 check python3 "oracle against the golden layers" "python3 -c 'import numpy' && python3 tests/tools/oracle_vs_golden.py"
