@@ -97,6 +97,12 @@ static void test_programs(const char *dir) {
     run(dir, "offload tests/data/tinylm/kjv-moe-3m-q8_0.gguf --steps 8 --memory 1M", 0, "the same bits");
     run(dir, "offload examples/models/kjv-moe-3m --memory 1K", 1, "--memory is too small");
     run(dir, "offload nowhere", 1, "nowhere");
+    run(dir, "offload nowhere --steps many", 1, "--steps many: no such number");
+    run(dir, "offload nowhere --step 4", 1, "--step: unknown");
+    run(dir, "offload --help", 0, "usage: offload");
+    run(dir, "run_layer --help", 0, "usage: run_layer");
+    run(dir, "run_layer -x", 1, "-x: unknown option");
+    run(dir, "run_layer", 1, "--help");
     run(dir, "generate --greedy --steps 28 --quiet", 0, "In the beginning of the children of Israel to\n");
     run(dir, "generate --steps 40 --experts --threads 2", 0, "specialised");
     run(dir, "generate --eval LICENSE", 0, "nats/byte");
