@@ -41,6 +41,11 @@ printf '#define MOE_STATIC\n#define MOE_IMPLEMENTATION\n#include "moe.h"\nint NA
         print "int f(const void *gate, const void *up, const void *down, const void *router, const float *x, float *y, size_t n_tokens) {"
     } END { print "return 0; }" }' README.md
 } >$all/readme.c
+mkdir -p $all/msvc # gcc that says it is MSVC, after its own headers
+: >$all/msvc/intrin.h
+printf '#include <%s>\n' immintrin.h cpuid.h stddef.h stdint.h string.h math.h >$all/msvc.c
+printf '#undef __GNUC__\n#undef __linux__\n#define _MSC_VER 1938\n#define _M_X64 100\n#define __forceinline inline __attribute__((always_inline))\n' >>$all/msvc.c
+cat $all/emit.c >>$all/msvc.c
 printf 'int one(void);\nint two(void);\nint main(void) { return one() != two(); }\n' >$all/main.c
 
 # Long ones first.
@@ -99,6 +104,7 @@ for cxx in g++ clang++; do
     check $cxx "$cxx: the implementation as C++" "$cxx -std=c++11 -O1 -I. -Iexamples examples/cpp.cc -o @/t -lm -lpthread && @/t"
 done
 check i686-linux-gnu-gcc "i686: all warnings" "i686-linux-gnu-gcc -std=c11 -O1 $WC -I. -fsyntax-only $all/emit.c"
+check gcc "what is left for MSVC" "gcc -std=c11 -O0 -march=cascadelake -Wall -Wextra -Wpedantic -Werror -Wno-unused-function -I. -I$all/msvc -fsyntax-only $all/msvc.c"
 check gcc "the C block of README.md compiles" "gcc -std=c11 $WC -I. -fsyntax-only $all/readme.c"
 check nm "no data, no bss, no allocation or output in the object" "gcc -std=c11 -O2 -fno-pie -I. -c $all/emit.c -o @/emit.o && ! nm @/emit.o | grep -E ' [dDbBC] | U (malloc|calloc|realloc|free|printf|fprintf|puts|abort|exit|getenv|fopen)\$'"
 check gcc "fuzz corpora" "for f in tests/fuzz/fuzz_*.c; do n=\$(basename \$f .c) && gcc -std=c11 -O1 $T \$f -o @/\$n -lm && @/\$n tests/fuzz/corpus/\${n#fuzz_}/* || exit 1; done"
