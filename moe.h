@@ -7193,30 +7193,22 @@ static size_t moei_fit_block(const moei_plan *p, size_t bytes) {
 
 #define MOEI_SPARE 63 /* to align the workspace */
 
-MOE_API size_t moe_workspace_size(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks) {
+static size_t moei_workspace(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks, size_t block) {
     moei_plan p;
-    size_t bytes;
     if (!layer || !n_tokens) return 0;
     memset(&p, 0, sizeof p);
     p.layer = layer;
     p.n_tokens = n_tokens;
     p.k = layer->desc.top_k;
     p.n_tasks = n_tasks ? n_tasks : 1;
-    bytes = moei_bytes_for(&p, n_tokens);
+    size_t bytes = moei_bytes_for(&p, block);
     return bytes == SIZE_MAX ? SIZE_MAX : bytes + MOEI_SPARE;
 }
-
+MOE_API size_t moe_workspace_size(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks) {
+    return moei_workspace(layer, n_tokens, n_tasks, n_tokens);
+}
 MOE_API size_t moe_workspace_min(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks) {
-    moei_plan p;
-    size_t bytes;
-    if (!layer || !n_tokens) return 0;
-    memset(&p, 0, sizeof p);
-    p.layer = layer;
-    p.n_tokens = n_tokens;
-    p.k = layer->desc.top_k;
-    p.n_tasks = n_tasks ? n_tasks : 1;
-    bytes = moei_bytes_for(&p, 1);
-    return bytes == SIZE_MAX ? SIZE_MAX : bytes + MOEI_SPARE;
+    return moei_workspace(layer, n_tokens, n_tasks, 1);
 }
 
 /* ==== >>phases: the work ================================================================================================
@@ -8250,4 +8242,26 @@ MOE_API uint32_t moe_layer_compute(const moe_layer *layer, uint32_t matrix) {
 #endif /* MOEI_ONCE */
 #endif /* MOE_IMPLEMENTATION */
 
-/* MIT licence: see the file LICENSE, or https://opensource.org/license/mit. Copyright (c) 2026 the moe.h authors. */
+/*
+   MIT License
+
+   Copyright (c) 2026 the moe.h authors
+
+   Permission is hereby granted, free of charge, to any person obtaining a copy
+   of this software and associated documentation files (the "Software"), to deal
+   in the Software without restriction, including without limitation the rights
+   to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+   copies of the Software, and to permit persons to whom the Software is
+   furnished to do so, subject to the following conditions:
+
+   The above copyright notice and this permission notice shall be included in all
+   copies or substantial portions of the Software.
+
+   THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+   IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+   FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+   AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+   LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+   OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+   SOFTWARE.
+*/
