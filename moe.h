@@ -98,7 +98,6 @@
    MOE_IMPLEMENTATION   emit the code here.
    MOE_STATIC           everything static, so that several copies may coexist: with MOE_IMPLEMENTATION in each file that calls.
    MOE_API              linkage of public functions (an export attribute, say).
-   MOE_ASSERT(x)        checks of moe.h's own logic; default: none.
    MOE_USE_OPENMP       run phases with OpenMP (-fopenmp) when io->parallel is NULL and n_tasks > 1.
    MOE_NO_SIMD          only the portable C tier.
    MOE_NO_AVX2, MOE_NO_AVX512, MOE_NO_VNNI, MOE_NO_BF16, MOE_NO_AMX, MOE_NO_NEON, MOE_NO_DOTPROD, MOE_NO_I8MM
@@ -588,10 +587,6 @@ MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size
    presets choose validate layout phases api. Each may call what stands above it. */
 #include <string.h>
 #include <math.h>
-
-#ifndef MOE_ASSERT
-#define MOE_ASSERT(x) ((void)0)
-#endif
 
 #if defined(__GNUC__) || defined(__clang__)
 #define MOEI_UNUSED __attribute__((unused))
