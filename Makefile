@@ -15,10 +15,13 @@ BENCHES  := $(patsubst bench/%.c,$(BUILD)/%,$(wildcard bench/*.c))
 TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 HEADERS  := moe.h $(wildcard examples/*.h tests/*.h bench/*.h tests/data/*.h tests/data/*/*.h)
 
+# Where the compiler has OpenMP.
+OPENMP   := $(shell echo 'int main(void) { return 0; }' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo $(BUILD)/openmp)
+
 MAKEFLAGS += -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 .PHONY: all examples run test check bench bench-kernels bench-pool accuracy exp fuzz soak mutate foreign static coverage prove lib install clean
 
-all: examples $(BENCHES) $(TESTS) $(BUILD)/openmp $(BUILD)/cpp
+all: examples $(BENCHES) $(TESTS) $(OPENMP) $(BUILD)/cpp
 examples: $(EXAMPLES)
 
 $(BUILD):

@@ -1,16 +1,16 @@
 /* moe.h - v0.1.0 - Mixture-of-Experts layers on the CPU - single-header C11 library - MIT licence (see the end)
 
    WHAT IT IS
-   The feed-forward half of every public Mixture-of-Experts transformer (Mixtral, DeepSeek, Qwen, Llama 4, gpt-oss, Grok,
-   DBRX, Jamba, Kimi, GLM, Switch, ... back to Jacobs 1991): router, top-k gating, gated experts, shared experts, weighted
-   sum. Weights are used where they lie, in the format they were shipped in. Every result is exact to a written contract:
-   the same bits for any number of threads and any split of the tokens into calls.
+   The feed-forward half of Mixture-of-Experts transformers (Mixtral, DeepSeek, Qwen, Llama 4, gpt-oss, Grok, DBRX, Jamba,
+   Kimi, GLM, Switch, ... back to Jacobs 1991): router, top-k gating, gated experts, shared experts, weighted sum. Weights are
+   used where they lie, in the format they were shipped in. Results keep a contract (NUMERICS, below): the same bits for any
+   number of threads and any split of the tokens into calls.
 
    DO THIS
       #define MOE_IMPLEMENTATION      in exactly one C or C++ file, before
       #include "moe.h"                everywhere else include it without the define
-   No compiler flags are needed: the instruction set is chosen at run time. Nothing beyond the C library is used
-   (stddef, stdint, string, math). OpenMP is used if MOE_USE_OPENMP is defined and the compiler runs with -fopenmp.
+   No compiler flags are needed (-lm where libm is apart): the instruction set is chosen at run time. Nothing beyond the C
+   library is used (stddef, stdint, string, math).
 
    A COMPLETE EXAMPLE (examples/minimal.c)
       #define MOE_IMPLEMENTATION
@@ -45,7 +45,7 @@
    WHAT IT DOES NOT DO
    It does not allocate, start threads, print, abort, read files or the environment, or keep mutable globals. It does not
    load checkpoints (examples/checkpoint.h does), compute attention or norms around the block, train, or use a GPU.
-   Refused with a message: GroveMoE's adjugate experts, JetMoE's mixture of attention, Soft MoE.
+   Refused (MOE_ERR_UNSUPPORTED): GroveMoE's adjugate experts, Soft MoE.
 
    CONCEPTS
    token     one row of x.                        expert   one feed-forward network.
@@ -95,12 +95,14 @@
    Scales of fused tensors take the same offsets and strides in their own units. Families are rows of the table in >>presets.
 
    CONFIGURATION (define before including; all optional)
-   MOE_IMPLEMENTATION   emit the code here.                MOE_STATIC     everything static: several copies may coexist.
-   MOE_API              linkage of public functions.       MOE_ASSERT(x)  checks of moe.h's own logic; default: none.
-   MOE_USE_OPENMP       run phases with OpenMP when io->parallel is NULL and n_tasks > 1.
-   MOE_NO_SIMD          only the portable C tier. MOE_NO_AVX2, MOE_NO_AVX512, MOE_NO_VNNI, MOE_NO_BF16, MOE_NO_AMX,
-   MOE_NO_NEON, MOE_NO_DOTPROD, MOE_NO_I8MM leave out single tiers, and those that build on them (a compiler too old for one
-                        leaves it out by itself: dotprod, i8mm and neonbf16 want gcc 10 or clang 16, or flags that name them).
+   MOE_IMPLEMENTATION   emit the code here.
+   MOE_STATIC           everything static, so that several copies may coexist: with MOE_IMPLEMENTATION in each file that calls.
+   MOE_API              linkage of public functions (an export attribute, say).
+   MOE_USE_OPENMP       run phases with OpenMP (-fopenmp) when io->parallel is NULL and n_tasks > 1.
+   MOE_NO_SIMD          only the portable C tier.
+   MOE_NO_AVX2, MOE_NO_AVX512, MOE_NO_VNNI, MOE_NO_BF16, MOE_NO_AMX, MOE_NO_NEON, MOE_NO_DOTPROD, MOE_NO_I8MM
+                        leave out single tiers and those that build on them. A compiler too old for one leaves it out by
+                        itself: dotprod, i8mm and neonbf16 want gcc 10 or clang 16, or flags that name them.
 */
 #ifndef MOE_H
 #define MOE_H
@@ -239,7 +241,7 @@ typedef struct moe_array {
     size_t expert_stride;      /* bytes between experts;  0 = tight                                   */
 } moe_array;
 
-/* Scales or zero points that live apart from the weights: one value per block of rows x cols weights. */
+/* Scales or zero points that live apart from the weights: one value per block of rows x cols weights. Without scales they are 1. */
 typedef struct moe_grid {
     uint32_t type;             /* scales: F32 F16 BF16 E8M0 E4M3; zero points: U8, U4X8; NONE = absent */
     const void *data;          /* as in moe_array                                                     */
@@ -333,7 +335,12 @@ typedef enum moe_clamp {
     MOE_CLAMP_POST, /* act(gate) <= limit, |up| <= limit                     (Step-3.5, Ling-3)       */
     MOE_CLAMP_COUNT
 } moe_clamp;
-typedef enum moe_weight_at { MOE_WEIGHT_AT_OUTPUT, MOE_WEIGHT_AT_INPUT, MOE_WEIGHT_AT_HIDDEN, MOE_WEIGHT_AT_COUNT } moe_weight_at;
+typedef enum moe_weight_at { /* what the routing weight multiplies */
+    MOE_WEIGHT_AT_OUTPUT,
+    MOE_WEIGHT_AT_INPUT,  /* the expert's input                              (Llama-4)                */
+    MOE_WEIGHT_AT_HIDDEN, /* act(gate h) * (up h)                            (Inkling)                */
+    MOE_WEIGHT_AT_COUNT
+} moe_weight_at;
 typedef enum moe_zero { MOE_ZERO_IDENTITY, MOE_ZERO_NOTHING, MOE_ZERO_COUNT } moe_zero;
 
 /* y_e = down(act(gate h) * (up h)); y = combine_scale * (expert_out_scale * sum w_e y_e + shared) + out_bias */
@@ -341,7 +348,7 @@ typedef struct moe_ffn {
     uint32_t activation;     /* moe_activation                                                        */
     uint32_t ungated;        /* 1: y_e = down(act(up h)), there is no gate matrix    (Switch)         */
     uint32_t clamp;          /* moe_clamp                                                             */
-    uint32_t weight_at;      /* INPUT: w multiplies the expert's input               (Llama-4)        */
+    uint32_t weight_at;      /* moe_weight_at                                                         */
     float limit;             /* of the clamp; 0 = none                                                */
     float alpha;             /* OAI;  0 = 1.702                                                       */
     float beta, linear_beta; /* SITU; 0 = 4, 25                                                       */
@@ -380,7 +387,8 @@ typedef struct moe_latent {
 #define MOE_CANARY 0u
 
 /* A layer. Required: d_model, d_ff, n_experts, top_k, up, down, gate (unless ffn.ungated), router.weight (unless every call
-   brings logits or ids). All-zero is valid for everything else. */
+   brings logits or ids). All-zero is valid for everything else. What is given but left unused (a bias without its type, shared
+   experts without shared.d_ff) is an error. */
 typedef struct moe_desc {
     uint32_t begin_;                      /* canary: leave 0                                          */
     uint32_t d_model, d_ff, n_experts, top_k;
@@ -399,7 +407,7 @@ typedef struct moe_desc {
 /* ---- One call ------------------------------------------------------------------------------------------------------- */
 
 /* What was wrong, as static strings: field names the struct member, part the matrix that it is in ("gate", "shared.down", ...)
-   or "". got and want where numbers explain it. */
+   or "". got and want where numbers explain it (a float as its bits). */
 typedef struct moe_error {
     moe_status status;
     const char *part, *field;
@@ -425,13 +433,14 @@ typedef struct moe_stats {
     double z;                 /* sum over tokens of logsumexp(logits)^2                                */
 } moe_stats;
 
-/* Per-call pointers for streamed experts, indexed like the desc's (0 is expert_first); a NULL array means the desc's own. A NULL entry is an absent
-   expert: MOE_ERR_EXPERT_ABSENT if a token needs it. Index: MOE_GATE, MOE_UP, MOE_DOWN. */
+/* Per-call pointers for streamed experts, indexed like the desc's (0 is expert_first); a NULL array means the desc's own. A NULL
+   entry is an absent expert: MOE_ERR_EXPERT_ABSENT if a token needs it. Index: MOE_GATE, MOE_UP, MOE_DOWN. */
 enum { MOE_GATE, MOE_UP, MOE_DOWN };
 typedef struct moe_experts {
     const void *const *data[3], *const *scale[3], *const *zero[3], *const *scale2[3], *const *bias[3];
 } moe_experts;
 
+/* x, y, router_x and the workspace may lie at any alignment, the other arrays at their type's. */
 typedef struct moe_io {
     const void *x;            /* [n_tokens][d_model]                                                   */
     void *y;                  /* [n_tokens][d_model]; y == x with equal type and stride is allowed     */
@@ -453,7 +462,7 @@ typedef struct moe_io {
     float *slots_out;         /* [n_tokens][k][d_model] every slot's expert output, unweighted (a skipped or dropped
                                  slot: zeros), instead of y; the width is latent.d if latent; see moe_finish  */
     const moe_experts *experts; /* per-call pointers                                                   */
-    void *workspace;          /* any alignment; contents need not be kept between calls                */
+    void *workspace;          /* one for all layers: contents need not be kept between calls           */
     size_t workspace_size;
     uint32_t n_tasks;         /* pieces per phase; 0 = 1. Use 1x the workers, 3-4x with a stealing pool */
     const moe_parallel *parallel; /* NULL = a serial loop (or OpenMP, see above)                       */
@@ -490,7 +499,8 @@ MOE_API const char *moe_preset_name(uint32_t index); /* NULL after the last */
 MOE_API moe_status moe_layer_init(moe_layer *layer, const moe_desc *desc, moe_error *error);
 
 /* Bytes of workspace: moe_workspace_size reads each weight once per call; moe_workspace_min is the least that works
-   (tokens are then processed in blocks). Anything between is used; any alignment will do; more tokens or tasks never need less.
+   (tokens are then processed in blocks): about 0.7 MB a task with d_model 2048, 1.6 MB with 7168. Anything between is used; more
+   tokens or tasks never need less.
    SIZE_MAX on overflow. For a call with io->k > top_k slots per token ask for moe_workspace_size of n_tokens * k / top_k tokens
    (rounded up); its least is not told. */
 MOE_API size_t moe_workspace_size(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks);
@@ -499,7 +509,7 @@ MOE_API size_t moe_workspace_min(const moe_layer *layer, size_t n_tokens, uint32
 /* ---- API 2: run. Thread-safe for distinct workspaces and outputs. On error no output was touched. ------------------ */
 
 MOE_API moe_status moe_forward(const moe_layer *layer, const moe_io *io); /* the whole layer                         */
-MOE_API moe_status moe_route(const moe_layer *layer, const moe_io *io);   /* ids_out, weights_out, logits_out only   */
+MOE_API moe_status moe_route(const moe_layer *layer, const moe_io *io);   /* ids_out, weights_out, logits_out; no y  */
 
 /* Routing of given logits [n_tokens][rows], without a layer. Only the knobs, biases and table of desc are used (d_model, d_ff
    and matrices may be 0). ids, weights [n_tokens][top_k]; token_ids for PICK_TABLE, else NULL; capacity is not applied. At most
@@ -578,10 +588,6 @@ MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size
 #include <string.h>
 #include <math.h>
 
-#ifndef MOE_ASSERT
-#define MOE_ASSERT(x) ((void)0)
-#endif
-
 #if defined(__GNUC__) || defined(__clang__)
 #define MOEI_UNUSED __attribute__((unused))
 #define MOEI_FORCE static inline __attribute__((always_inline, unused))
@@ -591,7 +597,11 @@ MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size
 #define MOEI_PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
 #else
 #define MOEI_UNUSED
+#ifdef _MSC_VER
 #define MOEI_FORCE static __forceinline
+#else
+#define MOEI_FORCE static inline
+#endif
 #define MOEI_NOINLINE
 #define MOEI_TARGET(s)
 #define MOEI_PREFETCH(p) ((void)(p))
@@ -1422,11 +1432,12 @@ static const char *moei_scale_wrong(const moe_matrix *m, size_t k, moe_status *s
     const moei_layout *l = &moei_layouts[m->format];
     const moei_codec *c = &moei_codecs[m->format];
     const uint32_t type = m->scale.type, cols = m->scale.cols ? m->scale.cols : l->cols ? l->cols : UINT32_MAX;
-    if (type == MOE_TYPE_NONE) return NULL;
+    const int given = m->scale.data || m->scale.expert;
+    if (type == MOE_TYPE_NONE && !given) return NULL;
     *status = MOE_ERR_TYPE;
-    if (type >= MOE_TYPE_COUNT || type == MOE_TYPE_U8 || type == MOE_TYPE_U4X8) return "scale.type";
+    if (type == MOE_TYPE_NONE || type >= MOE_TYPE_COUNT || type == MOE_TYPE_U8 || type == MOE_TYPE_U4X8) return "scale.type";
     *status = MOE_ERR_NULL;
-    if (!m->scale.data && !m->scale.expert) return "scale.data";
+    if (!given) return "scale.data";
     *status = MOE_ERR_SIZE;
     if ((c->flags & MOEI_OWN) && cols != l->cols) return "scale.cols";
     if (c->unpack && !(c->flags & MOEI_OWN) && cols < k && (!(c->flags & MOEI_APART) || cols % 32))
@@ -1435,12 +1446,13 @@ static const char *moei_scale_wrong(const moe_matrix *m, size_t k, moe_status *s
 }
 static const char *moei_zero_wrong(const moe_matrix *m, size_t k, moe_status *status) {
     const uint32_t type = m->zero.type, cols = m->zero.cols ? m->zero.cols : UINT32_MAX;
-    if (type == MOE_TYPE_NONE) return NULL;
+    const int given = m->zero.data || m->zero.expert;
+    if (type == MOE_TYPE_NONE && !given) return NULL;
     *status = MOE_ERR_TYPE;
     if ((type != MOE_TYPE_U8 && type != MOE_TYPE_U4X8) || !(moei_codecs[m->format].flags & MOEI_ZEROS))
         return "zero.type";
     *status = MOE_ERR_NULL;
-    if (!m->zero.data && !m->zero.expert) return "zero.data";
+    if (!given) return "zero.data";
     *status = MOE_ERR_SIZE;
     return cols < k && cols % 32 ? "zero.cols" : NULL;
 }
@@ -6469,7 +6481,7 @@ static const moei_family moei_families[] = {
     {"smallthinker\0", "sum relu", MOEI_PLAIN}, /* gated ReLU; configs may say sigmoid */
     {"aria\0aria_moe_lm\0mellum\0rnd1\0", "sum", MOEI_PLAIN},
     {"nomic_bert_moe\0nomic_bert\0", "gelu_erf ungated", MOEI_PLAIN}, /* which GELU: M */
-    {"grovemoe\0soft_moe\0expert_choice\0", NULL, MOEI_PLAIN}};
+    {"grovemoe\0grove_moe\0soft_moe\0expert_choice\0", NULL, MOEI_PLAIN}};
 
 static void moei_apply_word(moe_desc *desc, const char *word, size_t n) {
     for (size_t i = 0; i < MOEI_COUNT(moei_words); i++) {
@@ -6756,11 +6768,12 @@ static int moei_add(size_t a, size_t b, size_t *out) {
     return 1;
 }
 
-static moe_status moei_check_array(const moe_array *a, size_t n_experts, size_t n, int required, const char *field, moe_error *e) {
+static moe_status moei_check_array(const moe_array *a, size_t n_experts, size_t n, const char *field, moe_error *e) {
     size_t bytes, all;
-    if (!a->type) return required ? moei_fail(e, MOE_ERR_NULL, field, 0, 0) : MOE_OK;
-    if (a->type > MOE_TYPE_BF16) return moei_fail(e, MOE_ERR_TYPE, field, a->type, MOE_TYPE_F32);
-    if (!a->data && !a->expert) return moei_fail(e, MOE_ERR_NULL, field, 0, 0);
+    int given = a->data || a->expert;
+    if (!a->type && !given) return MOE_OK;
+    if (!a->type || a->type > MOE_TYPE_BF16) return moei_fail(e, MOE_ERR_TYPE, field, a->type, MOE_TYPE_F32);
+    if (!given) return moei_fail(e, MOE_ERR_NULL, field, 0, 0);
     size_t stride = a->stride ? a->stride : a->type == MOE_TYPE_F32 ? 4 : 2;
     if (!moei_mul(n, stride, &bytes) || !moei_mul(a->expert_stride ? a->expert_stride : bytes, n_experts, &all) ||
         !moei_add(all, a->offset, &all))
@@ -6772,10 +6785,11 @@ static moe_status moei_check_array(const moe_array *a, size_t n_experts, size_t 
 static moe_status moei_fix_strides(moe_matrix *m, size_t n_experts, size_t rows, size_t k, moe_error *e) {
     size_t extent, all;
     MOEI_TRY(moei_check_matrix(m, n_experts, rows, k, e));
-    MOEI_TRY(moei_check_array(&m->scale2, n_experts, 1, 0, "scale2", e));
-    MOEI_TRY(moei_check_array(&m->bias, n_experts, rows, 0, "bias", e));
+    MOEI_TRY(moei_check_array(&m->scale2, n_experts, 1, "scale2", e));
+    MOEI_TRY(moei_check_array(&m->bias, n_experts, rows, "bias", e));
     if (!m->row_stride) m->row_stride = m->k_stride ? moei_layouts[m->format].bytes : moe_row_bytes(m->format, k);
-    if (!moei_mul(m->k_stride ? k : rows, m->k_stride ? m->k_stride : m->row_stride, &extent)) return moei_fail(e, MOE_ERR_OVERFLOW, "row_stride", m->row_stride, 0);
+    if (!moei_mul(m->k_stride ? k : rows, m->k_stride ? m->k_stride : m->row_stride, &extent))
+        return moei_fail(e, MOE_ERR_OVERFLOW, "row_stride", m->row_stride, 0);
     if (!m->expert_stride) m->expert_stride = extent;
     if (!moei_mul(n_experts, m->expert_stride, &all) || !moei_add(all, m->offset, &all))
         return moei_fail(e, MOE_ERR_OVERFLOW, "expert_stride", m->expert_stride, 0);
@@ -6808,7 +6822,7 @@ static moe_status moei_check_sizes(const moe_desc *d, moe_error *e) {
     if (d->n_zero_experts > MOEI_MAX_EXPERTS) return moei_fail(e, MOE_ERR_SIZE, "n_zero_experts", d->n_zero_experts, MOEI_MAX_EXPERTS);
     if (d->top_k == 0 || d->top_k > d->n_experts + d->n_zero_experts)
         return moei_fail(e, MOE_ERR_SIZE, "top_k", d->top_k, d->n_experts + d->n_zero_experts);
-    if (d->expert_count > d->n_experts || d->expert_first > d->n_experts - d->expert_count)
+    if (d->expert_count > d->n_experts || d->expert_first > d->n_experts - d->expert_count || (d->expert_first && !d->expert_count))
         return moei_fail(e, MOE_ERR_SIZE, "expert_count", d->expert_count, d->n_experts);
     if (d->shared.count > MOEI_MAX_EXPERTS) return moei_fail(e, MOE_ERR_SIZE, "shared.count", d->shared.count, MOEI_MAX_EXPERTS);
     if (d->shared.d_ff > MOEI_MAX_WIDTH) return moei_fail(e, MOE_ERR_SIZE, "shared.d_ff", d->shared.d_ff, MOEI_MAX_WIDTH);
@@ -6820,10 +6834,7 @@ static float moei_or(float v, float fallback) { return v == 0.0f ? fallback : v;
 
 /* Every 0 that stands for something else. */
 static void moei_fill_defaults(moe_desc *d) {
-    if (!d->expert_count) {
-        d->expert_first = 0;
-        d->expert_count = d->n_experts;
-    }
+    if (!d->expert_count) d->expert_count = d->n_experts;
     if (d->shared.d_ff && !d->shared.count) d->shared.count = 1;
     if (!d->shared.d_ff) d->shared.count = 0;
     d->router.routed_scale = moei_or(d->router.routed_scale, 1.0f);
@@ -6870,6 +6881,27 @@ static void moei_make_banks(moe_layer *l) {
     l->shared.limit = d->shared.limit;
 }
 
+static int moei_is_given(const moe_matrix *m) { return m->format || m->data || m->expert; }
+
+/* A matrix that is given but that a knob says is not there would be left out of the result silently. */
+static moe_status moei_check_unused(const moe_desc *d, moe_error *e) {
+    int shared = d->shared.d_ff != 0, latent = d->latent.d != 0, gated = !d->ffn.ungated;
+    int gate = d->shared.gate_kind == MOE_SHARED_SIGMOID || d->shared.gate_kind == MOE_SHARED_SOFTMAX2;
+    const struct { const moe_matrix *m; int used; const char *knob; } all[] = {
+        {&d->gate, gated, "ffn.ungated"},
+        {&d->shared.gate, shared, "shared.d_ff"},
+        {&d->shared.gate, gated, "ffn.ungated"},
+        {&d->shared.up, shared, "shared.d_ff"},
+        {&d->shared.down, shared, "shared.d_ff"},
+        {&d->shared.gate_weight, shared, "shared.d_ff"},
+        {&d->shared.gate_weight, gate, "shared.gate_kind"},
+        {&d->latent.in, latent, "latent.d"},
+        {&d->latent.out, latent, "latent.d"}};
+    for (size_t i = 0; i < MOEI_COUNT(all); i++)
+        if (!all[i].used && moei_is_given(all[i].m)) return moei_fail(e, MOE_ERR_KNOB, all[i].knob, 0, 0);
+    return MOE_OK;
+}
+
 static moe_status moei_check_optional_parts(moe_layer *l, uint32_t tiers, moe_error *e) {
     moe_desc *d = &l->desc;
     int ungated = (int)d->ffn.ungated;
@@ -6882,13 +6914,13 @@ static moe_status moei_check_optional_parts(moe_layer *l, uint32_t tiers, moe_er
     if (d->latent.d) {
         MOEI_TRY(moei_fix_matrix(&d->latent.in, 1, d->latent.d, d->d_model, "latent.in", e));
         MOEI_TRY(moei_fix_matrix(&d->latent.out, 1, d->d_model, d->latent.d, "latent.out", e));
-        MOEI_TRY(moei_check_array(&d->latent.norm, 1, d->latent.d, 0, "latent.norm", e));
+        MOEI_TRY(moei_check_array(&d->latent.norm, 1, d->latent.d, "latent.norm", e));
         l->latent_in = moei_resolve(tiers, d->compute, &d->latent.in, NULL, d->d_model, 0);
         l->latent_out = moei_resolve(tiers, d->compute, &d->latent.out, NULL, d->latent.d, 0);
     }
-    if (d->router.weight.format)
+    if (moei_is_given(&d->router.weight))
         MOEI_TRY(moei_fix_matrix(&d->router.weight, 1, l->router_rows, d->d_model, "router.weight", e));
-    return moei_check_array(&d->ffn.out_bias, 1, d->d_model, 0, "ffn.out_bias", e);
+    return moei_check_array(&d->ffn.out_bias, 1, d->d_model, "ffn.out_bias", e);
 }
 
 static uint32_t moei_highest_tier(const moe_layer *l) {
@@ -6906,9 +6938,9 @@ static moe_status moei_init(moe_layer *l, moe_error *e) {
     MOEI_TRY(moei_check_router(d, e));
     MOEI_TRY(moei_check_knobs(d, moei_layer_knobs, MOEI_COUNT(moei_layer_knobs), e));
     MOEI_TRY(moei_check_floats(d, moei_layer_floats, MOEI_COUNT(moei_layer_floats), e));
-    MOEI_TRY(moei_check_array(&d->router.input_scale, 1, d->d_model, 0, "router.input_scale", e));
-    MOEI_TRY(moei_check_array(&d->router.select_bias, 1, (size_t)d->n_experts + d->n_zero_experts, 0, "router.select_bias", e));
-    MOEI_TRY(moei_check_array(&d->router.expert_scale, 1, (size_t)d->n_experts + d->n_zero_experts, 0, "router.expert_scale", e));
+    MOEI_TRY(moei_check_array(&d->router.input_scale, 1, d->d_model, "router.input_scale", e));
+    MOEI_TRY(moei_check_array(&d->router.select_bias, 1, (size_t)d->n_experts + d->n_zero_experts, "router.select_bias", e));
+    MOEI_TRY(moei_check_array(&d->router.expert_scale, 1, (size_t)d->n_experts + d->n_zero_experts, "router.expert_scale", e));
     if (d->shared.gate_kind == MOE_SHARED_ROUTER_SINK && !d->shared.d_ff) return moei_fail(e, MOE_ERR_SIZE, "shared.d_ff", 0, 1);
     uint32_t have = moe_tiers(), tiers = d->tiers ? (d->tiers & have) : have;
     if (!tiers) return moei_fail(e, MOE_ERR_TIER, "tiers", d->tiers, have);
@@ -6924,6 +6956,7 @@ static moe_status moei_init(moe_layer *l, moe_error *e) {
     static const char *const names[3] = {"gate", "up", "down"};
     MOEI_TRY(moei_fix_bank(&l->routed, (int)d->ffn.ungated, tiers, d->compute, 1, names, e));
     MOEI_TRY(moei_check_optional_parts(l, tiers, e));
+    MOEI_TRY(moei_check_unused(&l->desc, e));
     l->tier = moei_highest_tier(l);
     return MOE_OK;
 }
@@ -7193,30 +7226,22 @@ static size_t moei_fit_block(const moei_plan *p, size_t bytes) {
 
 #define MOEI_SPARE 63 /* to align the workspace */
 
-MOE_API size_t moe_workspace_size(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks) {
+static size_t moei_workspace(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks, size_t block) {
     moei_plan p;
-    size_t bytes;
     if (!layer || !n_tokens) return 0;
     memset(&p, 0, sizeof p);
     p.layer = layer;
     p.n_tokens = n_tokens;
     p.k = layer->desc.top_k;
     p.n_tasks = n_tasks ? n_tasks : 1;
-    bytes = moei_bytes_for(&p, n_tokens);
+    size_t bytes = moei_bytes_for(&p, block);
     return bytes == SIZE_MAX ? SIZE_MAX : bytes + MOEI_SPARE;
 }
-
+MOE_API size_t moe_workspace_size(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks) {
+    return moei_workspace(layer, n_tokens, n_tasks, n_tokens);
+}
 MOE_API size_t moe_workspace_min(const moe_layer *layer, size_t n_tokens, uint32_t n_tasks) {
-    moei_plan p;
-    size_t bytes;
-    if (!layer || !n_tokens) return 0;
-    memset(&p, 0, sizeof p);
-    p.layer = layer;
-    p.n_tokens = n_tokens;
-    p.k = layer->desc.top_k;
-    p.n_tasks = n_tasks ? n_tasks : 1;
-    bytes = moei_bytes_for(&p, 1);
-    return bytes == SIZE_MAX ? SIZE_MAX : bytes + MOEI_SPARE;
+    return moei_workspace(layer, n_tokens, n_tasks, 1);
 }
 
 /* ==== >>phases: the work ================================================================================================
@@ -8250,4 +8275,26 @@ MOE_API uint32_t moe_layer_compute(const moe_layer *layer, uint32_t matrix) {
 #endif /* MOEI_ONCE */
 #endif /* MOE_IMPLEMENTATION */
 
-/* MIT licence: see the file LICENSE, or https://opensource.org/license/mit. Copyright (c) 2026 the moe.h authors. */
+/*
+   MIT License
+
+   Copyright (c) 2026 the moe.h authors
+
+   Permission is hereby granted, free of charge, to any person obtaining a copy
+   of this software and associated documentation files (the "Software"), to deal
+   in the Software without restriction, including without limitation the rights
+   to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+   copies of the Software, and to permit persons to whom the Software is
+   furnished to do so, subject to the following conditions:
+
+   The above copyright notice and this permission notice shall be included in all
+   copies or substantial portions of the Software.
+
+   THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+   IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+   FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+   AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+   LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+   OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+   SOFTWARE.
+*/

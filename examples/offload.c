@@ -547,6 +547,9 @@ typedef struct options {
     int check;
 } options;
 
+static const char usage[] =
+    "usage: offload CHECKPOINT [--memory BYTES|200M|8G] [--steps N] [--tokens N] [--threads N] [--no-check]\n";
+
 static int parse_options(options *o, int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
         uint64_t *number = !strcmp(argv[i], "--memory")    ? &o->memory
@@ -557,22 +560,21 @@ static int parse_options(options *o, int argc, char **argv) {
         if (number && i + 1 < argc) *number = parse_bytes(argv[++i]);
         else if (!strcmp(argv[i], "--no-check")) o->check = 0;
         else if (argv[i][0] != '-' && !o->path) o->path = argv[i];
-        else return -1;
-        if (number && (!*number || (number != &o->memory && *number > 100000))) return -1;
+        else return fprintf(stderr, "offload: %s: unknown, or without its value\n%s", argv[i], usage), -1;
+        if (number && (!*number || (number != &o->memory && *number > 100000)))
+            return fprintf(stderr, "offload: %s %s: no such number\n", argv[i - 1], argv[i]), -1;
     }
-    return o->path ? 0 : -1;
+    return o->path ? 0 : (fputs(usage, stderr), -1);
 }
 
 int main(int argc, char **argv) {
-    static const char usage[] =
-        "usage: offload CHECKPOINT [--memory BYTES|200M|8G] [--steps N] [--tokens N] [--threads N] "
-        "[--no-check]\n";
     options o = {NULL, 0, 64, 1, 2, 1};
     network net;
     cache c = {0};
     runner r = {0};
     double seconds = 0.0;
-    if (parse_options(&o, argc, argv)) return fputs(usage, stderr), 1;
+    if (argc == 2 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))) return fputs(usage, stdout) < 0;
+    if (parse_options(&o, argc, argv)) return 1;
     int bad = network_load(&net, o.path);
     uint64_t least = 2 * (uint64_t)net.most_slots * net.expert_bytes; /* with room to read ahead */
     if (!o.memory) o.memory = net.all_bytes / 4 > least ? net.all_bytes / 4 : least;

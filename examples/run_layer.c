@@ -24,8 +24,20 @@
 typedef struct options {
     const char *checkpoint, *layer, *input, *output;
     uint32_t compute, format, tier, threads, batch;
-    int list, stats, models;
+    int list, stats, models, help;
 } options;
+static const char usage[] =
+    "usage: run_layer CHECKPOINT --input IN.safetensors --output OUT.safetensors [options]\n"
+    "       run_layer CHECKPOINT --list [--layer N]     layers, formats and knobs, each with its origin\n"
+    "       run_layer --models                          the families it knows\n"
+    "CHECKPOINT: a Hugging Face directory, an index.json, a .safetensors or a .gguf file\n"
+    "  --layer N          which layer                          (the first with experts)\n"
+    "  --compute C        f32, bf16 or q8                      (f32)\n"
+    "  --format F         convert the experts' weights first   (as they are)\n"
+    "  --tier T           c, avx2, avx512, ...                 (the best)\n"
+    "  --threads N        workers                              (1)\n"
+    "  --batch N          tokens a call                        (all)\n"
+    "  --stats            load of the experts, and time\n";
 
 static int fail(const char *format, ...) CKPT_PRINTF(1, 2);
 static int fail(const char *format, ...) {
@@ -535,18 +547,16 @@ static int parse(options *o, int argc, char **argv) {
         if (!strcmp(argv[i], "--list")) o->list = 1;
         else if (!strcmp(argv[i], "--stats")) o->stats = 1;
         else if (!strcmp(argv[i], "--models")) o->models = 1;
-        else if (!strncmp(argv[i], "--", 2)) {
+        else if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) o->help = 1;
+        else if (argv[i][0] == '-') {
             if (i + 1 == argc) return fail("%s: unknown option, or its value is missing", argv[i]);
             if (parse_option(o, argv[i], argv[i + 1])) return 1;
             i++;
         } else if (o->checkpoint) return fail("%s: only one checkpoint", argv[i]);
         else o->checkpoint = argv[i];
     }
-    if (o->models) return 0;
-    if (!o->checkpoint)
-        return fail(
-            "usage: run_layer CHECKPOINT [--layer N] --input IN --output OUT [--compute C] [--format F] [--tier T] "
-            "[--threads N] [--batch N] [--stats] | CHECKPOINT --list | --models");
+    if (o->models || o->help) return 0;
+    if (!o->checkpoint) return fail("no checkpoint is given: --help says how to use it");
     if (!o->list && (!o->input || !o->output))
         return fail("%s is needed (or --list)", o->input ? "--output" : "--input");
     return 0;
@@ -557,6 +567,7 @@ int main(int argc, char **argv) {
     char err[CKPT_ERR];
     static run r; /* zero */
     if (parse(&o, argc, argv)) return 1;
+    if (o.help) return fputs(usage, stdout) < 0;
     if (o.models) return print_models();
     int status = ckpt_open(&r.model, o.checkpoint, err)      ? fail("%s", err)
                  : ckpt_layer_list(&r.model, &r.layers, err) ? fail("%s", err)

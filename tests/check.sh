@@ -34,6 +34,18 @@ T="-I. -Iexamples -Itests"
 printf '#define MOE_IMPLEMENTATION\n#include "moe.h"\n' | tee $all/emit.c >$all/emit.cc
 printf '#include "moe.h"\n#include "moe.h"\nint main(void) { return (int)(moe_version() == 0); }\n' >$all/use.c
 printf '#define MOE_STATIC\n#define MOE_IMPLEMENTATION\n#include "moe.h"\nint NAME(void);\nint NAME(void) { return (int)moe_version(); }\n' >$all/static.c
+{
+    printf '#include <stdio.h>\n#include <stdlib.h>\n'
+    awk '/^```c$/ { on = 1; next } /^```$/ { on = 0 } on { print } on && /^#include "moe.h"/ {
+        print "int f(const void *gate, const void *up, const void *down, const void *router, const float *x, float *y, size_t n_tokens);"
+        print "int f(const void *gate, const void *up, const void *down, const void *router, const float *x, float *y, size_t n_tokens) {"
+    } END { print "return 0; }" }' README.md
+} >$all/readme.c
+mkdir -p $all/msvc # gcc that says it is MSVC, after its own headers
+: >$all/msvc/intrin.h
+printf '#include <%s>\n' immintrin.h cpuid.h stddef.h stdint.h string.h math.h >$all/msvc.c
+printf '#undef __GNUC__\n#undef __linux__\n#define _MSC_VER 1938\n#define _M_X64 100\n#define __forceinline inline __attribute__((always_inline))\n' >>$all/msvc.c
+cat $all/emit.c >>$all/msvc.c
 printf 'int one(void);\nint two(void);\nint main(void) { return one() != two(); }\n' >$all/main.c
 
 # Long ones first.
@@ -52,6 +64,7 @@ for t in formats route; do
     check qemu-aarch64 "aarch64 (qemu): $t" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_$t.c -o @/t -lm && qemu-aarch64 @/t"
     check i686-linux-gnu-gcc "i686: $t" "i686-linux-gnu-gcc -std=c11 -O2 -msse2 -mfpmath=sse -static $T tests/test_$t.c -o @/t -lm && @/t"
 done
+for t in formats layer; do check tcc "a compiler without extensions (tcc): $t" "tcc -std=c11 $T tests/test_$t.c -o @/t -lm && @/t 1"; done
 check gcc "thread sanitizer: team and pool" "gcc -std=c11 -O1 -g -fsanitize=thread $T examples/team.c -o @/t -lm -lpthread && @/t"
 check gcc "thread sanitizer: callbacks, teams, many callers" "gcc -std=c11 -O1 -g -fsanitize=thread -DMOE_NO_AVX512 $T tests/test_invariance.c -o @/t -lm -lpthread && @/t threads"
 hashes="$T tests/test_invariance.c -o @/t -lm -lpthread &&"
@@ -91,6 +104,8 @@ for cxx in g++ clang++; do
     check $cxx "$cxx: the implementation as C++" "$cxx -std=c++11 -O1 -I. -Iexamples examples/cpp.cc -o @/t -lm -lpthread && @/t"
 done
 check i686-linux-gnu-gcc "i686: all warnings" "i686-linux-gnu-gcc -std=c11 -O1 $WC -I. -fsyntax-only $all/emit.c"
+check gcc "what is left for MSVC" "gcc -std=c11 -O0 -march=cascadelake -Wall -Wextra -Wpedantic -Werror -Wno-unused-function -I. -I$all/msvc -fsyntax-only $all/msvc.c"
+check gcc "the C block of README.md compiles" "gcc -std=c11 $WC -I. -fsyntax-only $all/readme.c"
 check nm "no data, no bss, no allocation or output in the object" "gcc -std=c11 -O2 -fno-pie -I. -c $all/emit.c -o @/emit.o && ! nm @/emit.o | grep -E ' [dDbBC] | U (malloc|calloc|realloc|free|printf|fprintf|puts|abort|exit|getenv|fopen)\$'"
 check gcc "fuzz corpora" "for f in tests/fuzz/fuzz_*.c; do n=\$(basename \$f .c) && gcc -std=c11 -O1 $T \$f -o @/\$n -lm && @/\$n tests/fuzz/corpus/\${n#fuzz_}/* || exit 1; done"
 check python3 "oracle against the golden layers" "python3 -c 'import numpy' && python3 tests/tools/oracle_vs_golden.py"

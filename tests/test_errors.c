@@ -236,6 +236,7 @@ static void test_init_sizes(void) {
     INIT("top_k = n + zero", OK, "", "", d.top_k = E + 2, d.n_zero_experts = 2);
     INIT("expert_count", ERR_SIZE, "", "expert_count", d.expert_count = E + 1);
     INIT("expert_first", ERR_SIZE, "", "expert_count", d.expert_count = 4, d.expert_first = 5);
+    INIT("expert_first without a count", ERR_SIZE, "", "expert_count", d.expert_first = 4);
     INIT("expert_first at the end", OK, "", "", d.expert_count = 4, d.expert_first = 4);
     INIT("expert_first wraps", ERR_SIZE, "", "expert_count", d.expert_count = 1, d.expert_first = 0xffffffffu);
     INIT("sink without d_ff", ERR_SIZE, "", "shared.d_ff", d.shared.gate_kind = MOE_SHARED_ROUTER_SINK);
@@ -291,10 +292,11 @@ static void one_matrix(const char *part, size_t at, const moe_desc *base, uint32
         __VA_ARGS__;                                                                                                 \
         expect_init(#__VA_ARGS__, &d, MOE_##status, MOE_##status ? part : "", field);                                \
     } while (0)
+    static const void *const list[] = {in.bias};
     static const uint32_t formats[] = {MOE_FORMAT_COUNT, 0x7fffffffu, 0x80000000u, 0xffffffffu};
     static const uint32_t types[] = {MOE_TYPE_E8M0,  MOE_TYPE_E4M3, MOE_TYPE_U8, MOE_TYPE_U4X8,
                                      MOE_TYPE_COUNT, 0x80000000u,   0xffffffffu};
-    if (strcmp(part, "router.weight")) MATRIX(ERR_FORMAT, "format", m->format = 0); /* the router may be missing */
+    MATRIX(ERR_FORMAT, "format", m->format = 0);
     for (size_t i = 0; i < 4; i++) MATRIX(ERR_FORMAT, "format", m->format = formats[i]);
     MATRIX(ERR_NULL, "data", m->data = NULL);
     MATRIX(ERR_STRIDE, "row_stride", m->row_stride = 4 * (size_t)k - 1);
@@ -326,6 +328,10 @@ static void one_matrix(const char *part, size_t at, const moe_desc *base, uint32
         MATRIX(ERR_TYPE, "scale2.type", m->scale2.type = types[i], m->scale2.data = in.bias);
         MATRIX(ERR_TYPE, "bias", m->bias.type = types[i], m->bias.data = in.bias);
     }
+    MATRIX(ERR_TYPE, "scale.type", m->format = MOE_FORMAT_FP8_BLOCK, m->scale.data = in.bias);
+    MATRIX(ERR_TYPE, "zero.type", m->format = MOE_FORMAT_INT4_GROUP, m->zero.data = in.bias);
+    MATRIX(ERR_TYPE, "scale2", m->scale2.data = in.bias);
+    MATRIX(ERR_TYPE, "bias", m->bias.expert = list);
     MATRIX(ERR_NULL, "scale2", m->scale2.type = MOE_TYPE_F32);
     MATRIX(ERR_NULL, "bias", m->bias.type = MOE_TYPE_BF16);
 #undef MATRIX
@@ -356,7 +362,9 @@ static void test_init_matrices(void) {
             a->type = types[t], a->data = in.bias;
             expect_init(arrays[i].field, &bad, MOE_ERR_TYPE, "", arrays[i].field);
         }
-        moe_desc bad = d;
+        moe_desc untyped = d, bad = d;
+        ((moe_array *)(void *)((char *)&untyped + arrays[i].at))->data = in.bias;
+        expect_init(arrays[i].field, &untyped, MOE_ERR_TYPE, "", arrays[i].field);
         ((moe_array *)(void *)((char *)&bad + arrays[i].at))->type = MOE_TYPE_F32;
         expect_init(arrays[i].field, &bad, MOE_ERR_NULL, "", arrays[i].field);
     }
@@ -401,9 +409,18 @@ static void test_init_combinations(void) {
     INIT("sparsemixer sink", ERR_KNOB, "", "shared.gate_kind", d.router.pick = MOE_PICK_SPARSEMIXER,
          add_shared(&d, 1, MOE_SHARED_ROUTER_SINK));
     INIT("norm with no sink", ERR_KNOB, "", "router.norm", d.router.norm = MOE_NORM_SUM_WITH_SHARED);
-    INIT("no router", OK, "", "", d.router.weight.format = 0);
+    INIT("no router", OK, "", "", memset(&d.router.weight, 0, sizeof d.router.weight));
     INIT("ungated without gate", OK, "", "", d.ffn.ungated = 1, memset(&d.gate, 0, sizeof d.gate));
     INIT("gated without gate", ERR_FORMAT, "gate", "format", memset(&d.gate, 0, sizeof d.gate));
+    INIT("gate of an ungated layer", ERR_KNOB, "", "ffn.ungated", d.ffn.ungated = 1);
+    INIT("shared.gate of an ungated layer", ERR_KNOB, "", "ffn.ungated", d.ffn.ungated = 1,
+         memset(&d.gate, 0, sizeof d.gate), add_shared(&d, 1, MOE_SHARED_PLAIN));
+    INIT("shared experts without a width", ERR_KNOB, "", "shared.d_ff", add_shared(&d, 1, MOE_SHARED_PLAIN),
+         d.shared.d_ff = 0);
+    INIT("shared down alone", ERR_KNOB, "", "shared.d_ff", d.shared.down.data = in.shared_down);
+    INIT("gate of shared experts unused", ERR_KNOB, "", "shared.gate_kind", add_shared(&d, 1, MOE_SHARED_SIGMOID),
+         d.shared.gate_kind = MOE_SHARED_PLAIN);
+    INIT("latent projections without a width", ERR_KNOB, "", "latent.d", add_latent(&d), d.latent.d = 0);
 }
 
 /* ---- calls ---- */
@@ -525,7 +542,7 @@ static void test_call_pointers(void) {
     check(error_is("finish without sums", &e, moe_finish(&l, &direct, NULL), MOE_ERR_NULL, "", "sums") &&
               untouched(EARLY),
           "finish without sums", "wrong");
-    d.router.weight.format = 0; /* a layer whose calls bring ids or logits */
+    memset(&d.router.weight, 0, sizeof d.router.weight); /* a layer whose calls bring ids or logits */
     l = good_layer(&d);
     CALL("no router", ERR_NULL, "router.weight.data", EARLY, (void)io);
     CALL("no router, ids", ERR_NULL, "router.weight.data", EARLY, io.ids_in = in.ids_in);
@@ -1109,6 +1126,7 @@ static void test_names(void) {
     check(moe_preset(NULL, "mixtral") == MOE_ERR_NULL && moe_preset(&d, NULL) == MOE_ERR_NULL, "preset",
           "NULL accepted");
     check(moe_preset(&d, "grovemoe") == MOE_ERR_UNSUPPORTED, "preset", "grovemoe accepted");
+    check(moe_preset(&d, "grove_moe") == MOE_ERR_UNSUPPORTED, "preset", "grove_moe accepted");
     moe_desc zero;
     memset(&zero, 0, sizeof zero);
     check(!memcmp(&d, &zero, sizeof d), "preset", "a failed one changes the desc");

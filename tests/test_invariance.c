@@ -147,6 +147,7 @@ static void fixed_make(rl_layer *l, float *x, uint32_t format, uint32_t compute)
     fixed_matrix(l, &d->shared.up, format, d->d_ff, d->d_model);
     fixed_matrix(l, &d->shared.down, format, d->d_model, d->d_ff);
     fixed_matrix(l, &d->shared.gate_weight, MOE_FORMAT_F16, 2, d->d_model);
+    if (d->shared.gate_kind == MOE_SHARED_PLAIN) memset(&d->shared.gate_weight, 0, sizeof d->shared.gate_weight);
     for (size_t i = 0; i < FIXED_T * d->d_model; i++) x[i] = moei_float(some_f32(&l->rng, -3));
 }
 
