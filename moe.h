@@ -6218,7 +6218,7 @@ static moe_status moei_check_floats(const moe_desc *d, const moei_knob_range *li
     return MOE_OK;
 }
 static moe_status moei_check_vector(const moe_array *a, const char *field, moe_error *error) {
-    if (a->type == MOE_TYPE_NONE) return MOE_OK;
+    if (a->type == MOE_TYPE_NONE && !a->data && !a->expert) return MOE_OK;
     if (a->type != MOE_TYPE_F32 && a->type != MOE_TYPE_F16 && a->type != MOE_TYPE_BF16)
         return moei_fail(error, MOE_ERR_TYPE, field, a->type, MOE_TYPE_F32);
     if (a->expert ? !a->expert[0] : !a->data) return moei_fail(error, MOE_ERR_NULL, field, 0, 0);
@@ -7513,7 +7513,8 @@ static moe_status moei_check_ids(const moei_plan *p) {
     const moe_desc *d = &p->layer->desc;
     for (size_t i = 0; i < p->n_tokens * p->k; i++) {
         int32_t id = p->ids[i];
-        if (id < -1 || (id >= 0 && (uint32_t)id >= p->layer->n_ids)) return moei_fail(p->io->error, MOE_ERR_EXPERT_ID, "ids_in", (uint64_t)(int64_t)id, p->layer->n_ids);
+        if (id < -1 || (id >= 0 && (uint32_t)id >= p->layer->n_ids))
+            return moei_fail(p->io->error, MOE_ERR_EXPERT_ID, "ids_in", (uint64_t)(int64_t)id, p->layer->n_ids);
         int64_t e = moei_local(d, id);
         if (e >= 0 && moei_absent(p, (uint32_t)e)) return moei_fail(p->io->error, MOE_ERR_EXPERT_ABSENT, "experts", (uint64_t)id, 0);
     }
@@ -8050,8 +8051,9 @@ static moe_status moei_check_routing_input(const moei_plan *p, int needs_logits)
     if (r->pick != MOE_PICK_TABLE || io->ids_in) return MOE_OK;
     if (!io->token_ids) return moei_fail(io->error, MOE_ERR_TOKEN_ID, "token_ids", 0, r->table_rows);
     for (size_t t = 0; t < io->n_tokens; t++) {
-        moe_status bad = moei_table_row(&p->layer->desc, io->token_ids[t], p->k, NULL);
-        if (bad) return moei_fail(io->error, bad, bad == MOE_ERR_TOKEN_ID ? "token_ids" : "router.table", (uint64_t)(int64_t)io->token_ids[t], r->table_rows);
+        int32_t id = io->token_ids[t];
+        moe_status bad = moei_table_row(&p->layer->desc, id, p->k, NULL);
+        if (bad) return moei_fail(io->error, bad, bad == MOE_ERR_TOKEN_ID ? "token_ids" : "router.table", (uint64_t)(int64_t)id, r->table_rows);
     }
     return MOE_OK;
 }
@@ -8141,7 +8143,8 @@ static moe_status moei_begin(moei_plan *p, const moe_layer *layer, const moe_io 
     uintptr_t at = (uintptr_t)io->workspace, base = (at + 63) & ~(uintptr_t)63;
     if (!io->workspace) return moei_fail(io->error, MOE_ERR_NULL, "workspace", 0, moe_workspace_size(layer, io->n_tokens, p->n_tasks));
     p->block = io->workspace_size > base - at ? moei_fit_block(p, io->workspace_size - (base - at)) : 0;
-    if (!p->block) return moei_fail(io->error, MOE_ERR_WORKSPACE, "workspace_size", io->workspace_size, moe_workspace_min(layer, io->n_tokens, p->n_tasks));
+    if (!p->block)
+        return moei_fail(io->error, MOE_ERR_WORKSPACE, "workspace_size", io->workspace_size, moe_workspace_min(layer, io->n_tokens, p->n_tasks));
     p->n_blocks = (p->n_tokens + p->block - 1) / p->block;
     p->base = (uint8_t *)io->workspace + (base - at);
     moei_lay_out(p);

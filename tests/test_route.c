@@ -563,6 +563,7 @@ static void test_errors(void) {
     BAD((d.router.pick = 1, d.router.table = L, d.router.table_stride = 7), MOE_ERR_STRIDE, "router.table_stride");
     BAD(d.router.select_bias.type = MOE_TYPE_E8M0, MOE_ERR_TYPE, "router.select_bias");
     BAD(d.router.select_bias.type = MOE_TYPE_F32, MOE_ERR_NULL, "router.select_bias");
+    BAD(d.router.select_bias.data = L, MOE_ERR_TYPE, "router.select_bias");
     BAD(d.router.expert_scale.type = 99, MOE_ERR_TYPE, "router.expert_scale");
     BAD(d.shared.gate_kind = MOE_SHARED_COUNT, MOE_ERR_KNOB, "shared.gate_kind");
 #undef BAD
