@@ -7713,6 +7713,10 @@ static void moei_glu(const moei_vec *v, const moe_ffn *f, uint32_t clamp, float 
 
 static const moe_experts *moei_over(const moei_plan *p, const moei_group *g) { return g == &p->groups[0] ? p->io->experts : NULL; }
 
+static uint32_t moei_next_expert(const moei_group *g, uint32_t e) { /* from e on, the first that has tokens */
+    while (e < g->bank->n_experts && g->start[e] == g->start[e + 1]) e++;
+    return e;
+}
 /* While tokens pass over these rows, memory has time for what is read next. */
 static void moei_read_next(moei_rows *w, const uint8_t *next, size_t rows) {
     w->prefetch = next;
@@ -7729,7 +7733,13 @@ static void moei_up_matrix(const moei_plan *p, const moei_scratch *s, const moei
     float *scale = s->scale[0], *bias = s->bias[0], *weighted = s->scale[1];
     moei_view(m, moei_over(p, g), which, expert, b->d_ff, b->d_in, &w);
     w.row0 = row;
+    uint32_t next = moei_next_expert(g, expert + 1);
     if (row + 2 * MOEI_UP_ROWS <= b->d_ff) moei_read_next(&w, w.data + (row + MOEI_UP_ROWS) * w.row_stride, MOEI_UP_ROWS);
+    else if (next < b->n_experts && b->d_ff >= MOEI_UP_ROWS) {
+        moei_rows after;
+        moei_view(m, moei_over(p, g), which, next, b->d_ff, b->d_in, &after);
+        moei_read_next(&w, after.data, MOEI_UP_ROWS);
+    }
     moei_multiply(b->in, &w, n_rows, s->x, n, out, MOEI_UP_ROWS, s->panel);
     int affine = moei_row_affine(m, moei_over(p, g), which, expert, b->d_ff, row, n_rows, b->d_in, scale, bias);
     if (!affine && !at_input) return;
@@ -7813,10 +7823,6 @@ static void moei_give_slots(const moei_plan *p, const moei_group *g, uint32_t sl
     memcpy(to, v, n * sizeof(float));
 }
 
-static uint32_t moei_next_expert(const moei_group *g, uint32_t e) { /* from e on, the first that has tokens */
-    while (e < g->bank->n_experts && g->start[e] == g->start[e + 1]) e++;
-    return e;
-}
 static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moei_group *g, size_t first, size_t row, size_t n) {
     const moei_bank *b = g->bank;
     const moei_vec *v = p->layer->vec;
