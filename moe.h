@@ -925,6 +925,8 @@ typedef struct moei_packing {
     uint32_t group, min;                                                          /* at most MOEI_GROUP; group + 1 */
     void (*pack)(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k); /* n <= group prepared rows of
                                      len values, to their place at k0 in a group of rows of k; both as in prepare */
+    void (*prepare)(void *to, const float *x, size_t x_stride, uint32_t n, size_t k0, size_t len, size_t k); /* the same from
+                                     values, x_stride of them from row to row; or NULL */
     void (*begin)(void), (*end)(void);                                            /* around every task: puts the processor into
                                      a state of its own; or NULL */
 } moei_packing;
@@ -2426,7 +2428,7 @@ static void moei_pack_avx2(void *to, const void *const *x, uint32_t n, size_t k0
     moei_pack_lines(even, x, n, 0, moei_half(len) / 8, 32);
     moei_pack_lines(odd, x, n, 4 * moei_half(len), moei_half(len) / 8, 32);
 }
-static const moei_packing moei_packing_avx2 = {3, 2, moei_pack_avx2, NULL, NULL};
+static const moei_packing moei_packing_avx2 = {3, 2, moei_pack_avx2, NULL, NULL, NULL};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_f32_avx2 = {
     MOE_COMPUTE_F32, MOE_TIER_AVX2, moei_f32_row_bytes, moei_prepare_avx2, moei_panel_bytes_f32, moei_panel_avx2, {
@@ -2773,7 +2775,7 @@ MOEI_AVX512 static void moei_decode_fp8_avx512(const moei_rows *w, uint32_t n_ro
     }
 }
 
-static const moei_packing moei_packing_avx512 = {6, 2, moei_pack_f32, NULL, NULL};
+static const moei_packing moei_packing_avx512 = {6, 2, moei_pack_f32, NULL, NULL, NULL};
 // clang-format off
 #define MOEI_F32_AVX512(dot_max, name) {                                                                               \
     MOE_COMPUTE_F32, MOE_TIER_AVX512, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_avx512, { \
@@ -2996,7 +2998,7 @@ MOEI_BF16 static void moei_decode_fp8_bf16(const moei_rows *w, uint32_t n_rows, 
     }
 }
 
-static const moei_packing moei_packing_bf16 = {6, 2, moei_pack_bf16, NULL, NULL};
+static const moei_packing moei_packing_bf16 = {6, 2, moei_pack_bf16, NULL, NULL, NULL};
 // clang-format off
 #define MOEI_BF16_AVX512(name) {                                                                                               \
     MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_bf16_row_bytes, moei_prepare_bf16_avx512, moei_panel_bytes_bf16, moei_panel_bf16, {\
@@ -3238,7 +3240,7 @@ static void moei_panel_amx(void *panel, const moei_rows *w, uint32_t n_rows, con
     moei_dot_amx(&rows, n_rows, x, n_tokens, out, out_stride);
 }
 
-static const moei_packing moei_packing_amx = {16, 2, moei_pack_amx, moei_begin_amx, moei_end_amx};
+static const moei_packing moei_packing_amx = {16, 2, moei_pack_amx, NULL, moei_begin_amx, moei_end_amx};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_bf16_amx = {
     MOE_COMPUTE_BF16, MOE_TIER_AMX, moei_bf16_row_bytes, MOEI_AMX_ROLE(moei_prepare_bf16_avx512), moei_panel_bytes_bf16,
@@ -4303,23 +4305,36 @@ MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint3
 MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
 
 /* ---- AVX512-VNNI: many tokens ----
-   LAYOUT      A panel is 16 rows; an entry is a block of 32 weights of them, a row to a dword: 8 vectors of signed weights, d, then
-               what the kind has; last the integer sums' start values. Blocks of a lane lie one after the other, so a lane's float
-               accumulators stay in registers. Tokens are packed alike: a block of a group of n is 8 n dwords of values + 128, then
-               n times d, s and sum16.
-   DEFINITION  as everywhere: sum (x + 128) w - 128 sum w is exact, and its second term the same for all tokens.
-   REGISTERS   C integer sums, C accumulators, weights, a broadcast activation
+   LAYOUT      A panel is 16 rows; an entry is a block of 32 weights of them, a row to a dword: 8 vectors of weights + 128, d, then
+               what the kind has. Blocks of a lane lie one after the other, so a lane's float accumulators stay in registers. Tokens
+               are packed alike: a block of a group of n is 8 n dwords of values, then n times each of moei_q8_part.
+   DEFINITION  as everywhere: sum x (w + 128) - 128 sum x is exact. Its second term is the same for all rows: it comes with the
+               tokens, which are packed once, and not with the weights, which are decoded for every call.
+   REGISTERS   C integer sums, C accumulators, weights, a broadcast activation. What all tokens use is pinned: gcc makes it a memory
+               operand of each use where tokens are few, and 512 bits load once a cycle (Zen 4, 3 tokens: 52 against 33 cycles).
    LIMITS      A block and token is 8 dot products, a conversion, a multiplication and an fma; a minimum and scales per 16 an fma
                more. On Zen 4 conversions have other ports: at most 80 % of the peak (73 with a minimum); where ports 0 and 5 do all
                512-bit arithmetic (Intel) 73 %, with a minimum 67 %, with scales per 16 62 %, NVFP4 57 %. */
 
 enum { MOEI_Q8_TOKENS = 8 }; /* of a group */
-MOEI_FORCE size_t moei_q8_start_of(uint32_t f) { /* vectors before the start values */
-    if (f == MOE_FORMAT_Q2_K) return 13;                          /* d, scale 0, scale 1 as floats, m, minima as two int16 */
-    if (moei_q8_has_sub(f)) return 11;                            /* d, scale 0, scale 1 */
-    return moei_q8_has_min(f) || moei_q8_is_nvfp4(f) ? 10 : 9;    /* d, m */
+#if defined(__GNUC__) || defined(__clang__)
+#define MOEI_PIN512(v) __asm__("" : "+v"(v)) /* as MOEI_PIN */
+#else
+#define MOEI_PIN512(v) ((void)(v))
+#endif
+/* What a packed block has of each token after its values. */
+enum moei_q8_part {
+    MOEI_Q8_D = 8, MOEI_Q8_S, MOEI_Q8_SUM16,
+    MOEI_Q8_ALL, MOEI_Q8_FIRST, MOEI_Q8_SECOND, /* integer sums start there: -128 sum(q), of all or half; FIRST at MOEI_MAGIC */
+    MOEI_Q8_PARTS
+};
+MOEI_FORCE size_t moei_q8_group_bytes(uint32_t n) { return MOEI_Q8_PARTS * 4 * (size_t)n; } /* of a block of n tokens */
+static size_t moei_q8_row_bytes_vnni(size_t k) { return (k + 255) / 256 * 8 * moei_q8_group_bytes(1); } /* prepared ones need less */
+MOEI_FORCE size_t moei_q8_entry(uint32_t f) {
+    if (f == MOE_FORMAT_Q2_K) return 13 * 64;                           /* d, scale 0, scale 1 as floats, m, minima as two int16 */
+    if (moei_q8_has_sub(f)) return 11 * 64;                             /* d, scale 0, scale 1 */
+    return moei_q8_has_min(f) || moei_q8_is_nvfp4(f) ? 10 * 64 : 9 * 64; /* d, m */
 }
-MOEI_FORCE size_t moei_q8_entry(uint32_t f) { return (moei_q8_start_of(f) + (moei_q8_has_halves(f) ? 2 : 1)) * 64; }
 static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) { return n_rows ? (k + 255) / 256 * 8 * moei_q8_entry(MOE_FORMAT_Q2_K) : 0; }
 /* What the tile needs to know of a format: formats of a kind share its code. */
 MOEI_FORCE uint32_t moei_q8_kind(uint32_t f) {
@@ -4327,45 +4342,67 @@ MOEI_FORCE uint32_t moei_q8_kind(uint32_t f) {
     if (moei_q8_is_nvfp4(f)) return MOE_FORMAT_NVFP4;
     return f == MOE_FORMAT_Q2_K ? f : (uint32_t)(moei_q8_has_sub(f) ? MOE_FORMAT_Q6_K : MOE_FORMAT_Q8_0);
 }
-/* Half h of a block: 16 weights of 16 rows times c tokens. */
-MOEI_FORCE MOEI_VNNI void moei_q8_dots(const uint8_t *w, size_t start, size_t h, int c, const uint8_t *x, __m512i *s) {
-    if (start) MOEI_UNROLL for (int t = 0; t < c; t++) s[t] = moei_q8_ld512(w + 64 * start);
-    MOEI_UNROLL for (size_t j = 4 * h; j < 4 * h + 4; j++) {
-        const __m512i v = moei_q8_ld512(w + 64 * j);
-        MOEI_UNROLL for (int t = 0; t < c; t++)
-            s[t] = _mm512_dpbusd_epi32(s[t], _mm512_set1_epi32((int)moei_q8_u32(x + 4 * (j * (size_t)c + (size_t)t))), v);
+/* Dword `part` of c tokens at `at`. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_of(const uint8_t *x, size_t part, int c, int t) {
+    return _mm512_set1_epi32((int)moei_q8_u32(x + 4 * (part * (size_t)c + (size_t)t)));
+}
+MOEI_FORCE MOEI_VNNI __m512 moei_q8_vector(const uint8_t *w, size_t i) {
+    __m512 v = _mm512_loadu_ps((const float *)(const void *)(w + 64 * i));
+    MOEI_PIN512(v);
+    return v;
+}
+/* s + w times the 4 values at x. (gcc loads them by an instruction of their own: 2.5 % of a layer's time.) */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_dot512(__m512i s, __m512i w, const uint8_t *x) {
+#if defined(__GNUC__) && !defined(__clang__)
+    __asm__("vpdpbusd {%2%{1to16%}, %1, %0|%0, %1, %2%{1to16%}}" : "+v"(s) : "v"(w), "m"(*(const char(*)[4])x));
+    return s;
+#else
+    return _mm512_dpbusd_epi32(s, w, _mm512_set1_epi32((int)moei_q8_u32(x)));
+#endif
+}
+/* s = weights [j, end) of 16 rows times c tokens, from `start` on. */
+MOEI_FORCE MOEI_VNNI void moei_q8_dots(const uint8_t *w, size_t j, size_t end, size_t start, int c, const uint8_t *x, __m512i *s) {
+    MOEI_UNROLL for (int t = 0; t < c; t++) s[t] = moei_q8_of(x, start, c, t);
+    MOEI_UNROLL for (; j < end; j++) {
+        const __m512i v = _mm512_castps_si512(moei_q8_vector(w, j));
+        MOEI_UNROLL for (int t = 0; t < c; t++) s[t] = moei_q8_dot512(s[t], v, x + 4 * (j * (size_t)c + (size_t)t));
     }
 }
 /* acc += s * (d * d_x) */
-MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int c, __m512 d, const float *dx, const __m512 *s, __m512 *acc) {
-    MOEI_UNROLL for (int t = 0; t < c; t++) acc[t] = _mm512_fmadd_ps(s[t], _mm512_mul_ps(d, _mm512_set1_ps(dx[t])), acc[t]);
+MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int c, __m512 d, const uint8_t *x, const __m512 *s, __m512 *acc) {
+    MOEI_UNROLL for (int t = 0; t < c; t++)
+        acc[t] = _mm512_fmadd_ps(s[t], _mm512_mul_ps(d, _mm512_castsi512_ps(moei_q8_of(x, MOEI_Q8_D, c, t))), acc[t]);
 }
 /* One entry times a group of c tokens. */
 MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int c, const uint8_t *w, const uint8_t *x, __m512 *acc) {
-    const float *v = (const float *)(const void *)w, *dx = (const float *)(const void *)x + 8 * c, *sx = dx + c;
-    const size_t start = moei_q8_start_of(kind);
+    const __m512 magic = _mm512_set1_ps(MOEI_MAGIC);
     __m512i s[MOEI_Q8_TOKENS];
     __m512 f[MOEI_Q8_TOKENS];
-    moei_q8_dots(w, start, 0, c, x, s);
-    if (moei_q8_has_sub(kind)) { /* (MOEI_MAGIC + h) * scale - MOEI_MAGIC * scale = h * scale: all exact */
-        const __m512 scale = _mm512_loadu_ps(v + 16 * 9), less = _mm512_mul_ps(scale, _mm512_set1_ps(-MOEI_MAGIC));
-        MOEI_UNROLL for (int t = 0; t < c; t++) f[t] = _mm512_fmadd_ps(_mm512_castsi512_ps(s[t]), scale, less);
-    } else if (kind == MOE_FORMAT_NVFP4) {
+    if (moei_q8_has_halves(kind)) {
+        moei_q8_dots(w, 0, 4, MOEI_Q8_FIRST, c, x, s);
+        if (kind == MOE_FORMAT_NVFP4) {
+            MOEI_UNROLL for (int t = 0; t < c; t++) f[t] = _mm512_sub_ps(_mm512_castsi512_ps(s[t]), magic);
+            moei_q8_scaled(c, moei_q8_vector(w, 8), x, f, acc);
+        } else { /* (MOEI_MAGIC + h) * scale - MOEI_MAGIC * scale = h * scale: all exact */
+            const __m512 scale = moei_q8_vector(w, 9), less = _mm512_mul_ps(scale, _mm512_sub_ps(_mm512_setzero_ps(), magic));
+            MOEI_UNROLL for (int t = 0; t < c; t++) f[t] = _mm512_fmadd_ps(_mm512_castsi512_ps(s[t]), scale, less);
+        }
+        moei_q8_dots(w, 4, 8, MOEI_Q8_SECOND, c, x, s);
+    } else moei_q8_dots(w, 0, 8, MOEI_Q8_ALL, c, x, s);
+    if (moei_q8_has_sub(kind)) {
+        const __m512 scale = moei_q8_vector(w, 10);
+        MOEI_UNROLL for (int t = 0; t < c; t++) f[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[t]), scale, f[t]);
+    } else
         MOEI_UNROLL for (int t = 0; t < c; t++) f[t] = _mm512_cvtepi32_ps(s[t]);
-        moei_q8_scaled(c, _mm512_loadu_ps(v + 16 * 8), dx, f, acc);
+    moei_q8_scaled(c, moei_q8_vector(w, kind == MOE_FORMAT_NVFP4 ? 9 : 8), x, f, acc);
+    if (kind == MOE_FORMAT_Q4_K) {
+        const __m512 m = moei_q8_vector(w, 9);
+        MOEI_UNROLL for (int t = 0; t < c; t++) acc[t] = _mm512_fmadd_ps(m, _mm512_castsi512_ps(moei_q8_of(x, MOEI_Q8_S, c, t)), acc[t]);
     }
-    moei_q8_dots(w, moei_q8_has_halves(kind) ? start + 1 : 0, 1, c, x, s);
-    MOEI_UNROLL for (int t = 0; t < c; t++) {
-        const __m512 h = _mm512_cvtepi32_ps(s[t]);
-        f[t] = moei_q8_has_sub(kind) ? _mm512_fmadd_ps(h, _mm512_loadu_ps(v + 16 * 10), f[t]) : h;
-    }
-    moei_q8_scaled(c, _mm512_loadu_ps(v + 16 * (kind == MOE_FORMAT_NVFP4 ? 9 : 8)), dx, f, acc);
-    if (kind == MOE_FORMAT_Q4_K)
-        MOEI_UNROLL for (int t = 0; t < c; t++) acc[t] = _mm512_fmadd_ps(_mm512_loadu_ps(v + 16 * 9), _mm512_set1_ps(sx[t]), acc[t]);
     if (kind != MOE_FORMAT_Q2_K) return;
     MOEI_UNROLL for (int t = 0; t < c; t++)
-        f[t] = _mm512_cvtepi32_ps(_mm512_madd_epi16(moei_q8_ld512(w + 64 * 12), _mm512_set1_epi32((int)moei_q8_u32(sx + c + t))));
-    moei_q8_scaled(c, _mm512_loadu_ps(v + 16 * 11), dx, f, acc);
+        f[t] = _mm512_cvtepi32_ps(_mm512_madd_epi16(moei_q8_ld512(w + 64 * 12), moei_q8_of(x, MOEI_Q8_SUM16, c, t)));
+    moei_q8_scaled(c, moei_q8_vector(w, 11), x, f, acc);
 }
 /* A panel times a group. Both are read from front to back. */
 typedef struct moei_q8tile {
@@ -4379,14 +4416,14 @@ typedef struct moei_q8tile {
 } moei_q8tile;
 typedef void moei_q8_times_fn(const moei_q8tile *t);
 MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const moei_q8tile *p) {
-    const size_t steps = (p->n_blocks + 7) / 8;
+    const size_t steps = (p->n_blocks + 7) / 8, block = moei_q8_group_bytes((uint32_t)c);
     const uint8_t *ahead = p->ahead, *ahead_end = p->ahead_end;
     const __mmask16 mask = moei_mask_avx512(p->n_rows);
     __m512 sum[4][MOEI_Q8_TOKENS], a[MOEI_Q8_TOKENS];
     for (size_t lane = 0; lane < 8; lane++) {
-        const uint8_t *w = p->panel + lane * steps * moei_q8_entry(kind), *x = p->x + lane * steps * 48 * (size_t)c;
+        const uint8_t *w = p->panel + lane * steps * moei_q8_entry(kind), *x = p->x + lane * steps * block;
         MOEI_UNROLL for (int t = 0; t < c; t++) a[t] = _mm512_setzero_ps();
-        for (size_t i = p->n_blocks / 8 + (lane < p->n_blocks % 8); i; i--, w += moei_q8_entry(kind), x += 48 * c) {
+        for (size_t i = p->n_blocks / 8 + (lane < p->n_blocks % 8); i; i--, w += moei_q8_entry(kind), x += block) {
             MOEI_AHEAD(p->ahead_step);
             moei_q8_entry_vnni(kind, c, w, x, a);
         }
@@ -4415,30 +4452,111 @@ static moei_q8_times_fn *const *moei_q8_tiles(uint32_t f) {
     }
 }
 static MOEI_AVX2 void moei_q8_prepare_vnni(void *row, const float *x, size_t k0, size_t n, size_t k) { moei_q8_blocks(1, row, x, k0, n, k); }
-static MOEI_VNNI void moei_q8_pack(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k) {
-    const size_t steps = (k + 255) / 256;
-    const __mmask8 mask = (__mmask8)((1u << n) - 1);
-    for (size_t b = 0; b < len / 32; b++) {
-        const size_t at = k0 / 32 + b, j = b % 8;
-        uint8_t *o = (uint8_t *)to + (at % 8 * steps + at / 8) * 48 * n;
-        __m256i q[8], v[8];
-        MOEI_UNROLL for (uint32_t t = 0; t < 8; t++) { /* missing ones are not stored */
-            const moei_q8 *from = (const moei_q8 *)x[t < n ? t : 0] + b / 8;
-            for (size_t i = 0; i < 4; i++) memcpy((char *)&q[t] + 8 * i, from->q[0] + moei_q8_at(1, j, i), 8);
-            q[t] = _mm256_xor_si256(q[t], _mm256_set1_epi8(-128));
-            if (t >= n) continue;
-            memcpy(o + (8 * n + t) * 4, &from->d[j], 4), memcpy(o + (9 * n + t) * 4, &from->s[j], 4);
-            memcpy(o + (10 * n + t) * 4, from->sum16[j], 4);
+/* Part `part` of n tokens' block. */
+MOEI_FORCE MOEI_VNNI void moei_q8_keep(uint8_t *to, size_t part, uint32_t n, __m256i v) {
+    if (n == MOEI_Q8_TOKENS) _mm256_storeu_si256((__m256i *)(void *)(to + 4 * part * n), v);
+    else _mm256_mask_storeu_epi32(to + 4 * part * n, (__mmask8)((1u << n) - 1), v);
+}
+/* What the parts of block b have of 8 tokens. */
+MOEI_FORCE MOEI_VNNI void moei_q8_keep_parts(uint8_t *to, uint32_t n, __m256i d, __m256i s, __m256i sum16) {
+    const __m256i first = _mm256_slli_epi32(_mm256_srai_epi32(_mm256_slli_epi32(sum16, 16), 16), 7);
+    const __m256i second = _mm256_slli_epi32(_mm256_srai_epi32(sum16, 16), 7), zero = _mm256_setzero_si256();
+    moei_q8_keep(to, MOEI_Q8_D, n, d), moei_q8_keep(to, MOEI_Q8_S, n, s), moei_q8_keep(to, MOEI_Q8_SUM16, n, sum16);
+    moei_q8_keep(to, MOEI_Q8_ALL, n, _mm256_sub_epi32(zero, _mm256_add_epi32(first, second)));
+    moei_q8_keep(to, MOEI_Q8_FIRST, n, _mm256_sub_epi32(_mm256_set1_epi32(MOEI_MAGIC_BITS), first));
+    moei_q8_keep(to, MOEI_Q8_SECOND, n, _mm256_sub_epi32(zero, second));
+}
+/* Up to 8 blocks of n tokens: block b goes to to[b]. */
+MOEI_FORCE MOEI_VNNI void moei_q8_pack_step(uint8_t *const *to, const moei_q8 *const *x, uint32_t n, size_t n_blocks) {
+    const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high = _mm512_add_epi64(low, _mm512_set1_epi64(4));
+    __m256i v[3][8], rows[8];
+    for (size_t j = 0; j < 4; j++) {
+        __m512i a[8], b[8];
+        MOEI_UNROLL for (int t = 0; t < 8; t++) a[t] = moei_q8_ld512(x[t]->q[2 * j]);
+        MOEI_UNROLL for (int t = 0; t < 8; t += 2) b[t] = _mm512_unpacklo_epi32(a[t], a[t + 1]), b[t + 1] = _mm512_unpackhi_epi32(a[t], a[t + 1]);
+        MOEI_UNROLL for (int t = 0; t < 8; t += 4) /* a[i], a[i + 4]: dword i of every 4, of tokens 0 - 3 and 4 - 7 */
+            a[t] = _mm512_unpacklo_epi64(b[t], b[t + 2]), a[t + 1] = _mm512_unpackhi_epi64(b[t], b[t + 2]),
+            a[t + 2] = _mm512_unpacklo_epi64(b[t + 1], b[t + 3]), a[t + 3] = _mm512_unpackhi_epi64(b[t + 1], b[t + 3]);
+        MOEI_UNROLL for (size_t i = 0; i < 4; i++) {
+            const __m512i p = _mm512_permutex2var_epi64(a[i], low, a[i + 4]), q = _mm512_permutex2var_epi64(a[i], high, a[i + 4]);
+            const __m256i four[4] = {_mm512_castsi512_si256(p), _mm512_extracti64x4_epi64(p, 1), _mm512_castsi512_si256(q), _mm512_extracti64x4_epi64(q, 1)};
+            MOEI_UNROLL for (size_t l = 0; l < 4; l++) {
+                const size_t block = moei_q8_at(1, 2 * l + i / 2, 0) / 8; /* (the order is its own inverse) */
+                if (block < n_blocks) moei_q8_keep(to[block], 2 * j + i % 2, n, four[l]);
+            }
         }
-        moei_transpose_avx2((const uint8_t *)q, 32, v);
-        MOEI_UNROLL for (size_t i = 0; i < 8; i++) _mm256_mask_storeu_epi32(o + 4 * i * n, mask, v[i]);
+    }
+    MOEI_UNROLL for (int i = 0; i < 3; i++) {
+        MOEI_UNROLL for (int t = 0; t < 8; t++) rows[t] = moei_q8_ld256(i == 0 ? (const void *)x[t]->d : i == 1 ? (const void *)x[t]->s : (const void *)x[t]->sum16);
+        moei_transpose_avx2((const uint8_t *)rows, 32, v[i]);
+    }
+    for (size_t b = 0; b < n_blocks; b++) moei_q8_keep_parts(to[b], n, v[0][b], v[1][b], v[2][b]);
+}
+static MOEI_VNNI void moei_q8_pack(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k) {
+    const size_t steps = (k + 255) / 256, size = moei_q8_group_bytes(n);
+    for (size_t i = 0; i < len; i += 256) {
+        const moei_q8 *from[MOEI_Q8_TOKENS];
+        uint8_t *at[8];
+        for (uint32_t t = 0; t < MOEI_Q8_TOKENS; t++) from[t] = (const moei_q8 *)x[t < n ? t : 0] + i / 256; /* missing ones are not stored */
+        for (size_t b = 0, first = (k0 + i) / 32; b < 8; b++) at[b] = (uint8_t *)to + ((first + b) % 8 * steps + (first + b) / 8) * size;
+        const size_t n_blocks = len - i < 256 ? (len - i) / 32 : 8;
+        if (n == MOEI_Q8_TOKENS) moei_q8_pack_step(at, from, MOEI_Q8_TOKENS, n_blocks);
+        else moei_q8_pack_step(at, from, n, n_blocks);
     }
 }
-static const moei_packing moei_packing_vnni = {MOEI_Q8_TOKENS, MOEI_Q8_FEW + 1, moei_q8_pack, NULL, NULL};
+/* moei_q8_block of 8 tokens at once. */
+MOEI_FORCE MOEI_VNNI void moei_q8_group_block(uint8_t *to, const float *const *x, uint32_t n, size_t at) {
+    const __m512i sign = _mm512_set1_epi32(0x7fffffff);
+    __m512i m[8], b[8];
+    __m256i rows[8], v[8];
+    MOEI_UNROLL for (int t = 0; t < 8; t++)
+        m[t] = _mm512_max_epi32(_mm512_and_si512(_mm512_loadu_si512(x[t] + at), sign), _mm512_and_si512(_mm512_loadu_si512(x[t] + at + 16), sign));
+    MOEI_UNROLL for (int t = 0; t < 8; t += 2) b[t / 2] = _mm512_max_epi32(_mm512_unpacklo_epi32(m[t], m[t + 1]), _mm512_unpackhi_epi32(m[t], m[t + 1]));
+    MOEI_UNROLL for (int t = 0; t < 4; t += 2) m[t / 2] = _mm512_max_epi32(_mm512_unpacklo_epi64(b[t], b[t + 1]), _mm512_unpackhi_epi64(b[t], b[t + 1]));
+    m[0] = _mm512_max_epi32(_mm512_shuffle_i32x4(m[0], m[1], 0x44), _mm512_shuffle_i32x4(m[0], m[1], 0xee)); /* tokens 0 - 3 twice, then 4 - 7 */
+    m[0] = _mm512_max_epi32(m[0], _mm512_shuffle_i32x4(m[0], m[0], 0xb1));
+    const __m256i bits = _mm512_castsi512_si256(_mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 4, 5, 0, 0, 0, 0), m[0]));
+    const __m256 amax = _mm256_castsi256_ps(bits);
+    const __mmask8 nan = _mm256_cmpgt_epi32_mask(bits, _mm256_set1_epi32(0x7f7fffff));
+    const __mmask8 zero = (__mmask8)(nan | _mm256_cmp_ps_mask(amax, _mm256_set1_ps(1.26217745e-29f), _CMP_LT_OQ));
+    const __m256 id = _mm256_maskz_div_ps((__mmask8)~zero, _mm256_set1_ps(127.0f), amax);
+    __m256 d = _mm256_maskz_div_ps((__mmask8)~zero, amax, _mm256_set1_ps(127.0f));
+    d = _mm256_mask_mov_ps(d, nan, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)));
+    MOEI_UNROLL for (int t = 0; t < 8; t++) {
+        const __mmask16 some = zero >> t & 1 ? 0 : 0xffff;
+        const __m512 by = _mm512_permutexvar_ps(_mm512_set1_epi32(t), _mm512_castps256_ps512(id)), magic = _mm512_set1_ps(MOEI_MAGIC);
+        const __m512 lo = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(some, x[t] + at), by, magic);
+        const __m512 hi = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(some, x[t] + at + 16), by, magic);
+        rows[t] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm512_cvtepi32_epi8(_mm512_castps_si512(lo))), _mm512_cvtepi32_epi8(_mm512_castps_si512(hi)), 1);
+    }
+    moei_transpose_avx2((const uint8_t *)rows, 32, v);
+    __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    MOEI_UNROLL for (size_t i = 0; i < 8; i++) {
+        moei_q8_keep(to, i, n, v[i]);
+        sum[i / 4] = _mm256_dpbusd_epi32(sum[i / 4], _mm256_set1_epi8(1), v[i]);
+    }
+    const __m256 s = _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_add_epi32(sum[0], sum[1])));
+    moei_q8_keep_parts(to, n, _mm256_castps_si256(d), _mm256_castps_si256(s), _mm256_mask_blend_epi16(0xaaaa, sum[0], _mm256_slli_epi32(sum[1], 16)));
+}
+static MOEI_VNNI void moei_q8_prepare_group(void *to, const float *x, size_t x_stride, uint32_t n, size_t k0, size_t len, size_t k) {
+    const size_t steps = (k + 255) / 256;
+    const float *from[MOEI_Q8_TOKENS];
+    for (uint32_t t = 0; t < MOEI_Q8_TOKENS; t++) from[t] = x + (t < n ? t : 0) * x_stride;
+    for (size_t i = 0; i < len; i += 32) {
+        const size_t b = (k0 + i) / 32;
+        uint8_t *at = (uint8_t *)to + (b % 8 * steps + b / 8) * moei_q8_group_bytes(n);
+        if (n == MOEI_Q8_TOKENS) moei_q8_group_block(at, from, MOEI_Q8_TOKENS, i);
+        else moei_q8_group_block(at, from, n, i);
+    }
+}
+static const moei_packing moei_packing_vnni = {MOEI_Q8_TOKENS, MOEI_Q8_FEW + 1, moei_q8_pack, moei_q8_prepare_group, NULL, NULL};
 
 /* ---- AVX512-VNNI: decoding a panel ----
    16 rows at a time, a step after the other: pieces of 16 bytes are transposed while still packed, then unpacked with a row per
-   dword, so that 4-bit weights need half the shuffles. Steps that are cut (by k or by the end of the rows) are read from a copy. */
+   dword, so that 4-bit weights need half the shuffles. Steps that are cut (by k or by the end of the rows) are read from a copy.
+   A block takes 38 to 54 cycles (Zen 4), of which 512-bit stores are 18 and L1 misses of the panel 8. Tried, and no faster: the first
+   group of tokens multiplied on the way, a block behind (what it saves is lost on accumulators in memory, and the processor
+   finds no overlap); 4 lanes at a time, so that the panel stays in L1 (3 % slower); 256-bit vectors. */
 
 /* t[j] = dword j of 16 bytes in 16 rows `stride` apart. */
 MOEI_FORCE MOEI_VNNI void moei_q8_columns(const uint8_t *p, size_t stride, __m512i t[4]) {
@@ -4477,11 +4595,12 @@ typedef struct moei_q8to {
 MOEI_FORCE MOEI_VNNI void moei_q8_put(const moei_q8to *to, size_t b, size_t vector, __m512i v) {
     _mm512_storeu_si512(to->p + b * to->lane + 64 * vector, v);
 }
-/* Weights that come with an offset, or as an index. */
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_signed(uint32_t f, __m512i v) {
-    if (moei_q8_is_e2m1(f)) return _mm512_shuffle_epi8(moei_q8_z128(_mm_sub_epi8(moei_q8_e2m1_table(), _mm_set1_epi8(16))), v);
-    if (f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS) return _mm512_shuffle_epi8(moei_q8_z128(moei_q8_iq4_table()), v);
-    return moei_q8_offset(f) ? _mm512_sub_epi8(v, _mm512_set1_epi8((char)moei_q8_offset(f))) : v;
+/* Weights that come with another offset, or as an index, + 128. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_plus128(uint32_t f, __m512i v) {
+    if (moei_q8_is_e2m1(f)) return _mm512_shuffle_epi8(moei_q8_z128(_mm_add_epi8(moei_q8_e2m1_table(), _mm_set1_epi8(112))), v);
+    if (f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS)
+        return _mm512_shuffle_epi8(moei_q8_z128(_mm_xor_si128(moei_q8_iq4_table(), _mm_set1_epi8(-128))), v);
+    return _mm512_add_epi8(v, _mm512_set1_epi8((char)(moei_q8_is_wide(f) ? 128 : 128 - moei_q8_offset(f))));
 }
 /* Bits 4 j .. 4 j + 3 of every dword to bit 4 of its bytes: copies of them at 4, 11, 18 and 25 do not overlap. */
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_fifth(__m512i bits, size_t j) {
@@ -4506,7 +4625,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_32(uint32_t f, const uint8_t *p, size_t
         MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
             __m512i v = moei_q8_zand(j < 4 ? t[j] : _mm512_srli_epi16(t[j % 4], 4), 15);
             if (five) v = _mm512_or_si512(v, moei_q8_fifth(high, j));
-            moei_q8_put(to, b, j, moei_q8_signed(f, v));
+            moei_q8_put(to, b, j, moei_q8_plus128(f, v));
         }
     }
 }
@@ -4525,7 +4644,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_tight(uint32_t f, const uint8_t *p, siz
                 v = _mm512_shuffle_epi8(e % 2 ? _mm512_srli_epi32(t[e / 2], 16) : t[e / 2], even);
                 v = _mm512_ternarylogic_epi32(v, _mm512_slli_epi16(v, 4), _mm512_set1_epi8(15), 0xa8);
             } else v = moei_q8_zand(high ? _mm512_srli_epi16(v, 4) : v, 15);
-            v = f == MOE_FORMAT_INT4_GROUP ? _mm512_sub_epi8(v, zero[b + e / 8]) : moei_q8_signed(f, v);
+            v = f == MOE_FORMAT_INT4_GROUP ? _mm512_sub_epi8(v, zero[b + e / 8]) : moei_q8_plus128(f, v);
             if (b + e / 8 < to->n) moei_q8_put(to, b + e / 8, e % 8, v);
         }
     }
@@ -4535,7 +4654,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_8bit(uint32_t f, const uint8_t *p, size
     for (size_t b = 0; b < to->n; b++) {
         __m512i t[8];
         moei_q8_columns8(p + size * b + size - 32, stride, t);
-        MOEI_UNROLL for (size_t j = 0; j < 8; j++) moei_q8_put(to, b, j, t[j]);
+        MOEI_UNROLL for (size_t j = 0; j < 8; j++) moei_q8_put(to, b, j, moei_q8_plus128(f, t[j]));
     }
 }
 MOEI_FORCE MOEI_VNNI void moei_q8_decode_q45k(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
@@ -4544,7 +4663,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_q45k(uint32_t f, const uint8_t *p, size
     for (size_t b = 0; b < 8; b += 2) {
         moei_q8_columns8(p + (f == MOE_FORMAT_Q5_K ? 48 : 16) + 16 * b, stride, t);
         MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
-            __m512i lo = moei_q8_zand(t[j], 15), hi = moei_q8_zand(_mm512_srli_epi16(t[j], 4), 15);
+            __m512i lo = moei_q8_zput(_mm512_set1_epi8(-128), t[j], 15), hi = moei_q8_zput(_mm512_set1_epi8(-128), _mm512_srli_epi16(t[j], 4), 15);
             if (f == MOE_FORMAT_Q5_K) { /* bit b comes to 4 */
                 high[j] = b ? _mm512_ror_epi32(high[j], 2) : _mm512_rol_epi32(high[j], 4);
                 lo = moei_q8_zput(lo, high[j], 16), hi = moei_q8_zput(hi, _mm512_srli_epi16(high[j], 1), 16);
@@ -4562,8 +4681,8 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_q6k(const uint8_t *p, size_t stride, co
         if (b % 4 == 0) moei_q8_columns8(p + 128 + b / 4 * 32, stride, high);
         moei_q8_columns8(p + 16 * b, stride, t);
         MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
-            moei_q8_put(to, first, j, moei_q8_signed(MOE_FORMAT_Q6_K, moei_q8_zput(moei_q8_zand(t[j], 15), _mm512_sllv_epi32(high[j], left), 0x30)));
-            moei_q8_put(to, first + 2, j, moei_q8_signed(MOE_FORMAT_Q6_K, moei_q8_zput(moei_q8_zand(_mm512_srli_epi16(t[j], 4), 15), _mm512_srlv_epi32(high[j], right), 0x30)));
+            moei_q8_put(to, first, j, moei_q8_plus128(MOE_FORMAT_Q6_K, moei_q8_zput(moei_q8_zand(t[j], 15), _mm512_sllv_epi32(high[j], left), 0x30)));
+            moei_q8_put(to, first + 2, j, moei_q8_plus128(MOE_FORMAT_Q6_K, moei_q8_zput(moei_q8_zand(_mm512_srli_epi16(t[j], 4), 15), _mm512_srlv_epi32(high[j], right), 0x30)));
         }
     }
 }
@@ -4579,7 +4698,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_q23k(uint32_t f, const uint8_t *p, size
                 high[j] = b ? _mm512_ror_epi32(high[j], 1) : _mm512_rol_epi32(high[j], 2);
                 v = moei_q8_zput(v, high[j], 4);
             }
-            moei_q8_put(to, b, j, moei_q8_signed(f, v));
+            moei_q8_put(to, b, j, moei_q8_plus128(f, v));
         }
     }
 }
@@ -4621,11 +4740,18 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_byte(__m512i v, size_t i, int is_signed) { 
     v = _mm512_slli_epi32(v, (unsigned)(24 - 8 * i));
     return is_signed ? _mm512_srai_epi32(v, 24) : _mm512_srli_epi32(v, 24);
 }
+/* A word or byte of each of 8 rows, loaded into place: made of integers or of a stored array they took 1.3 to 5 times as long. */
+#define MOEI_Q8_EIGHT(name, bits, first)                                                                                 \
+    MOEI_FORCE MOEI_VNNI __m128i name(const uint8_t *p, size_t stride) {                                                 \
+        __m128i v = _mm_cvtsi32_si128((int)first(p));                                                                    \
+        v = _mm_insert_epi##bits(v, (int)first(p + stride), 1), v = _mm_insert_epi##bits(v, (int)first(p + 2 * stride), 2); \
+        v = _mm_insert_epi##bits(v, (int)first(p + 3 * stride), 3), v = _mm_insert_epi##bits(v, (int)first(p + 4 * stride), 4); \
+        v = _mm_insert_epi##bits(v, (int)first(p + 5 * stride), 5), v = _mm_insert_epi##bits(v, (int)first(p + 6 * stride), 6); \
+        return _mm_insert_epi##bits(v, (int)first(p + 7 * stride), 7); }
+MOEI_Q8_EIGHT(moei_q8_words8, 16, moei_q8_u16)
+MOEI_Q8_EIGHT(moei_q8_bytes8, 8, *)
 MOEI_FORCE MOEI_VNNI __m512 moei_q8_halves(const uint8_t *p, size_t stride) { /* one of each of 16 rows */
-    uint64_t h[4]; /* made of integers: vectors would be inserted one by one, or wait for narrow stores */
-    MOEI_UNROLL for (size_t r = 0; r < 4; r++, p += 4 * stride)
-        h[r] = moei_q8_u16(p) | moei_q8_u16(p + stride) << 16 | (uint64_t)(moei_q8_u16(p + 2 * stride) | moei_q8_u16(p + 3 * stride) << 16) << 32;
-    return _mm512_cvtph_ps(_mm256_set_epi64x((int64_t)h[3], (int64_t)h[2], (int64_t)h[1], (int64_t)h[0]));
+    return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(moei_q8_words8(p, stride)), moei_q8_words8(p + 8 * stride, stride), 1));
 }
 MOEI_FORCE MOEI_VNNI void moei_q8_decode_sub(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
     const __m512 d = moei_q8_halves(p + (f == MOE_FORMAT_Q2_K ? 80 : f == MOE_FORMAT_Q3_K ? 108 : 208), stride);
@@ -4653,9 +4779,16 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_sub(uint32_t f, const uint8_t *p, size_
         moei_q8_put(to, b, 12, _mm512_or_si512(moei_q8_byte(u[b / 2], i, 0), _mm512_slli_epi32(moei_q8_byte(u[b / 2], i + 1, 0), 16)));
     }
 }
-/* Blocks of 32 with one half-precision scale. */
+/* 2^(e - 128) for 16 exponents: as moei_q8_half_e8m0. */
+MOEI_FORCE MOEI_VNNI __m512 moei_q8_e8m0(const uint8_t *p, size_t stride) {
+    const __m512i v = _mm512_cvtepu8_epi32(_mm_unpacklo_epi64(moei_q8_bytes8(p, stride), moei_q8_bytes8(p + 8 * stride, stride)));
+    const __m512i tiny = _mm512_sllv_epi32(_mm512_set1_epi32(0x200000), _mm512_min_epi32(v, _mm512_set1_epi32(2)));
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_slli_epi32(_mm512_sub_epi32(v, _mm512_set1_epi32(1)), 23), tiny));
+}
+/* Blocks of 32 with one scale in front. */
 MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales_32(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
-    for (size_t b = 0; b < to->n; b++, p += moei_q8_step_bytes(f) / 8) moei_q8_put(to, b, 8, _mm512_castps_si512(moei_q8_halves(p, stride)));
+    for (size_t b = 0; b < to->n; b++, p += moei_q8_step_bytes(f) / 8)
+        moei_q8_put(to, b, 8, _mm512_castps_si512(f == MOE_FORMAT_MXFP4 ? moei_q8_e8m0(p, stride) : moei_q8_halves(p, stride)));
 }
 /* Others: row by row, then transposed. */
 typedef struct moei_q8rows {
@@ -4673,7 +4806,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales(uint32_t f, const uint8_t *p, si
     moei_q8rows rows;
     if (f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K) moei_q8_decode_scales_k(p, stride, to);
     else if (moei_q8_has_sub(f)) moei_q8_decode_sub(f, p, stride, to);
-    else if (f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_Q4_0 || f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_IQ4_NL) moei_q8_decode_scales_32(f, p, stride, to);
+    else if (f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_Q4_0 || f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_MXFP4) moei_q8_decode_scales_32(f, p, stride, to);
     else {
         for (size_t r = 0; r < 16; r++) {
             moei_q8s s;
@@ -4686,22 +4819,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales(uint32_t f, const uint8_t *p, si
         if (moei_q8_is_nvfp4(f) || moei_q8_has_min(f)) moei_q8_decode_column(rows.m, 9, to);
         if (f != MOE_FORMAT_INT4_GROUP) return;
         moei_q8_columns8((const uint8_t *)rows.zero, 32, zero);
-        MOEI_UNROLL for (int b = 0; b < 8; b++) zero[b] = _mm512_mullo_epi32(zero[b], _mm512_set1_epi32(0x01010101)); /* to all bytes */
-    }
-}
-/* What (x + 128) w has too much, once the weights are there. Sums of the first half that become floats through MOEI_MAGIC start there. */
-MOEI_FORCE MOEI_VNNI void moei_q8_decode_start(uint32_t f, const moei_q8to *to) {
-    const __m512i magic = _mm512_set1_epi32(moei_q8_has_sub(f) ? MOEI_MAGIC_BITS : 0);
-    for (size_t b = 0; b < to->n; b++) {
-        __m512i sum[2];
-        MOEI_UNROLL for (size_t h = 0; h < 2; h++) {
-            sum[h] = _mm512_setzero_si512();
-            MOEI_UNROLL for (size_t j = 4 * h; j < 4 * h + 4; j++)
-                sum[h] = _mm512_dpbusd_epi32(sum[h], _mm512_set1_epi8(-128), moei_q8_ld512(to->p + b * to->lane + 64 * j));
-        }
-        if (!moei_q8_has_halves(f)) sum[0] = _mm512_add_epi32(sum[0], sum[1]);
-        moei_q8_put(to, b, moei_q8_start_of(f), _mm512_sub_epi32(magic, sum[0]));
-        if (moei_q8_has_halves(f)) moei_q8_put(to, b, moei_q8_start_of(f) + 1, _mm512_sub_epi32(_mm512_setzero_si512(), sum[1]));
+        MOEI_UNROLL for (int b = 0; b < 8; b++) zero[b] = _mm512_mullo_epi32(_mm512_add_epi32(zero[b], _mm512_set1_epi32(128)), _mm512_set1_epi32(0x01010101)); /* to all bytes */
     }
 }
 /* A step of 16 rows from row r; beyond the view's end the last one again. */
@@ -4721,7 +4839,6 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, const moei_rows *w, size_
         moei_q8_sides(f, w, r + j < last ? r + j : last, i, &side[j]);
     moei_q8_decode_scales(f, p, stride, side, i % MOEI_Q8_CHUNK, zero, &to);
     moei_q8_decode_weights(f, p, stride, zero, &to);
-    moei_q8_decode_start(f, &to);
 }
 typedef void moei_q8_decode_fn(const moei_rows *w, size_t r, size_t n_rows, uint8_t *panel);
 #define MOEI_Q8_DECODE(isa, target, f)                                                                                   \
@@ -4754,7 +4871,7 @@ static void moei_q8_panel_vnni(void *panel, const moei_rows *w, uint32_t n_rows,
 #define MOEI_Q8_VNNI(f) {moei_q8_dot_vnni_##f, moei_q8_decode_later, MOEI_Q8_FEW}
 /* clang-format off */
 MOEI_UNUSED static const moei_arith moei_q8_vnni = {
-    MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_prepared_bytes, moei_q8_prepare_vnni, moei_q8_panel_bytes, moei_q8_panel_vnni,
+    MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_row_bytes_vnni, moei_q8_prepare_vnni, moei_q8_panel_bytes, moei_q8_panel_vnni,
     {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */
      MOEI_Q8_VNNI(Q8_0), MOEI_Q8_VNNI(Q4_0), MOEI_Q8_VNNI(Q4_1), MOEI_Q8_VNNI(Q5_0),
      MOEI_Q8_VNNI(Q5_1), MOEI_Q8_VNNI(Q2_K), MOEI_Q8_VNNI(Q3_K), MOEI_Q8_VNNI(Q4_K),
@@ -4915,7 +5032,7 @@ static void moei_decode_fp8_neon(const moei_rows *w, uint32_t n_rows, void *pane
     moei_decode_fp8_rows_neon(w, n_rows, (uint8_t *)panel, moei_f32_row_bytes(w->k), moei_prepare_f32);
 }
 
-static const moei_packing moei_packing_neon = {MOEI_NEON_TOKENS, 2, moei_pack_f32, NULL, NULL};
+static const moei_packing moei_packing_neon = {MOEI_NEON_TOKENS, 2, moei_pack_f32, NULL, NULL, NULL};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_f32_neon = {
     MOE_COMPUTE_F32, MOE_TIER_NEON, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_neon, {
@@ -4963,7 +5080,7 @@ MOEI_NEONBF16 static void moei_prepare_neonbf16(void *row, const float *x, size_
 static void moei_decode_fp8_neonbf16(const moei_rows *w, uint32_t n_rows, void *panel) {
     moei_decode_fp8_rows_neon(w, n_rows, (uint8_t *)panel, moei_bf16_row_bytes(w->k), moei_prepare_neonbf16);
 }
-static const moei_packing moei_packing_neonbf16 = {MOEI_NEON_TOKENS, 2, moei_pack_bf16, NULL, NULL};
+static const moei_packing moei_packing_neonbf16 = {MOEI_NEON_TOKENS, 2, moei_pack_bf16, NULL, NULL, NULL};
 // clang-format off
 MOEI_UNUSED static const moei_arith moei_bf16_neonbf16 = {
     MOE_COMPUTE_BF16, MOE_TIER_NEONBF16, moei_bf16_row_bytes, moei_prepare_neonbf16, moei_panel_bytes_neonbf16,
@@ -7760,8 +7877,14 @@ static void moei_keep_h(const moei_group *g, uint32_t slot, uint32_t n, uint32_t
         a->prepare(g->h + (slot + i) * g->h_stride, h + (size_t)i * MOEI_UP_ROWS, row, rows, g->bank->d_ff);
     for (uint32_t i = 0, group; packs && i < n; i += group) {
         group = n - i < a->packing->group ? n - i : a->packing->group;
-        for (uint32_t j = 0; j < group; j++) a->prepare(one[j], h + (size_t)(i + j) * MOEI_UP_ROWS, 0, rows, rows), x[j] = one[j];
-        a->packing->pack(g->h + (slot + i) * g->h_stride, x, group, row, rows, g->bank->d_ff);
+        uint8_t *to = g->h + (slot + i) * g->h_stride;
+        const float *from = h + (size_t)i * MOEI_UP_ROWS;
+        if (a->packing->prepare) {
+            a->packing->prepare(to, from, MOEI_UP_ROWS, group, row, rows, g->bank->d_ff);
+            continue;
+        }
+        for (uint32_t j = 0; j < group; j++) a->prepare(one[j], from + (size_t)j * MOEI_UP_ROWS, 0, rows, rows), x[j] = one[j];
+        a->packing->pack(to, x, group, row, rows, g->bank->d_ff);
     }
 }
 
