@@ -84,7 +84,8 @@
    transposed, interleaved (gpt-oss in bf16)   k_stride, row_stride = 2 es   and offset = es              k_stride = d es
    DBRX w1 v1 w2, each [E ff][d]               data                          data                         k_stride = d es
    biases of a fused tensor                    bias.stride = 2 es            and bias.offset = es         bias.data
-   fp8 with a scale per 128 x 128              scale.type, scale.data; other block shapes in scale.rows and scale.cols
+   fp8 with a scale per 128 x 128              scale.type, scale.data; other block shapes in scale.rows and scale.cols (fast are
+                                               multiples of 32 columns)
    fp8, int8 with a scale per row or tensor    scale (cols = UINT32_MAX), or scale2 for one factor per expert
    MXFP4, MXFP8, NVFP4 of Hugging Face         scale as E8M0 or E4M3 [rows][k / 32 or 16]; NVFP4's second level: scale2, which
                                                ModelOpt multiplies by and compressed-tensors divides by (scale2_divides)
@@ -2019,10 +2020,13 @@ MOEI_FORCE size_t moei_ahead_take(moei_ahead *a, uint32_t n_tokens, size_t steps
         for (const uint8_t *line_ = ahead, *stop_ = ahead += (step); line_ < stop_; line_ += 64) MOEI_PREFETCH_L2(line_)
 /* Bytes from row r to what is prefetched while a pointer moves through it: what follows some KB later, in these rows or from
    w->prefetch on. */
-MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r, size_t bytes) {
-    size_t rows = bytes / (w->row_stride + 1) + 1;
+MOEI_FORCE size_t moei_rows_ahead(const moei_rows *w, size_t bytes) { return bytes / (w->row_stride + 1) + 1; }
+MOEI_FORCE size_t moei_ahead_at(const moei_rows *w, uint32_t n_rows, uint32_t r, size_t rows) {
     if (r + rows < n_rows || !w->prefetch) return rows * w->row_stride;
     return (size_t)(w->prefetch - moei_row(w, r)) + (r + rows - n_rows) * w->row_stride;
+}
+MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r, size_t bytes) {
+    return moei_ahead_at(w, n_rows, r, moei_rows_ahead(w, bytes));
 }
 #define MOEI_AHEAD_ROWS ((size_t)32 << 10) /* of a tile */
 #define MOEI_AHEAD_BYTES 8192 /* of a single row */
@@ -2113,7 +2117,9 @@ MOEI_UNUSED static size_t moei_panel_bytes_f32(uint32_t n_rows, size_t k) { retu
 #if defined(__GNUC__) || defined(__clang__)
 #define MOEI_PIN(v) __asm__("" : "+x"(v))
 #define MOEI_KEEP(v) __asm__("" : : "x"(v))
+#define MOEI_SPILL(v) __asm__("" : "+m"(v)) /* is in memory */
 #else
+#define MOEI_SPILL(v) ((void)(v))
 #define MOEI_KEEP(v) ((void)(v))
 #define MOEI_PIN(v) ((void)(v))
 #endif
@@ -2391,37 +2397,233 @@ MOEI_AVX2 static void moei_decode_f16_avx2(const moei_rows *w, uint32_t n_rows, 
     moei_decode_avx2(MOE_FORMAT_F16, w, n_rows, panel);
 }
 
-/* 8 E4M3 values times 2^-8: their fields moved into those of f16, which has the same kind of subnormals; all ones is NaN. */
-MOEI_FORCE MOEI_AVX2 __m256 moei_e4m3_avx2(__m128i b) {
-    const __m128i top = _mm_set1_epi16(0x7f << 7);
-    __m128i h = _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(b), 7), _mm_set1_epi16((short)0xbf80));
-    return _mm256_cvtph_ps(_mm_or_si128(h, _mm_cmpeq_epi16(_mm_and_si128(h, top), top)));
+/* ---- Rows of E4M3, in this tier's order and (natural) in that of AVX-512's tiers
+   Codes are unpacked as 2^-8 of their values, NaN as if it were a number, and the 2^8 is put into the scales. That is right but for
+   rows with a NaN, with a scale from 2^119 on, or with scales whose columns are no whole steps of 32. Those are rare: they are done
+   again from what moei_decode_row says. */
+#define MOEI_RING_E4M3 ((size_t)8)    /* steps of 32 */
+#define MOEI_AHEAD_E4M3 ((size_t)64)  /* weights unpacked before they are used */
+#define MOEI_PART_E4M3 ((size_t)2048) /* weights whose scales are at hand */
+typedef __m256 moei_sums_e4m3[3][2];   /* of a row: tokens; even and odd, or what BF16 and natural order have as 0 .. 7 and 8 .. 15 */
+typedef struct moei_pair_e4m3 {        /* two rows */
+    __m256i ring[2][MOEI_RING_E4M3][2];
+    float scales[2][MOEI_PART_E4M3 / 32 + 8]; /* times 2^8, of every step */
+    uint8_t tail[2][MOEI_AHEAD_E4M3 + 32];    /* codes of the last part of a step, then zeros */
+    const uint8_t *of[2];                     /* whose scales they are */
+    int finite[2];
+    size_t rows_ahead, block;                 /* prefetched rows; the grid's row */
+    uint32_t in_block;                        /* rows of it that are behind */
+} moei_pair_e4m3;
+
+/* 32 codes as f16: the even and the odd ones or, natural, of either 16 the first and the second 8. Their fields are moved into those
+   of f16, which has the same kind of subnormals. */
+MOEI_FORCE MOEI_AVX2 void moei_halves_e4m3(const int natural, __m256i codes, __m256i h[2]) {
+    const __m256i fields = _mm256_set1_epi16((short)0xbf80);
+    const __m256i sort = _mm256_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13,
+                                          6, 14, 7, 15);
+    if (natural) codes = _mm256_shuffle_epi8(codes, sort);
+    h[0] = _mm256_and_si256(_mm256_maddubs_epi16(_mm256_set1_epi16(128), codes), fields);
+    h[1] = _mm256_and_si256(_mm256_srai_epi16(codes, 1), fields);
 }
-/* 16 E4M3 values times their scales */
-MOEI_FORCE MOEI_AVX2 void moei_fp8_avx2(const uint8_t *p, __m256 *even, __m256 *odd) {
-    const __m128i sort = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-    const __m256 up = _mm256_set1_ps(256.0f);
-    __m128i b = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)p), sort);
-    *even = _mm256_mul_ps(_mm256_mul_ps(moei_e4m3_avx2(b), up), *even);
-    *odd = _mm256_mul_ps(_mm256_mul_ps(moei_e4m3_avx2(_mm_srli_si128(b, 8)), up), *odd);
+/* Codes k .. k + 31 to the ring; *top: the largest, twice, without its sign. */
+MOEI_FORCE MOEI_AVX2 void moei_ring_e4m3(const int natural, const uint8_t *p, size_t k, __m256i (*ring)[2], __m256i *top) {
+    __m256i codes = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    *top = _mm256_max_epu8(*top, _mm256_add_epi8(codes, codes));
+    moei_halves_e4m3(natural, codes, ring[k / 32 % MOEI_RING_E4M3]);
 }
-MOEI_AVX2 static void moei_decode_fp8_avx2(const moei_rows *w, uint32_t n_rows, void *panel) {
-    const size_t half = moei_half(w->k);
-    float *o = (float *)panel, s[16];
-    uint8_t tail[64];
-    for (uint32_t r = 0; r < n_rows; r++, o += 2 * half) {
-        const uint8_t *p = moei_row(w, r);
-        __m256 even_scale = _mm256_setzero_ps(), odd_scale = even_scale;
-        for (size_t k = 0, next = 0; k < w->k; k += 16, p += 16) {
-            if (k >= next) next = k + moei_scales16(w, r, k, s), moei_part_avx2(s, &even_scale, &odd_scale);
-            if (w->k - k < 16) moei_tail_avx2(tail, p, w->k - k), p = tail;
-            __m256 even = even_scale, odd = odd_scale;
-            moei_fp8_avx2(p, &even, &odd);
-            _mm256_storeu_ps(o + k / 2, even), _mm256_storeu_ps(o + half + k / 2, odd);
+
+/* 2^8 times the scale of every 32 of n weights of a row from k on; `scales` are the row's. Returns whether all are finite. */
+MOEI_FORCE MOEI_AVX2 int moei_scales_type_e4m3(const uint32_t type, const uint8_t *scales, size_t run, size_t k, size_t n, float *s) {
+    const size_t steps = (n + 31) / 32, bytes = moei_type_bytes[type];
+    const uint8_t *p = k ? scales + k / run * bytes : scales;
+    __m256i most = _mm256_setzero_si256(), v;
+    if (type == MOE_TYPE_E8M0 && run == 32) /* MXFP8 */
+        for (size_t i = 0; i < steps; i += 8) {
+            uint8_t last[8] = {0};
+            const uint8_t *from = steps - i < 8 ? (const uint8_t *)memcpy(last, p + i, steps - i) : p + i;
+            v = _mm256_add_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)from)), _mm256_set1_epi32(8));
+            v = _mm256_slli_epi32(_mm256_min_epi32(v, _mm256_set1_epi32(255)), 23);
+            _mm256_storeu_si256((__m256i *)(void *)(s + i), v);
         }
-        for (size_t k = w->k; k % 16; k++) o[k / 2 + k % 2 * half] = 0.0f; /* 0 times an infinite scale is not */
+    else
+        for (size_t i = 0, end, next = k ? run - k % run : run; i < steps; i = end, next += run, p += bytes) {
+            float f = 256.0f * (type ? moei_scalar(type, p) : 1.0f);
+            end = next < n ? next / 32 : steps;
+            for (size_t j = i; j < end; j += 4) _mm_storeu_ps(s + j, _mm_set1_ps(f));
+        }
+    for (size_t i = 0; i < steps; i += 8) {
+        v = _mm256_loadu_si256((const __m256i *)(const void *)(s + i));
+        most = _mm256_max_epi32(most, _mm256_and_si256(v, _mm256_set1_epi32(0x7fffffff)));
+    }
+    return !_mm256_movemask_epi8(_mm256_cmpgt_epi32(most, _mm256_set1_epi32(0x7f7fffff)));
+}
+MOEI_AVX2 static int moei_scales_e4m3(uint32_t type, const uint8_t *scales, size_t run, size_t k, size_t n, float *s) {
+    if (type == MOE_TYPE_E8M0) return moei_scales_type_e4m3(MOE_TYPE_E8M0, scales, run, k, n, s);
+    return moei_scales_type_e4m3(type, scales, run, k, n, s);
+}
+/* The scales of the next row. */
+MOEI_FORCE const uint8_t *moei_grid_e4m3(moei_pair_e4m3 *s, const moei_rows *w) {
+    static const uint8_t none[1] = {0};
+    if (!w->scale.data) return none;
+    const uint8_t *p = w->scale.data + s->block * w->scale.row_stride;
+    if (++s->in_block == w->scale.rows) s->in_block = 0, s->block++;
+    return p;
+}
+
+/* Weights k + 16 j .. of R rows, a and b: times C tokens of a group, x the first one's line of it, to their sums; or (C = 0) of one row
+   to a panel. Rows that are not natural have their odd values `odd` bytes behind the even ones. */
+typedef void moei_use_e4m3_fn(const int natural, const int C, const uint32_t R, size_t group, size_t k, const int j, const __m256 *a,
+                              const __m256 *b, const uint8_t *x, size_t odd, uint8_t *panel, moei_sums_e4m3 *sums);
+MOEI_FORCE MOEI_AVX2 void moei_use_f32(const int natural, const int C, const uint32_t R, size_t group, size_t k, const int j,
+                                       const __m256 *a, const __m256 *b, const uint8_t *x, size_t odd, uint8_t *panel, moei_sums_e4m3 *sums) {
+    const size_t line = natural ? 64 : 32, at = k * (line / 16) + (size_t)j * line;
+    if (C == 0) {
+        _mm256_storeu_ps((float *)(void *)(panel + at), a[0]);
+        _mm256_storeu_ps((float *)(void *)(panel + at + (natural ? 32 : odd)), b[0]);
+    }
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        const uint8_t *p = x + at * group + line * (size_t)c;
+        __m256 xa = _mm256_loadu_ps((const float *)(const void *)p);
+        __m256 xb = _mm256_loadu_ps((const float *)(const void *)(p + (natural ? 32 : odd * group)));
+        if (R > 1) { /* one load for both rows, not a memory operand for each */
+            MOEI_PIN(xa);
+            MOEI_PIN(xb);
+        }
+        MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
+            sums[i][c][0] = _mm256_fmadd_ps(a[i], xa, sums[i][c][0]);
+            sums[i][c][1] = _mm256_fmadd_ps(b[i], xb, sums[i][c][1]);
+        }
     }
 }
+/* The results of two rows for a token. */
+MOEI_FORCE MOEI_AVX2 __m128 moei_sum2_e4m3(const int natural, const __m256 *a, const __m256 *b) {
+    if (!natural) return moei_fold_avx2(moei_fold4_avx2(a[0], b[0], a[0], b[0]), moei_fold4_avx2(a[1], b[1], a[1], b[1]));
+    __m256 c = _mm256_add_ps(a[0], a[1]), d = _mm256_add_ps(b[0], b[1]);
+    return moei_fold_avx2(moei_fold4_avx2(c, d, c, d), _mm256_setzero_ps());
+}
+
+/* Row r by moei_decode_row, times n tokens or (n = 0) to a row of a panel. */
+MOEI_FORCE MOEI_AVX2 void moei_again_e4m3(const int natural, const size_t pad, moei_use_e4m3_fn *use, const moei_rows *w, uint32_t r,
+                                          uint32_t n, const uint8_t *x, float *out, size_t out_stride) {
+    const size_t odd = moei_half(w->k) * 4;
+    float v[256];
+    for (uint32_t c = 0; c < n || !c; c++) {
+        moei_sums_e4m3 sums = {{_mm256_setzero_ps(), _mm256_setzero_ps()}};
+        for (size_t k = 0; k < w->k; k += 32) {
+            if (k % 256 == 0) memset(v, 0, sizeof v), moei_decode_row(w, r, k, w->k - k < 256 ? w->k - k : 256, v);
+            for (int j = 0; j < 2 && k + 16 * (size_t)j < moei_round_up(w->k, pad); j++) {
+                const float *p = v + k % 256 + 16 * j;
+                __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8);
+                if (!natural) moei_part_avx2(p, &a, &b);
+                if (n) use(natural, 1, 1, n, k, j, &a, &b, x + c * (natural ? 64 : 32), odd, NULL, &sums);
+                else use(natural, 0, 1, 0, k, j, &a, &b, NULL, odd, (uint8_t *)out, &sums);
+            }
+        }
+        if (n) _mm_store_ss(out + c * out_stride, moei_sum2_e4m3(natural, sums[0], sums[0]));
+    }
+}
+
+/* SHAPES      2 rows x 1 token (the sums of one row would wait for each other), 1 row x 2 or 3 tokens, 1 row to a panel (C = 0)
+   REGISTERS   4 or 6 sums, 2 tokens, 4 weights, 2 scales, 2 constants, the largest code: all 16
+   COST        Halves go through memory, two steps before they are used: f16 in a register costs two more micro-operations to widen, and
+               the long way from a code to its FMA would fill the schedulers. Zen 4, cycles per 32 weights in cache: 7.4 in registers, 6.9
+               through memory, 5.9 two steps ahead; 512 bits 7.0 to 8.1; f32 subnormals times 2^120 in place of f16 5.9, but 9.7 where
+               some codes are subnormals. With scales and prefetches 6.3 (F32: of 18 micro-ops 4 are
+               conversions, 4 multiplications, 4 FMAs) and 7.3 (BF16: a second rounding). One token, a layer, one core: F32 15 GB/s, 54 % of bf16's, BF16 14,
+               48 % (two cores: 80 to 90 % of what they read); FP8_CHANNEL's factors of rows cost a tenth more. The prefetches are
+               needed: two rows at once are 5 GB/s without, 11 to L1. */
+MOEI_FORCE MOEI_AVX2 void moei_step_e4m3(moei_pair_e4m3 *s, const int natural, moei_use_e4m3_fn *use, const int C, const uint32_t R,
+                                         const int halves, size_t k, const uint8_t *x, size_t odd, uint8_t *panel, moei_sums_e4m3 *sums) {
+    MOEI_UNROLL for (int j = 0; j < 2; j++) {
+        __m256 a[2], b[2];
+        if (j >= halves) break;
+        MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
+            const __m128i *h = (const __m128i *)(const void *)s->ring[i][k / 32 % MOEI_RING_E4M3] + j;
+            const __m256 scale = _mm256_broadcast_ss(&s->scales[i][k / 32 % (MOEI_PART_E4M3 / 32)]);
+            a[i] = _mm256_mul_ps(_mm256_cvtph_ps(_mm_load_si128(h)), scale);
+            b[i] = _mm256_mul_ps(_mm256_cvtph_ps(_mm_load_si128(h + 2)), scale);
+        }
+        use(natural, C, R, (size_t)C, k, j, a, b, x, odd, panel, sums);
+    }
+}
+/* Rows r .. r + R - 1, as far as there are; returns whether it is right. */
+MOEI_FORCE MOEI_AVX2 int moei_rows_e4m3(moei_pair_e4m3 *s, const int natural, const size_t pad, moei_use_e4m3_fn *use, const int C,
+                                        const uint32_t R, const moei_rows *w, uint32_t n_rows, uint32_t r, const uint8_t *x, float *out,
+                                        size_t out_stride) {
+    const uint32_t type = w->scale.data ? w->scale.type : (uint32_t)MOE_TYPE_NONE, n = n_rows - r < R ? n_rows - r : R;
+    const size_t run = type && w->scale.cols < w->k ? w->scale.cols : moei_round_up(w->k, 32), odd = moei_half(w->k) * 4;
+    const size_t whole = w->k & ~(size_t)31, turn = whole > MOEI_AHEAD_E4M3 ? whole - MOEI_AHEAD_E4M3 : 0;
+    const uint8_t *codes[2], *next[2], *ahead[2], *grid[2];
+    __m256i top = _mm256_setzero_si256();
+    moei_sums_e4m3 sums[2];
+    int right = run % 32 == 0;
+    codes[0] = moei_row(w, r), codes[1] = codes[0] + (n - 1) * w->row_stride;
+    ahead[0] = codes[0] + moei_ahead_at(w, n_rows, r, s->rows_ahead), ahead[1] = ahead[0] + w->row_stride;
+    grid[0] = moei_grid_e4m3(s, w), grid[1] = n > 1 ? moei_grid_e4m3(s, w) : grid[0];
+    MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
+        next[i] = codes[i] + MOEI_AHEAD_E4M3;
+        for (size_t k = whole; k < w->k; k++) s->tail[i][k - whole] = codes[i][k];
+        for (size_t k = 0; k < MOEI_AHEAD_E4M3; k += 32)
+            moei_ring_e4m3(natural, k < whole ? codes[i] + k : s->tail[i] + (k - whole), k, s->ring[i], &top);
+        MOEI_UNROLL for (int c = 0; c < C; c++) sums[i][c][0] = sums[i][c][1] = _mm256_setzero_ps();
+    }
+    for (size_t k = 0, end; k < w->k && right; k = end) {
+        if (k % MOEI_PART_E4M3 == 0)
+            for (uint32_t i = 0; i < R; i++) {
+                if (w->k <= MOEI_PART_E4M3 && s->of[i] == grid[i]) continue; /* often those of the row before */
+                s->of[i] = grid[i];
+                s->finite[i] = moei_scales_e4m3(type, grid[i], run, k, w->k - k < MOEI_PART_E4M3 ? w->k - k : MOEI_PART_E4M3, s->scales[i]);
+            }
+        right = s->finite[0] & s->finite[R - 1];
+        if (k == turn)
+            MOEI_UNROLL for (uint32_t i = 0; i < R; i++) next[i] = s->tail[i] + (turn + MOEI_AHEAD_E4M3 - whole);
+        end = moei_round_up(k + 1, MOEI_PART_E4M3);
+        if (end > w->k) end = w->k;
+        if (k < turn && turn < end) end = turn;
+        for (; k + 32 <= end; k += 32) {
+            MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
+                if (C) MOEI_PREFETCH_L2(ahead[i] + k);
+                moei_ring_e4m3(natural, next[i], k + MOEI_AHEAD_E4M3, s->ring[i], &top), next[i] += 32;
+            }
+            MOEI_SPILL(s->ring);
+            moei_step_e4m3(s, natural, use, C, R, 2, k, x, odd, (uint8_t *)out, sums);
+        }
+        if (k < end) moei_step_e4m3(s, natural, use, C, R, pad == 16 && end - k <= 16 ? 1 : 2, k, x, odd, (uint8_t *)out, sums);
+    }
+    if (!right || _mm256_movemask_epi8(_mm256_cmpeq_epi8(top, _mm256_set1_epi8((char)0xfe)))) return 0;
+    MOEI_UNROLL for (int c = 0; c < C; c++)
+        moei_store_avx2(out + (size_t)c * out_stride, moei_sum2_e4m3(natural, sums[0][c], sums[R - 1][c]), n);
+    return 1;
+}
+#define MOEI_E4M3(tier, target, natural, pad, use)                                                                           \
+    static MOEI_NOINLINE target void moei_again_e4m3_##tier(const moei_rows *w, uint32_t r, uint32_t n, const uint8_t *x,    \
+                                                            float *out, size_t out_stride) {                                 \
+        moei_again_e4m3(natural, pad, use, w, r, n, x, out, out_stride);                                                     \
+    }                                                                                                                        \
+    MOEI_FORCE target void moei_all_e4m3_##tier(const int C, const moei_rows *w, uint32_t n_rows, const uint8_t *x,          \
+                                                uint8_t *out, size_t row_bytes, size_t out_stride) {                         \
+        const uint32_t R = C == 1 ? 2 : 1, block = w->scale.data ? w->scale.rows : UINT32_MAX;                               \
+        moei_pair_e4m3 s;                                                                                                    \
+        memset(&s, 0, sizeof s);                                                                                             \
+        s.rows_ahead = moei_rows_ahead(w, MOEI_AHEAD_BYTES), s.block = w->row0 / block, s.in_block = w->row0 % block;        \
+        for (uint32_t r = 0; r < n_rows; r += R) {                                                                           \
+            float *to = (float *)(void *)(out + r * row_bytes);                                                              \
+            if (moei_rows_e4m3(&s, natural, pad, use, C, R, w, n_rows, r, x, to, out_stride)) continue;                      \
+            for (uint32_t i = 0; i < R && r + i < n_rows; i++)                                                               \
+                moei_again_e4m3_##tier(w, r + i, (uint32_t)C, x, to + i, out_stride);                                        \
+        }                                                                                                                    \
+    }                                                                                                                        \
+    target static void moei_dot_e4m3_##tier(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,    \
+                                            float *out, size_t out_stride) {                                                 \
+        const uint8_t *group = (const uint8_t *)x[0];                                                                        \
+        if (n_tokens == 1) moei_all_e4m3_##tier(1, w, n_rows, group, (uint8_t *)out, 4, out_stride);                         \
+        if (n_tokens == 2) moei_all_e4m3_##tier(2, w, n_rows, group, (uint8_t *)out, 4, out_stride);                         \
+        if (n_tokens == 3) moei_all_e4m3_##tier(3, w, n_rows, group, (uint8_t *)out, 4, out_stride);                         \
+    }                                                                                                                        \
+    target static void moei_decode_fp8_##tier(const moei_rows *w, uint32_t n_rows, void *panel) {                            \
+        moei_all_e4m3_##tier(0, w, n_rows, NULL, (uint8_t *)panel, moei_round_up(w->k, pad) * 64 / pad, 0);                  \
+    }
+MOEI_E4M3(avx2, MOEI_AVX2, 0, 16, moei_use_f32)
 
 static void moei_pack_avx2(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k) { /* half a line a step */
     uint8_t *even = (uint8_t *)to + 2 * k0 * n, *odd = even + 4 * moei_half(k) * n;
@@ -2440,9 +2642,9 @@ MOEI_UNUSED static const moei_arith moei_f32_avx2 = {
         /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
         /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
         /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
-        /* MXFP8        */ {NULL, moei_decode_fp8_avx2, 0},
-        /* FP8_BLOCK    */ {NULL, moei_decode_fp8_avx2, 0},
-        /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_avx2, 0},
+        /* MXFP8        */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},
+        /* FP8_BLOCK    */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},
+        /* FP8_CHANNEL  */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
     &moei_packing_avx2};
 // clang-format on
@@ -2752,28 +2954,7 @@ MOEI_AVX512 static void moei_decode_bf16_avx512(const moei_rows *w, uint32_t n_r
     moei_widen_avx512(MOE_FORMAT_BF16, w, n_rows, panel);
 }
 
-/* 16 E4M3 values times 2^-8: their fields moved into those of f16, which has the same kind of subnormals. */
-MOEI_FORCE MOEI_AVX512 __m512 moei_e4m3_avx512(__m128i b) {
-    const __m256i top = _mm256_set1_epi16(0x7f << 7);
-    __m256i h = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(b), 7), _mm256_set1_epi16((short)0xbf80));
-    __mmask16 nan = _mm256_cmpeq_epi16_mask(_mm256_and_si256(h, top), top);
-    return _mm512_cvtph_ps(_mm256_mask_mov_epi16(h, nan, _mm256_set1_epi16(0x7e00)));
-}
-MOEI_FORCE MOEI_AVX512 __m512 moei_fp8_avx512(const uint8_t *p, __mmask16 m, __m512 scale) {
-    __m512 v = _mm512_mul_ps(moei_e4m3_avx512(_mm_maskz_loadu_epi8(m, p)), _mm512_set1_ps(256.0f));
-    return _mm512_maskz_mul_ps(m, v, scale);
-}
-MOEI_AVX512 static void moei_decode_fp8_avx512(const moei_rows *w, uint32_t n_rows, void *panel) {
-    float *o = (float *)panel, s[16];
-    for (uint32_t r = 0; r < n_rows; r++, o += moei_f32_row_bytes(w->k) / 4) {
-        const uint8_t *p = moei_row(w, r);
-        __m512 scale = _mm512_setzero_ps();
-        for (size_t k = 0, next = 0; k < w->k; k += 16) {
-            if (k >= next) next = k + moei_scales16(w, r, k, s), scale = _mm512_loadu_ps(s);
-            _mm512_storeu_ps(o + k, moei_fp8_avx512(p + k, moei_mask_avx512(w->k - k), scale));
-        }
-    }
-}
+MOEI_E4M3(avx512, MOEI_AVX512, 1, 16, moei_use_f32)
 
 static const moei_packing moei_packing_avx512 = {6, 2, moei_pack_f32, NULL, NULL, NULL};
 // clang-format off
@@ -2787,9 +2968,9 @@ static const moei_packing moei_packing_avx512 = {6, 2, moei_pack_f32, NULL, NULL
         /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                            \
         /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,                                                                   \
         /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                         \
-        /* MXFP8        */ {NULL, moei_decode_fp8_avx512, 0},                                                          \
-        /* FP8_BLOCK    */ {NULL, moei_decode_fp8_avx512, 0},                                                          \
-        /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_avx512, 0},                                                          \
+        /* MXFP8        */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                                       \
+        /* FP8_BLOCK    */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                                       \
+        /* FP8_CHANNEL  */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                                       \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                  \
     &moei_packing_avx512}
 MOEI_UNUSED static const moei_arith moei_f32_avx512 = MOEI_F32_AVX512(UINT32_MAX, );
@@ -2982,21 +3163,19 @@ MOEI_BF16 static void moei_decode_f32_bf16(const moei_rows *w, uint32_t n_rows, 
 MOEI_BF16 static void moei_decode_f16_bf16(const moei_rows *w, uint32_t n_rows, void *panel) {
     moei_decode_bf16(MOE_FORMAT_F16, w, n_rows, panel);
 }
-MOEI_BF16 static void moei_decode_fp8_bf16(const moei_rows *w, uint32_t n_rows, void *panel) {
-    uint8_t *o = (uint8_t *)panel;
-    float s[16];
-    for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r);
-        __m512 scale = _mm512_setzero_ps(), half[2];
-        for (size_t k = 0, next = 0; k < w->k; o += 64) {
-            for (int i = 0; i < 2; i++, k += 16) {
-                if (k >= next && k < w->k) next = k + moei_scales16(w, r, k, s), scale = _mm512_loadu_ps(s);
-                half[i] = moei_fp8_avx512(p + k, moei_mask_avx512(w->k > k ? w->k - k : 0), scale);
-            }
-            moei_store_bf16(o, half[0], half[1]);
-        }
+MOEI_FORCE MOEI_BF16 void moei_use_bf16(const int natural, const int C, const uint32_t R, size_t group, size_t k, const int j,
+                                        const __m256 *a, const __m256 *b, const uint8_t *x, size_t odd, uint8_t *panel,
+                                        moei_sums_e4m3 *sums) {
+    __m256bh w[2];
+    (void)natural, (void)odd;
+    MOEI_UNROLL for (uint32_t i = 0; i < R; i++) w[i] = _mm256_cvtne2ps_pbh(b[i], a[i]);
+    if (C == 0) _mm256_storeu_si256((__m256i *)(void *)(panel + 2 * k + 32 * (size_t)j), (__m256i)w[0]);
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        __m256bh xc = (__m256bh)_mm256_loadu_si256((const __m256i *)(const void *)(x + 2 * k * group + 64 * c + 32 * j));
+        MOEI_UNROLL for (uint32_t i = 0; i < R; i++) sums[i][c][j] = _mm256_dpbf16_ps(sums[i][c][j], w[i], xc);
     }
 }
+MOEI_E4M3(bf16, MOEI_BF16, 1, 32, moei_use_bf16)
 
 static const moei_packing moei_packing_bf16 = {6, 2, moei_pack_bf16, NULL, NULL, NULL};
 // clang-format off
@@ -3010,9 +3189,9 @@ static const moei_packing moei_packing_bf16 = {6, 2, moei_pack_bf16, NULL, NULL,
         /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                    \
         /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,                                                                           \
         /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                                 \
-        /* MXFP8        */ {NULL, moei_decode_fp8_bf16, 0},                                                                    \
-        /* FP8_BLOCK    */ {NULL, moei_decode_fp8_bf16, 0},                                                                    \
-        /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_bf16, 0},                                                                    \
+        /* MXFP8        */ {moei_dot_e4m3_bf16, moei_decode_fp8_bf16, 3},                                                                 \
+        /* FP8_BLOCK    */ {moei_dot_e4m3_bf16, moei_decode_fp8_bf16, 3},                                                                 \
+        /* FP8_CHANNEL  */ {moei_dot_e4m3_bf16, moei_decode_fp8_bf16, 3},                                                                 \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                          \
     &moei_packing_bf16}
 MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512();

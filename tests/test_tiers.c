@@ -78,7 +78,7 @@ static int same_float(float a, float b) { return moei_bits(a) == moei_bits(b) ||
 
 /* ---- one arithmetic ---------------------------------------------------------------------------------------------------- */
 
-enum { ROWS = 32, TOKENS = 33, K_MAX = 2053 };
+enum { ROWS = 32, TOKENS = 33, K_MAX = 4200 };
 typedef struct subject {
     const char *name;
     const moei_arith *arith;
@@ -332,6 +332,9 @@ static MOEI_UNUSED void check_arith(const moei_arith *arith, const char *name, i
     check_fp8(&s, MOE_FORMAT_FP8_BLOCK, 100, MOE_TYPE_F32, 1, 48, 1);
     check_fp8(&s, MOE_FORMAT_MXFP8, 768, MOE_TYPE_E8M0, 1, 32, 1);
     check_fp8(&s, MOE_FORMAT_MXFP8, 32, MOE_TYPE_E8M0, 1, 32, 0);
+    check_fp8(&s, MOE_FORMAT_MXFP8, 2336, MOE_TYPE_E8M0, 1, 32, 1); /* more than one part of scales */
+    check_fp8(&s, MOE_FORMAT_FP8_BLOCK, 2100, MOE_TYPE_E8M0, 128, 128, 1);
+    check_fp8(&s, MOE_FORMAT_FP8_BLOCK, 4200, MOE_TYPE_F32, 3, 96, 0);
     printf("exercised: %s\n", name);
 }
 
