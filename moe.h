@@ -3603,10 +3603,10 @@ MOEI_FORCE MOEI_AVX2 __m256i moei_q8_side8(uint32_t type, const uint8_t *p, floa
         v = _mm256_max_epi32(_mm256_slli_epi32(v, 23), _mm256_set1_epi32(0x400000));
         break;
     default: { /* E4M3: as half floats 2^-8 too small */
-        __m128i b = _mm_cvtepu8_epi16(moei_q8_ld64(p)), a = _mm_and_si128(b, _mm_set1_epi16(0x7f));
-        nan = _mm256_cvtepi16_epi32(_mm_cmpeq_epi16(a, _mm_set1_epi16(0x7f)));
-        b = _mm_or_si128(_mm_slli_epi16(a, 7), _mm_slli_epi16(_mm_and_si128(b, _mm_set1_epi16(0x80)), 8));
-        v = _mm256_castps_si256(_mm256_mul_ps(_mm256_cvtph_ps(b), _mm256_set1_ps(256.0f)));
+        const __m128i top = _mm_set1_epi16(0x3f80), fields = _mm_set1_epi16((short)0xbf80);
+        __m128i b = _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(moei_q8_ld64(p)), 7), fields);
+        nan = _mm256_cvtepi16_epi32(_mm_cmpeq_epi16(_mm_and_si128(b, top), top));
+        return _mm256_or_si256(_mm256_castps_si256(_mm256_mul_ps(_mm256_cvtph_ps(b), _mm256_set1_ps(256.0f * factor))), nan);
     }
     }
     v = _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(v), _mm256_set1_ps(factor)));
@@ -3623,7 +3623,9 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_side_fill(uint32_t type, const moei_side *s, s
     const uint8_t *p = s->data + (type == MOE_TYPE_U4X8 ? line / 8 : line) * s->row_stride + i / per * size;
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     size_t left = (i + n - 1) / per + 1 - i / per, skip = i % per, log2 = 0;
-    for (int32_t *end = out + n; out < end; p += 8 * size, left -= 8) {
+    for (; per == 1 && left >= 8; p += 8 * size, left -= 8, out += 8)
+        _mm256_storeu_si256((__m256i *)out, moei_q8_side8(type, p, factor, (int)(4 * (line % 8))));
+    for (int32_t *end = out + (per == 1 ? left : n); out < end; p += 8 * size, left -= 8) {
         uint8_t tail[32] = {0};
         __m256i v = moei_q8_side8(type, left < 8 ? (const uint8_t *)memcpy(tail, p, left * size) : p, factor, (int)(4 * (line % 8)));
         if (per == 1) {
@@ -3875,8 +3877,8 @@ enum { MOEI_Q8_GROUP = 8 }; /* tokens that share an unpacked step */
                where memory gives 28 to 34: Q8_0 0.25 (38), Q4_0 0.44 (21), Q4_1 0.45 (23), Q4_K 0.49 (22), Q6_K 0.50 (23), Q5_K 0.59
                (21), Q5_0 0.68 (16), Q5_1 0.66 (16), IQ4_NL 0.69 (16), IQ4_XS 0.84 (14). Below half of what bf16 reads: NVFP4 0.87
                (13), Q2_K 1.04 (11) and Q3_K 1.15 (11), as the dot products and folds of 256 weights are 38 to 44 micro-ops however few
-               their bytes; with scales apart, which also pass through memory, MXFP4_HF 0.61 (14), INT4_GROUP 0.59 (14) and NVFP4_HF
-               0.67 (12). It is the steps: rows 8 times as long gain 4 to 8 %. */
+               their bytes; with scales apart, which also pass through memory, MXFP4_HF 0.61 (15), INT4_GROUP 0.59 (14) and NVFP4_HF
+               0.67 (12): that is 3 to 8 of their 34 to 43 cycles. It is the steps: rows 8 times as long gain 4 to 8 %. */
 MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_t r, size_t ahead, const void *const *x, uint32_t n, float *out,
                                            size_t out_stride) {
     const int offset = moei_q8_is_wide(f) ? 0 : moei_q8_offset(f);
@@ -4247,7 +4249,7 @@ MOEI_UNUSED static const moei_arith moei_q8_avx2 = {
                10 of them dot products and multiplications that go to two pipes: 6 cycles. Weights and scales, per byte, and GB/s
                of one token in cache where the memory gives 34: Q8_0 0.14 (43), Q4_0 0.14 (30), Q4_K 0.29 (24), Q6_K 0.33 (26).
                Bound by it: Q2_K 0.51 (14), Q3_K 0.55 (14), MXFP4 0.35 (20), and with scales apart, which also pass through
-               memory, MXFP4_HF 0.24 (17), NVFP4_HF 0.31 (13), INT4_GROUP 0.22 (17). */
+               memory (5 to 11 cycles of 25 to 38), MXFP4_HF 0.24 (20), NVFP4_HF 0.31 (14), INT4_GROUP 0.22 (17). */
 
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_ld512(const void *p) { return _mm512_loadu_si512(p); }
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_z128(__m128i v) { return _mm512_broadcast_i32x4(v); }
