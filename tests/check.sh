@@ -78,7 +78,7 @@ check aarch64-linux-gnu-g++ "aarch64: all warnings, C++11" "aarch64-linux-gnu-g+
 for o in -O0 "-O2 -mcpu=neoverse-v1" "-O1 -march=armv8.4-a" "-O0 -march=armv8.1-a" "-O0 -DMOE_NO_DOTPROD" "-O0 -DMOE_NO_I8MM" "-O0 -DMOE_NO_BF16"; do
     check aarch64-linux-gnu-gcc "aarch64 $o, all warnings" "aarch64-linux-gnu-gcc -std=c11 $o $WC -I. -c $all/emit.c -o @/emit.o"
 done
-check qemu-aarch64 "stored hashes: aarch64 (qemu)" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $hashes qemu-aarch64 @/t hashes"
+check qemu-aarch64 "stored hashes: aarch64 (qemu), BF16 too" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $hashes qemu-aarch64 -cpu max @/t hashes | tee @/out && grep -q ' 0 failed' @/out && ! grep -q 'hashes of neonbf16' @/out"
 check qemu-s390x "stored hashes: s390x, big-endian (qemu)" "s390x-linux-gnu-gcc -std=gnu11 -O2 -static $hashes qemu-s390x @/t hashes"
 check i686-linux-gnu-gcc "stored hashes: i686" "i686-linux-gnu-gcc -std=c11 -O2 -msse2 -mfpmath=sse -static $hashes @/t hashes"
 # WebAssembly: what it needs besides clang is the tool that is looked for.

@@ -188,28 +188,37 @@ static uint64_t fixed_hash(uint32_t format, uint32_t compute, uint32_t tiers) {
     return h;
 }
 
-/* The hardware's dot products of pairs differ between makers; what is stored is that of this tier. */
-#define BF16_TIER MOE_TIER_AVX512BF16
-
-static int print_hashes(void) {
-    printf("/* Made by test_invariance --print: do not edit. Hashes of a fixed computation; 0 = no such compute. */\n"
-           "#ifndef HASHES_H\n#define HASHES_H\n\n#include <stdint.h>\n\n"
-           "typedef struct stored_hash {\n    const char *format;\n    uint64_t f32, q8, bf16; /* bf16: on "
-           "avx512bf16 */\n} stored_hash;\n\n"
-           "/* clang-format off */\nstatic const stored_hash stored_hashes[] = {\n");
-    for (uint32_t f = 1; f < MOE_FORMAT_COUNT; f++)
-        printf("    {\"%s\", 0x%016llxu, 0x%016llxu, 0x%016llxu},\n", moe_format_name(f),
-               (unsigned long long)fixed_hash(f, MOE_COMPUTE_F32, MOE_TIER_BIT(MOE_TIER_C)),
-               has_q8(f) ? (unsigned long long)fixed_hash(f, MOE_COMPUTE_Q8, MOE_TIER_BIT(MOE_TIER_C)) : 0,
-               (unsigned long long)fixed_hash(f, MOE_COMPUTE_BF16, moe_tier_mask(BF16_TIER)));
-    printf("};\n/* clang-format on */\n\n#endif\n");
-    return 0;
-}
+/* The hardware's dot products of pairs differ between makers: BF16 has a hash for each of these tiers. */
+enum { BF16_TIERS = 2 };
+static const uint32_t bf16_tier[BF16_TIERS] = {MOE_TIER_AVX512BF16, MOE_TIER_NEONBF16};
+static int has_tier(uint32_t tier) { return moe_tiers() >> tier & 1; }
 
 static const stored_hash *find_hash(const char *format) {
     for (size_t i = 0; i < COUNT(stored_hashes); i++)
         if (!strcmp(stored_hashes[i].format, format)) return &stored_hashes[i];
     return NULL;
+}
+
+/* What is stored stays for a tier that this machine lacks. */
+static uint64_t bf16_hash(uint32_t format, int i) {
+    const stored_hash *h = find_hash(moe_format_name(format));
+    if (has_tier(bf16_tier[i])) return fixed_hash(format, MOE_COMPUTE_BF16, moe_tier_mask(bf16_tier[i]));
+    return h ? h->bf16[i] : 0;
+}
+
+static int print_hashes(void) {
+    printf("/* Made by test_invariance --print: do not edit. Hashes of a fixed computation; 0 = no such compute. */\n"
+           "#ifndef HASHES_H\n#define HASHES_H\n\n#include <stdint.h>\n\n"
+           "typedef struct stored_hash {\n    const char *format;\n    uint64_t f32, q8, bf16[2]; /* bf16: on "
+           "avx512bf16, on neonbf16 */\n} stored_hash;\n\n"
+           "/* clang-format off */\nstatic const stored_hash stored_hashes[] = {\n");
+    for (uint32_t f = 1; f < MOE_FORMAT_COUNT; f++)
+        printf("    {\"%s\", 0x%016llxu, 0x%016llxu, {0x%016llxu, 0x%016llxu}},\n", moe_format_name(f),
+               (unsigned long long)fixed_hash(f, MOE_COMPUTE_F32, MOE_TIER_BIT(MOE_TIER_C)),
+               has_q8(f) ? (unsigned long long)fixed_hash(f, MOE_COMPUTE_Q8, MOE_TIER_BIT(MOE_TIER_C)) : 0,
+               (unsigned long long)bf16_hash(f, 0), (unsigned long long)bf16_hash(f, 1));
+    printf("};\n/* clang-format on */\n\n#endif\n");
+    return 0;
 }
 
 static void check_hash(uint32_t format, uint32_t compute, uint32_t tier, uint64_t want) {
@@ -233,11 +242,13 @@ static void test_hashes(void) {
             if (h->q8) check_hash(f, MOE_COMPUTE_Q8, t, h->q8);
         }
         if (has_q8(f) != (h->q8 != 0)) FAIL("hash of %s q8", moe_format_name(f));
-        if (moe_tiers() & MOE_TIER_BIT(BF16_TIER)) check_hash(f, MOE_COMPUTE_BF16, BF16_TIER, h->bf16);
-        else skipped++;
+        for (int i = 0; i < BF16_TIERS; i++)
+            if (has_tier(bf16_tier[i])) check_hash(f, MOE_COMPUTE_BF16, bf16_tier[i], h->bf16[i]);
+            else skipped++;
     }
-    if (!(moe_tiers() & MOE_TIER_BIT(BF16_TIER)))
-        printf("  skipped: the BF16 hashes (no %s here)\n", moe_tier_name(BF16_TIER));
+    for (int i = 0; i < BF16_TIERS; i++)
+        if (!has_tier(bf16_tier[i]))
+            printf("  skipped: BF16's hashes of %s, which is not here\n", moe_tier_name(bf16_tier[i]));
 }
 
 /* ---- a subject: a random layer, its tokens, and what one serial call makes of them ---- */
