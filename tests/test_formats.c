@@ -1093,6 +1093,8 @@ static void test_quantize(void) {
     for (int i = 0; i < 64; i++) x[i] = ldexpf(rnd_float(), (int)(rnd() % 20) - 10);
     check(moe_quantize(MOE_FORMAT_FP8_CHANNEL, x, 2, 32, bytes) == MOE_OK, "quantise", "fp8");
     for (int i = 0; i < 64; i++) check(bytes[i] == moei_to_e4m3(x[i]), "quantise", "fp8 value %d", i);
+    check(moe_quantize(MOE_FORMAT_F32, x, 1, 16, bytes) == MOE_OK, "quantise", "f32");
+    for (int i = 0; i < 16; i++) check(moei_load32(bytes + 4 * i) == moei_bits(x[i]), "quantise", "f32 value %d", i);
     memset(x, 0, sizeof x);
     x[0] = 127.0f, x[1] = 0.5f, x[2] = -2.5f, x[3] = 3.5f; /* d = 1: halves are rounded away from zero */
     moe_quantize(MOE_FORMAT_Q8_0, x, 1, 32, bytes);
