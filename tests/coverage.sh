@@ -1,16 +1,24 @@
 #!/bin/sh
 # make coverage: lines and branches of moe.h that the tests run, over all tiers of this machine, per section; lists the lines never run.
-# FLAGS=-DMOE_NO_SIMD: the portable tier only, in a tenth of the time.
+# Tests of what is the same on every tier are compiled for few of them: instruction sets take their time.
 cd "$(dirname "$0")/.." || exit 1
 out=$PWD/build/coverage root=$PWD
 mkdir -p "$out"
-for t in ${*:-test_layer test_formats test_route test_errors test_q8 test_tiers test_models}; do
-    [ -x "$out/$t" ] && [ "$out/$t" -nt moe.h ] ||
-        (cd "$out" && gcc -std=c11 -O1 --coverage -w $FLAGS -I"$root" -I"$root/examples" -I"$root/tests" -c "$root/tests/$t.c" -o $t.o && gcc --coverage $t.o -o $t -lm -lpthread) || exit 1
-    args= && [ $t = test_layer ] && args=1
-    "$out/$t" $args | tail -n 1
-    (cd "$out" && gcov --json-format --stdout --branch-probabilities $t.o >$t.json 2>/dev/null)
-done
+run() { # run FLAGS TEST...
+    flags=$1
+    shift
+    for t in "$@"; do
+        [ -x "$out/$t" ] && [ "$out/$t" -nt moe.h ] ||
+            (cd "$out" && gcc -std=c11 -O1 --coverage -w -mfma $flags -I"$root" -I"$root/examples" -I"$root/tests" -c "$root/tests/$t.c" -o $t.o && gcc --coverage $t.o -o $t -lm -lpthread) || exit 1
+        args= && [ $t = test_layer ] && args=1
+        "$out/$t" $args | tail -n 1
+        (cd "$out" && gcov --json-format --stdout --branch-probabilities $t.o >$t.json 2>/dev/null)
+    done
+}
+run -DMOE_NO_SIMD test_errors test_models test_api test_corners test_memory
+run -DMOE_NO_AVX512 test_route test_invariance
+run -DMOE_NO_VNNI test_amx
+run "" test_tiers test_q8 test_formats test_layer
 python3 - "$out" <<'END'
 import collections, glob, json, re, sys
 lines, branches = collections.Counter(), collections.defaultdict(dict)
