@@ -1282,7 +1282,7 @@ static inline int ckpti_safetensors(ckpt *c, size_t shard) {
 /* -- GGUF -------------------------------------------------------------------------------------- */
 
 /* Header, metadata, tensor infos, padding, data. Reading past the end gives zeros and sets cut, which is
-   checked before anything that was read is used for more than another read. */
+   checked before anything that was read is used for more than another read. (The line with an @ is for make prove.) */
 typedef struct ckpti_cursor {
     ckpt *c;
     const uint8_t *data;
@@ -1325,6 +1325,7 @@ static inline int ckpti_gguf_array(ckpti_cursor *g, ckpt_value *v) {
     if (v->count > ckpti_left(g) / bytes)
         return ckpti_fail(g->c, "an array of %llu elements does not fit in the file", (ckpti_ull)v->count);
     if (v->element != CKPTI_GGUF_STRING) return v->data = ckpti_take(g, v->count * bytes), 0;
+    /*@ loop invariant g->at <= g->size; loop assigns i, g->at, g->cut; */
     for (uint64_t i = 0; i < v->count && !g->cut; i++) ckpti_take(g, ckpti_u64(g));
     return g->cut ? ckpti_fail(g->c, "the file ends inside an array of strings") : 0;
 }

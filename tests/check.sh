@@ -58,6 +58,7 @@ sanitize() { # sanitize NAME FLAGS
 sanitize "address sanitizer, all tiers" "-O1 -g -fsanitize=address"
 sanitize "address and undefined-behaviour sanitizers, tier c" "$san -DMOE_NO_SIMD"
 check gcc "address sanitizer: emulated tiles" "gcc -std=c11 -O1 -g -fsanitize=address $T -DMOE_NO_VNNI tests/test_amx.c -o @/t -lm && @/t"
+check frama-c "proofs" "ONLY= sh tests/proofs/run.sh"
 for t in formats route; do
     check gcc "sanitizers: $t" "gcc -std=c11 $san $T -DMOE_NO_SIMD tests/test_$t.c -o @/t -lm && @/t"
     check qemu-s390x "s390x, big-endian (qemu): $t" "s390x-linux-gnu-gcc -std=gnu11 -O2 -static $T tests/test_$t.c -o @/t -lm && qemu-s390x @/t"

@@ -15,8 +15,8 @@ run() { # run FLAGS TEST...
         (cd "$out" && gcov --json-format --stdout --branch-probabilities $t.o >$t.json 2>/dev/null)
     done
 }
-run -DMOE_NO_SIMD test_errors test_models test_api test_corners test_memory
-run -DMOE_NO_AVX512 test_route test_invariance
+run -DMOE_NO_SIMD test_errors test_models test_corners test_memory
+run -DMOE_NO_AVX512 test_route test_invariance test_api
 run -DMOE_NO_VNNI test_amx
 run "" test_tiers test_q8 test_formats test_layer
 python3 - "$out" <<'END'

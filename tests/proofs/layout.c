@@ -28,36 +28,35 @@ static void pack(uint32_t group) { /* 0: tokens are not packed */
     //@ assert 64 - 15 <= most <= 256 && most % group == 0;
 }
 
-static void layer(moe_layer *l) {
+static void layer(moe_layer *l, int all) { /* all: shared experts and a latent space too */
     moe_desc *d = &l->desc;
     d->d_model = up_to(1, MOEI_MAX_WIDTH), d->d_ff = up_to(1, MOEI_MAX_WIDTH),
     d->n_experts = up_to(1, MOEI_MAX_EXPERTS);
     d->n_zero_experts = up_to(0, MOEI_MAX_EXPERTS), d->top_k = up_to(1, 2 * MOEI_MAX_EXPERTS);
-    d->shared.d_ff = up_to(0, MOEI_MAX_WIDTH), d->shared.count = up_to(0, MOEI_MAX_EXPERTS),
-    d->latent.d = up_to(0, MOEI_MAX_WIDTH);
+    d->shared.d_ff = all ? up_to(1, MOEI_MAX_WIDTH) : 0, d->shared.count = all ? up_to(1, MOEI_MAX_EXPERTS) : 0;
+    d->latent.d = all ? up_to(1, MOEI_MAX_WIDTH) : 0;
     d->shared.gate_kind = up_to(0, MOE_SHARED_COUNT - 1);
     d->router.capacity = up_to(0, UINT32_MAX), d->router.capacity_by_score = up_to(0, 1);
     l->routed.n_experts = d->n_experts, l->routed.d_in = up_to(1, MOEI_MAX_WIDTH), l->routed.d_ff = d->d_ff;
     l->shared.n_experts = d->shared.count, l->shared.d_in = d->d_model, l->shared.d_ff = d->shared.d_ff;
     l->router_rows = up_to(1, 3 * MOEI_MAX_EXPERTS), l->n_ids = up_to(1, 2 * MOEI_MAX_EXPERTS);
     l->router = l->routed.in = l->routed.mid = &any;
-    l->latent_in = l->latent_out = d->latent.d ? &any : NULL;
-    l->shared.in = l->shared.mid = l->shared.d_ff ? &any : NULL;
+    l->latent_in = l->latent_out = all ? &any : NULL;
+    l->shared.in = l->shared.mid = all ? &any : NULL;
 }
 
 int main(void) {
     static const uint32_t groups[] = {0, 1, 2, 3, 6, 8, MOEI_GROUP}; /* what the tiers have, and the least */
     static moe_layer l;
     static moei_plan p;
-    layer(&l);
     p.layer = &l;
-    for (size_t i = 0; i < MOEI_COUNT(groups); i++) {
-        pack(groups[i]);
+    for (size_t i = 0; i < 2 * MOEI_COUNT(groups); i++) {
+        layer(&l, i & 1);
+        pack(groups[i / 2]);
         p.n_tokens = Frama_C_size_t_interval(1, SIZE_MAX), p.block = Frama_C_size_t_interval(1, SIZE_MAX);
         p.k = up_to(1, UINT32_MAX), p.n_tasks = up_to(1, UINT32_MAX);
         moei_lay_out(&p);
     }
-    moei_fit_block(&p, Frama_C_size_t_interval(0, SIZE_MAX));
     moe_workspace_size(&l, Frama_C_size_t_interval(0, SIZE_MAX), up_to(0, UINT32_MAX));
     moe_workspace_min(&l, Frama_C_size_t_interval(0, SIZE_MAX), up_to(0, UINT32_MAX));
     return 0;

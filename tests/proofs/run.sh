@@ -1,8 +1,9 @@
 #!/bin/sh
 # make prove: Frama-C's Eva and WP over the drivers here. Each line of the table: driver, alarms that README.md explains, options.
-# Fails where there are more. ONLY=PATTERN for some of them. Debian: frama-c-base, and z3 with why3 for WP.
+# Fails where there are more. ONLY=PATTERN for some of them. Debian: frama-c-base, and why3 with z3 and cvc4 for WP.
 cd "$(dirname "$0")/../.." || exit 1
 out=build/prove failed=0 passed=0 skipped=0
+export WHY3CONFIG="$PWD/$out/why3.conf"
 mkdir -p $out
 command -v frama-c >/dev/null 2>&1 || { echo "prove: skipped: no frama-c" && exit 0; }
 result() { # result NAME GOOD TEXT
@@ -27,7 +28,8 @@ eva() { # eva NAME ALARMS OPTION...: alarms, and properties that are not proved
 }
 
 top="-eva-domains bitwise -inline-calls moei_top_index -eva-slevel 500 -eva-slevel-merge-after-loop moei_top_few,moei_top_many"
-wide="-warn-unsigned-overflow -eva-slevel 200 -eva-split-return-function moei_mul:0,moei_add:0"
+wide="-warn-unsigned-overflow -eva-slevel 200 -eva-slevel-function main:0,row_bytes:0,panel_bytes:0"
+wide="$wide -eva-split-return-function moei_mul:0,moei_add:0"
 paths="-eva-slevel 50000 -eva-split-return-function ckpti_utf8:full,ckpti_json_string:full,ckpti_json_word:full"
 paths=$paths,ckpti_json_number:full,ckpti_next:full
 # shellcheck disable=SC2086
@@ -38,23 +40,27 @@ paths=$paths,ckpti_json_number:full,ckpti_next:full
     eva text 0 -eva-slevel 3000 -eva-split-return-function ckpti_utf8:full
     eva json 2 $paths,ckpti_peek:full,ckpti_accept:full,ckpti_digits:full
     eva cursor 2 -eva-slevel 1000 -eva-auto-loop-unroll 128 -eva-split-return-function ckpti_take:full
-    eva layout 3 $wide
-    eva layout-32 3 $wide -machdep gcc_x86_32
+    eva chunk 0 -warn-unsigned-overflow -warn-unsigned-downcast -eva-slevel 10000 -eva-auto-loop-unroll 300
+    eva layout 5 $wide
+    eva layout-32 5 $wide -machdep gcc_x86_32
 }
-wp() { # wp NAME FUNCTION,...: proved for all arguments
-    case "$1" in *${ONLY:-}*) ;; *) return ;; esac
-    if ! command -v why3 >/dev/null 2>&1 || ! command -v z3 >/dev/null 2>&1; then
-        echo "skipped $1: no why3 or z3"
+wp() { # wp NAME FUNCTION,... OPTION...: proved for all arguments
+    name=$1 functions=$2
+    shift 2
+    case "$name" in *${ONLY:-}*) ;; *) return ;; esac
+    if ! command -v why3 >/dev/null 2>&1 || ! command -v z3 >/dev/null 2>&1 || ! command -v cvc4 >/dev/null 2>&1; then
+        echo "skipped $name: no why3, z3 or cvc4"
         skipped=$((skipped + 1))
         return
     fi
-    [ -f ~/.why3.conf ] || why3 config detect >/dev/null 2>&1
-    prove "$1" "$1" -wp -wp-fct "$2" -wp-rte -warn-unsigned-overflow -wp-prover z3 -wp-timeout 30
-    goals=$(sed -n 's/.*Proved goals: *//p' $out/"$1".log)
+    [ -f "$WHY3CONFIG" ] || why3 config detect >/dev/null 2>&1
+    prove "$name" "$name" -wp -wp-fct "$functions" -wp-rte -warn-unsigned-overflow -wp-prover z3,cvc4 -wp-timeout 30 "$@"
+    goals=$(sed -n 's/.*Proved goals: *//p' $out/"$name".log)
     [ -n "$goals" ] && [ "${goals%% *}" = "${goals##* }" ]
-    result "$1" $? "${goals:-no} goals proved"
+    result "$name" $? "${goals:-no} goals proved"
 }
 wp sizes moei_mul,moei_add,moei_take
 wp take ckpti_mul,ckpti_left,ckpti_take
+wp gguf ckpti_left,ckpti_take,ckpti_u32,ckpti_u64,ckpti_gguf_string,ckpti_gguf_array,ckpti_gguf_value,ckpti_gguf_header -wp-model Typed+Cast
 echo "prove: $passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]
