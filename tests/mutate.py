@@ -255,6 +255,9 @@ def main():
     if not args.semantic:
         todo += [("generic",) + m for m, _ in zip(generic(args.seed, wanted), range(args.sample))]
     counts, bad, known, start = {}, 0, listed(), time.time()
+    for section, line, _ in known:
+        if not any(line in source for source in SOURCES.values()):
+            print(f"equivalent_mutants.txt: this line is gone: {section}: {line}")
     with tempfile.TemporaryDirectory() as tmp:
         tree(tmp)
         judge = Judge(tmp)
