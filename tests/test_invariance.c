@@ -542,11 +542,16 @@ static void test_workspaces(const subject *s, outs *o) {
 }
 
 /* So many tokens that an expert's slots take several tiles: at once, in blocks, and in calls. */
-static void test_many(uint32_t format, uint32_t compute) {
+static void test_many(uint32_t format, uint32_t compute, int latent) {
     enum { MANY = 2000, PART = 150 };
+    uint64_t seed = 7700 + format;
     subject s;
     moe_io io;
-    if (!subject_new(&s, 7700 + format, format, compute, 0)) return;
+    if (!subject_new(&s, seed, format, compute, 0)) return;
+    while (latent && !s.layer.desc.latent.d) {
+        subject_free(&s);
+        if (!subject_new(&s, ++seed, format, compute, 0)) return;
+    }
     size_t row = s.d * 4, full = moe_workspace_size(&s.layer, MANY, 2), least = moe_workspace_min(&s.layer, MANY, 2);
     float *x = (float *)grab(MANY * row), *at_once = (float *)grab(MANY * row), *other = (float *)grab(MANY * row);
     for (size_t i = 0; i < MANY * s.d; i++) x[i] = rl_gauss(&s.l.rng);
@@ -1080,9 +1085,9 @@ static void test_subjects(int rounds, int part) {
         }
     for (size_t i = 0; i < COUNT(pools); i++) pool_stop(&pools[i]);
     if (part == ALL)
-        test_many(MOE_FORMAT_F32, MOE_COMPUTE_F32), test_many(MOE_FORMAT_Q4_0, MOE_COMPUTE_Q8),
-            test_many(MOE_FORMAT_BF16, MOE_COMPUTE_DEFAULT), test_rests(MOE_FORMAT_BF16, MOE_COMPUTE_DEFAULT),
-            test_rests(MOE_FORMAT_Q8_0, MOE_COMPUTE_Q8);
+        test_many(MOE_FORMAT_F32, MOE_COMPUTE_F32, 0), test_many(MOE_FORMAT_F16, MOE_COMPUTE_F32, 1),
+            test_many(MOE_FORMAT_Q4_0, MOE_COMPUTE_Q8, 0), test_many(MOE_FORMAT_BF16, MOE_COMPUTE_DEFAULT, 0),
+            test_rests(MOE_FORMAT_BF16, MOE_COMPUTE_DEFAULT), test_rests(MOE_FORMAT_Q8_0, MOE_COMPUTE_Q8);
     free(space0.data);
     if (!rl_bf16(moe_tiers())) printf("  skipped: BF16 (no tier here has it)\n");
 }
