@@ -1112,6 +1112,7 @@ static void test_presets(void) {
         unsupported += status == MOE_ERR_UNSUPPORTED;
         if (status == MOE_ERR_UNSUPPORTED) check(!memcmp(&d, &zero, sizeof d), name);
         else check(status == MOE_OK, name);
+        check(!d.router.n_group == !d.router.topk_group, name); /* groups: both numbers or none */
         d.n_experts = 64, d.shared.count = 1;
         d.top_k = d.router.group == MOE_GROUP_PER_GROUP ? d.router.n_group : 2;
         check(status == MOE_ERR_UNSUPPORTED || moei_check_router(&d, NULL) == MOE_OK, name);
