@@ -16,7 +16,7 @@ TESTS    := $(patsubst tests/%.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 HEADERS  := moe.h $(wildcard examples/*.h tests/*.h bench/*.h tests/data/*.h tests/data/*/*.h)
 
 # Where the compiler has OpenMP.
-OPENMP   := $(shell echo 'int main(void) { return 0; }' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo $(BUILD)/openmp)
+OPENMP   := $(shell t=`mktemp` && echo 'int main(void) { return 0; }' | $(CC) -fopenmp -x c - -o $$t 2>/dev/null && echo $(BUILD)/openmp; rm -f $$t)
 
 MAKEFLAGS += -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 .PHONY: all examples run test check bench bench-kernels bench-pool accuracy exp fuzz soak mutate foreign static coverage prove lib install clean
