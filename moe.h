@@ -2006,8 +2006,9 @@ typedef struct moei_ahead { /* what is read later, its prefetches spread over al
     const uint8_t *data;
     uint64_t rate, done; /* 2^-32 cache lines per token of a tile, and so far */
 } moei_ahead;
-MOEI_FORCE moei_ahead moei_ahead_over(const uint8_t *data, size_t bytes, size_t work) {
-    moei_ahead a = {data, (((uint64_t)(bytes / 64) << 32) + work - 1) / work, 0}; /* up: not a line less */
+MOEI_FORCE moei_ahead moei_ahead_next(const moei_rows *w, size_t work) { /* what w names, over so many tokens of tiles */
+    size_t bytes = w->prefetch ? w->prefetch_bytes : 0;
+    moei_ahead a = {w->prefetch ? w->prefetch : w->data, (((uint64_t)(bytes / 64) << 32) + work - 1) / work, 0}; /* up: not a line less */
     return a;
 }
 /* A tile's share, and its bytes a step. */
@@ -2528,10 +2529,10 @@ MOEI_FORCE MOEI_AVX2 void moei_again_e4m3(const int natural, const size_t pad, m
    COST        Halves go through memory, two steps before they are used: f16 in a register costs two more micro-operations to widen, and
                the long way from a code to its FMA would fill the schedulers. Zen 4, cycles per 32 weights in cache: 7.4 in registers, 6.9
                through memory, 5.9 two steps ahead; 512 bits 7.0 to 8.1; f32 subnormals times 2^120 in place of f16 5.9, but 9.7 where
-               some codes are subnormals. With scales and prefetches 6.3 (F32: of 18 micro-ops 4 are
-               conversions, 4 multiplications, 4 FMAs) and 7.3 (BF16: a second rounding). One token, a layer, one core: F32 15 GB/s, 54 % of bf16's, BF16 14,
-               48 % (two cores: 80 to 90 % of what they read); FP8_CHANNEL's factors of rows cost a tenth more. The prefetches are
-               needed: two rows at once are 5 GB/s without, 11 to L1. */
+               some codes are subnormals. With scales and prefetches 6.3 (F32: of 18 micro-ops 4 are conversions, 4 multiplications,
+               4 FMAs) and 7.3 (BF16: a second rounding). One token, a layer, one core: F32 15 GB/s, 54 % of bf16's, BF16 14, 48 % (two
+               cores: 80 to 90 % of what they read); FP8_CHANNEL's factors of rows cost a tenth more. The prefetches are needed: two
+               rows at once are 5 GB/s without, 11 to L1. */
 MOEI_FORCE MOEI_AVX2 void moei_step_e4m3(moei_pair_e4m3 *s, const int natural, moei_use_e4m3_fn *use, const int C, const uint32_t R,
                                          const int halves, size_t k, const uint8_t *x, size_t odd, uint8_t *panel, moei_sums_e4m3 *sums) {
     MOEI_UNROLL for (int j = 0; j < 2; j++) {
@@ -3094,11 +3095,12 @@ MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int help, const int C, const moei
         __m256 low[6], high[6];
         MOEI_UNROLL for (int c = 0; c < C; c++) low[c] = high[c] = _mm256_setzero_ps();
         for (size_t k = 0; k < 2 * k_end; k += 64) {
-            const __m256i v[2] = {_mm256_loadu_si256((const __m256i *)(const void *)(p + k)), _mm256_loadu_si256((const __m256i *)(const void *)(p + k + 32))};
+            const __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)(p + k));
+            const __m256i b = _mm256_loadu_si256((const __m256i *)(const void *)(p + k + 32));
             moei_help(help, ahead + k);
             MOEI_UNROLL for (int c = 0; c < C; c++) {
                 const uint8_t *line = x + k * group + 64 * c;
-                low[c] = moei_pairs_bf16(low[c], v[0], line), high[c] = moei_pairs_bf16(high[c], v[1], line + 32);
+                low[c] = moei_pairs_bf16(low[c], a, line), high[c] = moei_pairs_bf16(high[c], b, line + 32);
             }
         }
         const __m512i tail = _mm512_maskz_loadu_epi16(moei_mask_bf16(w->k - k_end) & (k_end < w->k ? ~0u : 0), p + 2 * k_end);
@@ -3986,8 +3988,8 @@ static void moei_q8_decode_later(const moei_rows *w, uint32_t n_rows, void *pane
 /* ---- AVX2: many tokens ----
    LAYOUT      A panel is 32 rows: for every step 4 times 8 rows times 8 blocks, each an entry of its own: vectors of one dword (or
                float) per row, 8 of weights (4 consecutive k each), the scale, and what else the kind has. A tile walks it from
-               front to back; the accumulators of the 8 lanes lie in L1, [lane][token][row]. Wide formats have 16 vectors of weights: int16, bytes 0 and 2 of
-               every dword, then 1 and 3, and activations to match.
+               front to back; the accumulators of the 8 lanes lie in L1, [lane][token][row]. Wide formats have 16 vectors of weights:
+               int16, bytes 0 and 2 of every dword, then 1 and 3, and activations to match.
    REGISTERS   8 rows x 4 tokens: 4 sums of 16 bits and 4 of 32, the weights, an activation.
    LIMITS      per dword of narrow weights vpmaddubsw and an addition of 16 bits, 8 times (u > 16: 4, u > 32: twice) before they
                become 32 bits by vpmaddwd, which also applies integer scales; wide ones vpmaddwd and an addition per 2 weights.
@@ -4206,7 +4208,7 @@ static void moei_q8_panel_avx2(void *panel, const moei_rows *w, uint32_t n_rows,
     const uint32_t f = w->format;
     const int offset = f == MOE_FORMAT_INT4_GROUP ? 1 : moei_q8_offset(f);
     const size_t n_blocks = w->k / 32, n_panels = (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS, tiles = (n_tokens + MOEI_Q8_FOUR - 1) / MOEI_Q8_FOUR;
-    moei_ahead later = moei_ahead_over(w->prefetch ? w->prefetch : w->data, w->prefetch ? w->prefetch_bytes : 0, n_panels * ((n_blocks + 7) / 8) * tiles);
+    moei_ahead later = moei_ahead_next(w, n_panels * ((n_blocks + 7) / 8) * tiles);
     moei_q8side side[MOEI_Q8_ROWS];
     float room[MOEI_Q8_ACC + 16], *acc = (float *)(void *)(((uintptr_t)room + 63) & ~(uintptr_t)63);
     for (uint32_t r = 0, n; r < n_rows; r += MOEI_Q8_ROWS)
@@ -4264,7 +4266,8 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_qwords(__m512i p, __m512i q, int a, int b, 
 }
 MOEI_FORCE long long moei_q8_four(size_t i) { return (long long)(0x0003000200010000u + i * 0x0001000100010001u); }
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_words(size_t a, size_t b, size_t c, size_t d, size_t e, size_t f, size_t g, size_t h) {
-    return _mm512_setr_epi64(moei_q8_four(a), moei_q8_four(b), moei_q8_four(e), moei_q8_four(f), moei_q8_four(c), moei_q8_four(d), moei_q8_four(g), moei_q8_four(h));
+    return _mm512_setr_epi64(moei_q8_four(a), moei_q8_four(b), moei_q8_four(e), moei_q8_four(f), moei_q8_four(c), moei_q8_four(d),
+                             moei_q8_four(g), moei_q8_four(h));
 }
 /* 8 bytes at `at` of 8 blocks of 18, 20, 22 or 24. */
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_each(const uint8_t *p, size_t size, size_t at) {
@@ -4666,7 +4669,8 @@ MOEI_FORCE MOEI_VNNI void moei_q8_pack_step(uint8_t *const *to, const moei_q8 *c
             a[t + 2] = _mm512_unpacklo_epi64(b[t + 1], b[t + 3]), a[t + 3] = _mm512_unpackhi_epi64(b[t + 1], b[t + 3]);
         MOEI_UNROLL for (size_t i = 0; i < 4; i++) {
             const __m512i p = _mm512_permutex2var_epi64(a[i], low, a[i + 4]), q = _mm512_permutex2var_epi64(a[i], high, a[i + 4]);
-            const __m256i four[4] = {_mm512_castsi512_si256(p), _mm512_extracti64x4_epi64(p, 1), _mm512_castsi512_si256(q), _mm512_extracti64x4_epi64(q, 1)};
+            const __m256i four[4] = {_mm512_castsi512_si256(p), _mm512_extracti64x4_epi64(p, 1), _mm512_castsi512_si256(q),
+                                     _mm512_extracti64x4_epi64(q, 1)};
             MOEI_UNROLL for (size_t l = 0; l < 4; l++) {
                 const size_t block = moei_q8_at(1, 2 * l + i / 2, 0) / 8; /* (the order is its own inverse) */
                 if (block < n_blocks) moei_q8_keep(to[block], 2 * j + i % 2, n, four[l]);
@@ -4674,7 +4678,10 @@ MOEI_FORCE MOEI_VNNI void moei_q8_pack_step(uint8_t *const *to, const moei_q8 *c
         }
     }
     MOEI_UNROLL for (int i = 0; i < 3; i++) {
-        MOEI_UNROLL for (int t = 0; t < 8; t++) rows[t] = moei_q8_ld256(i == 0 ? (const void *)x[t]->d : i == 1 ? (const void *)x[t]->s : (const void *)x[t]->sum16);
+        MOEI_UNROLL for (int t = 0; t < 8; t++) {
+            const void *const parts[3] = {x[t]->d, x[t]->s, x[t]->sum16};
+            rows[t] = moei_q8_ld256(parts[i]);
+        }
         moei_transpose_avx2((const uint8_t *)rows, 32, v[i]);
     }
     for (size_t b = 0; b < n_blocks; b++) moei_q8_keep_parts(to[b], n, v[0][b], v[1][b], v[2][b]);
@@ -4698,8 +4705,10 @@ MOEI_FORCE MOEI_VNNI void moei_q8_group_block(uint8_t *to, const float *const *x
     __m256i rows[8], v[8];
     MOEI_UNROLL for (int t = 0; t < 8; t++)
         m[t] = _mm512_max_epi32(_mm512_and_si512(_mm512_loadu_si512(x[t] + at), sign), _mm512_and_si512(_mm512_loadu_si512(x[t] + at + 16), sign));
-    MOEI_UNROLL for (int t = 0; t < 8; t += 2) b[t / 2] = _mm512_max_epi32(_mm512_unpacklo_epi32(m[t], m[t + 1]), _mm512_unpackhi_epi32(m[t], m[t + 1]));
-    MOEI_UNROLL for (int t = 0; t < 4; t += 2) m[t / 2] = _mm512_max_epi32(_mm512_unpacklo_epi64(b[t], b[t + 1]), _mm512_unpackhi_epi64(b[t], b[t + 1]));
+    MOEI_UNROLL for (int t = 0; t < 8; t += 2)
+        b[t / 2] = _mm512_max_epi32(_mm512_unpacklo_epi32(m[t], m[t + 1]), _mm512_unpackhi_epi32(m[t], m[t + 1]));
+    MOEI_UNROLL for (int t = 0; t < 4; t += 2)
+        m[t / 2] = _mm512_max_epi32(_mm512_unpacklo_epi64(b[t], b[t + 1]), _mm512_unpackhi_epi64(b[t], b[t + 1]));
     m[0] = _mm512_max_epi32(_mm512_shuffle_i32x4(m[0], m[1], 0x44), _mm512_shuffle_i32x4(m[0], m[1], 0xee)); /* tokens 0 - 3 twice, then 4 - 7 */
     m[0] = _mm512_max_epi32(m[0], _mm512_shuffle_i32x4(m[0], m[0], 0xb1));
     const __m256i bits = _mm512_castsi512_si256(_mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 4, 5, 0, 0, 0, 0), m[0]));
@@ -4714,7 +4723,8 @@ MOEI_FORCE MOEI_VNNI void moei_q8_group_block(uint8_t *to, const float *const *x
         const __m512 by = _mm512_permutexvar_ps(_mm512_set1_epi32(t), _mm512_castps256_ps512(id)), magic = _mm512_set1_ps(MOEI_MAGIC);
         const __m512 lo = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(some, x[t] + at), by, magic);
         const __m512 hi = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(some, x[t] + at + 16), by, magic);
-        rows[t] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm512_cvtepi32_epi8(_mm512_castps_si512(lo))), _mm512_cvtepi32_epi8(_mm512_castps_si512(hi)), 1);
+        const __m128i q0 = _mm512_cvtepi32_epi8(_mm512_castps_si512(lo)), q1 = _mm512_cvtepi32_epi8(_mm512_castps_si512(hi));
+        rows[t] = _mm256_inserti128_si256(_mm256_castsi128_si256(q0), q1, 1);
     }
     moei_transpose_avx2((const uint8_t *)rows, 32, v);
     __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
@@ -4868,8 +4878,9 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_q6k(const uint8_t *p, size_t stride, co
         if (b % 4 == 0) moei_q8_columns8(p + 128 + b / 4 * 32, stride, high);
         moei_q8_columns8(p + 16 * b, stride, t);
         MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
-            moei_q8_put(to, first, j, moei_q8_plus128(MOE_FORMAT_Q6_K, moei_q8_zput(moei_q8_zand(t[j], 15), _mm512_sllv_epi32(high[j], left), 0x30)));
-            moei_q8_put(to, first + 2, j, moei_q8_plus128(MOE_FORMAT_Q6_K, moei_q8_zput(moei_q8_zand(_mm512_srli_epi16(t[j], 4), 15), _mm512_srlv_epi32(high[j], right), 0x30)));
+            const __m512i low4 = moei_q8_zand(t[j], 15), high4 = moei_q8_zand(_mm512_srli_epi16(t[j], 4), 15);
+            moei_q8_put(to, first, j, moei_q8_plus128(MOE_FORMAT_Q6_K, moei_q8_zput(low4, _mm512_sllv_epi32(high[j], left), 0x30)));
+            moei_q8_put(to, first + 2, j, moei_q8_plus128(MOE_FORMAT_Q6_K, moei_q8_zput(high4, _mm512_srlv_epi32(high[j], right), 0x30)));
         }
     }
 }
@@ -4912,7 +4923,8 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales_k(const uint8_t *p, size_t strid
     __m512i h[4], s[2], n[2];
     moei_q8_columns(p, stride, h);
     const __m512 d = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(h[0]));
-    const __m512 m = _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(h[0], 16)))), minus));
+    const __m512 m_plus = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(h[0], 16)));
+    const __m512 m = _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(m_plus), minus));
     s[0] = moei_q8_zand(h[1], 63), s[1] = moei_q8_zput(moei_q8_zand(h[3], 15), _mm512_srli_epi16(h[1], 2), 0x30);
     n[0] = moei_q8_zand(h[2], 63), n[1] = moei_q8_zput(moei_q8_zand(_mm512_srli_epi16(h[3], 4), 15), _mm512_srli_epi16(h[2], 2), 0x30);
     MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
@@ -4993,7 +5005,8 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales(uint32_t f, const uint8_t *p, si
     moei_q8rows rows;
     if (f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K) moei_q8_decode_scales_k(p, stride, to);
     else if (moei_q8_has_sub(f)) moei_q8_decode_sub(f, p, stride, to);
-    else if (f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_Q4_0 || f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_MXFP4) moei_q8_decode_scales_32(f, p, stride, to);
+    else if (f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_Q4_0 || f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_MXFP4)
+        moei_q8_decode_scales_32(f, p, stride, to);
     else {
         for (size_t r = 0; r < 16; r++) {
             moei_q8s s;
@@ -5006,7 +5019,8 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales(uint32_t f, const uint8_t *p, si
         if (moei_q8_is_nvfp4(f) || moei_q8_has_min(f)) moei_q8_decode_column(rows.m, 9, to);
         if (f != MOE_FORMAT_INT4_GROUP) return;
         moei_q8_columns8((const uint8_t *)rows.zero, 32, zero);
-        MOEI_UNROLL for (int b = 0; b < 8; b++) zero[b] = _mm512_mullo_epi32(_mm512_add_epi32(zero[b], _mm512_set1_epi32(128)), _mm512_set1_epi32(0x01010101)); /* to all bytes */
+        MOEI_UNROLL for (int b = 0; b < 8; b++) /* to all bytes */
+            zero[b] = _mm512_mullo_epi32(_mm512_add_epi32(zero[b], _mm512_set1_epi32(128)), _mm512_set1_epi32(0x01010101));
     }
 }
 /* A step of 16 rows from row r; beyond the view's end the last one again. */
@@ -5040,7 +5054,7 @@ static moei_q8_decode_fn *moei_q8_decoder(uint32_t f) {
 static void moei_q8_panel_vnni(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                                size_t out_stride) {
     moei_q8_times_fn *const *tiles = moei_q8_tiles(w->format);
-    moei_ahead ahead = moei_ahead_over(w->prefetch ? w->prefetch : w->data, w->prefetch ? w->prefetch_bytes : 0, (n_rows + 15) / 16 * (size_t)n_tokens);
+    moei_ahead ahead = moei_ahead_next(w, (n_rows + 15) / 16 * (size_t)n_tokens);
     moei_q8tile t;
     memset(&t, 0, sizeof t);
     t.panel = (const uint8_t *)panel, t.n_blocks = w->k / 32, t.out_stride = out_stride;
