@@ -4939,16 +4939,14 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_byte(__m512i v, size_t i, int is_signed) { 
     v = _mm512_slli_epi32(v, (unsigned)(24 - 8 * i));
     return is_signed ? _mm512_srai_epi32(v, 24) : _mm512_srli_epi32(v, 24);
 }
-/* A word or byte of each of 8 rows, loaded into place: made of integers or of a stored array they took 1.3 to 5 times as long. */
-#define MOEI_Q8_EIGHT(name, bits, first)                                                                                 \
-    MOEI_FORCE MOEI_VNNI __m128i name(const uint8_t *p, size_t stride) {                                                 \
-        __m128i v = _mm_cvtsi32_si128((int)first(p));                                                                    \
-        v = _mm_insert_epi##bits(v, (int)first(p + stride), 1), v = _mm_insert_epi##bits(v, (int)first(p + 2 * stride), 2); \
-        v = _mm_insert_epi##bits(v, (int)first(p + 3 * stride), 3), v = _mm_insert_epi##bits(v, (int)first(p + 4 * stride), 4); \
-        v = _mm_insert_epi##bits(v, (int)first(p + 5 * stride), 5), v = _mm_insert_epi##bits(v, (int)first(p + 6 * stride), 6); \
-        return _mm_insert_epi##bits(v, (int)first(p + 7 * stride), 7); }
-MOEI_Q8_EIGHT(moei_q8_words8, 16, moei_q8_u16)
-MOEI_Q8_EIGHT(moei_q8_bytes8, 8, *)
+/* A word or byte of each of 8 rows. */
+#define MOEI_Q8_EIGHT(type, first) (type)(first)(p), (type)(first)(p + stride), (type)(first)(p + 2 * stride), (type)(first)(p + 3 * stride), \
+    (type)(first)(p + 4 * stride), (type)(first)(p + 5 * stride), (type)(first)(p + 6 * stride), (type)(first)(p + 7 * stride)
+MOEI_FORCE MOEI_VNNI __m128i moei_q8_words8(const uint8_t *p, size_t stride) { return _mm_setr_epi16(MOEI_Q8_EIGHT(short, moei_q8_u16)); }
+MOEI_FORCE char moei_q8_char(const uint8_t *p) { return (char)*p; }
+MOEI_FORCE MOEI_VNNI __m128i moei_q8_bytes8(const uint8_t *p, size_t stride) {
+    return _mm_setr_epi8(MOEI_Q8_EIGHT(char, moei_q8_char), 0, 0, 0, 0, 0, 0, 0, 0);
+}
 MOEI_FORCE MOEI_VNNI __m512 moei_q8_halves(const uint8_t *p, size_t stride) { /* one of each of 16 rows */
     return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(moei_q8_words8(p, stride)), moei_q8_words8(p + 8 * stride, stride), 1));
 }

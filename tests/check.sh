@@ -12,7 +12,7 @@ if [ "${1:-}" = --one ]; then # the check of that number: tool, name, command
         result="ok      $name ($(($(date +%s) - start)) s)"
     else
         result="FAIL    $name: $(sed 1,2d "$o/check")
-$(tail -n 12 "$o/log")"
+$(tail -n 12 "$o/log" | sed 's/^/    /')"
     fi
     echo "$result" | tee "$o/result"
     exit 0

@@ -39,7 +39,7 @@ paths=$paths,ckpti_json_number:full,ckpti_next:full
     eva route 3 $top
     eva text 0 -eva-slevel 3000 -eva-split-return-function ckpti_utf8:full
     eva json 2 $paths,ckpti_peek:full,ckpti_accept:full,ckpti_digits:full
-    eva cursor 2 -eva-slevel 1000 -eva-auto-loop-unroll 128 -eva-split-return-function ckpti_take:full
+    eva cursor 3 -eva-slevel 1000 -eva-auto-loop-unroll 128 -eva-split-return-function ckpti_take:full
     eva chunk 0 -warn-unsigned-overflow -warn-unsigned-downcast -eva-slevel 10000 -eva-auto-loop-unroll 300
     eva layout 4 $wide
     eva layout-32 4 $wide -machdep gcc_x86_32
