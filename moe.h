@@ -2092,18 +2092,6 @@ MOEI_UNUSED static void moei_pack(const moei_arith *a, const void **x, uint32_t 
     }
 }
 
-/* The scales of weights k .. k + 15 of row r; returns how many of the following k have the same (at least 16 are covered).
-   Inline: compiled on its own it is SSE code, and 145 ns a call while the upper halves of the registers are in use. */
-MOEI_FORCE size_t moei_scales16(const moei_rows *w, uint32_t r, size_t k, float *s) {
-    size_t row = w->row0 + r, cols = w->scale.cols;
-    if (w->scale.data && cols % 16) { /* odd shapes: one by one */
-        for (size_t i = 0; i < 16; i++) s[i] = k + i < w->k ? moei_scale_at(&w->scale, row, k + i) : 0.0f;
-        return 16;
-    }
-    float same = w->scale.data ? moei_scale_at(&w->scale, row, k) : 1.0f;
-    for (size_t i = 0; i < 16; i++) s[i] = same;
-    return w->scale.data ? cols - k % cols : w->k;
-}
 MOEI_UNUSED static size_t moei_panel_bytes_f32(uint32_t n_rows, size_t k) { return n_rows * moei_f32_row_bytes(k); }
 #define MOEI_NO_OPS {NULL, NULL, 0}
 
@@ -3103,7 +3091,7 @@ MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int help, const int C, const moei
                 low[c] = moei_pairs_bf16(low[c], a, line), high[c] = moei_pairs_bf16(high[c], b, line + 32);
             }
         }
-        const __m512i tail = _mm512_maskz_loadu_epi16(moei_mask_bf16(w->k - k_end) & (k_end < w->k ? ~0u : 0), p + 2 * k_end);
+        const __m512i tail = _mm512_maskz_loadu_epi16(moei_mask_bf16(w->k - k_end), p + 2 * k_end);
         MOEI_UNROLL for (int c = 0; c < C; c++) {
             __m512 a = _mm512_insertf32x8(_mm512_castps256_ps512(low[c]), high[c], 1);
             if (k_end < w->k) a = _mm512_dpbf16_ps(a, (__m512bh)tail, (__m512bh)_mm512_loadu_si512(x + 2 * k_end * group + 64 * c));
@@ -5211,6 +5199,17 @@ MOEI_FORCE void moei_fp8_neon(float *o, const uint8_t *p, const float *scale) {
         vst1q_f32(o + i, vmulq_f32(low, vld1q_f32(scale + i)));
         vst1q_f32(o + i + 4, vmulq_f32(high, vld1q_f32(scale + i + 4)));
     }
+}
+/* The scales of weights k .. k + 15 of row r; returns how many of the following k have the same (at least 16 are covered). */
+static size_t moei_scales16(const moei_rows *w, uint32_t r, size_t k, float *s) {
+    size_t row = w->row0 + r, cols = w->scale.cols;
+    if (w->scale.data && cols % 16) { /* odd shapes: one by one */
+        for (size_t i = 0; i < 16; i++) s[i] = k + i < w->k ? moei_scale_at(&w->scale, row, k + i) : 0.0f;
+        return 16;
+    }
+    float same = w->scale.data ? moei_scale_at(&w->scale, row, k) : 1.0f;
+    for (size_t i = 0; i < 16; i++) s[i] = same;
+    return w->scale.data ? cols - k % cols : w->k;
 }
 /* Panel rows of FP8, 16 weights at a time. */
 MOEI_FORCE void moei_decode_fp8_rows_neon(const moei_rows *w, uint32_t n_rows, uint8_t *o, size_t row_bytes,
