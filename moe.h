@@ -4485,18 +4485,22 @@ MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint3
 MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
 
 /* ---- AVX512-VNNI: many tokens ----
-   LAYOUT      A panel is 16 rows; an entry is a block of 32 weights of them, a row to a dword: 8 vectors of weights + 128, d, then
-               what the kind has. Blocks of a lane lie one after the other, so a lane's float accumulators stay in registers. Tokens
-               are packed alike: a block of a group of n is 8 n dwords of values, then n times each of moei_q8_part.
+   LAYOUT      A panel is 32 rows, two halves of 16; an entry is a block of 32 weights of them, a row to a dword: 8 times two vectors of
+               weights + 128, two of d, then what the kind has. Blocks of a lane lie one after the other, so a lane's float
+               accumulators stay in registers. Tokens are packed alike: a block of a group is 4 tokens, then the others, each as 8 n
+               dwords of values and n times each of moei_q8_part.
    DEFINITION  as everywhere: sum x (w + 128) - 128 sum x is exact. Its second term is the same for all rows: it comes with the
                tokens, which are packed once, and not with the weights, which are decoded for every call.
-   REGISTERS   C integer sums, C accumulators, weights, a broadcast activation. What all tokens use is pinned: gcc makes it a memory
-               operand of each use where tokens are few, and 512 bits load once a cycle (Zen 4, 3 tokens: 52 against 33 cycles).
+   REGISTERS   2 C integer sums, 2 C accumulators, weights of both halves, an activation. C = 4 tokens: a register of weights or a
+               broadcast is loaded once for 4 or 2 dot products, a block 58 times for 80 operations of ports 0 and 1 (16 rows times
+               8 tokens with a broadcast in each dot product: 81 for 80, and two loads a cycle were the limit). In L1, % of the
+               peak on Zen 5 for 1 / 2 / 3 / 4 tokens 56 / 75 / 77 / 77, 16 rows 42 / 54 / 60 / 64 and 71 for 8; 6 tokens are no
+               faster. What several operations use is pinned: gcc makes it a memory operand of each.
    LIMITS      A block and token is 8 dot products, a conversion, a multiplication and an fma; a minimum and scales per 16 an fma
-               more. On Zen 4 conversions have other ports: at most 80 % of the peak (73 with a minimum); where ports 0 and 5 do all
-               512-bit arithmetic (Intel) 73 %, with a minimum 67 %, with scales per 16 62 %, NVFP4 57 %. */
+               more. On Zen conversions have other ports: at most 80 % of the peak (73 with a minimum, 67 with scales per 16); where
+               ports 0 and 5 do all 512-bit arithmetic (Intel) 73 %, with a minimum 67 %, with scales per 16 62 %, NVFP4 57 %. */
 
-enum { MOEI_Q8_TOKENS = 8 }; /* of a group */
+enum { MOEI_Q8_TOKENS = 8, MOEI_Q8_WIDTH = 4 }; /* of a group; of a tile */
 #if defined(__GNUC__) || defined(__clang__)
 #define MOEI_PIN512(v) __asm__("" : "+v"(v)) /* as MOEI_PIN */
 #else
@@ -4511,9 +4515,9 @@ enum moei_q8_part {
 MOEI_FORCE size_t moei_q8_group_bytes(uint32_t n) { return MOEI_Q8_PARTS * 4 * (size_t)n; } /* of a block of n tokens */
 static size_t moei_q8_row_bytes_vnni(size_t k) { return (k + 255) / 256 * 8 * moei_q8_group_bytes(1); } /* prepared ones need less */
 MOEI_FORCE size_t moei_q8_entry(uint32_t f) {
-    if (f == MOE_FORMAT_Q2_K) return 13 * 64;                           /* d, scale 0, scale 1 as floats, m, minima as two int16 */
-    if (moei_q8_has_sub(f)) return 11 * 64;                             /* d, scale 0, scale 1 */
-    return moei_q8_has_min(f) || moei_q8_is_nvfp4(f) ? 10 * 64 : 9 * 64; /* d, m */
+    if (f == MOE_FORMAT_Q2_K) return 13 * 128;                             /* d, scale 0, scale 1 as floats, m, minima as two int16 */
+    if (moei_q8_has_sub(f)) return 11 * 128;                               /* d, scale 0, scale 1 */
+    return moei_q8_has_min(f) || moei_q8_is_nvfp4(f) ? 10 * 128 : 9 * 128; /* d, m */
 }
 static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) { return n_rows ? (k + 255) / 256 * 8 * moei_q8_entry(MOE_FORMAT_Q2_K) : 0; }
 /* What the tile needs to know of a format: formats of a kind share its code. */
@@ -4522,105 +4526,114 @@ MOEI_FORCE uint32_t moei_q8_kind(uint32_t f) {
     if (moei_q8_is_nvfp4(f)) return MOE_FORMAT_NVFP4;
     return f == MOE_FORMAT_Q2_K ? f : (uint32_t)(moei_q8_has_sub(f) ? MOE_FORMAT_Q6_K : MOE_FORMAT_Q8_0);
 }
-/* Dword `part` of c tokens at `at`. */
+/* Dword `part` of token t of c. */
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_of(const uint8_t *x, size_t part, int c, int t) {
-    return _mm512_set1_epi32((int)moei_q8_u32(x + 4 * (part * (size_t)c + (size_t)t)));
-}
-MOEI_FORCE MOEI_VNNI __m512 moei_q8_vector(const uint8_t *w, size_t i) {
-    __m512 v = _mm512_loadu_ps((const float *)(const void *)(w + 64 * i));
+    __m512i v = _mm512_set1_epi32((int)moei_q8_u32(x + 4 * (part * (size_t)c + (size_t)t)));
     MOEI_PIN512(v);
     return v;
 }
-/* s + w times the 4 values at x. (gcc loads them by an instruction of their own: 2.5 % of a layer's time.) */
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_dot512(__m512i s, __m512i w, const uint8_t *x) {
-#if defined(__GNUC__) && !defined(__clang__)
-    __asm__("vpdpbusd {%2%{1to16%}, %1, %0|%0, %1, %2%{1to16%}}" : "+v"(s) : "v"(w), "m"(*(const char(*)[4])x));
-    return s;
-#else
-    return _mm512_dpbusd_epi32(s, w, _mm512_set1_epi32((int)moei_q8_u32(x)));
-#endif
+/* Vectors i of both halves of an entry. */
+MOEI_FORCE MOEI_VNNI void moei_q8_vectors(const uint8_t *w, size_t i, __m512 v[2]) {
+    MOEI_UNROLL for (size_t h = 0; h < 2; h++) {
+        v[h] = _mm512_loadu_ps((const float *)(const void *)(w + 128 * i + 64 * h));
+        MOEI_PIN512(v[h]);
+    }
 }
-/* s = weights [j, end) of 16 rows times c tokens, from `start` on. */
+/* s = weights [j, end) of 32 rows times c tokens, from `start` on. */
 MOEI_FORCE MOEI_VNNI void moei_q8_dots(const uint8_t *w, size_t j, size_t end, size_t start, int c, const uint8_t *x, __m512i *s) {
-    MOEI_UNROLL for (int t = 0; t < c; t++) s[t] = moei_q8_of(x, start, c, t);
+    MOEI_UNROLL for (int t = 0; t < c; t++) s[2 * t] = s[2 * t + 1] = moei_q8_of(x, start, c, t);
     MOEI_UNROLL for (; j < end; j++) {
-        const __m512i v = _mm512_castps_si512(moei_q8_vector(w, j));
-        MOEI_UNROLL for (int t = 0; t < c; t++) s[t] = moei_q8_dot512(s[t], v, x + 4 * (j * (size_t)c + (size_t)t));
+        __m512 v[2];
+        moei_q8_vectors(w, j, v);
+        MOEI_UNROLL for (int t = 0; t < c; t++) {
+            const __m512i q = moei_q8_of(x, j, c, t);
+            s[2 * t] = _mm512_dpbusd_epi32(s[2 * t], _mm512_castps_si512(v[0]), q);
+            s[2 * t + 1] = _mm512_dpbusd_epi32(s[2 * t + 1], _mm512_castps_si512(v[1]), q);
+        }
     }
 }
 /* acc += s * (d * d_x) */
-MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int c, __m512 d, const uint8_t *x, const __m512 *s, __m512 *acc) {
-    MOEI_UNROLL for (int t = 0; t < c; t++)
-        acc[t] = _mm512_fmadd_ps(s[t], _mm512_mul_ps(d, _mm512_castsi512_ps(moei_q8_of(x, MOEI_Q8_D, c, t))), acc[t]);
+MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int c, const uint8_t *w, size_t i, const uint8_t *x, const __m512 *s, __m512 *acc) {
+    __m512 d[2];
+    moei_q8_vectors(w, i, d);
+    MOEI_UNROLL for (int t = 0; t < c; t++) {
+        const __m512 dx = _mm512_castsi512_ps(moei_q8_of(x, MOEI_Q8_D, c, t));
+        acc[2 * t] = _mm512_fmadd_ps(s[2 * t], _mm512_mul_ps(d[0], dx), acc[2 * t]);
+        acc[2 * t + 1] = _mm512_fmadd_ps(s[2 * t + 1], _mm512_mul_ps(d[1], dx), acc[2 * t + 1]);
+    }
 }
-/* One entry times a group of c tokens. */
+/* One entry times c tokens; of s, f and acc 2 t and 2 t + 1 are token t's. */
 MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int c, const uint8_t *w, const uint8_t *x, __m512 *acc) {
     const __m512 magic = _mm512_set1_ps(MOEI_MAGIC);
-    __m512i s[MOEI_Q8_TOKENS];
-    __m512 f[MOEI_Q8_TOKENS];
+    const int n = 2 * c;
+    __m512i s[2 * MOEI_Q8_WIDTH];
+    __m512 f[2 * MOEI_Q8_WIDTH], v[2];
     if (moei_q8_has_halves(kind)) {
         moei_q8_dots(w, 0, 4, MOEI_Q8_FIRST, c, x, s);
         if (kind == MOE_FORMAT_NVFP4) {
-            MOEI_UNROLL for (int t = 0; t < c; t++) f[t] = _mm512_sub_ps(_mm512_castsi512_ps(s[t]), magic);
-            moei_q8_scaled(c, moei_q8_vector(w, 8), x, f, acc);
+            MOEI_UNROLL for (int i = 0; i < n; i++) f[i] = _mm512_sub_ps(_mm512_castsi512_ps(s[i]), magic);
+            moei_q8_scaled(c, w, 8, x, f, acc);
         } else { /* (MOEI_MAGIC + h) * scale - MOEI_MAGIC * scale = h * scale: all exact */
-            const __m512 scale = moei_q8_vector(w, 9), less = _mm512_mul_ps(scale, _mm512_sub_ps(_mm512_setzero_ps(), magic));
-            MOEI_UNROLL for (int t = 0; t < c; t++) f[t] = _mm512_fmadd_ps(_mm512_castsi512_ps(s[t]), scale, less);
+            __m512 less[2];
+            moei_q8_vectors(w, 9, v);
+            MOEI_UNROLL for (int h = 0; h < 2; h++) less[h] = _mm512_mul_ps(v[h], _mm512_set1_ps(-MOEI_MAGIC));
+            MOEI_UNROLL for (int i = 0; i < n; i++) f[i] = _mm512_fmadd_ps(_mm512_castsi512_ps(s[i]), v[i % 2], less[i % 2]);
         }
         moei_q8_dots(w, 4, 8, MOEI_Q8_SECOND, c, x, s);
     } else moei_q8_dots(w, 0, 8, MOEI_Q8_ALL, c, x, s);
     if (moei_q8_has_sub(kind)) {
-        const __m512 scale = moei_q8_vector(w, 10);
-        MOEI_UNROLL for (int t = 0; t < c; t++) f[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[t]), scale, f[t]);
+        moei_q8_vectors(w, 10, v);
+        MOEI_UNROLL for (int i = 0; i < n; i++) f[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[i]), v[i % 2], f[i]);
     } else
-        MOEI_UNROLL for (int t = 0; t < c; t++) f[t] = _mm512_cvtepi32_ps(s[t]);
-    moei_q8_scaled(c, moei_q8_vector(w, kind == MOE_FORMAT_NVFP4 ? 9 : 8), x, f, acc);
+        MOEI_UNROLL for (int i = 0; i < n; i++) f[i] = _mm512_cvtepi32_ps(s[i]);
+    moei_q8_scaled(c, w, kind == MOE_FORMAT_NVFP4 ? 9 : 8, x, f, acc);
     if (kind == MOE_FORMAT_Q4_K) {
-        const __m512 m = moei_q8_vector(w, 9);
-        MOEI_UNROLL for (int t = 0; t < c; t++) acc[t] = _mm512_fmadd_ps(m, _mm512_castsi512_ps(moei_q8_of(x, MOEI_Q8_S, c, t)), acc[t]);
+        moei_q8_vectors(w, 9, v);
+        MOEI_UNROLL for (int i = 0; i < n; i++)
+            acc[i] = _mm512_fmadd_ps(v[i % 2], _mm512_castsi512_ps(moei_q8_of(x, MOEI_Q8_S, c, i / 2)), acc[i]);
     }
     if (kind != MOE_FORMAT_Q2_K) return;
-    MOEI_UNROLL for (int t = 0; t < c; t++)
-        f[t] = _mm512_cvtepi32_ps(_mm512_madd_epi16(moei_q8_ld512(w + 64 * 12), moei_q8_of(x, MOEI_Q8_SUM16, c, t)));
-    moei_q8_scaled(c, moei_q8_vector(w, 11), x, f, acc);
+    moei_q8_vectors(w, 12, v);
+    MOEI_UNROLL for (int i = 0; i < n; i++)
+        f[i] = _mm512_cvtepi32_ps(_mm512_madd_epi16(_mm512_castps_si512(v[i % 2]), moei_q8_of(x, MOEI_Q8_SUM16, c, i / 2)));
+    moei_q8_scaled(c, w, 11, x, f, acc);
 }
-/* A panel times a group. Both are read from front to back. */
+/* A panel times tokens of a group. */
 typedef struct moei_q8tile {
     const uint8_t *panel, *x;
-    size_t n_blocks;
+    size_t n_blocks, x_block;         /* bytes from a block of the group to the next */
     const uint8_t *ahead, *ahead_end; /* to prefetch, ahead_step bytes per entry */
     size_t ahead_step;
     float *out;
     size_t out_stride;
-    uint32_t n_rows;                  /* stored: up to 16 */
+    uint32_t n_rows;                  /* stored: up to 32 */
 } moei_q8tile;
 typedef void moei_q8_times_fn(const moei_q8tile *t);
 MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const moei_q8tile *p) {
-    const size_t steps = (p->n_blocks + 7) / 8, block = moei_q8_group_bytes((uint32_t)c);
+    const size_t steps = (p->n_blocks + 7) / 8;
+    const int n = 2 * c;
     const uint8_t *ahead = p->ahead, *ahead_end = p->ahead_end;
-    const __mmask16 mask = moei_mask_avx512(p->n_rows);
-    __m512 sum[4][MOEI_Q8_TOKENS], a[MOEI_Q8_TOKENS];
+    const __mmask16 mask[2] = {moei_mask_avx512(p->n_rows), moei_mask_avx512(p->n_rows < 16 ? 0 : p->n_rows - 16)};
+    __m512 sum[4][2 * MOEI_Q8_WIDTH], a[2 * MOEI_Q8_WIDTH];
     for (size_t lane = 0; lane < 8; lane++) {
-        const uint8_t *w = p->panel + lane * steps * moei_q8_entry(kind), *x = p->x + lane * steps * block;
-        MOEI_UNROLL for (int t = 0; t < c; t++) a[t] = _mm512_setzero_ps();
-        for (size_t i = p->n_blocks / 8 + (lane < p->n_blocks % 8); i; i--, w += moei_q8_entry(kind), x += block) {
+        const uint8_t *w = p->panel + lane * steps * moei_q8_entry(kind), *x = p->x + lane * steps * p->x_block;
+        MOEI_UNROLL for (int i = 0; i < n; i++) a[i] = _mm512_setzero_ps();
+        for (size_t i = p->n_blocks / 8 + (lane < p->n_blocks % 8); i; i--, w += moei_q8_entry(kind), x += p->x_block) {
             MOEI_AHEAD(p->ahead_step);
             moei_q8_entry_vnni(kind, c, w, x, a);
         }
-        MOEI_UNROLL for (int t = 0; t < c; t++) sum[lane % 4][t] = lane < 4 ? a[t] : _mm512_add_ps(sum[lane % 4][t], a[t]);
+        MOEI_UNROLL for (int i = 0; i < n; i++) sum[lane % 4][i] = lane < 4 ? a[i] : _mm512_add_ps(sum[lane % 4][i], a[i]);
     }
-    MOEI_UNROLL for (int t = 0; t < c; t++) {
-        const __m512 v = _mm512_add_ps(_mm512_add_ps(sum[0][t], sum[2][t]), _mm512_add_ps(sum[1][t], sum[3][t]));
-        _mm512_mask_storeu_ps(p->out + (size_t)t * p->out_stride, mask, _mm512_add_ps(v, _mm512_setzero_ps()));
+    MOEI_UNROLL for (int i = 0; i < n; i++) {
+        const __m512 v = _mm512_add_ps(_mm512_add_ps(sum[0][i], sum[2][i]), _mm512_add_ps(sum[1][i], sum[3][i]));
+        _mm512_mask_storeu_ps(p->out + (size_t)(i / 2) * p->out_stride + 16 * (i % 2), mask[i % 2], _mm512_add_ps(v, _mm512_setzero_ps()));
     }
 }
 #define MOEI_Q8_TILE(f, c) static MOEI_VNNI void moei_q8_tile_##f##_##c(const moei_q8tile *t) { moei_q8_tile_vnni(MOE_FORMAT_##f, c, t); }
 #define MOEI_Q8_TILES(f)                                                                                                 \
     MOEI_Q8_TILE(f, 1) MOEI_Q8_TILE(f, 2) MOEI_Q8_TILE(f, 3) MOEI_Q8_TILE(f, 4)                                          \
-    MOEI_Q8_TILE(f, 5) MOEI_Q8_TILE(f, 6) MOEI_Q8_TILE(f, 7) MOEI_Q8_TILE(f, 8)                                          \
-    static moei_q8_times_fn *const moei_q8_tiles_##f[MOEI_Q8_TOKENS] = {                                                 \
-        moei_q8_tile_##f##_1, moei_q8_tile_##f##_2, moei_q8_tile_##f##_3, moei_q8_tile_##f##_4,                          \
-        moei_q8_tile_##f##_5, moei_q8_tile_##f##_6, moei_q8_tile_##f##_7, moei_q8_tile_##f##_8};
+    static moei_q8_times_fn *const moei_q8_tiles_##f[MOEI_Q8_WIDTH] = {                                                  \
+        moei_q8_tile_##f##_1, moei_q8_tile_##f##_2, moei_q8_tile_##f##_3, moei_q8_tile_##f##_4};
 MOEI_Q8_TILES(Q8_0) MOEI_Q8_TILES(Q4_K) MOEI_Q8_TILES(Q6_K) MOEI_Q8_TILES(Q2_K) MOEI_Q8_TILES(NVFP4)
 static moei_q8_times_fn *const *moei_q8_tiles(uint32_t f) {
     switch (moei_q8_kind(f)) {
@@ -4632,10 +4645,18 @@ static moei_q8_times_fn *const *moei_q8_tiles(uint32_t f) {
     }
 }
 static MOEI_AVX2 void moei_q8_prepare_vnni(void *row, const float *x, size_t k0, size_t n, size_t k) { moei_q8_blocks(1, row, x, k0, n, k); }
-/* Part `part` of n tokens' block. */
+/* Part `part` of n tokens' block: of a tile's tokens, then of the others. (gcc makes an extraction and a masked store one instruction,
+   and that one faults where it does not store.) */
 MOEI_FORCE MOEI_VNNI void moei_q8_keep(uint8_t *to, size_t part, uint32_t n, __m256i v) {
-    if (n == MOEI_Q8_TOKENS) _mm256_storeu_si256((__m256i *)(void *)(to + 4 * part * n), v);
-    else _mm256_mask_storeu_epi32(to + 4 * part * n, (__mmask8)((1u << n) - 1), v);
+    const uint32_t first = n < MOEI_Q8_WIDTH ? n : (uint32_t)MOEI_Q8_WIDTH, rest = n - first;
+    uint8_t *one = to + 4 * part * first, *two = to + moei_q8_group_bytes(first) + 4 * part * rest;
+    if (rest == MOEI_Q8_WIDTH) {
+        _mm_storeu_si128((__m128i *)(void *)one, _mm256_castsi256_si128(v));
+        _mm_storeu_si128((__m128i *)(void *)two, _mm256_extracti128_si256(v, 1));
+        return;
+    }
+    _mm256_mask_storeu_epi32(one, (__mmask8)((1u << first) - 1), v);
+    if (rest) _mm256_mask_storeu_epi32(two - 4 * MOEI_Q8_WIDTH, (__mmask8)(((1u << rest) - 1) << MOEI_Q8_WIDTH), v);
 }
 /* What the parts of block b have of 8 tokens. */
 MOEI_FORCE MOEI_VNNI void moei_q8_keep_parts(uint8_t *to, uint32_t n, __m256i d, __m256i s, __m256i sum16) {
@@ -4741,9 +4762,11 @@ static const moei_packing moei_packing_vnni = {MOEI_Q8_TOKENS, MOEI_Q8_FEW + 1, 
 /* ---- AVX512-VNNI: decoding a panel ----
    16 rows at a time, a step after the other: pieces of 16 bytes are transposed while still packed, then unpacked with a row per
    dword, so that 4-bit weights need half the shuffles. Steps that are cut (by k or by the end of the rows) are read from a copy.
-   A block takes 38 to 54 cycles (Zen 4), of which 512-bit stores are 18 and L1 misses of the panel 8. Tried, and no faster: the first
-   group of tokens multiplied on the way, a block behind (what it saves is lost on accumulators in memory, and the processor
-   finds no overlap); 4 lanes at a time, so that the panel stays in L1 (3 % slower); 256-bit vectors. */
+   A block takes 38 to 54 cycles (Zen 4), of which 512-bit stores are 18 and L1 misses of the panel 8; 30 to 38 on Zen 5, bound by stores
+   that miss L1 (4 to 9 fewer into a panel that fits). Tried, and no faster: the first group of tokens multiplied on the way, a block
+   behind (what it saves is lost on accumulators in memory, and the processor finds no overlap); 4 lanes at a time, so that the
+   panel stays in L1 (3 % slower); 256-bit vectors. On Zen 5: blocks in their natural order or halves apart, so that stores are
+   sequential; prefetches of the lines to store; inserts as masked broadcasts; scales taken from a row's 8 blocks at once. */
 
 /* t[j] = dword j of 16 bytes in 16 rows `stride` apart. */
 MOEI_FORCE MOEI_VNNI void moei_q8_columns(const uint8_t *p, size_t stride, __m512i t[4]) {
@@ -4780,7 +4803,7 @@ typedef struct moei_q8to {
     size_t lane, n; /* bytes from a block to the next; blocks */
 } moei_q8to;
 MOEI_FORCE MOEI_VNNI void moei_q8_put(const moei_q8to *to, size_t b, size_t vector, __m512i v) {
-    _mm512_storeu_si512(to->p + b * to->lane + 64 * vector, v);
+    _mm512_storeu_si512(to->p + b * to->lane + 128 * vector, v);
 }
 /* Weights that come with another offset, or as an index, + 128. */
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_plus128(uint32_t f, __m512i v) {
@@ -4794,12 +4817,14 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_fifth(__m512i bits, size_t j) {
     const __m512i four = _mm512_and_si512(_mm512_srlv_epi32(bits, _mm512_set1_epi32((int)(4 * j))), _mm512_set1_epi32(15));
     return moei_q8_zand(_mm512_mullo_epi32(four, _mm512_set1_epi32(1 << 4 | 1 << 11 | 1 << 18 | 1 << 25)), 16);
 }
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_dword(const uint8_t *p, size_t stride) { /* one of each of 16 rows */
-    __m512i v = _mm512_setzero_si512();
-    int32_t x[16];
-    for (size_t r = 0; r < 16; r++) x[r] = (int32_t)moei_q8_u32(p + r * stride);
-    memcpy(&v, x, 64);
-    return v;
+MOEI_FORCE MOEI_VNNI __m128i moei_q8_dwords4(const uint8_t *p, size_t stride) { /* one of each of 4 rows */
+    return _mm_setr_epi32((int)moei_q8_u32(p), (int)moei_q8_u32(p + stride), (int)moei_q8_u32(p + 2 * stride), (int)moei_q8_u32(p + 3 * stride));
+}
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_dwords(const uint8_t *p, size_t stride) { /* of 16; (through memory they would wait for it) */
+    __m512i v = _mm512_castsi128_si512(moei_q8_dwords4(p, stride));
+    v = _mm512_inserti32x4(v, moei_q8_dwords4(p + 4 * stride, stride), 1);
+    v = _mm512_inserti32x4(v, moei_q8_dwords4(p + 8 * stride, stride), 2);
+    return _mm512_inserti32x4(v, moei_q8_dwords4(p + 12 * stride, stride), 3);
 }
 /* Nibbles of blocks of 32 with scales between them, low ones first. */
 MOEI_FORCE MOEI_VNNI void moei_q8_decode_32(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
@@ -4808,7 +4833,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_32(uint32_t f, const uint8_t *p, size_t
     for (size_t b = 0; b < to->n; b++, p += size) {
         __m512i t[4], high = _mm512_setzero_si512();
         moei_q8_columns(p + head, stride, t);
-        if (five) high = moei_q8_dword(p + head - 4, stride);
+        if (five) high = moei_q8_dwords(p + head - 4, stride);
         MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
             __m512i v = moei_q8_zand(j < 4 ? t[j] : _mm512_srli_epi16(t[j % 4], 4), 15);
             if (five) v = _mm512_or_si512(v, moei_q8_fifth(high, j));
@@ -5015,7 +5040,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales(uint32_t f, const uint8_t *p, si
 MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, size_t i, moei_q8side *side, uint8_t *panel) {
     const size_t step = moei_q8_step_bytes(f), n_blocks = w->k / 32, last = n_rows - 1;
     const moei_q8to to = {panel + i * moei_q8_entry(f), (w->k + 255) / 256 * moei_q8_entry(f), n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8};
-    const uint8_t *p = moei_row(w, r) + i * step;
+    const uint8_t *p = moei_row(w, r < last ? r : last) + i * step;
     uint8_t copy[16 * 272];
     __m512i zero[8];
     size_t stride = w->row_stride;
@@ -5042,18 +5067,22 @@ static moei_q8_decode_fn *moei_q8_decoder(uint32_t f) {
 static void moei_q8_panel_vnni(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                                size_t out_stride) {
     moei_q8_times_fn *const *tiles = moei_q8_tiles(w->format);
-    moei_ahead ahead = moei_ahead_next(w, (n_rows + 15) / 16 * (size_t)n_tokens);
+    moei_ahead ahead = moei_ahead_next(w, (n_rows + 31) / 32 * (size_t)n_tokens);
     moei_q8tile t;
     memset(&t, 0, sizeof t);
     t.panel = (const uint8_t *)panel, t.n_blocks = w->k / 32, t.out_stride = out_stride;
-    for (uint32_t r = 0; r < n_rows; r += 16) {
-        moei_q8_decoder(w->format)(w, r, n_rows, (uint8_t *)panel);
-        t.n_rows = n_rows - r < 16 ? n_rows - r : 16;
-        for (uint32_t i = 0; i < n_tokens; i += MOEI_Q8_TOKENS) {
-            const uint32_t c = n_tokens - i < MOEI_Q8_TOKENS ? n_tokens - i : (uint32_t)MOEI_Q8_TOKENS;
-            t.x = (const uint8_t *)x[i], t.out = out + i * out_stride + r;
-            t.ahead_step = moei_ahead_take(&ahead, c, t.n_blocks, &t.ahead, &t.ahead_end);
-            tiles[c - 1](&t);
+    for (uint32_t r = 0; r < n_rows; r += 32) {
+        for (uint32_t h = 0; h < 2; h++) moei_q8_decoder(w->format)(w, r + 16 * h, n_rows, (uint8_t *)panel + 64 * h);
+        t.n_rows = n_rows - r < 32 ? n_rows - r : 32;
+        for (uint32_t i = 0, group; i < n_tokens; i += group) {
+            group = n_tokens - i < MOEI_Q8_TOKENS ? n_tokens - i : (uint32_t)MOEI_Q8_TOKENS;
+            t.x = (const uint8_t *)x[i], t.x_block = moei_q8_group_bytes(group);
+            for (uint32_t j = 0, c; j < group; j += c, t.x += moei_q8_group_bytes(c)) {
+                c = group - j < MOEI_Q8_WIDTH ? group - j : (uint32_t)MOEI_Q8_WIDTH;
+                t.out = out + (i + j) * out_stride + r;
+                t.ahead_step = moei_ahead_take(&ahead, c, t.n_blocks, &t.ahead, &t.ahead_end);
+                tiles[c - 1](&t);
+            }
         }
     }
 }
