@@ -892,6 +892,8 @@ typedef struct moei_rows {
     moei_side scale, zero;      /* scales constant along a row are not here: the caller applies them to the result */
     const uint8_t *prefetch;    /* what will be read next: spread prefetches of prefetch_bytes over the work; may be NULL */
     size_t prefetch_bytes;
+    const uint8_t *next_x;      /* likewise the tokens that pass over the rows after these; a hint */
+    size_t next_x_bytes;
 } moei_rows;
 MOEI_FORCE const uint8_t *moei_row(const moei_rows *w, size_t r) { return w->data + (w->row0 + r) * w->row_stride; }
 
@@ -1964,10 +1966,10 @@ MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c,   moei_sigmoid_c, mo
                                                 moei_times_c, moei_clamp_c,   moei_order_c, moei_reach_c};
 
 /* ==== >>dense: loops around the register tiles of f32 and bf16 arithmetic ==============================================
-   A tile is 4 rows times a group of up to 6 tokens, its sums in registers. Rows are read where they lie, tokens line
+   A tile is 4 or 8 rows times a group of 3 tokens, its sums in registers. Rows are read where they lie, tokens line
    by line from their group: one stream, which never meets itself in a cache set (rows of tokens whose strides are near a power of
-   two would, and take a register each: 6 to 10 points of the peak). A tile that is short of rows repeats its last row and stores
-   less, so there is one code path. */
+   two would, and take a register each: 6 to 10 points of the peak). The last tile of rows overlaps the one before: the same results
+   once more. Where there are fewer rows than a tile has, it repeats its last one and stores less. */
 
 /* Between two steps of an unrolled loop: keeps the compiler from loading everything first, which needs more registers than
    there are (clang then spills sums: half the speed). */
@@ -1978,12 +1980,12 @@ MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c,   moei_sigmoid_c, mo
 #endif
 
 typedef struct moei_tile {
-    const uint8_t *w[4];              /* rows */
+    const uint8_t *w[4];              /* rows; where there are 8, row_stride apart, only the first */
     const uint8_t *x;                 /* a group of tokens */
     size_t k0, k1, k;                 /* this part of k, and all of it */
     float *sums;                      /* what the registers hold between the parts */
     float *out;                       /* of the first row and token */
-    size_t out_stride;
+    size_t out_stride, row_stride;
     uint32_t n_rows;                  /* stored: 1 .. R */
     const uint8_t *ahead, *ahead_end; /* to prefetch on the way, ahead_step bytes a step */
     size_t ahead_step;
@@ -1991,15 +1993,18 @@ typedef struct moei_tile {
 typedef void moei_tile_fn(const moei_tile *t);
 typedef struct moei_tiles {
     uint32_t rows, tokens, k, step;   /* R, C: the largest tile; the largest part of k, a multiple of 64; k a step of prefetches */
-    moei_tile_fn *fn[6];              /* [tokens - 1] */
+    uint32_t bytes;                   /* of a token's value */
+    moei_tile_fn *fn[3];              /* [tokens - 1] */
 } moei_tiles;
 #define MOEI_WHOLE (UINT32_MAX - 63)
 
-/* Rows of a tile stay in L1 while as many groups pass over them as stay in L2. Where a step needs much of L2's bandwidth, the rows
-   are a part of k that fits L1, and the sums wait in memory between the parts: on AVX2, which reads 3 tokens where AVX-512 reads
-   6, and its rows twice (k = 7168, 60 tokens: 80 against 74 % of the peak; on AVX-512 whole rows are as fast or faster). Every sum
-   is one chain either way. */
-#define MOEI_TILE_SUMS (4 * 6 * 16)
+/* Rows of a tile stay in L1 while as many groups pass over them as stay in L2. What is read from L2 sets the shape: it gives a line every
+   2 cycles (Zen 5), in which AVX-512 does 4 FMAs. 8 rows x 3 tokens read 3 lines of tokens for 24; 4 x 6, which lets as much of rows and
+   tokens into registers, reads 6 and stands still (Zen 5, layer, 512 tokens: F32 73 and 82, BF16 60 and 71 % of the peak).
+   Where the rows of a tile are longer than L1 they come in parts of k, and the sums wait in memory between the parts: 50 lines more to
+   move, so the parts are as long as L1 allows (BF16, k = 2048 in one part 88, in two 74 %; bf16 rows for F32 are halves of its lines and
+   may well be longer). Every sum is one chain either way. */
+#define MOEI_TILE_SUMS (8 * 3 * 16)
 #define MOEI_GROUPS ((size_t)32)
 #define MOEI_GROUPS_BYTES ((size_t)384 << 10)
 /* Q8: what is read later, its prefetches spread over all work: in a hurry they would take what loads need. By tokens, as its last group
@@ -2033,47 +2038,57 @@ MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r,
 }
 #define MOEI_AHEAD_ROWS ((size_t)32 << 10) /* of a tile */
 #define MOEI_AHEAD_BYTES 8192 /* of a single row */
-/* Tokens from `at` to end - 1 times one tile of rows; each group prefetches `share` bytes. Where k is small, each instruction between
-   two tiles counts: their FMAs do not overlap, because what adds up a tile's sums fills the scheduler. */
+/* Tokens from `at` to end - 1 times one tile of rows; each group prefetches `share` bytes of rows and `x_share` of tokens. Where k is
+   small, each instruction between two tiles counts. The groups go to and fro, so that those a tile begins with are in L1: its rows are
+   not, and a step's lines of both would take longer than its FMAs (Zen 5 brings a line from L2 every 2 cycles). */
 MOEI_UNUSED static void moei_sweep_groups(const moei_tiles *tiles, moei_tile *t, const void *const *x, uint32_t at, uint32_t end,
-                                          float *out, size_t part, size_t share) {
-    const uint32_t tokens = tiles->tokens;
+                                          float *out, size_t part, size_t share, const uint8_t **next_x, size_t x_share, int back) {
+    const uint32_t tokens = tiles->tokens, last = (end - at - 1) / tokens;
     float sums[MOEI_GROUPS][MOEI_TILE_SUMS];
-    for (t->k0 = 0; t->k0 < t->k; t->k0 = t->k1) {
+    for (t->k0 = 0; t->k0 < t->k; t->k0 = t->k1, back = !back) {
         t->k1 = t->k - t->k0 > part ? t->k0 + part : t->k;
         size_t steps = (t->k1 - t->k0) / tiles->step + 1;
         t->ahead_step = (share / 64 + steps - 1) / steps * 64;
-        t->sums = sums[0], t->out = out + at * t->out_stride;
-        for (uint32_t i = at; i < end; i += tokens, t->sums += MOEI_TILE_SUMS, t->out += tokens * t->out_stride) {
+        for (uint32_t j = 0; j <= last; j++) {
+            uint32_t g = back ? last - j : j, i = at + g * tokens;
+            for (const uint8_t *stop = *next_x + x_share; *next_x < stop; *next_x += 64) MOEI_PREFETCH_L2(*next_x);
+            t->sums = sums[g], t->out = out + i * t->out_stride;
             t->x = (const uint8_t *)x[i], t->ahead = t->ahead_end, t->ahead_end += share;
-            tiles->fn[(end - i < tokens ? end - i : tokens) - 1](t);
+            tiles->fn[(g < last ? tokens : end - i) - 1](t);
         }
     }
 }
+MOEI_FORCE size_t moei_lines(size_t bytes, size_t parts) { return (bytes / 64 + parts - 1) / parts * 64; } /* a part of them, in bytes */
 MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                    uint32_t n_tokens, float *out, size_t out_stride) {
     moei_tile t;
     size_t parts = n_tokens <= tiles->tokens ? 1 : (w->k + tiles->k - 1) / tiles->k, part = (w->k / parts + 63) / 64 * 64;
-    size_t groups = MOEI_GROUPS_BYTES / (tiles->tokens * 4 * w->k + 1) + 1;
-    uint32_t block = (uint32_t)(groups < MOEI_GROUPS ? groups : MOEI_GROUPS) * tiles->tokens, end;
-    t.k = w->k, t.out_stride = out_stride;
+    size_t row_bytes = tiles->bytes * w->k, groups = MOEI_GROUPS_BYTES / (tiles->tokens * row_bytes + 1) + 1;
+    uint32_t block = (uint32_t)(groups < MOEI_GROUPS ? groups : MOEI_GROUPS) * tiles->tokens, end, tall = (n_rows - 1) / tiles->rows + 1;
+    int back = 0;
+    t.k = w->k, t.out_stride = out_stride, t.row_stride = w->row_stride;
     for (uint32_t at = 0; at < n_tokens; at = end) {
         end = n_tokens - at < block ? n_tokens : at + block;
-        size_t shares = (end - at + tiles->tokens - 1) / tiles->tokens * parts; /* of all lines of a tile's rows, not one less: memory is far */
-        size_t share = at ? 0 : (tiles->rows * w->row_stride / 64 + shares - 1) / shares * 64; /* the first block brings them to a cache */
-        for (uint32_t r = 0; r < n_rows; r += tiles->rows) {
-            t.n_rows = n_rows - r < tiles->rows ? n_rows - r : tiles->rows;
+        const uint8_t *next_x = !w->next_x ? w->data : end < n_tokens ? (const uint8_t *)x[end] : w->next_x;
+        size_t next_bytes = end < n_tokens ? (n_tokens - end) * row_bytes : w->next_x_bytes, most = block * row_bytes;
+        size_t passes = ((end - at - 1) / tiles->tokens + 1) * parts;
+        size_t x_share = w->next_x ? moei_lines(next_bytes < most ? next_bytes : most, passes * tall) : 0;
+        /* all lines of a tile's rows, not one less: memory is far. The first block brings them to a cache. */
+        size_t share = at ? 0 : moei_lines(tiles->rows * w->row_stride, passes);
+        for (uint32_t r = 0; r < n_rows; r += t.n_rows, back = !back) {
+            t.n_rows = n_rows < tiles->rows ? n_rows : tiles->rows;
+            r = n_rows - r < t.n_rows ? n_rows - t.n_rows : r;
             for (uint32_t i = 0; i < 4; i++) t.w[i] = moei_row(w, r + (i < t.n_rows ? i : t.n_rows - 1));
             t.ahead_end = t.w[0] + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_ROWS);
-            moei_sweep_groups(tiles, &t, x, at, end, out + r, part, share);
+            moei_sweep_groups(tiles, &t, x, at, end, out + r, part, share, &next_x, x_share, back);
         }
     }
 }
 
 /* n rows of `lines` lines of `size` bytes: line i of token c goes to i * n + c. */
 MOEI_FORCE void moei_pack_lines(uint8_t *to, const void *const *x, uint32_t n, size_t from, size_t lines, const size_t size) {
-    for (uint32_t c = 0; c < n; c++)
-        for (size_t i = 0; i < lines; i++) memcpy(to + (i * n + c) * size, (const uint8_t *)x[c] + from + i * size, size);
+    for (size_t i = 0; i < lines; i++)
+        for (uint32_t c = 0; c < n; c++) memcpy(to + (i * n + c) * size, (const uint8_t *)x[c] + from + i * size, size);
 }
 MOEI_UNUSED static void moei_pack_f32(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k) {
     (void)k;
@@ -2106,7 +2121,7 @@ MOEI_UNUSED static size_t moei_panel_bytes_f32(uint32_t n_rows, size_t k) { retu
 #if MOEI_HAVE_AVX2
 /* Keeps a vector in its register: a load that is used several times may otherwise become a memory operand of each use. */
 #if defined(__GNUC__) || defined(__clang__)
-#define MOEI_PIN(v) __asm__("" : "+x"(v))
+#define MOEI_PIN(v) __asm__("" : "+v"(v))
 #define MOEI_KEEP(v) __asm__("" : : "x"(v))
 #define MOEI_SPILL(v) __asm__("" : "+m"(v)) /* is in memory */
 #else
@@ -2331,9 +2346,9 @@ MOEI_FORCE MOEI_AVX2 void moei_tile_avx2(const uint32_t format, const int C, con
 MOEI_TILES_AVX2(F32)
 MOEI_TILES_AVX2(BF16)
 static const moei_tiles moei_tiles_avx2_F32 = {
-    4, 3, MOEI_WHOLE, 8, {moei_tile_avx2_F32_1, moei_tile_avx2_F32_2, moei_tile_avx2_F32_3, NULL, NULL, NULL}};
+    4, 3, MOEI_WHOLE, 8, 4, {moei_tile_avx2_F32_1, moei_tile_avx2_F32_2, moei_tile_avx2_F32_3}};
 static const moei_tiles moei_tiles_avx2_BF16 = {
-    4, 3, 2048, 8, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3, NULL, NULL, NULL}};
+    4, 3, 2048, 8, 4, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3}};
 
 MOEI_FORCE MOEI_AVX2 void moei_dot_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                         uint32_t n_tokens, float *out, size_t out_stride) {
@@ -2763,18 +2778,29 @@ MOEI_UNUSED static const moei_vec moei_vec_avx2 = {moei_vexp_avx2,   moei_vsigmo
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
+/* 16 bf16 as f32: one shuffle puts each word into the upper half of its dword (tile in L1, Zen 5: 96 % of the peak, widened and
+   shifted 93 %). clang turns the shuffle into several, which need registers (70 %). */
+MOEI_FORCE MOEI_AVX512 __m512 moei_widen_bf16_avx512(__m256i h) {
+#ifdef __clang__
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+#else
+    const __m512i from = _mm512_set_epi16(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8, 7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1,
+                                          1, 0, 0);
+    return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, from, _mm512_castsi256_si512(h)));
+#endif
+}
 /* 16 weights as f32; the tail's missing ones are 0 and not touched. */
 MOEI_FORCE MOEI_AVX512 __m512 moei_load_avx512(const uint32_t format, const uint8_t *p) {
     if (format == MOE_FORMAT_F32) return _mm512_loadu_ps((const float *)p);
     __m256i h = _mm256_loadu_si256((const __m256i *)p);
     if (format == MOE_FORMAT_F16) return _mm512_cvtph_ps(h);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+    return moei_widen_bf16_avx512(h);
 }
 MOEI_FORCE MOEI_AVX512 __m512 moei_load_tail_avx512(const uint32_t format, const uint8_t *p, __mmask16 m) {
     if (format == MOE_FORMAT_F32) return _mm512_maskz_loadu_ps(m, p);
     __m256i h = _mm256_maskz_loadu_epi16(m, p);
     if (format == MOE_FORMAT_F16) return _mm512_cvtph_ps(h);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+    return moei_widen_bf16_avx512(h);
 }
 MOEI_FORCE MOEI_AVX512 __mmask16 moei_mask_avx512(size_t n) { return (__mmask16)(n < 16 ? (1u << n) - 1 : 0xffffu); }
 
@@ -2785,84 +2811,90 @@ MOEI_FORCE MOEI_AVX512 float moei_sum_avx512(__m512 a) {
     c = _mm_add_ps(c, _mm_movehl_ps(c, c));
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps(c, c, 1))) + 0.0f;
 }
-/* What the 4 sums of a token and of another one have after the first step of the tree: rows' halves of 8, then their 4. */
+/* Steps 8 and 4 of the trees of four sums. */
 MOEI_FORCE MOEI_AVX512 __m512 moei_fold2_avx512(__m512 a, __m512 b) {
     return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
 }
-MOEI_FORCE MOEI_AVX512 __m512 moei_fold4_avx512(__m512 a, __m512 b) {
-    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+MOEI_FORCE MOEI_AVX512 __m512 moei_fold4_avx512(const __m512 *a) {
+    __m512 b = moei_fold2_avx512(a[0], a[1]), c = moei_fold2_avx512(a[2], a[3]);
+    return _mm512_add_ps(_mm512_shuffle_f32x4(b, c, 0x88), _mm512_shuffle_f32x4(b, c, 0xdd));
 }
-/* The sums of 4 rows times tokens c and d, to out and, unless they are the same, out + stride. */
-MOEI_FORCE MOEI_AVX512 void moei_sum8_avx512(const __m512 *c, const __m512 *d, float *out, size_t stride, uint32_t n) {
-    const __m512i first = _mm512_setr_epi32(0, 8, 2, 10, 4, 12, 6, 14, 0, 8, 2, 10, 4, 12, 6, 14);
-    __m512 r01 = moei_fold4_avx512(moei_fold2_avx512(c[0], d[0]), moei_fold2_avx512(c[1], d[1]));
-    __m512 r23 = moei_fold4_avx512(moei_fold2_avx512(c[2], d[2]), moei_fold2_avx512(c[3], d[3]));
-    __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(r01), _mm512_castps_pd(r23));
-    __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(r01), _mm512_castps_pd(r23));
-    __m512 s = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+/* The tree of each of 8 sums, then + 0.0f. */
+MOEI_FORCE MOEI_AVX512 __m256 moei_fold8_avx512(const __m512 *a) {
+    const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 4, 8, 12, 2, 6, 10, 14);
+    __m512 b = moei_fold4_avx512(a), c = moei_fold4_avx512(a + 4);
+    __m512 s = _mm512_add_ps(_mm512_shuffle_ps(b, c, 0x44), _mm512_shuffle_ps(b, c, 0xee));
     s = _mm512_add_ps(_mm512_add_ps(s, _mm512_permute_ps(s, 0xb1)), _mm512_setzero_ps());
-    __m256 v = _mm512_castps512_ps256(_mm512_permutexvar_ps(first, s));
-    moei_store_avx2(out, _mm256_castps256_ps128(v), n);
-    if (c != d) moei_store_avx2(out + stride, _mm256_extractf128_ps(v, 1), n);
+    return _mm512_castps512_ps256(_mm512_permutexvar_ps(first, s));
 }
-MOEI_FORCE MOEI_AVX512 void moei_store_avx512(const int C, __m512 (*a)[4], const moei_tile *t) {
-    MOEI_UNROLL for (int c = 0; c < C; c += 2)
-        moei_sum8_avx512(a[c], a[c + 1 < C ? c + 1 : c], t->out + (size_t)c * t->out_stride, t->out_stride, t->n_rows);
+/* A tile's rows are two fours, this far apart: two pointers and a stride, where 8 pointers would not leave registers enough. */
+MOEI_FORCE uint32_t moei_second_avx512(const moei_tile *t) { return t->n_rows < 8 ? t->n_rows - 4 : 4; }
+MOEI_FORCE MOEI_AVX512 void moei_begin_avx512(const int C, const moei_tile *t, __m512 (*a)[8]) {
+    if (t->k0 == 0) {
+        MOEI_UNROLL for (int i = 0; i < 8 * C; i++) a[i / 8][i % 8] = _mm512_setzero_ps();
+    } else {
+        MOEI_UNROLL for (int i = 0; i < 8 * C; i++) a[i / 8][i % 8] = _mm512_loadu_ps(t->sums + 16 * i);
+    }
+}
+/* (This takes 24 cycles, in which the next tile's FMAs wait. Not faster: each token's last 1 to 8 steps by themselves, then its sums, so
+   that those of one token go beside FMAs of the next: Zen 5, k = 512, 24 and 26 to 90 cycles.) */
+MOEI_FORCE MOEI_AVX512 void moei_end_avx512(const int C, const moei_tile *t, __m512 (*a)[8]) {
+    const uint32_t second = moei_second_avx512(t);
+    if (t->k1 < t->k) {
+        MOEI_UNROLL for (int i = 0; i < 8 * C; i++) _mm512_storeu_ps(t->sums + 16 * i, a[i / 8][i % 8]);
+        return;
+    }
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        float *out = t->out + (size_t)c * t->out_stride;
+        const __m256 v = moei_fold8_avx512(a[c]);
+        _mm_storeu_ps(out, _mm256_castps256_ps128(v));
+        _mm_storeu_ps(out + second, _mm256_extractf128_ps(v, 1));
+    }
 }
 
-/* SHAPES      4 rows (any format, k contiguous) x a group of C tokens
+/* SHAPES      8 rows (any format, k contiguous) or 4 to 7, some of them twice, x a group of C tokens
    DEFINITION  lane l of a[c][r] is the FMA chain over k mod 16 == l
-   REGISTERS   4 C sums + 4 weights + 1 token: 29 of 32 at C = 6; 24 FMAs (12 cycles) per 10 loads */
-MOEI_FORCE MOEI_AVX512 void moei_step_avx512(const int C, const uint8_t *x, size_t k, const __m512 *v, __m512 (*a)[4]) {
-    const float *line = (const float *)(x + k * 4 * (size_t)C);
+   REGISTERS   8 C sums + C tokens + 1 weight: 28 of 32 at C = 3; 24 FMAs (12 cycles) per 11 loads */
+MOEI_FORCE MOEI_AVX512 void moei_step_avx512(const uint32_t format, const int C, const uint8_t *w, const uint8_t *w4, size_t stride,
+                                             __mmask16 m, const uint8_t *x, __m512 (*a)[8]) {
+    __m512 xc[3];
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        __m512 xc = _mm512_loadu_ps(line + 16 * c);
-        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_fmadd_ps(v[r], xc, a[c][r]);
+        xc[c] = _mm512_loadu_ps(x + 64 * c);
+        MOEI_PIN(xc[c]);
+    }
+    MOEI_UNROLL for (int r = 0; r < 8; r++) {
+        const uint8_t *p = (r < 4 ? w : w4) + (size_t)(r % 4) * stride;
+        __m512 v = m == 0xffff ? moei_load_avx512(format, p) : moei_load_tail_avx512(format, p, m);
+        MOEI_PIN(v);
+        MOEI_UNROLL for (int c = 0; c < C; c++) a[c][r] = _mm512_fmadd_ps(v, xc[c], a[c][r]);
+        MOEI_FENCE;
     }
 }
 MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C, const moei_tile *t) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k & ~(size_t)15;
-    const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *x = t->x, *ahead = t->ahead, *ahead_end = t->ahead_end;
-    __m512 a[6][4], v[4];
-    MOEI_UNROLL for (int i = 0; i < 4 * C; i++) a[i / 4][i % 4] = _mm512_setzero_ps();
-    size_t k = 0;
-    for (; k + 32 <= k_end; k += 32) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, stride = t->row_stride, line = 64 * (size_t)C;
+    const uint8_t *w = t->w[0] + t->k0 * size, *w4 = w + moei_second_avx512(t) * stride, *x = t->x + t->k0 * 4 * (size_t)C;
+    const uint8_t *ahead = t->ahead, *ahead_end = t->ahead_end, *end = x + (t->k1 - t->k0) / 32 * 2 * line;
+    __m512 a[3][8];
+    moei_begin_avx512(C, t, a);
+    for (; x < end; w += 32 * size, w4 += 32 * size, x += 2 * line) {
         MOEI_AHEAD(t->ahead_step);
-        MOEI_UNROLL for (size_t h = 0; h < 32; h += 16) {
-            MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_avx512(format, w[r] + (k + h) * size);
-            moei_step_avx512(C, x, k + h, v, a);
-            MOEI_FENCE;
-        }
+        moei_step_avx512(format, C, w, w4, stride, 0xffff, x, a);
+        moei_step_avx512(format, C, w + 16 * size, w4 + 16 * size, stride, 0xffff, x + line, a);
     }
-    if (k < k_end) {
-        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_avx512(format, w[r] + k * size);
-        moei_step_avx512(C, x, k, v, a);
-    }
-    if (k_end < t->k) {
-        __mmask16 m = moei_mask_avx512(t->k - k_end);
-        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_tail_avx512(format, w[r] + k_end * size, m);
-        moei_step_avx512(C, x, k_end, v, a);
-    }
-    moei_store_avx512(C, a, t);
+    if (t->k1 & 16) moei_step_avx512(format, C, w, w4, stride, 0xffff, x, a), w += 16 * size, w4 += 16 * size, x += line;
+    if (t->k1 & 15) moei_step_avx512(format, C, w, w4, stride, moei_mask_avx512(t->k1 & 15), x, a);
+    moei_end_avx512(C, t, a);
 }
 
 #define MOEI_TILE_AVX512(F, C)                                                                                         \
     MOEI_AVX512 static void moei_tile_avx512_##F##_##C(const moei_tile *t) { moei_tile_avx512(MOE_FORMAT_##F, C, t); }
-#define MOEI_TILES_AVX512(F)                                                                                           \
-    MOEI_TILE_AVX512(F, 1) MOEI_TILE_AVX512(F, 2) MOEI_TILE_AVX512(F, 3) MOEI_TILE_AVX512(F, 4) MOEI_TILE_AVX512(F, 5) \
-    MOEI_TILE_AVX512(F, 6)
-MOEI_TILES_AVX512(F32)
-MOEI_TILES_AVX512(F16)
-MOEI_TILES_AVX512(BF16)
-static const moei_tiles moei_tiles_avx512_F32 = {
-    4, 6, MOEI_WHOLE, 32, {moei_tile_avx512_F32_1, moei_tile_avx512_F32_2, moei_tile_avx512_F32_3, moei_tile_avx512_F32_4,
-                moei_tile_avx512_F32_5, moei_tile_avx512_F32_6}};
-static const moei_tiles moei_tiles_avx512_F16 = {
-    4, 6, MOEI_WHOLE, 32, {moei_tile_avx512_F16_1, moei_tile_avx512_F16_2, moei_tile_avx512_F16_3, moei_tile_avx512_F16_4,
-                           moei_tile_avx512_F16_5, moei_tile_avx512_F16_6}};
-static const moei_tiles moei_tiles_avx512_BF16 = {
-    4, 6, MOEI_WHOLE, 32, {moei_tile_avx512_BF16_1, moei_tile_avx512_BF16_2, moei_tile_avx512_BF16_3, moei_tile_avx512_BF16_4,
-                           moei_tile_avx512_BF16_5, moei_tile_avx512_BF16_6}};
+#define MOEI_TILES_AVX512(F, part)                                                                                     \
+    MOEI_TILE_AVX512(F, 1) MOEI_TILE_AVX512(F, 2) MOEI_TILE_AVX512(F, 3)                                               \
+    static const moei_tiles moei_tiles_avx512_##F = {                                                                  \
+        8, 3, part, 32, 4, {moei_tile_avx512_##F##_1, moei_tile_avx512_##F##_2, moei_tile_avx512_##F##_3}};
+MOEI_TILES_AVX512(F32, 1024)
+MOEI_TILES_AVX512(F16, 4096)
+MOEI_TILES_AVX512(BF16, 4096)
 
 /* SHAPES      1 row x a group of C tokens, row after row: one stream
    Whether it helps to name it to the memory in advance, and up to which cache, is the processor's. Intel's prefetchers need it (Xeon,
@@ -2874,9 +2906,9 @@ static const moei_tiles moei_tiles_avx512_BF16 = {
    group has to leave room for a row (k = 4096: BF16 29 with 3 tokens, 9 with 4). */
 enum { MOEI_HELP_NONE, MOEI_HELP_L1, MOEI_HELP_L2 };
 #define MOEI_FEW_BYTES_L1 ((size_t)24 << 10)
-/* How many tokens pass over single rows: n, or 0 */
-MOEI_FORCE uint32_t moei_few(uint32_t n, uint32_t most, size_t row_bytes) {
-    return n == 1 || (n <= most && n * row_bytes <= MOEI_FEW_BYTES_L1) ? n : 0;
+/* Whether tokens pass over single rows: where there are few of either. Rows may be fewer than a tile can have. */
+MOEI_FORCE int moei_few(uint32_t n_rows, uint32_t n, uint32_t most, size_t row_bytes) {
+    return n_rows < 4 || n == 1 || (n <= most && n * row_bytes <= MOEI_FEW_BYTES_L1);
 }
 MOEI_FORCE void moei_help(const int help, const uint8_t *p) {
     if (help == MOEI_HELP_L1) MOEI_PREFETCH(p);
@@ -2901,16 +2933,21 @@ MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int he
         MOEI_UNROLL for (int c = 0; c < C; c++) out[(size_t)c * out_stride + r] = moei_sum_avx512(a[c]);
     }
 }
+#define MOEI_ROWS_AVX512(F, help, C)                                                                                   \
+    case C: moei_rows_avx512(MOE_FORMAT_##F, help, C, w, n_rows, (const float *)x[i], out, out_stride); break
 #define MOEI_DOT_AVX512(F, name, help)                                                                                 \
     MOEI_AVX512 static void moei_dot_avx512_##F##name(const moei_rows *w, uint32_t n_rows, const void *const *x,       \
                                                       uint32_t n_tokens, float *out, size_t out_stride) {              \
-        const float *group = (const float *)x[0];                                                                      \
-        switch (moei_few(n_tokens, 3, 4 * w->k)) {                                                                     \
-        case 1: moei_rows_avx512(MOE_FORMAT_##F, help, 1, w, n_rows, group, out, out_stride); break;                   \
-        case 2: moei_rows_avx512(MOE_FORMAT_##F, MOEI_HELP_L2, 2, w, n_rows, group, out, out_stride); break;           \
-        case 3: moei_rows_avx512(MOE_FORMAT_##F, MOEI_HELP_L2, 3, w, n_rows, group, out, out_stride); break;           \
-        default: moei_sweep(&moei_tiles_avx512_##F, w, n_rows, x, n_tokens, out, out_stride);                          \
+        if (!moei_few(n_rows, n_tokens, 3, 4 * w->k)) {                                                                \
+            moei_sweep(&moei_tiles_avx512_##F, w, n_rows, x, n_tokens, out, out_stride);                               \
+            return;                                                                                                    \
         }                                                                                                              \
+        for (uint32_t i = 0; i < n_tokens; i += 3, out += 3 * out_stride)                                              \
+            switch (n_tokens - i) {                                                                                    \
+                MOEI_ROWS_AVX512(F, help, 1);                                                                          \
+                MOEI_ROWS_AVX512(F, MOEI_HELP_L2, 2);                                                                  \
+            default: moei_rows_avx512(MOE_FORMAT_##F, MOEI_HELP_L2, 3, w, n_rows, (const float *)x[i], out, out_stride); \
+            }                                                                                                          \
     }
 MOEI_DOT_AVX512(F32, , MOEI_HELP_NONE)
 MOEI_DOT_AVX512(F16, , MOEI_HELP_L2)
@@ -2947,7 +2984,7 @@ MOEI_AVX512 static void moei_decode_bf16_avx512(const moei_rows *w, uint32_t n_r
 
 MOEI_E4M3(avx512, MOEI_AVX512, 1, 16, moei_use_f32)
 
-static const moei_packing moei_packing_avx512 = {6, 2, moei_pack_f32, NULL, NULL, NULL};
+static const moei_packing moei_packing_avx512 = {3, 2, moei_pack_f32, NULL, NULL, NULL};
 // clang-format off
 #define MOEI_F32_AVX512(dot_max, name) {                                                                               \
     MOE_COMPUTE_F32, MOE_TIER_AVX512, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_avx512, { \
@@ -3038,38 +3075,39 @@ MOEI_UNUSED static const moei_vec moei_vec_avx512 = {
 
 #if MOEI_HAVE_AVX512BF16
 MOEI_FORCE MOEI_BF16 __mmask32 moei_mask_bf16(size_t n) { return n < 32 ? (1u << n) - 1 : 0xffffffffu; }
-/* SHAPES      4 bf16 rows x a group of C tokens
-   REGISTERS   as moei_tile_avx512: 24 dot products of 16 pairs per 10 loads at C = 6 */
-MOEI_FORCE MOEI_BF16 void moei_step_bf16(const int C, const uint8_t *x, size_t k, const __m512i *v, __m512 (*a)[4]) {
-    x += k * 2 * (size_t)C;
+/* SHAPES      8 bf16 rows x a group of C tokens
+   REGISTERS   as moei_tile_avx512: 24 dot products of 16 pairs per 11 loads at C = 3 */
+MOEI_FORCE MOEI_BF16 void moei_step_bf16(const int C, const uint8_t *w, const uint8_t *w4, size_t stride, __mmask32 m, const uint8_t *x,
+                                         __m512 (*a)[8]) {
+    __m512i xc[3];
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        __m512i xc = _mm512_loadu_si512(x + 64 * c);
-        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_dpbf16_ps(a[c][r], (__m512bh)v[r], (__m512bh)xc);
+        xc[c] = _mm512_loadu_si512(x + 64 * c);
+        MOEI_PIN(xc[c]);
+    }
+    MOEI_UNROLL for (int r = 0; r < 8; r++) {
+        const uint8_t *p = (r < 4 ? w : w4) + (size_t)(r % 4) * stride;
+        __m512i v = m == 0xffffffff ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16(m, p);
+        MOEI_PIN(v);
+        MOEI_UNROLL for (int c = 0; c < C; c++) a[c][r] = _mm512_dpbf16_ps(a[c][r], (__m512bh)v, (__m512bh)xc[c]);
     }
 }
 MOEI_FORCE MOEI_BF16 void moei_tile_bf16(const int C, const moei_tile *t) {
-    const size_t k_end = t->k & ~(size_t)31;
-    const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *x = t->x, *ahead = t->ahead, *ahead_end = t->ahead_end;
-    __m512 a[6][4];
-    __m512i v[4];
-    MOEI_UNROLL for (int i = 0; i < 4 * C; i++) a[i / 4][i % 4] = _mm512_setzero_ps();
-    for (size_t k = 0; k < k_end; k += 32) {
+    const size_t stride = t->row_stride, line = 64 * (size_t)C;
+    const uint8_t *w = t->w[0] + t->k0 * 2, *w4 = w + moei_second_avx512(t) * stride, *x = t->x + t->k0 * 2 * (size_t)C;
+    const uint8_t *ahead = t->ahead, *ahead_end = t->ahead_end, *end = x + (t->k1 - t->k0) / 32 * line;
+    __m512 a[3][8];
+    moei_begin_avx512(C, t, a);
+    for (; x < end; w += 64, w4 += 64, x += line) {
         MOEI_AHEAD(t->ahead_step);
-        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_loadu_si512(w[r] + k * 2);
-        moei_step_bf16(C, x, k, v, a);
+        moei_step_bf16(C, w, w4, stride, 0xffffffff, x, a);
     }
-    if (k_end < t->k) {
-        __mmask32 m = moei_mask_bf16(t->k - k_end);
-        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_maskz_loadu_epi16(m, w[r] + k_end * 2);
-        moei_step_bf16(C, x, k_end, v, a);
-    }
-    moei_store_avx512(C, a, t);
+    if (t->k1 & 31) moei_step_bf16(C, w, w4, stride, moei_mask_bf16(t->k1 & 31), x, a);
+    moei_end_avx512(C, t, a);
 }
 #define MOEI_TILE_BF16(C)                                                                                              \
     MOEI_BF16 static void moei_tile_bf16_##C(const moei_tile *t) { moei_tile_bf16(C, t); }
-MOEI_TILE_BF16(1) MOEI_TILE_BF16(2) MOEI_TILE_BF16(3) MOEI_TILE_BF16(4) MOEI_TILE_BF16(5) MOEI_TILE_BF16(6)
-static const moei_tiles moei_tiles_bf16 = {
-    4, 6, MOEI_WHOLE, 32, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3, moei_tile_bf16_4, moei_tile_bf16_5, moei_tile_bf16_6}};
+MOEI_TILE_BF16(1) MOEI_TILE_BF16(2) MOEI_TILE_BF16(3)
+static const moei_tiles moei_tiles_bf16 = {8, 3, 2048, 32, 2, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3}};
 
 static size_t moei_panel_bytes_bf16(uint32_t n_rows, size_t k) { return n_rows * moei_bf16_row_bytes(k); }
 /* SHAPES      1 row x a group of C tokens, row after row, as moei_rows_avx512
@@ -3077,43 +3115,50 @@ static size_t moei_panel_bytes_bf16(uint32_t n_rows, size_t k) { return n_rows *
 MOEI_FORCE MOEI_BF16 __m256 moei_pairs_bf16(__m256 a, __m256i w, const uint8_t *x) {
     return _mm256_dpbf16_ps(a, (__m256bh)w, (__m256bh)_mm256_loadu_si256((const __m256i *)(const void *)x));
 }
-MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int help, const int C, const moei_rows *w, uint32_t n_rows, const uint8_t *x, float *out,
+MOEI_FORCE const uint8_t *moei_line_bf16(const int C, const void *const *x, size_t k, int c) { /* of token c, from value k on */
+    return (const uint8_t *)x[c / 3 * 3] + 2 * k * (size_t)(C < 3 ? C : c < 3 ? 3 : C - 3) + 64 * (c % 3);
+}
+MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int help, const int C, const moei_rows *w, uint32_t n_rows, const void *const *x, float *out,
                                          size_t out_stride) {
-    const size_t k_end = w->k & ~(size_t)31, group = (size_t)C;
+    const size_t k_end = w->k & ~(size_t)31;
     for (uint32_t r = 0; r < n_rows; r++) {
         const uint8_t *p = moei_row(w, r), *ahead = p + (help ? moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES) : 0);
         __m256 low[6], high[6];
         MOEI_UNROLL for (int c = 0; c < C; c++) low[c] = high[c] = _mm256_setzero_ps();
-        for (size_t k = 0; k < 2 * k_end; k += 64) {
-            const __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)(p + k));
-            const __m256i b = _mm256_loadu_si256((const __m256i *)(const void *)(p + k + 32));
-            moei_help(help, ahead + k);
+        for (size_t k = 0; k < k_end; k += 32) {
+            const __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)(p + 2 * k));
+            const __m256i b = _mm256_loadu_si256((const __m256i *)(const void *)(p + 2 * k + 32));
+            moei_help(help, ahead + 2 * k);
             MOEI_UNROLL for (int c = 0; c < C; c++) {
-                const uint8_t *line = x + k * group + 64 * c;
+                const uint8_t *line = moei_line_bf16(C, x, k, c);
                 low[c] = moei_pairs_bf16(low[c], a, line), high[c] = moei_pairs_bf16(high[c], b, line + 32);
             }
         }
         const __m512i tail = _mm512_maskz_loadu_epi16(moei_mask_bf16(w->k - k_end), p + 2 * k_end);
         MOEI_UNROLL for (int c = 0; c < C; c++) {
             __m512 a = _mm512_insertf32x8(_mm512_castps256_ps512(low[c]), high[c], 1);
-            if (k_end < w->k) a = _mm512_dpbf16_ps(a, (__m512bh)tail, (__m512bh)_mm512_loadu_si512(x + 2 * k_end * group + 64 * c));
+            if (k_end < w->k) a = _mm512_dpbf16_ps(a, (__m512bh)tail, (__m512bh)_mm512_loadu_si512(moei_line_bf16(C, x, k_end, c)));
             out[(size_t)c * out_stride + r] = moei_sum_avx512(a);
         }
     }
 }
-#define MOEI_ROWS_BF16(help, C) case C: moei_rows_bf16(help, C, w, n_rows, (const uint8_t *)x[0], out, out_stride); break
+#define MOEI_ROWS_BF16(help, C) case C: moei_rows_bf16(help, C, w, n_rows, x + i, out, out_stride); break
 #define MOEI_DOT_BF16(name, help)                                                                                      \
     MOEI_BF16 static void moei_dot_bf16##name(const moei_rows *w, uint32_t n_rows, const void *const *x,               \
                                               uint32_t n_tokens, float *out, size_t out_stride) {                      \
-        switch (moei_few(n_tokens, w->k < 1536 ? 4 : 6, 2 * w->k)) {                                                   \
-            MOEI_ROWS_BF16(help, 1);                                                                                   \
-            MOEI_ROWS_BF16(MOEI_HELP_L2, 2);                                                                           \
-            MOEI_ROWS_BF16(MOEI_HELP_L2, 3);                                                                           \
-            MOEI_ROWS_BF16(MOEI_HELP_L2, 4);                                                                           \
-            MOEI_ROWS_BF16(MOEI_HELP_L2, 5);                                                                           \
-            MOEI_ROWS_BF16(MOEI_HELP_L2, 6);                                                                           \
-        default: moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);                                \
+        if (!moei_few(n_rows, n_tokens, w->k < 1536 ? 4 : 6, 2 * w->k)) {                                              \
+            moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);                                     \
+            return;                                                                                                    \
         }                                                                                                              \
+        for (uint32_t i = 0; i < n_tokens; i += 6, out += 6 * out_stride)                                              \
+            switch (n_tokens - i) {                                                                                    \
+                MOEI_ROWS_BF16(help, 1);                                                                               \
+                MOEI_ROWS_BF16(MOEI_HELP_L2, 2);                                                                       \
+                MOEI_ROWS_BF16(MOEI_HELP_L2, 3);                                                                       \
+                MOEI_ROWS_BF16(MOEI_HELP_L2, 4);                                                                       \
+                MOEI_ROWS_BF16(MOEI_HELP_L2, 5);                                                                       \
+            default: moei_rows_bf16(MOEI_HELP_L2, 6, w, n_rows, x + i, out, out_stride);                               \
+            }                                                                                                          \
     }
 MOEI_DOT_BF16(, MOEI_HELP_NONE)
 MOEI_DOT_BF16(_intel, MOEI_HELP_L1)
@@ -3169,7 +3214,7 @@ MOEI_FORCE MOEI_BF16 void moei_use_bf16(const int natural, const int C, const ui
 }
 MOEI_E4M3(bf16, MOEI_BF16, 1, 32, moei_use_bf16)
 
-static const moei_packing moei_packing_bf16 = {6, 2, moei_pack_bf16, NULL, NULL, NULL};
+static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, NULL, NULL, NULL};
 // clang-format off
 #define MOEI_BF16_AVX512(name) {                                                                                               \
     MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_bf16_row_bytes, moei_prepare_bf16_avx512, moei_panel_bytes_bf16, moei_panel_bf16, {\
@@ -5168,8 +5213,8 @@ MOEI_FORCE void moei_tile_neon(const uint32_t format, moei_pairs_neon_fn *dot, c
     MOEI_TILE_NEON(F, tier, target, dot, 2)                                                                             \
     MOEI_TILE_NEON(F, tier, target, dot, 3)                                                                             \
     static const moei_tiles moei_tiles_##tier##_##F = {                                                                 \
-        MOEI_NEON_ROWS, MOEI_NEON_TOKENS, 1024, 32,                                                                       \
-        {moei_tile_##tier##_##F##_1, moei_tile_##tier##_##F##_2, moei_tile_##tier##_##F##_3, NULL, NULL, NULL}};        \
+        MOEI_NEON_ROWS, MOEI_NEON_TOKENS, 1024, 32, 4,                                                                  \
+        {moei_tile_##tier##_##F##_1, moei_tile_##tier##_##F##_2, moei_tile_##tier##_##F##_3}};                          \
     static void moei_dot_##tier##_##F(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n, float *out, \
                                       size_t stride) {                                                                  \
         moei_sweep(&moei_tiles_##tier##_##F, w, n_rows, x, n, out, stride);                                             \
@@ -8158,6 +8203,7 @@ static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moe
         if (next < b->n_experts) {
             moei_view(&b->down, moei_over(p, g), MOE_DOWN, next, b->d_in, b->d_ff, &after);
             moei_read_next(&w, after.data + row * after.row_stride, n);
+            w.next_x = g->h + g->start[next] * g->h_stride, w.next_x_bytes = (g->start[next + 1] - g->start[next]) * g->h_stride;
         }
         int affine = moei_row_affine(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, row, n, b->d_ff, s->scale[0], s->bias[0]);
         for (uint32_t slot = g->start[e], tokens; slot < g->start[e + 1]; slot += tokens) {
