@@ -298,7 +298,7 @@ typedef struct moe_router {
     moe_array expert_scale;   /* [n_experts + n_zero] factor on the final weight (Gemma-4, Pangu-Pro) */
     moe_array input_scale;    /* [d_model]: router input = rms_norm(x) * input_scale / sqrt(d_model)  */
     float input_norm_eps;     /* of that norm                                          (Gemma-4)      */
-    const void *table;        /* PICK_TABLE: [table_rows][top_k] expert ids by token id (DeepSeek-V4) */
+    const void *table;        /* PICK_TABLE: [table_rows][top_k] expert ids by token id, -1 = skip (DeepSeek-V4) */
     size_t table_stride;      /* bytes between its rows; 0 = tight                                    */
     uint32_t table_rows, table_bytes; /* rows; bytes per id: 4 (also 0) or 8                          */
     uint32_t score, select_on, pick, weight_from, norm; /* moe_score, moe_select_on, ...              */

@@ -1401,6 +1401,14 @@ static void test_write(void) {
     check(ckpt_write(temp_path("empty.safetensors"), NULL, 0, NULL, err) == 0, "write", "%s", err);
     check(ckpt_open(&c, temp_path("empty.safetensors"), err) == 0 && c.n_tensors == 0, "write", "%s", err);
     ckpt_close(&c);
+    int input = dup(0); /* a program without standard input: the next file is number 0 */
+    close(0);
+    check(ckpt_write(temp_path("zero.safetensors"), write_tensors, WRITE_TENSORS, NULL, err) == 0, "file 0", "%s",
+          err);
+    check(ckpt_open(&c, temp_path("zero.safetensors"), err) == 0 && c.n_tensors == WRITE_TENSORS, "file 0", "%s",
+          err);
+    ckpt_close(&c);
+    if (input >= 0) dup2(input, 0), close(input);
     remove_all();
 }
 
