@@ -67,7 +67,9 @@ static int32_t ids[MAX_K]; /* results of the last select() */
 static float w[MAX_K];
 static moe_status select1(const moe_desc *d, const float *l) {
     for (int j = 0; j < MAX_K; j++) ids[j] = -7, w[j] = -7.0f;
-    return moe_select(d, l, 1, NULL, ids, w, NULL);
+    moe_status status = moe_select(d, l, 1, NULL, ids, w, NULL);
+    for (uint32_t j = status ? 0 : d->top_k; j < MAX_K; j++) CHECK(ids[j] == -7 && w[j] == -7.0f);
+    return status;
 }
 static int ids_are(const int32_t *want, uint32_t k) { return !memcmp(ids, want, k * sizeof *want); }
 static int weights_are(const double *want, uint32_t k, double tolerance) {
