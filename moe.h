@@ -7550,6 +7550,7 @@ static size_t moei_bytes_for(const moei_plan *p, size_t block) {
 static size_t moei_fit_block(const moei_plan *p, size_t bytes) {
     size_t lo = 0, hi = p->n_tokens;
     if (moei_bytes_for(p, hi) <= bytes) return hi;
+    /*@ loop invariant lo < hi <= p->n_tokens && (lo > 0 ==> p->n_tokens <= SIZE_MAX / 8); loop assigns lo, hi; loop variant hi - lo; */
     while (hi - lo > 1) {
         size_t mid = lo + (hi - lo) / 2;
         if (moei_bytes_for(p, mid) <= bytes) lo = mid;
