@@ -8392,7 +8392,7 @@ typedef struct moei_area {
 static int moei_overlap(const moei_area *a, const moei_area *b) {
     if ((uintptr_t)a->at > (uintptr_t)b->at) return moei_overlap(b, a);
     size_t apart = (uintptr_t)b->at - (uintptr_t)a->at;
-    if (!a->at || apart >= (a->n - 1) * a->stride + a->bytes) return 0;
+    if (apart >= (a->n - 1) * a->stride + a->bytes) return 0;
     if (a->stride != b->stride || !a->stride) return 1;
     return apart % a->stride < a->bytes || apart % a->stride + b->bytes > a->stride;
 }
@@ -8419,7 +8419,7 @@ static moe_status moei_check_alias(const moei_plan *p) {
                                 {"router_x", io->router_x, n, io->router_x_stride, x}};
     /* y: a task reads its part of a row before it writes it; ids and weights are copied first; routing has read router_x by then */
     for (size_t i = 0; i < WRITTEN; i++)
-        for (size_t j = i + 1; j < ALL; j++) {
+        for (size_t j = i + 1; all[i].at && j < ALL; j++) {
             int same = all[i].at == all[j].at && all[i].stride == all[j].stride;
             int allowed = (i == Y && j == ROUTER_X) || (same && ((i == Y && j == X && in_place) || (i == IDS && j == IDS_IN) ||
                           (i == WEIGHTS && j == WEIGHTS_IN) || (i == Y && j == SUMS && all[i].bytes == width)));
