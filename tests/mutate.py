@@ -19,6 +19,7 @@ CC = os.environ.get("CC", "cc")
 HAS_FMA = os.path.exists("/proc/cpuinfo") and " fma " in open("/proc/cpuinfo").read()
 NATIVE = ["-mfma"] * HAS_FMA  # an emulated fma takes ten times as long
 PORTABLE, NO_AVX512, NO_VNNI = (NATIVE + ["-DMOE_NO_" + no] for no in ("SIMD", "AVX512", "VNNI"))  # what needn't be compiled
+ARM = ["--aarch64"]  # not a flag: see run_cc and command
 WEAK = ["test_layer", "test_errors", "test_invariance", "test_memory"]  # have the sections up to >>formats themselves
 CALLERS = WEAK + ["test_api", "test_models", "test_corners"]  # see moe.h from outside: linked with one object of it
 
@@ -28,11 +29,12 @@ TESTS = {
     "formats": [(PORTABLE, ["test_formats", "test_errors", "test_layer 1"])],
     "reference": [(PORTABLE, ["test_layer 1", "test_formats", "test_q8"])],
     "dense": [(NO_VNNI, ["test_layer 1", "test_tiers"])],
-    "avx2": [(NO_AVX512, ["test_layer 1", "test_tiers"])],
+    "avx2": [(NO_AVX512, ["test_layer 1", "test_tiers", "test_route"])],
     "avx512": [(NO_VNNI, ["test_layer 1", "test_tiers"])],
     "bf16": [(NO_VNNI, ["test_layer 1", "test_tiers"])],
     "amx": [(NO_VNNI, ["test_amx"])],
     "q8": [(NATIVE, ["test_layer 1", "test_q8"])],
+    "neon": [(ARM, ["test_invariance hashes", "test_q8", "test_tiers"])],
     "cpu": [(NATIVE, ["test_api", "test_layer 1", "test_tiers"])],
     "route": [(PORTABLE, ["test_errors", "test_corners", "test_api"]), (NO_AVX512, ["test_route"])],
     "presets": [(PORTABLE, ["test_errors", "test_api", "test_models", "test_route"])],
@@ -159,7 +161,7 @@ def generic(rng, wanted, by_size):
     """Sites of every section in turn, so that each gets its share; or each section as often as it is long."""
     pools, order = {}, []
     for name, section, a, b in sections():
-        if section in TESTS and (not wanted or section in wanted):
+        if section in TESTS and (section in wanted if wanted else section != "neon"):  # minutes each
             pools[section] = name, list(sites_of(SOURCES[name], a, b))
             random.Random(f"{rng} {section}").shuffle(pools[section][1])
             order += [(i if not by_size else (i + 0.5) / len(pools[section][1]), section) for i in range(len(pools[section][1]))]
@@ -179,17 +181,22 @@ def tree(to):
 
 
 def run_cc(root, arguments):
-    cmd = [CC, "-std=c11", "-O1", "-g0", "-w", "-fno-pie", *arguments]
+    cc = ["aarch64-linux-gnu-gcc", "-static"] if ARM[0] in arguments else [CC]
+    cmd = [*cc, "-std=c11", "-O1", "-g0", "-w", "-fno-pie", *(a for a in arguments if a != ARM[0])]
     return subprocess.run(cmd, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=900).returncode == 0
 
 
 INCLUDE = ["-I.", "-Iexamples", "-Itests", "-Ibench"]
 
 
+def command(flags, out, test):
+    return [*(["qemu-aarch64", "-cpu", "max"] if flags == ARM else []), out, *test.split()[1:]]
+
+
 def code_of(path):
     """Code and constants: all of them, because without -fno-pie tables with pointers lie elsewhere."""
     text = path + ".text"
-    subprocess.run(["objcopy", "-O", "binary", "--only-section=.text", "--only-section=.rodata", path, text], check=False)
+    subprocess.run(["objcopy", "-I", "elf64-little", "-O", "binary", "--only-section=.text", "--only-section=.rodata", path, text], check=False)
     return open(text, "rb").read() if os.path.exists(text) else b""
 
 
@@ -243,7 +250,7 @@ class Judge:
             kept, self.made = self.made, {}
             out, before = os.path.join(self.tmp, "original"), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
             code = self.build(test.split()[0], flags, ROOT, out)
-            if not code or not passes([out] + test.split()[1:], 300):
+            if not code or not passes(command(flags, out, test), 300):
                 sys.exit(f"{test} fails without a mutant")
             self.originals[key] = code, 10 + 4 * int(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
             self.made = kept
@@ -277,7 +284,7 @@ class Judge:
             if code == original:
                 continue
             same = False
-            if not passes([out] + test.split()[1:], seconds):
+            if not passes(command(flags, out, test), seconds):
                 return "killed", test
         return ("equivalent" if same else "survived"), ""
 

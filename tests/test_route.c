@@ -852,6 +852,25 @@ static void test_exhaustive(void) {
     (void)key_value;
 }
 
+/* Leaves the stack full of bytes, so that what was not set shows. */
+static void fill_stack(int byte) {
+    volatile uint8_t room[2048];
+    for (size_t i = 0; i < sizeof room; i++) room[i] = (uint8_t)byte;
+}
+static void (*volatile const leave)(int) = fill_stack;
+
+/* The keys that reach a bound: at least k, all from the least one on, in order; of whole eights just those of the definition. */
+static int reaches(const moei_vec *v, const uint32_t *key, uint32_t n, uint32_t k) {
+    static uint64_t got[1300], want[1300];
+    leave(n % 2 ? 0x7f : 0x80);
+    uint32_t count = v->reach(got, key, n, k), all = moei_reach_c(want, key, n, k), least = UINT32_MAX, at = 0;
+    if (count < k || count > n || (n % 8 == 0 && (count != all || memcmp(got, want, all * sizeof *got)))) return 0;
+    for (uint32_t j = 0; j < count; j++) least = got[j] >> 32 < least ? (uint32_t)(got[j] >> 32) : least;
+    for (uint32_t i = 0; i < n; i++)
+        if (key[i] >= least && (at == count || got[at++] != ((uint64_t)key[i] << 32 | (uint32_t)~i))) return 0;
+    return at == count;
+}
+
 static void test_top_k(void) {
     static uint32_t key[600], other[600];
     static float q[600];
@@ -865,17 +884,18 @@ static void test_top_k(void) {
     for (seed = 5; seed != 0;) {
         uint32_t n = 1 + below(below(2) ? 600 : 100), k = 1 + below(below(2) && n > 12 ? 12 : n),
                  range = 1u << below(32), ok = 1;
-        uint32_t many_equal = below(4) == 0;
+        uint32_t many_equal = below(4) == 0, high = below(2);
         for (uint32_t i = 0; i < n; i++) {
             uint32_t bits = many_equal ? below(3) * 0x7f800000u : rnd();
             memcpy(&q[i], &bits, 4);
-            key[i] = below(range);
+            key[i] = below(range) + (high ? ~range + 1 : 0);
         }
         moei_top_few(key, n, k, few), moei_top_many(key, n, k, many);
         CHECK(!memcmp(few, many, k * sizeof *few));
         for (uint32_t v = 0; v <= wide && n >= 64 && k <= 12; v++) {
             moei_top_lanes(vecs[v], key, n, k, lanes);
             CHECK(!memcmp(few, lanes, k * sizeof *few));
+            CHECK(reaches(vecs[v], key, n, k));
         }
         vecs[wide]->order(other, q, n);
         for (uint32_t i = 0; i < n; i++) ok &= other[i] == moei_key(q[i]);
