@@ -368,10 +368,18 @@ static void test_init_matrices(void) {
         expect_init(arrays[i].field, &untyped, MOE_ERR_TYPE, "", arrays[i].field);
         ((moe_array *)(void *)((char *)&bad + arrays[i].at))->type = MOE_TYPE_F32;
         expect_init(arrays[i].field, &bad, MOE_ERR_NULL, "", arrays[i].field);
+        moe_array *a = (moe_array *)(void *)((char *)&bad + arrays[i].at);
+        bad.latent.norm_eps = 1e-6f, a->data = in.bias, a->stride = SIZE_MAX / 2;
+        expect_init(arrays[i].field, &bad, MOE_ERR_OVERFLOW, "", arrays[i].field);
+        a->stride = 0, a->offset = SIZE_MAX / 2;
+        expect_init(arrays[i].field, &bad, MOE_ERR_OVERFLOW, "", arrays[i].field);
+        a->offset = 0, a->expert_stride = SIZE_MAX / 2 + 1;
+        expect_init(arrays[i].field, &bad, MOE_ERR_OVERFLOW, "", arrays[i].field);
     }
 }
 
 static void test_init_combinations(void) {
+    static const void *const lists[] = {in.shared_up};
     uint32_t foreign = 0;
     for (uint32_t t = 0; t < MOE_TIER_COUNT; t++)
         if (!(moe_tiers() & MOE_TIER_BIT(t))) foreign |= MOE_TIER_BIT(t);
@@ -402,6 +410,11 @@ static void test_init_combinations(void) {
          d.router.table_stride = 4 * K - 1);
     INIT("table's long rows short", ERR_STRIDE, "", "router.table_stride", add_table(&d), d.router.table_bytes = 8,
          d.router.table_stride = 8 * K - 1);
+    INIT("table's rows apart", OK, "", "", add_table(&d), d.router.table_stride = 4 * K + 4);
+    INIT("experts too far apart", ERR_OVERFLOW, "up", "expert_stride", d.up.expert_stride = SIZE_MAX / E);
+    INIT("q8 of gate alone", ERR_COMPUTE, "", "compute", d.compute = MOE_COMPUTE_Q8, d.gate.format = MOE_FORMAT_Q8_0);
+    INIT("q8 of up alone", ERR_COMPUTE, "", "compute", d.compute = MOE_COMPUTE_Q8, d.up.format = MOE_FORMAT_Q8_0);
+    INIT("shared up as a list alone", ERR_KNOB, "", "shared.d_ff", d.shared.up.expert = lists);
     INIT("sparsemixer k 3", ERR_KNOB, "", "top_k", d.router.pick = MOE_PICK_SPARSEMIXER, d.top_k = 3);
     INIT("sparsemixer groups", ERR_KNOB, "", "router.group", d.router.pick = MOE_PICK_SPARSEMIXER,
          d.router.group = MOE_GROUP_MAX, d.router.n_group = 4, d.router.topk_group = 2);
@@ -453,6 +466,25 @@ static void test_init_unused(void) {
     INIT("latent norm", OK, "", "", add_latent(&d), NORM(d.latent.norm), d.latent.norm_eps = 1e-6f);
     INIT("latent norm of ones", OK, "", "", add_latent(&d), d.latent.norm_eps = 1e-6f);
 #undef NORM
+}
+
+/* Gate and up share what they read: the compute that both have. */
+static void test_init_computes(void) {
+    static const struct {
+        uint32_t gate, up, compute;
+    } pairs[] = {{MOE_FORMAT_Q8_0, MOE_FORMAT_Q8_0, MOE_COMPUTE_Q8},
+                 {MOE_FORMAT_F32, MOE_FORMAT_Q8_0, MOE_COMPUTE_F32},
+                 {MOE_FORMAT_Q8_0, MOE_FORMAT_F32, MOE_COMPUTE_F32},
+                 {MOE_FORMAT_F32, MOE_FORMAT_F16, MOE_COMPUTE_F32}};
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        moe_desc d = good_desc();
+        d.gate.format = pairs[i].gate, d.up.format = pairs[i].up;
+        moe_layer l = good_layer(&d);
+        check(moe_layer_compute(&l, MOE_GATE) == pairs[i].compute &&
+                  moe_layer_compute(&l, MOE_UP) == pairs[i].compute,
+              "gate and up", "another compute");
+        check(moe_layer_compute(&l, MOE_DOWN) == MOE_COMPUTE_F32, "down", "another compute");
+    }
 }
 
 /* Numbers that explain an error. */
@@ -1297,6 +1329,7 @@ int main(void) {
     test_init_matrices();
     test_init_combinations();
     test_init_unused();
+    test_init_computes();
     test_init_numbers();
     test_call_pointers();
     test_call_workspace();
