@@ -504,6 +504,18 @@ static void test_given(void) {
         moei_select_token(&r, l, NULL, 2, picked, own, NULL);
         moei_select_token(&r, l, picked, 2, ids, w, NULL);
         CHECK(ids_are(picked, 2) && !memcmp(own, w, sizeof own));
+        current = "the sparse mixer with a skipped slot before, after and between";
+        for (int at = 0; at < 3; at++) {
+            int32_t some[3] = {picked[0], picked[1], picked[1]};
+            for (int j = 2; j > at; j--) some[j] = some[j - 1];
+            some[at] = -1;
+            moei_router_begin(&r, &d, &moei_vec_c, 3, arena);
+            moei_select_token(&r, l, some, 3, ids, w, NULL);
+            CHECK(ids_are(some, 3) && moei_bits(w[at]) == 0);
+            CHECK(at == 0 ||
+                  (moei_bits(w[0]) == moei_bits(own[0]) && (at == 1 || moei_bits(w[1]) == moei_bits(own[1]))));
+            for (int j = 0; j < 3; j++) CHECK(w[j] >= 0 && w[j] <= 1);
+        }
     }
 }
 
