@@ -242,7 +242,7 @@ class Judge:
             if not run_cc(root, [*flags, "-DMOE_IMPLEMENTATION", "-x", "c", "-c", "moe.h", "-o", o]):
                 self.made[once] = None
         o = self.made[once]
-        return open(o, "rb").read() if o and run_cc(root, [self.object(test, flags), o, *libs]) else None
+        return open(o, "rb").read() if o and run_cc(root, [*flags, self.object(test, flags), o, *libs]) else None
 
     def original(self, test, flags):
         """The machine code of the program as it is, which has to pass, and the seconds of processor time that a mutant gets."""
