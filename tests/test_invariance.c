@@ -189,14 +189,12 @@ static uint64_t fixed_hash(uint32_t format, uint32_t compute, uint32_t tiers) {
 }
 
 /* Everything else that a desc or a call may ask for, one thing or two at a time, with weights in q8_0. */
+// clang-format off
 #define VARIANTS(X)                                                                                                  \
-    X(latent)                                                                                                        \
-    X(sink)                                                                                                          \
-    X(ungated)                                                                                                       \
-    X(clamp_pre)                                                                                                     \
-    X(clamp_post) X(weight_at_input) X(weight_at_hidden) X(group_max) X(group_sum) X(per_group) X(sparsemixer)       \
-        X(capacity) X(capacity_by_score) X(drop_below) X(top_p) X(zero_experts) X(router_norm) X(softmax_selected)   \
-            X(rows_of_16_bits) X(given_ids) X(transposed)
+    X(latent) X(sink) X(ungated) X(clamp_pre) X(clamp_post) X(weight_at_input) X(weight_at_hidden) X(group_max)      \
+    X(group_sum) X(per_group) X(sparsemixer) X(capacity) X(capacity_by_score) X(drop_below) X(top_p) X(zero_experts) \
+    X(router_norm) X(softmax_selected) X(rows_of_16_bits) X(given_ids) X(transposed)
+// clang-format on
 enum {
 #define X(name) V_##name,
     VARIANTS(X)
