@@ -298,7 +298,7 @@ typedef struct moe_router {
     moe_array expert_scale;   /* [n_experts + n_zero] factor on the final weight (Gemma-4, Pangu-Pro) */
     moe_array input_scale;    /* [d_model]: router input = rms_norm(x) * input_scale / sqrt(d_model)  */
     float input_norm_eps;     /* of that norm                                          (Gemma-4)      */
-    const void *table;        /* PICK_TABLE: [table_rows][top_k] expert ids by token id (DeepSeek-V4) */
+    const void *table;        /* PICK_TABLE: [table_rows][top_k] expert ids by token id, -1 = skip (DeepSeek-V4) */
     size_t table_stride;      /* bytes between its rows; 0 = tight                                    */
     uint32_t table_rows, table_bytes; /* rows; bytes per id: 4 (also 0) or 8                          */
     uint32_t score, select_on, pick, weight_from, norm; /* moe_score, moe_select_on, ...              */
@@ -388,8 +388,9 @@ typedef struct moe_latent {
 #define MOE_CANARY 0u
 
 /* A layer. Required: d_model, d_ff, n_experts, top_k, up, down, gate (unless ffn.ungated), router.weight (unless every call
-   brings logits or ids). All-zero is valid for everything else. What is given but left unused (a bias without its type, shared
-   experts without shared.d_ff) is an error. */
+   brings logits or ids). All-zero is valid for everything else. A matrix, vector, table, limit or count that is given but that
+   another knob leaves unused (a bias without its type, shared experts without shared.d_ff, a limit without its clamp, groups
+   without a group rule, two capacities) is an error. */
 typedef struct moe_desc {
     uint32_t begin_;                      /* canary: leave 0                                          */
     uint32_t d_model, d_ff, n_experts, top_k;
@@ -441,7 +442,9 @@ typedef struct moe_experts {
     const void *const *data[3], *const *scale[3], *const *zero[3], *const *scale2[3], *const *bias[3];
 } moe_experts;
 
-/* x, y, router_x and the workspace may lie at any alignment, the other arrays at their type's. */
+/* x, y, router_x and the workspace may lie at any alignment, the other arrays at their type's. What a call writes, the workspace too,
+   overlaps nothing else of the call (MOE_ERR_ALIAS; rows with gaps may lie in each other's gaps), but: y == x with equal type and
+   stride, ids_out == ids_in, weights_out == weights_in, y == sums of moe_finish (F32, tight); and y anywhere in router_x. */
 typedef struct moe_io {
     const void *x;            /* [n_tokens][d_model]                                                   */
     void *y;                  /* [n_tokens][d_model]; y == x with equal type and stride is allowed     */
@@ -1491,7 +1494,12 @@ static moe_status moei_check_matrix(const moe_matrix *m, size_t n_experts, size_
     moe_status status = MOE_OK;
     const char *field = moei_scale_wrong(m, k, &status);
     if (!field) field = moei_zero_wrong(m, k, &status);
-    if (field) return moei_weights_error(error, status, field, 0, 0);
+    if (field) { /* got: the grid's member of that name */
+        const moe_grid *g = *field == 's' ? &m->scale : &m->zero;
+        uint64_t got = status == MOE_ERR_TYPE ? g->type : status == MOE_ERR_SIZE ? g->cols : 0;
+        uint32_t want = status != MOE_ERR_SIZE ? 0 : moei_codecs[m->format].flags & MOEI_OWN ? l->cols : 32;
+        return moei_weights_error(error, status, field, got, want);
+    }
     if (m->scale2.type > MOE_TYPE_BF16)
         return moei_weights_error(error, MOE_ERR_TYPE, "scale2.type", m->scale2.type, 0);
     return MOE_OK;
@@ -7245,22 +7253,33 @@ static void moei_make_banks(moe_layer *l) {
 
 static int moei_is_given(const moe_matrix *m) { return m->format || m->data || m->expert; }
 
-/* A matrix that is given but that a knob says is not there would be left out of the result silently. */
+/* What is given but that a knob says is not there would be left out of the result silently. */
 static moe_status moei_check_unused(const moe_desc *d, moe_error *e) {
+    const moe_router *r = &d->router;
     int shared = d->shared.d_ff != 0, latent = d->latent.d != 0, gated = !d->ffn.ungated;
     int gate = d->shared.gate_kind == MOE_SHARED_SIGMOID || d->shared.gate_kind == MOE_SHARED_SOFTMAX2;
-    const struct { const moe_matrix *m; int used; const char *knob; } all[] = {
-        {&d->gate, gated, "ffn.ungated"},
-        {&d->shared.gate, shared, "shared.d_ff"},
-        {&d->shared.gate, gated, "ffn.ungated"},
-        {&d->shared.up, shared, "shared.d_ff"},
-        {&d->shared.down, shared, "shared.d_ff"},
-        {&d->shared.gate_weight, shared, "shared.d_ff"},
-        {&d->shared.gate_weight, gate, "shared.gate_kind"},
-        {&d->latent.in, latent, "latent.d"},
-        {&d->latent.out, latent, "latent.d"}};
+    int shared_weight = moei_is_given(&d->shared.gate_weight), norm = d->latent.norm.type != 0;
+    const struct { int given, used; const char *knob; } all[] = {
+        {moei_is_given(&d->gate), gated, "ffn.ungated"},
+        {moei_is_given(&d->shared.gate), shared, "shared.d_ff"},
+        {moei_is_given(&d->shared.gate), gated, "ffn.ungated"},
+        {moei_is_given(&d->shared.up), shared, "shared.d_ff"},
+        {moei_is_given(&d->shared.down), shared, "shared.d_ff"},
+        {shared_weight, shared, "shared.d_ff"},
+        {shared_weight, gate, "shared.gate_kind"},
+        {moei_is_given(&d->latent.in), latent, "latent.d"},
+        {moei_is_given(&d->latent.out), latent, "latent.d"},
+        {norm, latent, "latent.d"},
+        {norm, d->latent.norm_eps > 0.0f, "latent.norm_eps"},
+        {d->ffn.limit > 0.0f, d->ffn.clamp != MOE_CLAMP_NONE, "ffn.clamp"},
+        {d->shared.limit > 0.0f, d->shared.clamp != MOE_CLAMP_NONE, "shared.clamp"},
+        {r->n_group > 1 || r->topk_group > 1, r->group != MOE_GROUP_NONE, "router.group"}, /* one group is none */
+        {r->table != NULL, r->pick == MOE_PICK_TABLE, "router.pick"},
+        {r->capacity_factor > 0.0f, !r->capacity, "router.capacity"},
+        {r->min_keep > 1, r->drop_below > 0.0f || r->top_p > 0.0f, "router.min_keep"}};
     for (size_t i = 0; i < MOEI_COUNT(all); i++)
-        if (!all[i].used && moei_is_given(all[i].m)) return moei_fail(e, MOE_ERR_KNOB, all[i].knob, 0, 0);
+        if (all[i].given && !all[i].used) return moei_fail(e, MOE_ERR_KNOB, all[i].knob, 0, 0);
+    if (r->min_keep > d->top_k) return moei_fail(e, MOE_ERR_KNOB, "router.min_keep", r->min_keep, d->top_k);
     return MOE_OK;
 }
 
@@ -7576,6 +7595,7 @@ static size_t moei_bytes_for(const moei_plan *p, size_t block) {
 static size_t moei_fit_block(const moei_plan *p, size_t bytes) {
     size_t lo = 0, hi = p->n_tokens;
     if (moei_bytes_for(p, hi) <= bytes) return hi;
+    /*@ loop invariant lo < hi <= p->n_tokens && (lo > 0 ==> p->n_tokens <= SIZE_MAX / 8); loop assigns lo, hi; loop variant hi - lo; */
     while (hi - lo > 1) {
         size_t mid = lo + (hi - lo) / 2;
         if (moei_bytes_for(p, mid) <= bytes) lo = mid;
@@ -8408,13 +8428,49 @@ static moe_status moei_check_rows(const moe_io *io, uint32_t type, size_t *strid
     return MOE_OK;
 }
 
-/* Only y == x with equal type and stride may overlap: a task then reads its part of a row before it writes it. */
-static moe_status moei_check_alias(const moe_io *io, size_t x_width, size_t y_width) {
-    uintptr_t x = (uintptr_t)io->x, y = (uintptr_t)io->y;
-    size_t x_end = (io->n_tokens - 1) * io->x_stride + x_width * moei_element(io->x_type);
-    size_t y_end = (io->n_tokens - 1) * io->y_stride + y_width * moei_element(io->y_type);
-    if (x == y && io->x_type == io->y_type && io->x_stride == io->y_stride) return MOE_OK;
-    if (x < y + y_end && y < x + x_end) return moei_fail(io->error, MOE_ERR_ALIAS, "y", 0, 0);
+/* What a call writes may overlap nothing else of it: other tokens' rows would change before they are read. Rows of equal stride may
+   lie in each other's gaps (ids beside their weights). */
+typedef struct moei_area {
+    const char *field;
+    const void *at;          /* NULL: not there */
+    size_t n, stride, bytes; /* n rows of so many bytes each */
+} moei_area;
+static int moei_overlap(const moei_area *a, const moei_area *b) {
+    if ((uintptr_t)a->at > (uintptr_t)b->at) return moei_overlap(b, a);
+    size_t apart = (uintptr_t)b->at - (uintptr_t)a->at;
+    if (apart >= (a->n - 1) * a->stride + a->bytes) return 0;
+    if (a->stride != b->stride || !a->stride) return 1;
+    return apart % a->stride < a->bytes || apart % a->stride + b->bytes > a->stride;
+}
+static moe_status moei_check_alias(const moei_plan *p) {
+    const moe_io *io = &p->call;
+    const moe_desc *d = &p->layer->desc;
+    size_t n = io->n_tokens, ids = (size_t)p->k * 4, x = d->d_model * moei_element(io->x_type);
+    size_t y = (d->expert_count < d->n_experts && !p->sums ? p->layer->routed.d_in : d->d_model) * moei_element(io->y_type);
+    size_t logits = (size_t)p->layer->router_rows * 4, width = p->layer->routed.d_in * (size_t)4;
+    int rows = !p->route_only && !io->slots_out, in_place = io->x_type == io->y_type;
+    enum { Y, IDS, WEIGHTS, LOGITS, SLOTS, SPACE, WRITTEN, X = WRITTEN, IDS_IN, WEIGHTS_IN, LOGITS_IN, TOKEN_IDS, SUMS, ROUTER_X, ALL };
+    const moei_area all[ALL] = {{"y", rows ? io->y : NULL, n, io->y_stride, y},
+                                {"ids_out", io->ids_out, n, io->ids_stride, ids},
+                                {"weights_out", io->weights_out, n, io->weights_stride, ids},
+                                {"logits_out", io->logits_out, n, logits, logits},
+                                {"slots_out", p->route_only ? NULL : io->slots_out, n * p->k, width, width},
+                                {"workspace", io->workspace, 1, 0, io->workspace_size},
+                                {"x", io->x_stride ? io->x : NULL, n, io->x_stride, x}, /* no stride: it is not read */
+                                {"ids_in", io->ids_in, n, io->ids_stride, ids},
+                                {"weights_in", io->weights_in, n, io->weights_stride, ids},
+                                {"logits_in", io->logits_in, n, logits, logits},
+                                {"token_ids", io->token_ids, n, 4, 4},
+                                {"sums", p->sums, n, width, width},
+                                {"router_x", io->router_x, n, io->router_x_stride, x}};
+    /* y: a task reads its part of a row before it writes it; ids and weights are copied first; routing has read router_x by then */
+    for (size_t i = 0; i < WRITTEN; i++)
+        for (size_t j = i + 1; all[i].at && j < ALL; j++) {
+            int same = all[i].at == all[j].at && all[i].stride == all[j].stride;
+            int allowed = (i == Y && j == ROUTER_X) || (same && ((i == Y && j == X && in_place) || (i == IDS && j == IDS_IN) ||
+                          (i == WEIGHTS && j == WEIGHTS_IN) || (i == Y && j == SUMS && all[i].bytes == width)));
+            if (all[j].at && !allowed && moei_overlap(&all[i], &all[j])) return moei_fail(io->error, MOE_ERR_ALIAS, all[i].field, 0, 0);
+        }
     return MOE_OK;
 }
 
@@ -8467,10 +8523,7 @@ static moe_status moei_check_io(moei_plan *p, int needs_logits) {
     if (!io->weights_stride) io->weights_stride = row;
     if (io->ids_stride < row) return moei_fail(io->error, MOE_ERR_STRIDE, "ids_stride", io->ids_stride, row);
     if (io->weights_stride < row) return moei_fail(io->error, MOE_ERR_STRIDE, "weights_stride", io->weights_stride, row);
-    if (!p->route_only && !io->slots_out) {
-        MOEI_TRY(moei_check_rows(io, io->y_type, &io->y_stride, y_width, "y_stride", "y_type"));
-        MOEI_TRY(moei_check_alias(io, d->d_model, y_width));
-    }
+    if (!p->route_only && !io->slots_out) MOEI_TRY(moei_check_rows(io, io->y_type, &io->y_stride, y_width, "y_stride", "y_type"));
     MOEI_TRY(moei_check_present(p, partial));
     return moei_check_routing_input(p, needs_logits);
 }
@@ -8520,6 +8573,7 @@ static moe_status moei_begin(moei_plan *p, const moe_layer *layer, const moe_io 
     p->block = io->workspace_size > base - at ? moei_fit_block(p, io->workspace_size - (base - at)) : 0;
     if (!p->block)
         return moei_fail(io->error, MOE_ERR_WORKSPACE, "workspace_size", io->workspace_size, moe_workspace_min(layer, io->n_tokens, p->n_tasks));
+    MOEI_TRY(moei_check_alias(p));
     p->n_blocks = (p->n_tokens + p->block - 1) / p->block;
     p->base = (uint8_t *)io->workspace + (base - at);
     moei_lay_out(p);
