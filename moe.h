@@ -715,6 +715,7 @@ MOEI_UNUSED static int moei_same_name(const char *a, const char *b) {
 #define MOEI_AVX512 MOEI_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
 #define MOEI_VNNI MOEI_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 #define MOEI_BF16 MOEI_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#define MOEI_BF16_VBMI MOEI_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")
 
 #ifdef __cplusplus
 extern "C" {
@@ -3169,9 +3170,127 @@ MOEI_FORCE MOEI_BF16 void moei_use_bf16(const int natural, const int C, const ui
 }
 MOEI_E4M3(bf16, MOEI_BF16, 1, 32, moei_use_bf16)
 
+/* ---- fp8 by table, on AVX512-VBMI ----
+   The 128 magnitudes times a scale are as many bf16 numbers, and a block of scales has many weights: their bytes in four registers
+   are looked up, NaN and Inf like any others, in place of conversions, multiplications and the search for codes that f16 cannot be.
+   SHAPES      4 rows x up to 3 tokens (a row's sum is one chain), 1 row to a panel (C = 0)
+   COST        of 64 weights 8 micro-ops for the first token. */
+typedef struct moei_table_e4m3 {
+    uint8_t low[128], high[128]; /* bytes of bf16 */
+} moei_table_e4m3;
+enum { MOEI_TABLES_E4M3 = 128 }; /* at most */
+MOEI_FORCE MOEI_BF16 void moei_fill_e4m3(float scale, moei_table_e4m3 *to) {
+    const __m256i lane = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int i = 0; i < 4; i++) {
+        __m512 v[2];
+        MOEI_UNROLL for (int j = 0; j < 2; j++) { /* their fields are moved into those of f16 */
+            const __m256i codes = _mm256_add_epi16(lane, _mm256_set1_epi16((short)(32 * i + 16 * j)));
+            v[j] = _mm512_mul_ps(_mm512_cvtph_ps(_mm256_slli_epi16(codes, 7)), _mm512_set1_ps(256.0f));
+        }
+        if (i == 3) v[1] = _mm512_mask_mov_ps(v[1], 0x8000, _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
+        const __m512 by = _mm512_set1_ps(scale);
+        const __m512i b = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(v[1], by), _mm512_mul_ps(v[0], by));
+        _mm256_storeu_si256((__m256i *)(void *)(to->low + 32 * i), _mm512_cvtepi16_epi8(b));
+        _mm256_storeu_si256((__m256i *)(void *)(to->high + 32 * i), _mm512_cvtepi16_epi8(_mm512_srli_epi16(b, 8)));
+    }
+}
+/* 64 codes to bf16, in order. */
+MOEI_FORCE MOEI_BF16_VBMI void moei_look_e4m3(__m512i codes, const __m512i t[4], __m512i v[2]) {
+    codes = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), codes);
+    const __m512i low = _mm512_permutex2var_epi8(t[0], codes, t[1]), high = _mm512_permutex2var_epi8(t[2], codes, t[3]);
+    const __m512i both = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(-128), 0x78); /* high ^ the sign */
+    v[0] = _mm512_unpacklo_epi8(low, both), v[1] = _mm512_unpackhi_epi8(low, both);
+}
+/* 64 codes (or what is left of them, up to 32 or more) of R rows: times C tokens, or (C = 0) to a panel. */
+MOEI_FORCE MOEI_BF16_VBMI void moei_step_table(const int C, const uint32_t R, const __m512i t[4], const __m512i *codes, const int two,
+                                               const uint8_t *x, uint8_t *panel, __m512 sums[4][3]) {
+    MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
+        __m512i v[2];
+        moei_look_e4m3(codes[i], t, v);
+        if (C == 0) _mm512_storeu_si512(panel, v[0]);
+        if (C == 0 && two) _mm512_storeu_si512(panel + 64, v[1]);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            sums[i][c] = _mm512_dpbf16_ps(sums[i][c], (__m512bh)v[0], (__m512bh)_mm512_loadu_si512(x + 64 * c));
+            if (two) sums[i][c] = _mm512_dpbf16_ps(sums[i][c], (__m512bh)v[1], (__m512bh)_mm512_loadu_si512(x + 64 * (C + c)));
+        }
+    }
+}
+/* Weights k .. end of R rows, of one scale. */
+MOEI_FORCE MOEI_BF16_VBMI void moei_block_table(const int C, const uint32_t R, const moei_table_e4m3 *table, const uint8_t *const *p,
+                                                const uint8_t *const *later, size_t along, size_t k, size_t end, const uint8_t *x,
+                                                uint8_t *panel, __m512 sums[4][3]) {
+    const size_t token = 2 * (size_t)C, whole = k + ((end - k) & ~(size_t)63);
+    __m512i t[4], codes[4];
+    MOEI_UNROLL for (int i = 0; i < 2; i++) t[i] = _mm512_loadu_si512(table->low + 64 * i), t[2 + i] = _mm512_loadu_si512(table->high + 64 * i);
+    for (; k < whole; k += 64) {
+        MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
+            if (C) MOEI_PREFETCH_L2(later[i] + along * k);
+            codes[i] = _mm512_loadu_si512(p[i] + k);
+        }
+        moei_step_table(C, R, t, codes, 1, x + token * k, panel + 2 * k, sums);
+    }
+    if (k == end) return;
+    MOEI_UNROLL for (uint32_t i = 0; i < R; i++) codes[i] = _mm512_maskz_loadu_epi8(((uint64_t)1 << (end - k)) - 1, p[i] + k);
+    if (end - k > 32) moei_step_table(C, R, t, codes, 1, x + token * k, panel + 2 * k, sums);
+    else moei_step_table(C, R, t, codes, 0, x + token * k, panel + 2 * k, sums);
+}
+MOEI_FORCE MOEI_BF16 void moei_fill_line_e4m3(const moei_rows *w, size_t line, size_t run, moei_table_e4m3 *tables) {
+    const uint32_t type = w->scale.data ? w->scale.type : (uint32_t)MOE_TYPE_NONE;
+    for (size_t b = 0; b * run < w->k; b++) {
+        const uint8_t *scale = w->scale.data + line * w->scale.row_stride + b * moei_type_bytes[type];
+        moei_fill_e4m3(type ? moei_scalar(type, scale) : 1.0f, &tables[b]);
+    }
+}
+MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int C, const moei_rows *w, uint32_t n_rows, const uint8_t *x, uint8_t *out,
+                                               size_t out_stride, size_t run) {
+    const uint32_t R = C == 0 ? 1 : 4;
+    const size_t grid_rows = w->scale.data ? w->scale.rows : UINT32_MAX, rows = moei_rows_ahead(w, MOEI_AHEAD_BYTES);
+    const int tight = w->row_stride == w->k; /* then they are prefetched in the order of memory (Zen 5, k = 2048: 92 % of the read
+                                                bandwidth, row by row 77) */
+    moei_table_e4m3 tables[MOEI_TABLES_E4M3];
+    for (uint32_t r = 0, n; r < n_rows; r += n) {
+        const size_t in = (w->row0 + r) % grid_rows, left = grid_rows - in, ahead = moei_ahead_at(w, n_rows, r, rows < R ? R : rows);
+        const uint8_t *p[4], *later[4];
+        __m512 sums[4][3];
+        if (r == 0 || in == 0) moei_fill_line_e4m3(w, (w->row0 + r) / grid_rows, run, tables);
+        n = n_rows - r < R ? n_rows - r : R;
+        if (left < n) n = (uint32_t)left;
+        MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
+            p[i] = moei_row(w, r + (i < n ? i : n - 1));
+            later[i] = p[0] + ahead + (tight ? 64 : w->row_stride) * i;
+            MOEI_UNROLL for (int c = 0; c < C; c++) sums[i][c] = _mm512_setzero_ps();
+        }
+        uint8_t *panel = out + (C ? 0 : r * moei_bf16_row_bytes(w->k));
+        for (size_t k = 0, b = 0; k < w->k; k += run, b++)
+            moei_block_table(C, R, &tables[b], p, later, tight ? R : 1, k, w->k - k < run ? w->k : k + run, x, panel, sums);
+        MOEI_UNROLL for (uint32_t i = 0; i < R; i++)
+            MOEI_UNROLL for (int c = 0; c < C; c++)
+                if (i < n) ((float *)(void *)out)[(size_t)c * out_stride + r + i] = moei_sum_avx512(sums[i][c]);
+    }
+}
+/* Weights of a scale along a row, if there are tables for all of it, or 0. */
+static size_t moei_run_e4m3(const moei_rows *w) {
+    const size_t run = w->scale.data && w->scale.cols < w->k ? w->scale.cols : moei_round_up(w->k, 64);
+    return run % 64 == 0 && (w->k + run - 1) / run <= MOEI_TABLES_E4M3 ? run : 0;
+}
+MOEI_BF16_VBMI static void moei_dot_e4m3_vbmi(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                                              size_t out_stride) {
+    const uint8_t *group = (const uint8_t *)x[0];
+    const size_t run = moei_run_e4m3(w);
+    if (!run) moei_dot_e4m3_bf16(w, n_rows, x, n_tokens, out, out_stride);
+    else if (n_tokens == 1) moei_rows_table(1, w, n_rows, group, (uint8_t *)out, out_stride, run);
+    else if (n_tokens == 2) moei_rows_table(2, w, n_rows, group, (uint8_t *)out, out_stride, run);
+    else moei_rows_table(3, w, n_rows, group, (uint8_t *)out, out_stride, run);
+}
+MOEI_BF16_VBMI static void moei_decode_fp8_vbmi(const moei_rows *w, uint32_t n_rows, void *panel) {
+    const size_t run = moei_run_e4m3(w);
+    if (!run) moei_decode_fp8_bf16(w, n_rows, panel);
+    else moei_rows_table(0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
+}
+
 static const moei_packing moei_packing_bf16 = {6, 2, moei_pack_bf16, NULL, NULL, NULL};
 // clang-format off
-#define MOEI_BF16_AVX512(name) {                                                                                               \
+#define MOEI_BF16_AVX512(name, fp8) {                                                                                               \
     MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_bf16_row_bytes, moei_prepare_bf16_avx512, moei_panel_bytes_bf16, moei_panel_bf16, {\
         /* NONE         */ MOEI_NO_OPS,                                                                                        \
         /* F32          */ {NULL, moei_decode_f32_bf16, 0},                                                                    \
@@ -3181,13 +3300,15 @@ static const moei_packing moei_packing_bf16 = {6, 2, moei_pack_bf16, NULL, NULL,
         /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                    \
         /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,                                                                           \
         /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                                 \
-        /* MXFP8        */ {moei_dot_e4m3_bf16, moei_decode_fp8_bf16, 3},                                                                 \
-        /* FP8_BLOCK    */ {moei_dot_e4m3_bf16, moei_decode_fp8_bf16, 3},                                                                 \
-        /* FP8_CHANNEL  */ {moei_dot_e4m3_bf16, moei_decode_fp8_bf16, 3},                                                                 \
+        /* MXFP8        */ {moei_dot_e4m3_##fp8, moei_decode_fp8_##fp8, 3},                                                        \
+        /* FP8_BLOCK    */ {moei_dot_e4m3_##fp8, moei_decode_fp8_##fp8, 3},                                                        \
+        /* FP8_CHANNEL  */ {moei_dot_e4m3_##fp8, moei_decode_fp8_##fp8, 3},                                                        \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                          \
     &moei_packing_bf16}
-MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512();
-MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16_intel = MOEI_BF16_AVX512(_intel);
+MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(, bf16);
+MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16_intel = MOEI_BF16_AVX512(_intel, bf16);
+MOEI_UNUSED static const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(, vbmi);
+MOEI_UNUSED static const moei_arith moei_bf16_vbmi_intel = MOEI_BF16_AVX512(_intel, vbmi);
 // clang-format on
 #endif
 
@@ -6178,10 +6299,14 @@ MOEI_Q8_ARITH_NEON(I8MM, i8mm, moei_panel_bytes_q8_neon, moei_panel_q8_i8mm, MOE
 #define MOEI_TIERS_EMULATED 0u
 #endif
 
-/* Not tiers but the same on an Intel processor, whose conversions share the FMAs' ports and whose prefetchers need help. */
+/* Not tiers but the same on an Intel processor, whose conversions share the FMAs' ports and whose prefetchers need help; and
+   AVX512BF16 with AVX512-VBMI (all but Cooper Lake), which looks up bytes. */
+#define MOEI_VBMI 28u
+#define MOEI_INTEL_VBMI 29u
 #define MOEI_INTEL 30u
 #define MOEI_INTEL_BF16 31u
-#define MOEI_TRAITS (MOE_TIER_BIT(MOEI_INTEL) | MOE_TIER_BIT(MOEI_INTEL_BF16))
+#define MOEI_TRAITS_BF16 (MOE_TIER_BIT(MOEI_VBMI) | MOE_TIER_BIT(MOEI_INTEL_VBMI) | MOE_TIER_BIT(MOEI_INTEL_BF16))
+#define MOEI_TRAITS (MOE_TIER_BIT(MOEI_INTEL) | MOEI_TRAITS_BF16)
 
 /* x86: words of cpuid leaf 1, leaf 7 and leaf 7.1, XCR0 (what the OS saves), the XSAVE features this process may use. */
 typedef struct moei_cpuid {
@@ -6205,7 +6330,10 @@ MOEI_UNUSED static uint32_t moei_cpu_decide(const moei_cpuid *id) {
     const int intel = id->vendor == 0x756e6547u; /* "Genu", "ineI", "ntel" */
     if (intel) tiers |= MOE_TIER_BIT(MOEI_INTEL);
     if (moei_has(id->leaf7_ecx, 1u << 11)) tiers |= MOE_TIER_BIT(MOE_TIER_VNNI);
-    if (moei_has(id->leaf7_1_eax, 1u << 5)) tiers |= MOE_TIER_BIT(MOE_TIER_AVX512BF16) | (uint32_t)intel << MOEI_INTEL_BF16;
+    if (moei_has(id->leaf7_1_eax, 1u << 5)) {
+        tiers |= MOE_TIER_BIT(MOE_TIER_AVX512BF16) | (uint32_t)intel << MOEI_INTEL_BF16;
+        if (moei_has(id->leaf7_ecx, 1u << 1)) tiers |= MOE_TIER_BIT(MOEI_VBMI) | (uint32_t)intel << MOEI_INTEL_VBMI;
+    }
     if (moei_has(id->leaf7_edx, amx_bf16_tile_int8) && moei_has(id->xcr0, tile_config_data) && moei_has(id->permitted, tile_data))
         tiers |= MOE_TIER_BIT(MOE_TIER_AMX);
     return tiers;
@@ -7315,6 +7443,8 @@ static const moei_tier_row moei_tier_rows[] = {
 #if MOEI_HAVE_AVX512BF16
     {MOE_TIER_AVX512BF16, NULL,             {NULL, NULL,             &moei_bf16_avx512bf16,   NULL}},
     {MOEI_INTEL_BF16,     NULL,             {NULL, NULL,             &moei_bf16_avx512bf16_intel, NULL}},
+    {MOEI_VBMI,           NULL,             {NULL, NULL,             &moei_bf16_vbmi,         NULL}},
+    {MOEI_INTEL_VBMI,     NULL,             {NULL, NULL,             &moei_bf16_vbmi_intel,   NULL}},
 #endif
 #if MOEI_HAVE_AMX
     {MOE_TIER_AMX,        NULL,             {NULL, NULL,             &moei_bf16_amx,          NULL}},
@@ -7578,7 +7708,7 @@ static moe_status moei_init(moe_layer *l, moe_error *e) {
     if (!tiers) return moei_fail(e, MOE_ERR_TIER, "tiers", d->tiers, have);
     tiers |= MOE_TIER_BIT(MOE_TIER_C);
     if (tiers & MOE_TIER_BIT(MOE_TIER_AVX512)) tiers |= moei_cpu() & MOE_TIER_BIT(MOEI_INTEL);
-    if (tiers & MOE_TIER_BIT(MOE_TIER_AVX512BF16)) tiers |= moei_cpu() & MOE_TIER_BIT(MOEI_INTEL_BF16);
+    if (tiers & MOE_TIER_BIT(MOE_TIER_AVX512BF16)) tiers |= moei_cpu() & MOEI_TRAITS_BF16;
     moei_fill_defaults(d);
     moei_make_banks(l);
     l->vec = moei_choose_vec(tiers);
