@@ -446,6 +446,14 @@ static void check_cpu(void) {
     check_decide("Alder Lake", &alder_lake, avx2 | avxvnni);
     check_decide("Skylake-X", &skylake_x, avx512 | intel);
     check_decide("Zen 5", &zen5, avx512 | avxvnni | vnni | bf16);
+    id = zen5, id.leaf7_ecx |= 1u << 1;
+    check_decide("VBMI", &id, avx512 | avxvnni | vnni | bf16 | MOE_TIER_BIT(MOEI_VBMI));
+    id = sapphire, id.leaf7_ecx |= 1u << 1;
+    check_decide("VBMI, Intel", &id,
+                 avx512 | intel | avxvnni | vnni | bf16 | intel_bf16 | amx | MOE_TIER_BIT(MOEI_VBMI) |
+                     MOE_TIER_BIT(MOEI_INTEL_VBMI));
+    id = zen5, id.leaf7_ecx |= 1u << 1, id.leaf7_1_eax = 0;
+    check_decide("VBMI, no BF16", &id, avx512 | vnni);
     check_decide("Sapphire Rapids, AMX permitted", &sapphire,
                  avx512 | intel | avxvnni | vnni | bf16 | intel_bf16 | amx);
     id = sapphire, id.permitted = 0x20000;
@@ -508,6 +516,10 @@ int main(void) {
 #if MOEI_HAVE_AVX512BF16
     check_arith(&moei_bf16_avx512bf16, "bf16 avx512bf16", 0);
     check_arith(&moei_bf16_avx512bf16_intel, "bf16 avx512bf16, as on Intel", 0);
+    if (moei_cpu() >> MOEI_VBMI & 1) {
+        check_arith(&moei_bf16_vbmi, "bf16 avx512bf16, fp8 by table", 0);
+        check_arith(&moei_bf16_vbmi_intel, "bf16 avx512bf16, fp8 by table, as on Intel", 0);
+    }
 #endif
 #if MOEI_HAVE_NEON
     check_vec(&moei_vec_neon, "elementwise neon", MOE_TIER_NEON);
