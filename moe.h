@@ -3767,9 +3767,12 @@ MOEI_FORCE void moei_q8_prefetch(const uint8_t *p, size_t bytes) {
 }
 
 /* ---- 256 bits: the weights of one step ----
-   Two tiers share all of this but for one instruction: `vex` is the tier avxvnni, with vpdpbusd. */
+   Two tiers share all of this but for one instruction: `vex` is the tier avxvnni, whose vpdpbusd replaces vpmaddubsw, vpmaddwd and
+   additions, and does not saturate.
+   LAYOUT      v[j] holds weights 4 j .. 4 j + 3 of every block, a dword to a block; q of a prepared row likewise. What can be is
+               transposed while still packed: 12 shuffles for 4 bits, 16 for 8. */
 
-typedef struct moei_q8entry { /* v[j] has weights 4 j .. 4 j + 3 of every block, a dword to a block; q of a prepared row likewise */
+typedef struct moei_q8entry {
     __m256i v[8];
     moei_q8s s;
 } moei_q8entry;
@@ -3899,7 +3902,11 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_bytes_avx2(uint32_t f, int vex, const uint8_t 
     }
 }
 
-/* ---- 256 bits: dot products ---- */
+/* ---- 256 bits: dot products ----
+   COST        of a step and token: 8 vpmaddubsw, 7 additions of 16 bits and a vpmaddwd where weights have 4 bits (more fall back to 32
+               bits earlier: LIMITS), 8 times sign, vpmaddubsw, vpmaddwd and an addition where they have 8; on avxvnni 8 vpdpbusd. Then a
+               conversion, a multiplication, an fma, and an addition (an offset) or an fma (a minimum). Per 256 products in L1, a tile of
+               2 x 4 (Zen 5, of which 4 cycles are the peak): Q4_0 6.3 cycles, Q8_0 10.8, Q6_K 7.8; avxvnni 5.5, 5.5, 7.3. */
 
 /* s + the sums of 4 products. By its name, as the functions around have the target of AVX2. */
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_dot_vex(__m256i s, __m256i u, __m256i x) {
@@ -3990,13 +3997,28 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_step_avx2(uint32_t f, int vex, int rows, int c
         acc[i] = moei_q8_add(f, &e[i / c]->s, two, x[i % c], acc[i]);
     }
 }
+/* As moei_q8_scales_k, the bits apart in general registers: vector instructions are what bounds a step of one token. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_scales_k_avx2(const uint8_t *p, __m256 *d, __m256 *m) {
+    const uint64_t low = moei_q8_u32(p + 4) | (uint64_t)moei_q8_u32(p + 8) << 32, c = moei_q8_u32(p + 12);
+    const uint64_t six = low & 0x3f3f3f3f3f3f3f3fu, rest = (c | c << 28) & 0x0f0f0f0f0f0f0f0fu;
+    const uint64_t more = rest | (low >> 2 & 0x3030303030303030u);
+    const __m128 f = _mm_xor_ps(_mm_cvtph_ps(moei_q8_ld32(p)), _mm_setr_ps(0.0f, -0.0f, 0.0f, 0.0f));
+    *d = _mm256_mul_ps(_mm256_broadcastss_ps(f), moei_q8_i8f(_mm_cvtsi64_si128((long long)((six & 0xffffffffu) | more << 32))));
+    *m = _mm256_mul_ps(_mm256_broadcastss_ps(_mm_movehdup_ps(f)), moei_q8_i8f(_mm_cvtsi64_si128((long long)(six >> 32 | (more >> 32 << 32)))));
+}
 MOEI_FORCE MOEI_AVX2 void moei_q8_entry_avx2(uint32_t f, int vex, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8entry *e) {
-    moei_q8_scales(f, p, side, j, &e->s);
+    if (f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K) moei_q8_scales_k_avx2(p, &e->s.d, &e->s.m);
+    else moei_q8_scales(f, p, side, j, &e->s);
     moei_q8_bytes_avx2(f, vex, p, e->v);
 }
 
 /* ---- 256 bits: straight from the rows ---- */
 
+/* COST        of one token on Zen 5, GB/s in cache (avxvnni), where memory gives a core 38 and two 31 each: Q8_0 51 (56), Q4_0 34 (34),
+               Q4_1 36 (39), Q6_K 32 (34), Q4_K 30 (31), MXFP4 25 (28), NVFP4 25 (28), Q5_K 24 (26), IQ4_NL 24 (29), Q5_0 22 (23),
+               IQ4_XS 21 (24), Q2_K 18 (18), Q3_K 13 (12): 16 to 37 cycles a step, 4 vector instructions in each. A block to a register
+               and its sums folded for every token (34 instructions a token) was as fast at one token (Q5_K, Q3_K: 27, 14), and at 4
+               tokens 10.5 GB/s where this has 15 (Q4_0; avxvnni 18). */
 enum { MOEI_Q8_SHARE = 4 }; /* up to so many tokens share a step that stays in registers, more go through panels */
 
 /* Rows times n tokens, a constant. */
@@ -4099,9 +4121,12 @@ static MOEI_AVX2 void moei_q8_prepare(void *row, const float *x, size_t k0, size
 static void moei_q8_decode_later(const moei_rows *w, uint32_t n_rows, void *panel) { (void)w, (void)n_rows, (void)panel; }
 
 /* ---- 256 bits: many tokens ----
-   LAYOUT      A panel is MOEI_Q8_ROWS rows, unpacked as they are multiplied by the first tokens; MOEI_Q8_CHUNK steps of a row lie
-               together, then those of the next row.
-   REGISTERS   2 rows x 4 tokens: a sum each, the weights, an activation; accumulators in L1. */
+   LAYOUT      A panel is MOEI_Q8_ROWS rows (8 and 32 are as fast), unpacked as they are multiplied by the first tokens: written all at
+               once it would wait for the stores. MOEI_Q8_CHUNK steps of a row lie together, then those of the next row.
+   REGISTERS   2 rows x 4 tokens, 6 loads for 8 dot products: a sum each, the weights, an activation. Accumulators are in L1.
+               Times the FMA peak, of 4, 4 / 32 / 128 tokens, unpacking included (Zen 5): Q4_0 1.6 / 2.2 / 2.3, Q4_K 1.4 / 2.1 / 2.1, Q6_K
+               1.2 / 1.8 / 1.9, Q8_0 1.2 / 1.4 / 1.3; avxvnni Q4_0 1.9 / 2.5 / 2.6, Q4_K 1.4 / 2.4 / 2.5, Q6_K 1.3 / 1.8 / 2.0, Q8_0 1.3 /
+               2.4 / 2.7. */
 
 enum { MOEI_Q8_ROWS = 16, MOEI_Q8_FOUR = 4 }; /* a panel's rows; a tile's tokens */
 

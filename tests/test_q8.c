@@ -463,9 +463,9 @@ typedef struct tier {
     int runs;
 } tier;
 
-static void lay_out_all(uint32_t tier, int back, const tokens *x, size_t k) {
+static void lay_out_all(uint32_t of, int back, const tokens *x, size_t k) {
     for (size_t t = 0; t < MAX_TOKENS; t++)
-        for (size_t s = 0; s < (k + 255) / 256; s++) lay_out(tier, back, (moei_q8 *)(void *)x->rows[t].data + s);
+        for (size_t s = 0; s < (k + 255) / 256; s++) lay_out(of, back, (moei_q8 *)(void *)x->rows[t].data + s);
 }
 static void test_matrix(const tier *tiers, size_t n_tiers, uint32_t f, size_t k, const side_case *side, int content,
                         int every) {
