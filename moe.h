@@ -903,7 +903,7 @@ typedef struct moei_rows {
 } moei_rows;
 MOEI_FORCE const uint8_t *moei_row(const moei_rows *w, size_t r) { return w->data + (w->row0 + r) * w->row_stride; }
 
-/* 256 activations as int8: 8 blocks of 32 (the tier `vnni` keeps q in another order). d = amax / 127, q = round-to-nearest-even(x *
+/* 256 activations as int8: 8 blocks of 32 (the tiers of x86 keep q in orders of their own). d = amax / 127, q = round-to-nearest-even(x *
    (127 / amax)) by one fma, s = d * sum(q). A block whose amax is below 2^-96 is zero; one with NaN or Inf has d = s = NaN and q = 0. */
 typedef struct moei_q8 {
     int8_t q[8][32];
