@@ -102,8 +102,8 @@
    MOE_USE_OPENMP       run phases with OpenMP (-fopenmp) when io->parallel is NULL and n_tasks > 1.
    MOE_NO_SIMD          only the portable C tier.
    MOE_NO_AVX2, MOE_NO_AVX512, MOE_NO_VNNI, MOE_NO_BF16, MOE_NO_AMX, MOE_NO_NEON, MOE_NO_DOTPROD, MOE_NO_I8MM
-                        leave out single tiers and those that build on them. A compiler too old for one leaves it out by
-                        itself: dotprod, i8mm and neonbf16 want gcc 10 or clang 16, or flags that name them.
+                        leave out single tiers and those that build on them (VNNI: vnni and avxvnni). A compiler too old for one leaves
+                        it out by itself: avxvnni wants gcc 11 or clang 12, dotprod, i8mm and neonbf16 gcc 10 or clang 16, or flags.
 */
 #ifndef MOE_H
 #define MOE_H
@@ -636,6 +636,11 @@ MOEI_UNUSED static int moei_same_name(const char *a, const char *b) {
 #include <immintrin.h>
 #ifndef MOE_NO_AVX2
 #define MOEI_HAVE_AVX2 1
+#if !defined(MOE_NO_VNNI) && ((defined(__clang__) && __clang_major__ >= 12) ||                                           \
+                              (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11) ||                            \
+                              (!defined(__clang__) && defined(_MSC_VER) && _MSC_VER >= 1930)) /* (not compiled with it yet) */
+#define MOEI_HAVE_AVXVNNI 1
+#endif
 #ifndef MOE_NO_AVX512
 #define MOEI_HAVE_AVX512 1
 #ifndef MOE_NO_VNNI
@@ -689,6 +694,9 @@ MOEI_UNUSED static int moei_same_name(const char *a, const char *b) {
 #endif
 #ifndef MOEI_HAVE_AVX2
 #define MOEI_HAVE_AVX2 0
+#endif
+#ifndef MOEI_HAVE_AVXVNNI
+#define MOEI_HAVE_AVXVNNI 0
 #endif
 #ifndef MOEI_HAVE_AVX512
 #define MOEI_HAVE_AVX512 0
@@ -901,7 +909,7 @@ typedef struct moei_rows {
 } moei_rows;
 MOEI_FORCE const uint8_t *moei_row(const moei_rows *w, size_t r) { return w->data + (w->row0 + r) * w->row_stride; }
 
-/* 256 activations as int8: 8 blocks of 32 (the tier `vnni` keeps q in another order). d = amax / 127, q = round-to-nearest-even(x *
+/* 256 activations as int8: 8 blocks of 32 (the tiers of x86 keep q in orders of their own). d = amax / 127, q = round-to-nearest-even(x *
    (127 / amax)) by one fma, s = d * sum(q). A block whose amax is below 2^-96 is zero; one with NaN or Inf has d = s = NaN and q = 0. */
 typedef struct moei_q8 {
     int8_t q[8][32];
@@ -3619,10 +3627,11 @@ MOEI_UNUSED static const moei_arith moei_bf16_amx = {
 #pragma GCC diagnostic pop
 #endif
 
-/* ==== >>q8: Q8 on AVX2 and AVX512-VNNI =================================================================================
+/* ==== >>q8: Q8 on AVX2, AVX-VNNI and AVX512-VNNI =======================================================================
    LAYOUT      A step is 8 blocks of 32 weights of one row, and lane b of every vector of 8 belongs to block b. Its weights come as
-               bytes, unsigned with a constant offset (on AVX2 wide formats signed), 1 block per register on AVX2, 8 weights of each
-               block per register on AVX-512; its scales as moei_q8s, the same on both.
+               bytes, unsigned with a constant offset (on AVX2 wide formats signed), 4 weights of each block per register of 256 bits,
+               8 per register of 512; its scales as moei_q8s, the same on both. So dot products add up in place: what puts weights
+               there is paid once per step and not once per token.
    DEFINITION  acc = fma((float)isum, D * d_x, acc) per block, 8 accumulators by block mod 8, tree 4 2 1, + 0.0f; see >>reference.
                isum is exact, so it may be computed in any way: unsigned weights give sum(u q) - offset * sum(q), and the sums of
                q come with the prepared row.
@@ -3947,179 +3956,314 @@ MOEI_FORCE void moei_q8_prefetch(const uint8_t *p, size_t bytes) {
     MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH_L2(p + i);
 }
 
-/* ---- AVX2: the weights of one step ---- */
+/* ---- 256 bits: the weights of one step ----
+   Two tiers share all of this but for one instruction: `vex` is the tier avxvnni, whose vpdpbusd replaces vpmaddubsw, vpmaddwd and
+   additions, and does not saturate.
+   LAYOUT      v[j] holds weights 4 j .. 4 j + 3 of every block, a dword to a block; q of a prepared row likewise. What can be is
+               transposed while still packed: 12 shuffles for 4 bits, 16 for 8. */
 
-/* 16 bytes of nibbles to 32 bytes. GGUF: low nibbles are the first 16 weights; HF: nibbles in order. */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles(const uint8_t *p) {
-    const __m256i shift = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
-    return moei_q8_and(_mm256_srlv_epi32(moei_q8_both(moei_q8_ld128(p)), shift), 15);
+typedef struct moei_q8entry {
+    __m256i v[8];
+    moei_q8s s;
+} moei_q8entry;
+
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_two(const uint8_t *p, const uint8_t *q) { /* 16 bytes of each */
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(moei_q8_ld128(p)), moei_q8_ld128(q), 1);
 }
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles_hf(const uint8_t *p) {
-    __m256i w = _mm256_cvtepu8_epi16(moei_q8_ld128(p)); /* 0000 hhhh llll: the two ends stay after (w << 4 | w) & 0f0f */
-    return moei_q8_and(_mm256_or_si256(w, _mm256_slli_epi16(w, 4)), 15);
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_low4(__m256i v) { return moei_q8_and(v, 15); }
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_high4(__m256i v) { return moei_q8_and(_mm256_srli_epi16(v, 4), 15); }
+/* v | what w has of mask after lane b was shifted right by shift[b % 4] */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_or(__m256i v, __m256i w, int s0, int s1, int s2, int s3, int mask) {
+    return _mm256_or_si256(v, moei_q8_and(_mm256_srlv_epi32(w, _mm256_setr_epi32(s0, s1, s2, s3, s0, s1, s2, s3)), mask));
 }
-/* NVFP4: 8 bytes per 16 weights. */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles_nv(const uint8_t *p) {
-    __m128i b = moei_q8_ld128(p), lo = _mm_and_si128(b, _mm_set1_epi8(15)), hi = _mm_and_si128(_mm_srli_epi16(b, 4), _mm_set1_epi8(15));
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi64(lo, hi)), _mm_unpackhi_epi64(lo, hi), 1);
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_each4(__m256i v, size_t j) { /* dword j of 4 to all 4 */
+    const __m256i first = _mm256_set1_epi32(0x03020100);
+    return _mm256_shuffle_epi8(v, _mm256_add_epi8(first, _mm256_set1_epi8((char)(4 * j))));
 }
-/* Bit i of 32 to value v in byte i. */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_bits(const uint8_t *p, int v) {
-    const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
-    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
-    __m256i b = _mm256_shuffle_epi8(_mm256_set1_epi32((int)moei_q8_u32(p)), byte);
-    return moei_q8_and(_mm256_cmpeq_epi8(_mm256_and_si256(b, bit), bit), v);
+/* 16 bytes with a bit per block: those of blocks 0 - 3 from bit `to` on in the low half, those of 4 - 7 in the high half. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_planes(const uint8_t *p, int to) {
+    const __m128i b = moei_q8_ld128(p);
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_slli_epi32(b, to)), to == 4 ? b : _mm_srli_epi32(b, 4 - to), 1);
 }
-/* E2M1 codes, doubled, + 12; the IQ4 table. */
+/* t[j] = dword j of 16 bytes of every block; the second and the third block are `one` and `two` bytes behind the first. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_columns_avx2(const uint8_t *p, size_t one, size_t two, __m256i t[4]) {
+    __m256i a[4], b[4];
+    MOEI_UNROLL for (size_t i = 0; i < 4; i++) {
+        const uint8_t *q = p + i / 2 * two + i % 2 * one;
+        a[i] = moei_q8_two(q, q + 2 * two);
+    }
+    b[0] = _mm256_unpacklo_epi32(a[0], a[1]), b[1] = _mm256_unpackhi_epi32(a[0], a[1]);
+    b[2] = _mm256_unpacklo_epi32(a[2], a[3]), b[3] = _mm256_unpackhi_epi32(a[2], a[3]);
+    t[0] = _mm256_unpacklo_epi64(b[0], b[2]), t[1] = _mm256_unpackhi_epi64(b[0], b[2]);
+    t[2] = _mm256_unpacklo_epi64(b[1], b[3]), t[3] = _mm256_unpackhi_epi64(b[1], b[3]);
+}
+/* E2M1 codes, doubled, + 16; the IQ4 table. */
 MOEI_FORCE MOEI_AVX2 __m128i moei_q8_e2m1_table(void) { return _mm_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4); }
 MOEI_FORCE MOEI_AVX2 __m128i moei_q8_iq4_table(void) {
     return _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);
 }
-MOEI_FORCE MOEI_AVX2 void moei_q8_bytes_q6k_avx2(const uint8_t *p, __m256i v[8]) {
-    MOEI_UNROLL for (int h = 0; h < 8; h += 4) {
-        __m256i a = moei_q8_ld256(p + 16 * h), b = moei_q8_ld256(p + 16 * h + 32), c = moei_q8_ld256(p + 128 + 8 * h);
-        v[h] = _mm256_or_si256(moei_q8_and(a, 15), moei_q8_and(_mm256_slli_epi16(c, 4), 0x30));
-        v[h + 1] = _mm256_or_si256(moei_q8_and(b, 15), moei_q8_and(_mm256_slli_epi16(c, 2), 0x30));
-        v[h + 2] = _mm256_or_si256(moei_q8_and(_mm256_srli_epi16(a, 4), 15), moei_q8_and(c, 0x30));
-        v[h + 3] = _mm256_or_si256(moei_q8_and(_mm256_srli_epi16(b, 4), 15), moei_q8_and(_mm256_srli_epi16(c, 2), 0x30));
+/* Low nibbles are the first half of a block (of 16 weights in NVFP4), or nibbles are in order. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_nibbles_avx2(uint32_t f, const __m256i t[4], __m256i v[8]) {
+    MOEI_UNROLL for (int j = 0; j < 4; j++) {
+        const __m256i low = moei_q8_low4(t[j]), high = moei_q8_high4(t[j]);
+        if (f == MOE_FORMAT_MXFP4_HF || f == MOE_FORMAT_NVFP4_HF || f == MOE_FORMAT_INT4_GROUP) {
+            const __m256 a = _mm256_castsi256_ps(_mm256_unpacklo_epi8(low, high)), b = _mm256_castsi256_ps(_mm256_unpackhi_epi8(low, high));
+            v[2 * j] = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), v[2 * j + 1] = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
+        } else if (f == MOE_FORMAT_NVFP4) v[j / 2 * 4 + j % 2] = low, v[j / 2 * 4 + j % 2 + 2] = high;
+        else v[j] = low, v[j + 4] = high;
     }
 }
-/* Bit b of every byte of h to position `to`. */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_plane(__m256i h, int b, int to) {
-    return moei_q8_and(b < to ? _mm256_slli_epi16(h, b < to ? to - b : 0) : _mm256_srli_epi16(h, b < to ? 0 : b - to), 1 << to);
+/* + 16 where a block's word at p has bit 4 j + i, for byte i. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_fifth_avx2(const uint8_t *p, size_t size, __m256i v[8]) {
+#define MOEI_Q8_WORD(b) (int)moei_q8_u32(p + (b) * size)
+    const __m256i word = _mm256_setr_epi32(MOEI_Q8_WORD(0), MOEI_Q8_WORD(1), MOEI_Q8_WORD(2), MOEI_Q8_WORD(3), MOEI_Q8_WORD(4),
+                                           MOEI_Q8_WORD(5), MOEI_Q8_WORD(6), MOEI_Q8_WORD(7));
+    const __m256i byte = moei_q8_both(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+    MOEI_UNROLL for (int j = 0; j < 8; j++) {
+        const __m256i bit = _mm256_set1_epi32(j % 2 ? (int)0x80402010u : 0x08040201);
+        const __m256i b = _mm256_and_si256(_mm256_shuffle_epi8(word, _mm256_add_epi8(byte, _mm256_set1_epi8((char)(j / 2)))), bit);
+        v[j] = _mm256_or_si256(v[j], moei_q8_and(_mm256_cmpeq_epi8(b, bit), 16));
+    }
 }
-MOEI_FORCE MOEI_AVX2 void moei_q8_bytes_avx2(uint32_t f, const uint8_t *p, __m256i v[8]) {
-    const size_t size = moei_q8_step_bytes(f) / 8; /* of a block, where blocks are of 32 */
-    const int five = f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1;
-    if (f == MOE_FORMAT_Q6_K) moei_q8_bytes_q6k_avx2(p, v);
-    MOEI_UNROLL for (size_t b = 0; b < 8; b++) switch (f) {
-        case MOE_FORMAT_Q8_0: v[b] = moei_q8_ld256(p + 34 * b + 2); break;
-        case MOE_FORMAT_INT8_CHANNEL: v[b] = moei_q8_ld256(p + 32 * b); break;
-        case MOE_FORMAT_Q2_K: v[b] = moei_q8_and(_mm256_srli_epi16(moei_q8_ld256(p + 16 + b / 4 * 32), (int)(2 * (b % 4))), 3); break;
-        case MOE_FORMAT_Q3_K:
-            v[b] = moei_q8_and(_mm256_srli_epi16(moei_q8_ld256(p + 32 + b / 4 * 32), (int)(2 * (b % 4))), 3);
-            v[b] = _mm256_or_si256(v[b], moei_q8_plane(moei_q8_ld256(p), (int)b, 2));
-            break;
-        case MOE_FORMAT_Q4_K:
-        case MOE_FORMAT_Q5_K:
-            v[b] = moei_q8_and(_mm256_srli_epi16(moei_q8_ld256(p + (f == MOE_FORMAT_Q5_K ? 48 : 16) + b / 2 * 32), (int)(4 * (b % 2))), 15);
-            if (f == MOE_FORMAT_Q5_K) v[b] = _mm256_or_si256(v[b], moei_q8_plane(moei_q8_ld256(p + 16), (int)b, 4));
-            break;
-        case MOE_FORMAT_Q6_K: break;
-        case MOE_FORMAT_NVFP4: v[b] = moei_q8_nibbles_nv(p + 36 * (b / 2) + 4 + 16 * (b % 2)); break;
-        case MOE_FORMAT_IQ4_XS: v[b] = moei_q8_nibbles(p + 8 + 16 * b); break;
-        case MOE_FORMAT_MXFP4_HF:
-        case MOE_FORMAT_NVFP4_HF:
-        case MOE_FORMAT_INT4_GROUP: v[b] = moei_q8_nibbles_hf(p + 16 * b); break;
-        default:
-            v[b] = moei_q8_nibbles(p + size * b + size - 16);
-            if (five) v[b] = _mm256_or_si256(v[b], moei_q8_bits(p + size * b + size - 20, 16));
+/* v | (w & mask) */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_plus(__m256i v, __m256i w, int mask) { return _mm256_or_si256(v, moei_q8_and(w, mask)); }
+MOEI_FORCE MOEI_AVX2 void moei_q8_q45k_avx2(uint32_t f, const uint8_t *p, __m256i v[8]) { /* 32 bytes hold two blocks */
+    const int five = f == MOE_FORMAT_Q5_K;
+    MOEI_UNROLL for (int h = 0; h < 2; h++) {
+        const uint8_t *q = p + (five ? 48 : 16) + 16 * h;
+        const __m256i a = moei_q8_two(q, q + 64), b = moei_q8_two(q + 32, q + 96);
+        const __m256i bits = moei_q8_planes(p + 16 + 16 * h, 4), bits2 = _mm256_srli_epi16(bits, 2);
+        MOEI_UNROLL for (int i = 0; i < 2; i++) {
+            const __m256i u = i ? _mm256_unpackhi_epi32(a, b) : _mm256_unpacklo_epi32(a, b);
+            __m256i even = moei_q8_low4(u), odd = moei_q8_high4(u);
+            if (five) {
+                const __m256i high = i ? _mm256_unpackhi_epi32(bits, bits2) : _mm256_unpacklo_epi32(bits, bits2);
+                even = moei_q8_plus(even, high, 16), odd = moei_q8_plus(odd, _mm256_srli_epi16(high, 1), 16);
+            }
+            v[4 * h + 2 * i] = _mm256_unpacklo_epi32(even, odd), v[4 * h + 2 * i + 1] = _mm256_unpackhi_epi32(even, odd);
         }
-    MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
-        if (moei_q8_is_e2m1(f)) v[b] = _mm256_shuffle_epi8(moei_q8_both(moei_q8_e2m1_table()), v[b]);
-        if (f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS) v[b] = _mm256_shuffle_epi8(moei_q8_both(moei_q8_iq4_table()), v[b]);
+    }
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_q6k_avx2(const uint8_t *p, __m256i v[8]) { /* 64 bytes hold four blocks */
+    MOEI_UNROLL for (int h = 0; h < 2; h++, p += 16) {
+        const __m256i a = moei_q8_two(p, p + 64), b = moei_q8_two(p + 32, p + 96);
+        const __m256i bits = moei_q8_two(p + 128, p + 160), bits2 = _mm256_srli_epi16(bits, 2);
+        MOEI_UNROLL for (int i = 0; i < 2; i++) {
+            const __m256i u = i ? _mm256_unpackhi_epi32(a, b) : _mm256_unpacklo_epi32(a, b);
+            const __m256i high = i ? _mm256_unpackhi_epi32(bits, bits2) : _mm256_unpacklo_epi32(bits, bits2);
+            const __m256i first = moei_q8_plus(moei_q8_low4(u), _mm256_slli_epi16(high, 4), 0x30);
+            const __m256i second = moei_q8_plus(moei_q8_high4(u), high, 0x30);
+            v[4 * h + 2 * i] = _mm256_unpacklo_epi64(first, second), v[4 * h + 2 * i + 1] = _mm256_unpackhi_epi64(first, second);
+        }
+    }
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_q23k_avx2(uint32_t f, const uint8_t *p, __m256i v[8]) { /* 32 bytes hold four blocks */
+    const __m256i none = _mm256_setzero_si256();
+    MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
+        const uint8_t *q = p + (f == MOE_FORMAT_Q3_K ? 32 : 16) + j / 4 * 16;
+        v[j] = moei_q8_or(none, moei_q8_each4(moei_q8_two(q, q + 32), j % 4), 0, 2, 4, 6, 3);
+        if (f == MOE_FORMAT_Q3_K) v[j] = moei_q8_or(v[j], moei_q8_each4(moei_q8_planes(p + j / 4 * 16, 2), j % 4), 0, 1, 2, 3, 4);
+    }
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_bytes_avx2(uint32_t f, int vex, const uint8_t *p, __m256i v[8]) {
+    const size_t size = moei_q8_step_bytes(f) / 8; /* of a block, where blocks are of 32 */
+    __m256i t[4];
+    switch (f) {
+    case MOE_FORMAT_Q8_0:
+    case MOE_FORMAT_INT8_CHANNEL:
+        moei_q8_columns_avx2(p + size - 32, size, 2 * size, v), moei_q8_columns_avx2(p + size - 16, size, 2 * size, v + 4);
+        break;
+    case MOE_FORMAT_Q4_K:
+    case MOE_FORMAT_Q5_K: moei_q8_q45k_avx2(f, p, v); break;
+    case MOE_FORMAT_Q6_K: moei_q8_q6k_avx2(p, v); break;
+    case MOE_FORMAT_Q2_K:
+    case MOE_FORMAT_Q3_K: moei_q8_q23k_avx2(f, p, v); break;
+    default:
+        if (f == MOE_FORMAT_NVFP4) moei_q8_columns_avx2(p + 4, 16, 36, t);
+        else if (f == MOE_FORMAT_IQ4_XS) moei_q8_columns_avx2(p + 8, 16, 32, t);
+        else moei_q8_columns_avx2(p + size - 16, size, 2 * size, t);
+        moei_q8_nibbles_avx2(f, t, v);
+    }
+    if (f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1) moei_q8_fifth_avx2(p + size - 20, size, v);
+    MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
+        if (moei_q8_is_e2m1(f)) v[j] = _mm256_shuffle_epi8(moei_q8_both(moei_q8_e2m1_table()), v[j]);
+        if (f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS) v[j] = _mm256_shuffle_epi8(moei_q8_both(moei_q8_iq4_table()), v[j]);
+        if (moei_q8_is_wide(f) && vex) v[j] = _mm256_xor_si256(v[j], _mm256_set1_epi8(-128));
     }
 }
 
-/* ---- AVX2: straight from the rows ---- */
+/* ---- 256 bits: dot products ----
+   COST        of a step and token: 8 vpmaddubsw, 7 additions of 16 bits and a vpmaddwd where weights have 4 bits (more fall back to 32
+               bits earlier: LIMITS), 8 times sign, vpmaddubsw, vpmaddwd and an addition where they have 8; on avxvnni 8 vpdpbusd. Then a
+               conversion, a multiplication, an fma, and an addition (an offset) or an fma (a minimum). Per 256 products in L1, a tile of
+               2 x 4 (Zen 5, of which 4 cycles are the peak): Q4_0 6.3 cycles, Q8_0 10.8, Q6_K 7.8; avxvnni 5.5, 5.5, 7.3. */
 
-/* Integer scales [block][half] to 4 vectors, one per two blocks: twice 2 x each, first halves in the low lane. */
-MOEI_FORCE MOEI_AVX2 void moei_q8_spread_avx2(__m256i sub, __m256i pair[4]) {
-    const __m256i split = moei_q8_both(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
-    const __m256i twice = moei_q8_both(_mm_setr_epi8(0, 1, 0, 1, 2, 3, 2, 3, 0, 1, 0, 1, 2, 3, 2, 3));
-    sub = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(sub, split), 0xd8);
-    MOEI_UNROLL for (int i = 0; i < 4; i++)
-        pair[i] = _mm256_shuffle_epi8(sub, _mm256_add_epi8(twice, _mm256_set1_epi8((char)(4 * i))));
+/* s + the sums of 4 products. By its name, as the functions around have the target of AVX2. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_dot_vex(__m256i s, __m256i u, __m256i x) {
+#if !MOEI_HAVE_AVXVNNI
+    (void)u, (void)x;
+#elif defined(__GNUC__) || defined(__clang__)
+    __asm__("%{vex%} vpdpbusd {%2, %1, %0|%0, %1, %2}" : "+x"(s) : "x"(u), "x"(x));
+#else
+    s = _mm256_dpbusd_avx_epi32(s, u, x);
+#endif
+    return s;
 }
-#define MOEI_Q8_FOLD(add, bits, a, b) _mm256_add_##add(_mm256_unpacklo_##bits(a, b), _mm256_unpackhi_##bits(a, b))
-/* 4 blocks: [sums over the first 16 | over the second 16]. 16-bit sums as long as they fit (LIMITS). */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_dot4_avx2(uint32_t f, const __m256i v[4], const __m256i *pair, const int8_t (*q)[32]) {
-    const __m256i one = _mm256_set1_epi16(1);
-    __m256i m[4], a, b;
-    MOEI_UNROLL for (int i = 0; i < 4; i++) {
-        const __m256i x = moei_q8_ld256(q[i]);
-        if (moei_q8_is_wide(f)) m[i] = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(v[i]), _mm256_sign_epi8(x, v[i])), one);
-        else m[i] = _mm256_maddubs_epi16(v[i], x);
+/* How many dwords of unsigned weights fit 16 bits (LIMITS). */
+MOEI_FORCE size_t moei_q8_fit(uint32_t f) {
+    return f == MOE_FORMAT_Q6_K ? 2 : f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1 || f == MOE_FORMAT_Q5_K || moei_q8_is_e2m1(f) ? 4 : 8;
+}
+/* Rows of a tile: with two kinds of sums there are registers for one. */
+MOEI_FORCE int moei_q8_tile_rows(uint32_t f, int vex) { return moei_q8_has_halves(f) || (!vex && moei_q8_fit(f) < 8) ? 1 : 2; }
+
+/* n[row][token] (+)= dwords [j, end) of rows x c; by: what 16-bit sums are multiplied by, per row. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_sums_avx2(uint32_t f, int vex, int rows, int c, size_t j, size_t end, const moei_q8entry *const *e,
+                                            const __m256i *by, int fresh, const moei_q8 *const *x, __m256i *n) {
+    const size_t begin = j, fit = moei_q8_fit(f);
+    const int wide = moei_q8_is_wide(f) && !vex;
+    __m256i s[8];
+    MOEI_UNROLL for (; j < end; j++) {
+        __m256i v[2], size[2];
+        MOEI_UNROLL for (int r = 0; r < rows; r++) {
+            v[r] = e[r]->v[j];
+            if (rows > 1) MOEI_PIN(v[r]);
+            if (wide) size[r] = _mm256_abs_epi8(v[r]);
+        }
+        MOEI_UNROLL for (int t = 0; t < c; t++) {
+            __m256i q = moei_q8_ld256(x[t]->q[j]);
+            if (rows > 1) MOEI_PIN(q);
+            MOEI_UNROLL for (int r = 0; r < rows; r++) {
+                const int i = r * c + t;
+                if (vex) {
+                    n[i] = moei_q8_dot_vex(n[i], v[r], q);
+                    continue;
+                }
+                __m256i p = wide ? _mm256_maddubs_epi16(size[r], _mm256_sign_epi8(q, v[r])) : _mm256_maddubs_epi16(v[r], q);
+                if (!wide) {
+                    s[i] = j == begin || j % fit == 0 ? p : _mm256_add_epi16(s[i], p);
+                    if (c > 1) MOEI_PIN(s[i]);
+                    if (j % fit != fit - 1 && j + 1 != end) continue;
+                    p = s[i];
+                }
+                p = _mm256_madd_epi16(p, by[r]);
+                n[i] = fresh && (wide ? j == begin : j - begin < fit) ? p : _mm256_add_epi32(n[i], p);
+                if (c > 1) MOEI_PIN(n[i]); /* integer sums are reassociated otherwise, and spilled */
+            }
+        }
     }
-    if (moei_q8_is_wide(f)) {
-        a = MOEI_Q8_FOLD(epi32, epi32, m[0], m[1]), b = MOEI_Q8_FOLD(epi32, epi32, m[2], m[3]);
-        return MOEI_Q8_FOLD(epi32, epi64, a, b);
+}
+/* acc[row][token] += a step of rows x c. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_step_avx2(uint32_t f, int vex, int rows, int c, const moei_q8entry *const *e, const moei_q8 *const *x,
+                                            __m256 *acc) {
+    const int offset = moei_q8_is_wide(f) && !vex ? 0 : moei_q8_offset(f), sub = moei_q8_has_sub(f), halves = moei_q8_has_halves(f);
+    __m256i n[2][8], less[2][2], by[2][2];
+    MOEI_UNROLL for (int r = 0; r < rows; r++) {
+        by[0][r] = by[1][r] = _mm256_set1_epi16(1);
+        moei_q8_less(f, offset, &e[r]->s, less[r]);
+        if (!sub) continue;
+        const __m256i up = _mm256_slli_epi32(e[r]->s.sub, 16);
+        if (vex) by[0][r] = _mm256_srai_epi32(up, 16), by[1][r] = _mm256_srai_epi32(e[r]->s.sub, 16);
+        else {
+            by[0][r] = _mm256_blend_epi16(e[r]->s.sub, up, 0xaa);
+            by[1][r] = _mm256_blend_epi16(_mm256_srli_epi32(e[r]->s.sub, 16), e[r]->s.sub, 0xaa);
+        }
     }
-    a = MOEI_Q8_FOLD(epi16, epi32, m[0], m[1]), b = MOEI_Q8_FOLD(epi16, epi32, m[2], m[3]);
-    if (!moei_q8_has_sub(f)) return _mm256_madd_epi16(MOEI_Q8_FOLD(epi16, epi64, a, b), one);
-    a = _mm256_madd_epi16(a, pair[0]), b = _mm256_madd_epi16(b, pair[1]);
-    return MOEI_Q8_FOLD(epi32, epi64, a, b);
+    MOEI_UNROLL for (int h = 0; h <= halves; h++) {
+        __m256i *to = n[sub && !vex ? 0 : h];
+        MOEI_UNROLL for (int i = 0; i < rows * c; i++) {
+            const int least = moei_q8_is_less(f, offset) && !sub;
+            if (vex) to[i] = least ? _mm256_madd_epi16(less[i / c][h], moei_q8_ld256(x[i % c]->sum16)) : _mm256_setzero_si256();
+        }
+        moei_q8_sums_avx2(f, vex, rows, c, h ? 4 : 0, halves && !h ? 4 : 8, e, by[h], to == n[h], x, to);
+        MOEI_UNROLL for (int i = 0; i < rows * c; i++) {
+            if (sub && vex) to[i] = _mm256_mullo_epi32(to[i], by[h][i / c]);
+            if (sub && h == 0) continue;
+            if (moei_q8_is_less(f, offset) && !(vex && !sub))
+                to[i] = _mm256_add_epi32(to[i], _mm256_madd_epi16(less[i / c][sub ? 0 : h], moei_q8_ld256(x[i % c]->sum16)));
+        }
+    }
+    MOEI_UNROLL for (int i = 0; i < rows * c; i++) {
+        const __m256i two[2] = {n[0][i], halves && !(sub && !vex) ? n[1][i] : _mm256_setzero_si256()};
+        acc[i] = moei_q8_add(f, &e[i / c]->s, two, x[i % c], acc[i]);
+    }
+}
+/* As moei_q8_scales_k, the bits apart in general registers: vector instructions are what bounds a step of one token. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_scales_k_avx2(const uint8_t *p, __m256 *d, __m256 *m) {
+    const uint64_t low = moei_q8_u32(p + 4) | (uint64_t)moei_q8_u32(p + 8) << 32, c = moei_q8_u32(p + 12);
+    const uint64_t six = low & 0x3f3f3f3f3f3f3f3fu, rest = (c | c << 28) & 0x0f0f0f0f0f0f0f0fu;
+    const uint64_t more = rest | (low >> 2 & 0x3030303030303030u);
+    const __m128 f = _mm_xor_ps(_mm_cvtph_ps(moei_q8_ld32(p)), _mm_setr_ps(0.0f, -0.0f, 0.0f, 0.0f));
+    *d = _mm256_mul_ps(_mm256_broadcastss_ps(f), moei_q8_i8f(_mm_cvtsi64_si128((long long)((six & 0xffffffffu) | more << 32))));
+    *m = _mm256_mul_ps(_mm256_broadcastss_ps(_mm_movehdup_ps(f)), moei_q8_i8f(_mm_cvtsi64_si128((long long)(six >> 32 | (more >> 32 << 32)))));
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_entry_avx2(uint32_t f, int vex, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8entry *e) {
+    if (f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K) moei_q8_scales_k_avx2(p, &e->s.d, &e->s.m);
+    else moei_q8_scales(f, p, side, j, &e->s);
+    moei_q8_bytes_avx2(f, vex, p, e->v);
 }
 
-enum { MOEI_Q8_GROUP = 8 }; /* tokens that share an unpacked step */
+/* ---- 256 bits: straight from the rows ---- */
 
-/* SHAPES      1 row x n tokens: n is the constant 1, or at most MOEI_Q8_GROUP
-   REGISTERS   8 of weights and the fold's; with several tokens the accumulators live in L1 (a load and a store of about 40 micro-ops)
-   COST        of a step of one token on Zen 4, vector micro-ops per byte (4 a cycle at most, shuffles and shifts 2), and GB/s in cache
-               where memory gives 28 to 34: Q8_0 0.25 (38), Q4_0 0.44 (21), Q4_1 0.45 (23), Q4_K 0.49 (22), Q6_K 0.50 (23), Q5_K 0.59
-               (21), Q5_0 0.68 (16), Q5_1 0.66 (16), IQ4_NL 0.69 (16), IQ4_XS 0.84 (14). Below half of what bf16 reads: NVFP4 0.87
-               (13), Q2_K 1.04 (11) and Q3_K 1.15 (11), as the dot products and folds of 256 weights are 38 to 44 micro-ops however few
-               their bytes; with scales apart, which also pass through memory, MXFP4_HF 0.61 (15), INT4_GROUP 0.59 (14) and NVFP4_HF
-               0.67 (12): that is 3 to 8 of their 34 to 43 cycles. It is the steps: rows 8 times as long gain 4 to 8 %. */
-MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_t r, size_t ahead, const void *const *x, uint32_t n, float *out,
+/* COST        of one token on Zen 5, GB/s in cache (avxvnni), where memory gives a core 38 and two 31 each: Q8_0 51 (56), Q4_0 34 (34),
+               Q4_1 36 (39), Q6_K 32 (34), Q4_K 30 (31), MXFP4 25 (28), NVFP4 25 (28), Q5_K 24 (26), IQ4_NL 24 (29), Q5_0 22 (23),
+               IQ4_XS 21 (24), Q2_K 18 (18), Q3_K 13 (12): 16 to 37 cycles a step, 4 vector instructions in each. A block to a register
+               and its sums folded for every token (34 instructions a token) was as fast at one token (Q5_K, Q3_K: 27, 14), and at 4
+               tokens 10.5 GB/s where this has 15 (Q4_0; avxvnni 18). */
+enum { MOEI_Q8_SHARE = 4 }; /* up to so many tokens share a step that stays in registers, more go through panels */
+
+/* Rows times n tokens, a constant. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_rows_256(uint32_t f, int vex, const moei_rows *w, uint32_t n_rows, const void *const *x, int n, float *out,
                                            size_t out_stride) {
-    const int offset = moei_q8_is_wide(f) ? 0 : moei_q8_offset(f);
     const size_t full = w->k / 256, steps = (w->k + 255) / 256;
-    const uint8_t *p = moei_row(w, r);
     uint8_t tail[272];
     moei_q8side side;
-    __m256 acc[MOEI_Q8_GROUP];
-    for (uint32_t t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
-    for (size_t i = 0; i < steps; i++, p += moei_q8_step_bytes(f)) {
-        __m256i v[8], pair[4], less[2], a, b;
-        moei_q8s s;
-        if (i == full) p = moei_q8_tail(f, w, p, tail);
-        else moei_q8_prefetch(p + ahead, moei_q8_step_bytes(f));
-        if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
-        moei_q8_scales(f, p, &side, i % MOEI_Q8_CHUNK, &s);
-        moei_q8_bytes_avx2(f, p, v);
-        if (moei_q8_has_sub(f)) moei_q8_spread_avx2(s.sub, pair);
-        moei_q8_less(f, offset, &s, less);
-        for (uint32_t t = 0; t < n; t++) {
-            const moei_q8 *q = (const moei_q8 *)x[t] + i;
-            a = moei_q8_dot4_avx2(f, v, pair, q->q), b = moei_q8_dot4_avx2(f, v + 4, pair + 2, q->q + 4);
-            __m256i h[2] = {_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31)};
-            for (int j = 0; moei_q8_is_less(f, offset) && j <= moei_q8_is_nvfp4(f); j++)
-                h[j] = _mm256_add_epi32(h[j], _mm256_madd_epi16(less[j], moei_q8_ld256(q->sum16)));
-            acc[t] = moei_q8_add(f, &s, h, q, acc[t]);
-        }
-    }
-    for (uint32_t t = 0; t < n; t++) out[t * out_stride] = moei_q8_tree(acc[t]);
-}
-MOEI_FORCE MOEI_AVX2 void moei_q8_dot_avx2(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
-                                           float *out, size_t out_stride) {
     for (uint32_t r = 0; r < n_rows; r++) {
         const size_t ahead = moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
-        if (n_tokens == 1) moei_q8_row_avx2(f, w, r, ahead, x, 1, out + r, out_stride);
-        else
-            for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
-                moei_q8_row_avx2(f, w, r, t ? 0 : ahead, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : (uint32_t)MOEI_Q8_GROUP,
-                                 out + t * out_stride + r, out_stride);
+        const uint8_t *p = moei_row(w, r);
+        __m256 acc[MOEI_Q8_SHARE];
+        MOEI_UNROLL for (int t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
+        for (size_t i = 0; i < steps; i++, p += moei_q8_step_bytes(f)) {
+            moei_q8entry step;
+            const moei_q8entry *e = &step;
+            const moei_q8 *q[MOEI_Q8_SHARE];
+            if (i == full) p = moei_q8_tail(f, w, p, tail);
+            else moei_q8_prefetch(p + ahead, moei_q8_step_bytes(f));
+            if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
+            moei_q8_entry_avx2(f, vex, p, &side, i % MOEI_Q8_CHUNK, &step);
+            MOEI_UNROLL for (int t = 0; t < n; t++) q[t] = (const moei_q8 *)x[t] + i;
+            moei_q8_step_avx2(f, vex, 1, n, &e, q, acc);
+        }
+        MOEI_UNROLL for (int t = 0; t < n; t++) out[(size_t)t * out_stride + r] = moei_q8_tree(acc[t]);
     }
 }
-
-#define MOEI_Q8_DOT(isa, target, f)                                                                                      \
-    static target void moei_q8_dot_##isa##_##f(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, \
-        float *out, size_t out_stride) { moei_q8_dot_##isa(MOE_FORMAT_##f, w, n_rows, x, n_tokens, out, out_stride); }
+MOEI_FORCE MOEI_AVX2 void moei_q8_dot_256(uint32_t f, int vex, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                          float *out, size_t out_stride) {
+    if (n_tokens == 1) moei_q8_rows_256(f, vex, w, n_rows, x, 1, out, out_stride);
+    else if (n_tokens == 2) moei_q8_rows_256(f, vex, w, n_rows, x, 2, out, out_stride);
+    else if (n_tokens == 3) moei_q8_rows_256(f, vex, w, n_rows, x, 3, out, out_stride);
+    else moei_q8_rows_256(f, vex, w, n_rows, x, MOEI_Q8_SHARE, out, out_stride);
+}
+#define MOEI_Q8_DOT_256(isa, vex, f)                                                                                     \
+    static MOEI_AVX2 void moei_q8_dot_##isa##_##f(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, \
+        float *out, size_t out_stride) { moei_q8_dot_256(MOE_FORMAT_##f, vex, w, n_rows, x, n_tokens, out, out_stride); }
 #define MOEI_Q8_FORMATS(X, isa, target)                                                                                  \
     X(isa, target, Q8_0) X(isa, target, Q4_0) X(isa, target, Q4_1) X(isa, target, Q5_0) X(isa, target, Q5_1)             \
     X(isa, target, Q2_K) X(isa, target, Q3_K) X(isa, target, Q4_K) X(isa, target, Q5_K) X(isa, target, Q6_K)             \
     X(isa, target, IQ4_NL) X(isa, target, IQ4_XS) X(isa, target, MXFP4) X(isa, target, NVFP4) X(isa, target, MXFP4_HF)   \
     X(isa, target, NVFP4_HF) X(isa, target, INT8_CHANNEL) X(isa, target, INT4_GROUP)
-MOEI_Q8_FORMATS(MOEI_Q8_DOT, avx2, MOEI_AVX2)
 
 /* ---- activations ---- */
 
 static size_t moei_q8_prepared_bytes(size_t k) { return (k + 255) / 256 * sizeof(moei_q8); }
 
-/* Bytes 8 j .. 8 j + 7 of block b of q. The tier `vnni` has them at 64 j, blocks in the order 0 1 4 5 2 3 6 7: see there. */
+/* Bytes 8 j .. 8 j + 7 of block b of q. The tier `vnni` has them at 64 j, blocks in the order 0 1 4 5 2 3 6 7: see there. The others
+   have 4 of them, and 32 bytes later the other 4. */
 MOEI_FORCE size_t moei_q8_at(int vnni, size_t b, size_t j) {
-    return vnni ? 64 * j + 8 * ((b & 1) | (b & 2) << 1 | (b & 4) >> 1) : 32 * b + 8 * j;
+    return vnni ? 64 * j + 8 * ((b & 1) | (b & 2) << 1 | (b & 4) >> 1) : 64 * j + 4 * b;
+}
+MOEI_FORCE void moei_q8_put8(int vnni, int8_t *q, size_t b, size_t j, const int8_t *from) {
+    memcpy(q + moei_q8_at(vnni, b, j), from, vnni ? 8 : 4);
+    if (!vnni) memcpy(q + moei_q8_at(vnni, b, j) + 32, from + 4, 4);
 }
 /* One block of 32. The integer comes out of the fma's low bits: 12582912 + q. */
 static MOEI_AVX2 void moei_q8_block(moei_q8 *row, size_t b, const float *x, int vnni) {
@@ -4143,7 +4287,7 @@ static MOEI_AVX2 void moei_q8_block(moei_q8 *row, size_t b, const float *x, int 
     }
     __m256i p = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
     p = _mm256_permutevar8x32_epi32(p, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    for (size_t j = 0; j < 4; j++) memcpy(to->q[0] + moei_q8_at(vnni, b % 8, j), (const char *)&p + 8 * j, 8);
+    for (size_t j = 0; j < 4; j++) moei_q8_put8(vnni, (int8_t *)to->q, b % 8, j, (const int8_t *)&p + 8 * j);
     p = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), p), _mm256_set1_epi16(1)); /* 4 sums of each half */
     p = _mm256_add_epi32(p, _mm256_shuffle_epi32(p, 0x4e)), p = _mm256_add_epi32(p, _mm256_shuffle_epi32(p, 0xb1));
     const int lo = _mm256_cvtsi256_si32(p), hi = _mm_cvtsi128_si32(_mm256_extracti128_si256(p, 1));
@@ -4152,11 +4296,12 @@ static MOEI_AVX2 void moei_q8_block(moei_q8 *row, size_t b, const float *x, int 
     to->d[b % 8] = d, to->s[b % 8] = d * (float)(lo + hi);
 }
 MOEI_FORCE MOEI_AVX2 void moei_q8_blocks(int vnni, void *row, const float *x, size_t k0, size_t n, size_t k) {
+    const int8_t zero[8] = {0};
     const size_t b = (k0 + n) / 32 % 8, none = 8 - b;
     moei_q8 *last = (moei_q8 *)row + (k0 + n) / 256;
     for (size_t i = 0; i < n / 32; i++) moei_q8_block((moei_q8 *)row, k0 / 32 + i, x + 32 * i, vnni);
     if (k0 + n != k || !b) return;
-    for (size_t i = 4 * b; i < 32; i++) memset(last->q[0] + moei_q8_at(vnni, i / 4, i % 4), 0, 8);
+    for (size_t i = 4 * b; i < 32; i++) moei_q8_put8(vnni, (int8_t *)last->q, i / 4, i % 4, zero);
     memset(&last->d[b], 0, 4 * none), memset(&last->s[b], 0, 4 * none);
     memset(&last->sum[b], 0, 4 * none), memset(last->sum16[b], 0, 4 * none);
 }
@@ -4165,261 +4310,166 @@ static MOEI_AVX2 void moei_q8_prepare(void *row, const float *x, size_t k0, size
 /* The panel decodes itself, as it is first used: this only says that there is one. */
 static void moei_q8_decode_later(const moei_rows *w, uint32_t n_rows, void *panel) { (void)w, (void)n_rows, (void)panel; }
 
-/* ---- AVX2: many tokens ----
-   LAYOUT      A panel is 32 rows: for every step 4 times 8 rows times 8 blocks, each an entry of its own: vectors of one dword (or
-               float) per row, 8 of weights (4 consecutive k each), the scale, and what else the kind has. A tile walks it from
-               front to back; the accumulators of the 8 lanes lie in L1, [lane][token][row]. Wide formats have 16 vectors of weights:
-               int16, bytes 0 and 2 of every dword, then 1 and 3, and activations to match.
-   REGISTERS   8 rows x 4 tokens: 4 sums of 16 bits and 4 of 32, the weights, an activation.
-   LIMITS      per dword of narrow weights vpmaddubsw and an addition of 16 bits, 8 times (u > 16: 4, u > 32: twice) before they
-               become 32 bits by vpmaddwd, which also applies integer scales; wide ones vpmaddwd and an addition per 2 weights.
-               Measured (Xeon, family 6 model 207), decoding included, 32 / 128 tokens: Q4_0 1.67 / 1.88 times the FMA peak, Q4_K
-               1.64 / 1.80, Q6_K 1.35 / 1.47, MXFP4 1.6 / 1.8, Q8_0 1.02 / 1.13; straight from the rows 0.9, 0.9, 0.75, 0.85, 0.7. */
+/* ---- 256 bits: many tokens ----
+   LAYOUT      A panel is MOEI_Q8_ROWS rows (8 and 32 are as fast), unpacked as they are multiplied by the first tokens: written all at
+               once it would wait for the stores. MOEI_Q8_CHUNK steps of a row lie together, then those of the next row.
+   REGISTERS   2 rows x 4 tokens, 6 loads for 8 dot products: a sum each, the weights, an activation. Accumulators are in L1.
+               Times the FMA peak, of 4, 4 / 32 / 128 tokens, unpacking included (Zen 5): Q4_0 1.6 / 2.2 / 2.3, Q4_K 1.4 / 2.1 / 2.1, Q6_K
+               1.2 / 1.8 / 1.9, Q8_0 1.2 / 1.4 / 1.3; avxvnni Q4_0 1.9 / 2.5 / 2.6, Q4_K 1.4 / 2.4 / 2.5, Q6_K 1.3 / 1.8 / 2.0, Q8_0 1.3 /
+               2.4 / 2.7. */
 
-enum { MOEI_Q8_ROWS = 32, MOEI_Q8_FOUR = 4, MOEI_Q8_ACC = 8 * MOEI_Q8_FOUR * MOEI_Q8_ROWS }; /* a panel's rows; a tile's tokens */
+enum { MOEI_Q8_ROWS = 16, MOEI_Q8_FOUR = 4 }; /* a panel's rows; a tile's tokens */
 
-/* What a step of the tokens is multiplied by, [token][lane], to be broadcast: gathered once per step, so that a block costs no
-   arithmetic on it. A sum over a half (or the whole) starts from minus offset * sum(q). */
-typedef struct moei_q8scalars {
-    float d[MOEI_Q8_FOUR][8], s[MOEI_Q8_FOUR][8];
-    int32_t start[2][MOEI_Q8_FOUR][8], sum16[MOEI_Q8_FOUR][8];
-} moei_q8scalars;
-MOEI_FORCE MOEI_AVX2 void moei_q8_gather(int halves, int c, const moei_q8 *const *x, int offset, moei_q8scalars *to) {
-    const __m256i times = _mm256_set1_epi32(-offset);
-    MOEI_UNROLL for (int t = 0; t < c; t++) {
-        const __m256i pair = moei_q8_ld256(x[t]->sum16);
-        const __m256i first = halves ? _mm256_srai_epi32(_mm256_slli_epi32(pair, 16), 16) : moei_q8_ld256(x[t]->sum);
-        memcpy(to->d[t], x[t]->d, 32), memcpy(to->s[t], x[t]->s, 32), memcpy(to->sum16[t], x[t]->sum16, 32);
-        _mm256_storeu_si256((__m256i *)to->start[0][t], _mm256_mullo_epi32(first, times));
-        if (halves) _mm256_storeu_si256((__m256i *)to->start[1][t], _mm256_mullo_epi32(_mm256_srai_epi32(pair, 16), times));
-    }
+static size_t moei_q8_panel_bytes_avx2(uint32_t n_rows, size_t k) {
+    return n_rows ? (k + 255) / 256 * MOEI_Q8_ROWS * sizeof(moei_q8entry) : 0;
 }
-
-MOEI_FORCE size_t moei_q8_entry_avx2(uint32_t f) { return (moei_q8_is_wide(f) ? 17 : 12) * 32; } /* weights; d m sub less */
-static size_t moei_q8_panel_bytes_avx2(uint32_t n_rows, size_t k) { return n_rows ? (k + 255) / 256 * 8 * 4 * 17 * 32 : 0; }
-MOEI_FORCE uint32_t moei_q8_kind_avx2(uint32_t f) {
+/* Formats of a kind share a tile. */
+MOEI_FORCE uint32_t moei_q8_kind_256(uint32_t f) {
     if (moei_q8_is_wide(f)) return MOE_FORMAT_Q8_0;
     if (moei_q8_has_min(f)) return f == MOE_FORMAT_Q5_1 || f == MOE_FORMAT_Q5_K ? MOE_FORMAT_Q5_K : MOE_FORMAT_Q4_K;
-    if (moei_q8_has_sub(f)) return f == MOE_FORMAT_Q2_K ? MOE_FORMAT_Q2_K : MOE_FORMAT_Q6_K;
     if (moei_q8_is_nvfp4(f)) return MOE_FORMAT_NVFP4;
-    return moei_q8_is_e2m1(f) ? (uint32_t)MOE_FORMAT_Q5_0 : f; /* Q4_0 Q5_0 INT4_GROUP */
+    return moei_q8_is_e2m1(f) ? (uint32_t)MOE_FORMAT_Q5_0 : f; /* Q4_0 Q5_0 INT4_GROUP Q2_K Q3_K Q6_K */
 }
-/* 8 rows of a vector per step to vector `slot` of its blocks' entries. */
-MOEI_FORCE MOEI_AVX2 void moei_q8_put_avx2(const __m256i rows[8], uint8_t *entry, size_t size, size_t slot, size_t n) {
-    __m256i v[8];
-    moei_transpose_avx2((const uint8_t *)rows, 32, v);
-    for (size_t b = 0; b < n; b++) _mm256_storeu_si256((__m256i *)(void *)(entry + b * size + 32 * slot), v[b]);
-}
-MOEI_FORCE MOEI_AVX2 void moei_q8_unpack8_avx2(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, size_t i,
-                                              moei_q8side *side, uint8_t *entry) {
-    const size_t size = moei_q8_entry_avx2(f), left = w->k / 32 - 8 * i, n = left < 8 ? left : 8;
-    const int wide = moei_q8_is_wide(f);
-    __m256i q[8][8], d[8], m[8], sub[8], less[8], v[8];
-    for (size_t j = 0; j < 8; j++) {
-        const size_t row = r + j < n_rows ? r + j : n_rows - 1;
-        const uint8_t *p = moei_row(w, row) + i * moei_q8_step_bytes(f);
-        uint8_t tail[272];
-        moei_q8s s;
-        if (n < 8) p = moei_q8_tail(f, w, p, tail);
-        if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, row, i, &side[j]);
-        moei_q8_scales(f, p, &side[j], i % MOEI_Q8_CHUNK, &s);
-        moei_q8_bytes_avx2(f, p, q[j]);
-        d[j] = _mm256_castps_si256(s.d);
-        if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f) || f == MOE_FORMAT_Q2_K) m[j] = _mm256_castps_si256(s.m);
-        if (moei_q8_has_sub(f)) sub[j] = s.sub, less[j] = _mm256_mullo_epi16(s.sub, _mm256_set1_epi16((short)-moei_q8_offset(f)));
-        if (f == MOE_FORMAT_Q2_K) less[j] = s.min;
-        if (f == MOE_FORMAT_INT4_GROUP) less[j] = s.zero; /* times minus the sum */
-    }
-    for (size_t b = 0; b < n; b++) {
-        __m256i *to = (__m256i *)(void *)(entry + b * size);
-        moei_transpose_avx2((const uint8_t *)&q[0][b], sizeof q[0], v);
-        MOEI_UNROLL for (int j = 0; j < 8; j++) {
-            if (!wide) _mm256_storeu_si256(to + j, v[j]);
-            else {
-                _mm256_storeu_si256(to + 2 * j, _mm256_srai_epi16(_mm256_slli_epi16(v[j], 8), 8));
-                _mm256_storeu_si256(to + 2 * j + 1, _mm256_srai_epi16(v[j], 8));
+/* n steps of pairs of rows times c tokens. */
+typedef struct moei_q8pairs {
+    const moei_q8entry *e; /* [n_pairs][2][n] */
+    const moei_q8 *x[MOEI_Q8_FOUR];
+    size_t n, n_pairs;
+    const uint8_t *ahead, *ahead_end; /* to prefetch, ahead_step bytes a step */
+    size_t ahead_step;
+    __m256 *acc;           /* [n_pairs][2][c] */
+} moei_q8pairs;
+MOEI_FORCE MOEI_AVX2 void moei_q8_tile_256(uint32_t f, int vex, int c, const moei_q8pairs *p) {
+    const int rows = moei_q8_tile_rows(f, vex);
+    const uint8_t *ahead = p->ahead, *ahead_end = p->ahead_end;
+    const moei_q8entry *w = p->e;
+    __m256 acc[2 * MOEI_Q8_FOUR], *to = p->acc;
+    for (size_t pair = p->n_pairs; pair; pair--, w += p->n, to += 2 * c) {
+        const moei_q8 *x[MOEI_Q8_FOUR];
+        MOEI_UNROLL for (int t = 0; t < c; t++) x[t] = p->x[t];
+        MOEI_UNROLL for (int i = 0; i < 2 * c; i++) acc[i] = to[i];
+        for (size_t i = 0; i < p->n; i++, w++) {
+            MOEI_AHEAD(p->ahead_step);
+            MOEI_UNROLL for (int r = 0; r < 2; r += rows) {
+                const moei_q8entry *const e[2] = {w + (size_t)r * p->n, w + p->n};
+                moei_q8_step_avx2(f, vex, rows, c, e, x, acc + r * c);
             }
+            MOEI_UNROLL for (int t = 0; t < c; t++) x[t]++;
         }
-    }
-    moei_q8_put_avx2(d, entry, size, wide ? 16 : 8, n);
-    if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f) || f == MOE_FORMAT_Q2_K) moei_q8_put_avx2(m, entry, size, 9, n);
-    if (moei_q8_has_sub(f)) moei_q8_put_avx2(sub, entry, size, 10, n);
-    if (moei_q8_has_sub(f) || f == MOE_FORMAT_INT4_GROUP) moei_q8_put_avx2(less, entry, size, 11, n);
-}
-/* acc += n * (d * d_x) */
-MOEI_FORCE MOEI_AVX2 void moei_q8_scaled_avx2(int c, const __m256i *d, const float (*dx)[8], size_t lane, const __m256i *n, float *acc) {
-    const __m256 scale = _mm256_castsi256_ps(_mm256_loadu_si256(d));
-    MOEI_UNROLL for (int t = 0; t < c; t++) {
-        const __m256 by = _mm256_mul_ps(scale, _mm256_broadcast_ss(&dx[t][lane]));
-        _mm256_storeu_ps(acc + 32 * t, _mm256_fmadd_ps(_mm256_cvtepi32_ps(n[t]), by, _mm256_loadu_ps(acc + 32 * t)));
+        MOEI_UNROLL for (int i = 0; i < 2 * c; i++) to[i] = acc[i];
     }
 }
-/* Sums over dwords [j, end) of narrow weights, `fit` of them in 16 bits, times `by` (twice an int16). */
-MOEI_FORCE MOEI_AVX2 void moei_q8_narrow(int c, size_t fit, const __m256i *w, size_t j, size_t end, const moei_q8 *const *x, size_t lane,
-                                         __m256i by, int first, __m256i *n) {
-    __m256i s[4];
-    MOEI_UNROLL for (; j < end; j++) {
-        __m256i v = _mm256_loadu_si256(w + j);
-        MOEI_PIN(v);
-        MOEI_UNROLL for (int t = 0; t < c; t++) {
-            const __m256i p = _mm256_maddubs_epi16(v, _mm256_set1_epi32((int)moei_q8_u32(x[t]->q[lane] + 4 * j)));
-            s[t] = j % fit ? _mm256_add_epi16(s[t], p) : p;
-            MOEI_PIN(s[t]);
-            if (j % fit != fit - 1) continue;
-            s[t] = _mm256_madd_epi16(s[t], by), n[t] = first && j < fit ? s[t] : _mm256_add_epi32(n[t], s[t]);
-        }
-    }
+typedef void moei_q8_pairs_fn(const moei_q8pairs *t);
+typedef void moei_q8_unpack_fn(const moei_rows *w, size_t r, size_t i, moei_q8entry *e);
+#define MOEI_Q8_TILE_256(isa, vex, f, c)                                                                                 \
+    static MOEI_AVX2 void moei_q8_tile_##isa##_##f##_##c(const moei_q8pairs *t) { moei_q8_tile_256(MOE_FORMAT_##f, vex, c, t); }
+#define MOEI_Q8_TILES_256(isa, vex, f)                                                                                   \
+    MOEI_Q8_TILE_256(isa, vex, f, 1) MOEI_Q8_TILE_256(isa, vex, f, 2) MOEI_Q8_TILE_256(isa, vex, f, 4)                   \
+    static moei_q8_pairs_fn *const moei_q8_tiles_##isa##_##f[3] = {                                                      \
+        moei_q8_tile_##isa##_##f##_1, moei_q8_tile_##isa##_##f##_2, moei_q8_tile_##isa##_##f##_4};
+#define MOEI_Q8_KINDS(X, isa, vex)                                                                                       \
+    X(isa, vex, Q8_0) X(isa, vex, Q4_0) X(isa, vex, Q5_0) X(isa, vex, Q4_K) X(isa, vex, Q5_K) X(isa, vex, Q2_K)          \
+    X(isa, vex, Q3_K) X(isa, vex, Q6_K) X(isa, vex, NVFP4) X(isa, vex, INT4_GROUP)
+#define MOEI_Q8_TILES_CASE(isa, vex, f) case MOE_FORMAT_##f: return moei_q8_tiles_##isa##_##f;
+/* MOEI_Q8_CHUNK steps of row r from step i on, or as many as there are. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_256(uint32_t f, int vex, const moei_rows *w, size_t r, size_t i, moei_q8entry *e) {
+    const size_t full = w->k / 256, steps = (w->k + 255) / 256, n = steps - i < MOEI_Q8_CHUNK ? steps - i : (size_t)MOEI_Q8_CHUNK;
+    const uint8_t *p = moei_row(w, r) + i * moei_q8_step_bytes(f);
+    uint8_t tail[272];
+    moei_q8side side;
+    if (moei_q8_has_side(f)) moei_q8_sides(f, w, r, i, &side);
+    for (size_t j = 0; j < n; j++, p += moei_q8_step_bytes(f))
+        moei_q8_entry_avx2(f, vex, i + j == full ? moei_q8_tail(f, w, p, tail) : p, &side, j, e + j);
 }
-typedef struct moei_q8wide { int16_t q[4][8][2][16]; } moei_q8wide; /* [token][lane][bytes 0 2 or 1 3] */
-MOEI_FORCE MOEI_AVX2 void moei_q8_entry8_avx2(uint32_t kind, int c, const __m256i *w, const moei_q8 *const *x, const moei_q8scalars *by,
-                                              const moei_q8wide *wide, size_t lane, float *acc) {
-    const __m256i one = _mm256_set1_epi16(1), *d = w + (kind == MOE_FORMAT_Q8_0 ? 16 : 8);
-    __m256i n[4], scale[2] = {one, one};
-    if (moei_q8_has_sub(kind)) { /* to both halves of the dword */
-        const __m256i sub = _mm256_loadu_si256(d + 2);
-        scale[0] = _mm256_blend_epi16(sub, _mm256_slli_epi32(sub, 16), 0xaa), scale[1] = _mm256_blend_epi16(_mm256_srli_epi32(sub, 16), sub, 0xaa);
+#define MOEI_Q8_UNPACK_256(isa, vex, f)                                                                                  \
+    static MOEI_AVX2 void moei_q8_unpack_##isa##_##f(const moei_rows *w, size_t r, size_t i, moei_q8entry *e) {          \
+        moei_q8_unpack_256(MOE_FORMAT_##f, vex, w, r, i, e); }
+#define MOEI_Q8_UNPACK_CASE(isa, vex, f) case MOE_FORMAT_##f: return moei_q8_unpack_##isa##_##f;
+/* moei_q8_tree of 8 rows: lane r has that of a[r]. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_tree8(const __m256 a[8]) {
+    __m256 b[4], c[2];
+    MOEI_UNROLL for (int i = 0; i < 4; i++)
+        b[i] = _mm256_add_ps(_mm256_permute2f128_ps(a[i], a[i + 4], 0x20), _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    MOEI_UNROLL for (int i = 0; i < 2; i++) {
+        const __m256d u = _mm256_castps_pd(b[i]), v = _mm256_castps_pd(b[i + 2]);
+        c[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(u, v)), _mm256_castpd_ps(_mm256_unpackhi_pd(u, v)));
     }
-    MOEI_UNROLL for (int t = 0; t < c; t++) {
-        if (kind == MOE_FORMAT_Q8_0) n[t] = _mm256_setzero_si256();
-        else if (kind == MOE_FORMAT_INT4_GROUP) n[t] = _mm256_madd_epi16(_mm256_loadu_si256(d + 3), _mm256_set1_epi32(by->start[0][t][lane]));
-        else if (kind == MOE_FORMAT_Q6_K) n[t] = _mm256_madd_epi16(_mm256_loadu_si256(d + 3), _mm256_set1_epi32(by->sum16[t][lane]));
-        else n[t] = _mm256_set1_epi32(by->start[0][t][lane]);
-    }
-    if (kind == MOE_FORMAT_Q8_0)
-        MOEI_UNROLL for (size_t j = 0; j < 16; j++) {
-            __m256i v = _mm256_loadu_si256(w + j);
-            MOEI_PIN(v);
-            MOEI_UNROLL for (int t = 0; t < c; t++) {
-                int32_t q;
-                memcpy(&q, &wide->q[t][lane][j % 2][j / 2 * 2], 4);
-                n[t] = _mm256_add_epi32(n[t], _mm256_madd_epi16(v, _mm256_set1_epi32(q)));
-                MOEI_PIN(n[t]); /* integer sums are reassociated otherwise, and spilled */
-            }
-        }
-    else {
-        const int four = kind == MOE_FORMAT_Q4_0 || kind == MOE_FORMAT_Q4_K || kind == MOE_FORMAT_INT4_GROUP; /* bits */
-        const size_t fit = four ? 8 : kind == MOE_FORMAT_Q6_K ? 2 : 4;
-        const int fresh = moei_q8_has_min(kind) || kind == MOE_FORMAT_Q2_K; /* sums that start from 0 */
-        moei_q8_narrow(c, fit, w, 0, fit == 8 ? 8 : 4, x, lane, scale[0], fresh, n);
-        if (kind == MOE_FORMAT_NVFP4) {
-            moei_q8_scaled_avx2(c, d, by->d, lane, n, acc);
-            MOEI_UNROLL for (int t = 0; t < c; t++) n[t] = _mm256_set1_epi32(by->start[1][t][lane]);
-            d++;
-        }
-        if (fit != 8) moei_q8_narrow(c, fit, w, 4, 8, x, lane, scale[1], 0, n);
-    }
-    moei_q8_scaled_avx2(c, d, by->d, lane, n, acc);
-    if (moei_q8_has_min(kind))
-        MOEI_UNROLL for (int t = 0; t < c; t++) {
-            const __m256 m = _mm256_castsi256_ps(_mm256_loadu_si256(d + 1)), x_s = _mm256_broadcast_ss(&by->s[t][lane]);
-            _mm256_storeu_ps(acc + 32 * t, _mm256_fmadd_ps(m, x_s, _mm256_loadu_ps(acc + 32 * t)));
-        }
-    if (kind == MOE_FORMAT_Q2_K) {
-        MOEI_UNROLL for (int t = 0; t < c; t++) n[t] = _mm256_madd_epi16(_mm256_loadu_si256(d + 3), _mm256_set1_epi32(by->sum16[t][lane]));
-        moei_q8_scaled_avx2(c, d + 1, by->d, lane, n, acc);
-    }
+    b[0] = _mm256_add_ps(_mm256_shuffle_ps(c[0], c[1], 0x88), _mm256_shuffle_ps(c[0], c[1], 0xdd)); /* rows 0 2 1 3, 4 6 5 7 */
+    return _mm256_add_ps(_mm256_permute_ps(b[0], 0xd8), _mm256_setzero_ps());
 }
-MOEI_FORCE MOEI_AVX2 void moei_q8_tile_avx2(uint32_t kind, int c, const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, int offset,
-                                            moei_ahead *later, float *acc) {
-    const uint8_t *ahead, *ahead_end;
-    const size_t size = moei_q8_entry_avx2(kind), step = moei_ahead_take(later, 1, 4 * n_blocks, &ahead, &ahead_end);
-    moei_q8scalars by;
-    moei_q8wide wide;
-    moei_q8_gather(moei_q8_is_nvfp4(kind), c, x, offset, &by);
-    for (int t = 0; kind == MOE_FORMAT_Q8_0 && t < c; t++)
-        for (int b = 0; b < 8; b++) {
-            const __m256i q = moei_q8_ld256(x[t]->q[b]);
-            _mm256_storeu_si256((__m256i *)(void *)wide.q[t][b][0], _mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8));
-            _mm256_storeu_si256((__m256i *)(void *)wide.q[t][b][1], _mm256_srai_epi16(q, 8));
-        }
-    for (size_t h = 0; h < 4; h++, entry += 8 * size, acc += 8)
-        for (size_t lane = 0; lane < n_blocks; lane++) {
-            MOEI_AHEAD(step);
-            moei_q8_entry8_avx2(kind, c, (const __m256i *)(const void *)(entry + lane * size), x, &by, &wide, lane, acc + lane * (4 * 32));
-        }
-}
-static MOEI_AVX2 void moei_q8_store_avx2(const float *acc, uint32_t c, uint32_t n_rows, float *out, size_t out_stride) {
+MOEI_FORCE MOEI_AVX2 void moei_q8_store_avx2(const __m256 *acc, uint32_t c, uint32_t n_rows, float *out, size_t out_stride) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     for (uint32_t t = 0; t < c; t++)
         for (uint32_t r = 0; r < n_rows; r += 8) {
             __m256 a[8];
-            MOEI_UNROLL for (int l = 0; l < 8; l++) a[l] = _mm256_loadu_ps(acc + (4 * l + (int)t) * 32 + r);
-            MOEI_UNROLL for (int half = 4; half; half /= 2)
-                MOEI_UNROLL for (int l = 0; l < half; l++) a[l] = _mm256_add_ps(a[l], a[l + half]);
-            a[0] = _mm256_add_ps(a[0], _mm256_setzero_ps());
-            _mm256_maskstore_ps(out + t * out_stride + r, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n_rows - r)), lane), a[0]);
+            MOEI_UNROLL for (uint32_t i = 0; i < 8; i++) a[i] = acc[(r + i) * c + t];
+            _mm256_maskstore_ps(out + t * out_stride + r, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n_rows - r)), lane), moei_q8_tree8(a));
         }
 }
-#define MOEI_Q8_TILE_AVX2(f)                                                                                             \
-    static MOEI_AVX2 void moei_q8_tile_avx2_##f(const uint8_t *entry, size_t n, const moei_q8 *const *x, uint32_t c, int offset, \
-        moei_ahead *later, float *acc) {                                                                               \
-        if (c == 4) moei_q8_tile_avx2(MOE_FORMAT_##f, 4, entry, n, x, offset, later, acc);                               \
-        else moei_q8_tile_avx2(MOE_FORMAT_##f, 2, entry, n, x, offset, later, acc); }
-MOEI_Q8_TILE_AVX2(Q8_0) MOEI_Q8_TILE_AVX2(Q4_0) MOEI_Q8_TILE_AVX2(Q4_K) MOEI_Q8_TILE_AVX2(Q6_K) MOEI_Q8_TILE_AVX2(Q2_K)
-MOEI_Q8_TILE_AVX2(NVFP4) MOEI_Q8_TILE_AVX2(INT4_GROUP) MOEI_Q8_TILE_AVX2(Q5_0) MOEI_Q8_TILE_AVX2(Q5_K)
-#define MOEI_Q8_UNPACK_AVX2(isa, target, f)                                                                              \
-    static target void moei_q8_unpack_##isa##_##f(const moei_rows *w, size_t r, size_t n_rows, size_t step, moei_q8side side[32], uint8_t *entry) { \
-        for (size_t j = 0; j < 4; j++)                                                                                   \
-            moei_q8_unpack8_avx2(MOE_FORMAT_##f, w, r + 8 * j, n_rows, step, side + 8 * j, entry + 64 * j / 8 * moei_q8_entry_avx2(MOE_FORMAT_##f)); }
-MOEI_Q8_FORMATS(MOEI_Q8_UNPACK_AVX2, avx2, MOEI_AVX2)
-#define MOEI_Q8_CASE(isa, target, f) case MOE_FORMAT_##f: return moei_q8_unpack_##isa##_##f;
-/* A step of 32 rows, of which those beyond the view's end repeat the last one; `side` is filled every MOEI_Q8_CHUNK steps. */
-typedef void moei_q8_unpack_fn(const moei_rows *w, size_t r, size_t n_rows, size_t step, moei_q8side side[32], uint8_t *entry);
-static moei_q8_unpack_fn *moei_q8_unpack_avx2(uint32_t f) {
-    switch (f) { MOEI_Q8_FORMATS(MOEI_Q8_CASE, avx2, ) default: return NULL; }
-}
-typedef void moei_q8_tile_fn(const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, uint32_t c, int offset, moei_ahead *later, float *acc);
-static moei_q8_tile_fn *moei_q8_tile_of_avx2(uint32_t f) {
-    switch (moei_q8_kind_avx2(f)) {
-    case MOE_FORMAT_Q8_0: return moei_q8_tile_avx2_Q8_0;
-    case MOE_FORMAT_Q4_K: return moei_q8_tile_avx2_Q4_K;
-    case MOE_FORMAT_Q6_K: return moei_q8_tile_avx2_Q6_K;
-    case MOE_FORMAT_Q2_K: return moei_q8_tile_avx2_Q2_K;
-    case MOE_FORMAT_NVFP4: return moei_q8_tile_avx2_NVFP4;
-    case MOE_FORMAT_INT4_GROUP: return moei_q8_tile_avx2_INT4_GROUP;
-    case MOE_FORMAT_Q5_0: return moei_q8_tile_avx2_Q5_0;
-    case MOE_FORMAT_Q5_K: return moei_q8_tile_avx2_Q5_K;
-    default: return moei_q8_tile_avx2_Q4_0;
+static MOEI_AVX2 void moei_q8_panel_256(moei_q8_unpack_fn *unpack, moei_q8_pairs_fn *const *tiles, void *panel, const moei_rows *w,
+                                        uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
+    const size_t steps = (w->k + 255) / 256, chunks = (steps + MOEI_Q8_CHUNK - 1) / MOEI_Q8_CHUNK;
+    const uint32_t passes = n_tokens / MOEI_Q8_FOUR + (n_tokens >> 1 & 1) + (n_tokens & 1);
+    moei_ahead later = moei_ahead_next(w, (n_rows + 1) / 2 * passes * chunks);
+    __m256 acc[MOEI_Q8_ROWS * MOEI_Q8_FOUR];
+    moei_q8pairs p;
+    for (uint32_t r0 = 0; r0 < n_rows; r0 += MOEI_Q8_ROWS) {
+        const uint32_t rows = n_rows - r0 < MOEI_Q8_ROWS ? n_rows - r0 : (uint32_t)MOEI_Q8_ROWS, pairs = (rows + 1) / 2;
+        for (uint32_t t = 0, c; t < n_tokens; t += c) {
+            c = n_tokens - t < 2 ? 1 : n_tokens - t < MOEI_Q8_FOUR ? 2 : (uint32_t)MOEI_Q8_FOUR;
+            memset(acc, 0, sizeof acc);
+            for (size_t i = 0; i < steps; i += p.n) {
+                moei_q8entry *e = (moei_q8entry *)panel + i * MOEI_Q8_ROWS;
+                p.n = steps - i < MOEI_Q8_CHUNK ? steps - i : (size_t)MOEI_Q8_CHUNK, p.n_pairs = t ? pairs : 1;
+                for (uint32_t j = 0; j < c; j++) p.x[j] = (const moei_q8 *)x[t + j] + i;
+                for (uint32_t r = 0; r < rows; r += 2 * (uint32_t)p.n_pairs, e += 2 * p.n) {
+                    if (t == 0) unpack(w, r0 + r, i, e), unpack(w, r0 + (r + 1 < rows ? r + 1 : r), i, e + p.n);
+                    p.e = e, p.acc = acc + r * c;
+                    p.ahead_step = moei_ahead_take(&later, (uint32_t)p.n_pairs, p.n * p.n_pairs, &p.ahead, &p.ahead_end);
+                    tiles[c / 2](&p);
+                }
+            }
+            moei_q8_store_avx2(acc, c, rows, out + t * out_stride + r0, out_stride);
+        }
     }
 }
-/* The first tile decodes the panel as it goes: written all at once it would wait for the stores to L2. */
-static void moei_q8_panel_avx2(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
-                               size_t out_stride) {
-    const uint32_t f = w->format;
-    const int offset = f == MOE_FORMAT_INT4_GROUP ? 1 : moei_q8_offset(f);
-    const size_t n_blocks = w->k / 32, n_panels = (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS, tiles = (n_tokens + MOEI_Q8_FOUR - 1) / MOEI_Q8_FOUR;
-    moei_ahead later = moei_ahead_next(w, n_panels * ((n_blocks + 7) / 8) * tiles);
-    moei_q8side side[MOEI_Q8_ROWS];
-    float room[MOEI_Q8_ACC + 16], *acc = (float *)(void *)(((uintptr_t)room + 63) & ~(uintptr_t)63);
-    for (uint32_t r = 0, n; r < n_rows; r += MOEI_Q8_ROWS)
-        for (uint32_t t = 0; t < n_tokens; t += n) {
-            const moei_q8 *at[MOEI_Q8_FOUR];
-            uint8_t *entry = (uint8_t *)panel;
-            const uint32_t c = n_tokens - t > 2 ? MOEI_Q8_FOUR : 2;
-            n = n_tokens - t < c ? n_tokens - t : c;
-            for (uint32_t i = 0; i < c; i++) at[i] = (const moei_q8 *)x[t + (i < n ? i : n - 1)];
-            memset(acc, 0, MOEI_Q8_ACC * sizeof *acc);
-            for (size_t i = 0; 8 * i < n_blocks; i++, entry += 8 * 4 * moei_q8_entry_avx2(f)) {
-                if (t == 0) moei_q8_unpack_avx2(f)(w, r, n_rows, i, side, entry);
-                moei_q8_tile_of_avx2(f)(entry, n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8, at, c, offset, &later, acc);
-                for (uint32_t j = 0; j < c; j++) at[j]++;
-            }
-            moei_q8_store_avx2(acc, n, n_rows - r < 32 ? n_rows - r : 32, out + t * out_stride + r, out_stride);
-        }
-}
+#define MOEI_Q8_256(isa, vex)                                                                                            \
+    MOEI_Q8_FORMATS(MOEI_Q8_DOT_256, isa, vex)                                                                           \
+    MOEI_Q8_FORMATS(MOEI_Q8_UNPACK_256, isa, vex)                                                                        \
+    MOEI_Q8_KINDS(MOEI_Q8_TILES_256, isa, vex)                                                                           \
+    static moei_q8_unpack_fn *moei_q8_unpack_##isa(uint32_t f) {                                                         \
+        switch (f) { MOEI_Q8_FORMATS(MOEI_Q8_UNPACK_CASE, isa, vex) default: return NULL; }                              \
+    }                                                                                                                    \
+    static moei_q8_pairs_fn *const *moei_q8_tiles_##isa(uint32_t f) {                                                    \
+        switch (moei_q8_kind_256(f)) { MOEI_Q8_KINDS(MOEI_Q8_TILES_CASE, isa, vex) default: return NULL; }               \
+    }                                                                                                                    \
+    static void moei_q8_panel_##isa(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, \
+                                    float *out, size_t out_stride) {                                                     \
+        const uint32_t f = w->format;                                                                                    \
+        moei_q8_panel_256(moei_q8_unpack_##isa(f), moei_q8_tiles_##isa(f), panel, w, n_rows, x, n_tokens, out, out_stride); \
+    }
+MOEI_Q8_256(avx2, 0)
+#if MOEI_HAVE_AVXVNNI
+MOEI_Q8_256(avxvnni, 1)
+#endif
 
-#define MOEI_Q8_BOTH(isa, f) {moei_q8_dot_##isa##_##f, moei_q8_decode_later, 8}
+#define MOEI_Q8_BOTH(isa, f) {moei_q8_dot_##isa##_##f, moei_q8_decode_later, MOEI_Q8_SHARE}
 #define MOEI_Q8_NONE {NULL, NULL, 0}
 /* clang-format off */
-MOEI_UNUSED static const moei_arith moei_q8_avx2 = {
-    MOE_COMPUTE_Q8, MOE_TIER_AVX2, moei_q8_prepared_bytes, moei_q8_prepare, moei_q8_panel_bytes_avx2, moei_q8_panel_avx2,
-    {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */
-     MOEI_Q8_BOTH(avx2, Q8_0), MOEI_Q8_BOTH(avx2, Q4_0), MOEI_Q8_BOTH(avx2, Q4_1), MOEI_Q8_BOTH(avx2, Q5_0),
-     MOEI_Q8_BOTH(avx2, Q5_1), MOEI_Q8_BOTH(avx2, Q2_K), MOEI_Q8_BOTH(avx2, Q3_K), MOEI_Q8_BOTH(avx2, Q4_K),
-     MOEI_Q8_BOTH(avx2, Q5_K), MOEI_Q8_BOTH(avx2, Q6_K), MOEI_Q8_BOTH(avx2, IQ4_NL), MOEI_Q8_BOTH(avx2, IQ4_XS),
-     MOEI_Q8_BOTH(avx2, MXFP4), MOEI_Q8_BOTH(avx2, NVFP4), MOEI_Q8_BOTH(avx2, MXFP4_HF), MOEI_Q8_BOTH(avx2, NVFP4_HF),
-     MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */
-     MOEI_Q8_BOTH(avx2, INT8_CHANNEL), MOEI_Q8_BOTH(avx2, INT4_GROUP)}, NULL};
+#define MOEI_Q8_ARITH_256(id, isa)                                                                                       \
+MOEI_UNUSED static const moei_arith moei_q8_##isa = {                                                                    \
+    MOE_COMPUTE_Q8, MOE_TIER_##id, moei_q8_prepared_bytes, moei_q8_prepare, moei_q8_panel_bytes_avx2, moei_q8_panel_##isa, \
+    {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */                                     \
+     MOEI_Q8_BOTH(isa, Q8_0), MOEI_Q8_BOTH(isa, Q4_0), MOEI_Q8_BOTH(isa, Q4_1), MOEI_Q8_BOTH(isa, Q5_0),                 \
+     MOEI_Q8_BOTH(isa, Q5_1), MOEI_Q8_BOTH(isa, Q2_K), MOEI_Q8_BOTH(isa, Q3_K), MOEI_Q8_BOTH(isa, Q4_K),                 \
+     MOEI_Q8_BOTH(isa, Q5_K), MOEI_Q8_BOTH(isa, Q6_K), MOEI_Q8_BOTH(isa, IQ4_NL), MOEI_Q8_BOTH(isa, IQ4_XS),             \
+     MOEI_Q8_BOTH(isa, MXFP4), MOEI_Q8_BOTH(isa, NVFP4), MOEI_Q8_BOTH(isa, MXFP4_HF), MOEI_Q8_BOTH(isa, NVFP4_HF),       \
+     MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */                                         \
+     MOEI_Q8_BOTH(isa, INT8_CHANNEL), MOEI_Q8_BOTH(isa, INT4_GROUP)}, NULL};
+MOEI_Q8_ARITH_256(AVX2, avx2)
+#if MOEI_HAVE_AVXVNNI
+MOEI_Q8_ARITH_256(AVXVNNI, avxvnni)
+#endif
 /* clang-format on */
 
 #if MOEI_HAVE_VNNI
@@ -4986,6 +5036,9 @@ MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint3
     else if (n_tokens == 3) moei_q8_rows_vnni(f, w, n_rows, x, 3, out, out_stride);
     else moei_q8_rows_vnni(f, w, n_rows, x, MOEI_Q8_FEW, out, out_stride);
 }
+#define MOEI_Q8_DOT(isa, target, f)                                                                                      \
+    static target void moei_q8_dot_##isa##_##f(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, \
+        float *out, size_t out_stride) { moei_q8_dot_##isa(MOE_FORMAT_##f, w, n_rows, x, n_tokens, out, out_stride); }
 MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
 
 /* ---- AVX512-VNNI: many tokens ----
@@ -6348,9 +6401,6 @@ MOEI_Q8_ARITH_NEON(I8MM, i8mm, moei_panel_bytes_q8_neon, moei_panel_q8_i8mm, MOE
    Detection is a pure function of the raw words, so that it can be tested with other machines' words. Nothing is cached: cpuid
    is slow in virtual machines, but only moe_layer_init and moe_tiers ask. */
 
-#ifndef MOEI_HAVE_AVXVNNI
-#define MOEI_HAVE_AVXVNNI 0
-#endif
 #define MOEI_TIERS_BUILT                                                                                               \
     (MOE_TIER_BIT(MOE_TIER_C) | (uint32_t)MOEI_HAVE_AVX2 << MOE_TIER_AVX2 | (uint32_t)MOEI_HAVE_AVXVNNI << MOE_TIER_AVXVNNI | \
      (uint32_t)MOEI_HAVE_AVX512 << MOE_TIER_AVX512 | (uint32_t)MOEI_HAVE_VNNI << MOE_TIER_VNNI |                       \
@@ -7495,6 +7545,9 @@ static const moei_tier_row moei_tier_rows[] = {
     {MOE_TIER_C,          &moei_vec_c,      {NULL, &moei_f32_c,      NULL,                    &moei_q8_c}},
 #if MOEI_HAVE_AVX2
     {MOE_TIER_AVX2,       &moei_vec_avx2,   {NULL, &moei_f32_avx2,   NULL,                    &moei_q8_avx2}},
+#endif
+#if MOEI_HAVE_AVXVNNI
+    {MOE_TIER_AVXVNNI,    NULL,             {NULL, NULL,             NULL,                    &moei_q8_avxvnni}},
 #endif
 #if MOEI_HAVE_AVX512
     {MOE_TIER_AVX512,     &moei_vec_avx512, {NULL, &moei_f32_avx512, NULL,                    NULL}},
