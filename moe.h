@@ -4482,7 +4482,8 @@ MOEI_Q8_ARITH_256(AVXVNNI, avxvnni)
                takes two of two). GB/s in cache with 1, 2 and 4 tokens, where memory gives 36 to one core and 60 to two: Q8_0 70 53 34,
                Q4_0 58 42 27, Q4_1 58 43 27, Q5_0 44 36 25, Q5_1 47 38 27, Q4_K 48 37 24, Q5_K 51 39 27, Q6_K 50 42 28, IQ4_NL 57 41 25,
                IQ4_XS 44 35 23, MXFP4 44 32 22, MXFP4_HF 43 32 21, NVFP4 41 31 18, INT4_GROUP 45 36 23, INT8_CHANNEL 83 57 35. Bound by
-               it: NVFP4_HF 34 26 18, Q3_K 32 25 16, Q2_K 31 21 14: few bytes for the dot products of 256 weights. */
+               it: NVFP4_HF 34 26 18, Q3_K 32 25 16, Q2_K 31 21 14: few bytes for the dot products of 256 weights.
+               (One token in twos: see moei_q8_together.) */
 
 #if defined(__GNUC__) || defined(__clang__)
 #define MOEI_PIN512(v) __asm__("" : "+v"(v)) /* as MOEI_PIN */
@@ -4967,10 +4968,12 @@ MOEI_FORCE MOEI_VNNI void moei_q8_join_vnni(uint32_t f, uint32_t type, int apart
     }
 }
 enum { MOEI_Q8_KEEP = 16 }; /* steps */
-/* Whether two rows share what follows the dot products: not where memory is slower than one by itself (Zen 5, of 37 GB/s, 1 / 2 tokens:
-   Q8_0 37 / 37, in twos 31 / 34; Q6_K 38 / 33 and 34 / 34; Q4_K 35 / 27 and 38 / 32). */
+/* How many rows share what follows the dot products: one token's are alone where that is as fast as memory, which is slower to bring long
+   rows in turns (Zen 5, one core, % of the read bandwidth at k = 14336, alone and in twos: Q5_K 95 68, MXFP4 90 72; 2 tokens of Q8_0,
+   k = 2048: 100 90). */
 MOEI_FORCE uint32_t moei_q8_together(uint32_t f, uint32_t n) {
-    return f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_INT8_CHANNEL || (f == MOE_FORMAT_Q6_K && n == 1) ? 1 : 2;
+    if (n == 1) return moei_q8_is_q23(f) || f == MOE_FORMAT_NVFP4_HF ? 2 : 1;
+    return f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_INT8_CHANNEL ? 1 : 2;
 }
 /* SHAPES      1 or 2 rows x n tokens, constants: the accumulators stay in registers. Of two rows the first one's products wait in L1
                for the second one's, so that memory is read in order; then a token costs 4 dot products and half of about 9 micro-ops
