@@ -102,8 +102,8 @@
    MOE_USE_OPENMP       run phases with OpenMP (-fopenmp) when io->parallel is NULL and n_tasks > 1.
    MOE_NO_SIMD          only the portable C tier.
    MOE_NO_AVX2, MOE_NO_AVX512, MOE_NO_VNNI, MOE_NO_BF16, MOE_NO_AMX, MOE_NO_NEON, MOE_NO_DOTPROD, MOE_NO_I8MM
-                        leave out single tiers and those that build on them. A compiler too old for one leaves it out by
-                        itself: dotprod, i8mm and neonbf16 want gcc 10 or clang 16, or flags that name them.
+                        leave out single tiers and those that build on them (VNNI: vnni and avxvnni). A compiler too old for one leaves
+                        it out by itself: avxvnni wants gcc 11 or clang 12, dotprod, i8mm and neonbf16 gcc 10 or clang 16, or flags.
 */
 #ifndef MOE_H
 #define MOE_H
@@ -298,7 +298,7 @@ typedef struct moe_router {
     moe_array expert_scale;   /* [n_experts + n_zero] factor on the final weight (Gemma-4, Pangu-Pro) */
     moe_array input_scale;    /* [d_model]: router input = rms_norm(x) * input_scale / sqrt(d_model)  */
     float input_norm_eps;     /* of that norm                                          (Gemma-4)      */
-    const void *table;        /* PICK_TABLE: [table_rows][top_k] expert ids by token id (DeepSeek-V4) */
+    const void *table;        /* PICK_TABLE: [table_rows][top_k] expert ids by token id, -1 = skip (DeepSeek-V4) */
     size_t table_stride;      /* bytes between its rows; 0 = tight                                    */
     uint32_t table_rows, table_bytes; /* rows; bytes per id: 4 (also 0) or 8                          */
     uint32_t score, select_on, pick, weight_from, norm; /* moe_score, moe_select_on, ...              */
@@ -388,8 +388,9 @@ typedef struct moe_latent {
 #define MOE_CANARY 0u
 
 /* A layer. Required: d_model, d_ff, n_experts, top_k, up, down, gate (unless ffn.ungated), router.weight (unless every call
-   brings logits or ids). All-zero is valid for everything else. What is given but left unused (a bias without its type, shared
-   experts without shared.d_ff) is an error. */
+   brings logits or ids). All-zero is valid for everything else. A matrix, vector, table, limit or count that is given but that
+   another knob leaves unused (a bias without its type, shared experts without shared.d_ff, a limit without its clamp, groups
+   without a group rule, two capacities) is an error. */
 typedef struct moe_desc {
     uint32_t begin_;                      /* canary: leave 0                                          */
     uint32_t d_model, d_ff, n_experts, top_k;
@@ -441,7 +442,9 @@ typedef struct moe_experts {
     const void *const *data[3], *const *scale[3], *const *zero[3], *const *scale2[3], *const *bias[3];
 } moe_experts;
 
-/* x, y, router_x and the workspace may lie at any alignment, the other arrays at their type's. */
+/* x, y, router_x and the workspace may lie at any alignment, the other arrays at their type's. What a call writes, the workspace too,
+   overlaps nothing else of the call (MOE_ERR_ALIAS; rows with gaps may lie in each other's gaps), but: y == x with equal type and
+   stride, ids_out == ids_in, weights_out == weights_in, y == sums of moe_finish (F32, tight); and y anywhere in router_x. */
 typedef struct moe_io {
     const void *x;            /* [n_tokens][d_model]                                                   */
     void *y;                  /* [n_tokens][d_model]; y == x with equal type and stride is allowed     */
@@ -633,6 +636,11 @@ MOEI_UNUSED static int moei_same_name(const char *a, const char *b) {
 #include <immintrin.h>
 #ifndef MOE_NO_AVX2
 #define MOEI_HAVE_AVX2 1
+#if !defined(MOE_NO_VNNI) && ((defined(__clang__) && __clang_major__ >= 12) ||                                           \
+                              (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11) ||                            \
+                              (!defined(__clang__) && defined(_MSC_VER) && _MSC_VER >= 1930)) /* (not compiled with it yet) */
+#define MOEI_HAVE_AVXVNNI 1
+#endif
 #ifndef MOE_NO_AVX512
 #define MOEI_HAVE_AVX512 1
 #ifndef MOE_NO_VNNI
@@ -687,6 +695,9 @@ MOEI_UNUSED static int moei_same_name(const char *a, const char *b) {
 #ifndef MOEI_HAVE_AVX2
 #define MOEI_HAVE_AVX2 0
 #endif
+#ifndef MOEI_HAVE_AVXVNNI
+#define MOEI_HAVE_AVXVNNI 0
+#endif
 #ifndef MOEI_HAVE_AVX512
 #define MOEI_HAVE_AVX512 0
 #endif
@@ -715,6 +726,7 @@ MOEI_UNUSED static int moei_same_name(const char *a, const char *b) {
 #define MOEI_AVX512 MOEI_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
 #define MOEI_VNNI MOEI_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 #define MOEI_BF16 MOEI_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#define MOEI_BF16_VBMI MOEI_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")
 
 #ifdef __cplusplus
 extern "C" {
@@ -892,10 +904,12 @@ typedef struct moei_rows {
     moei_side scale, zero;      /* scales constant along a row are not here: the caller applies them to the result */
     const uint8_t *prefetch;    /* what will be read next: spread prefetches of prefetch_bytes over the work; may be NULL */
     size_t prefetch_bytes;
+    const uint8_t *next_x;      /* likewise the tokens that pass over the rows after these; a hint */
+    size_t next_x_bytes;
 } moei_rows;
 MOEI_FORCE const uint8_t *moei_row(const moei_rows *w, size_t r) { return w->data + (w->row0 + r) * w->row_stride; }
 
-/* 256 activations as int8: 8 blocks of 32 (the tier `vnni` keeps q in another order). d = amax / 127, q = round-to-nearest-even(x *
+/* 256 activations as int8: 8 blocks of 32 (the tiers of x86 keep q in orders of their own). d = amax / 127, q = round-to-nearest-even(x *
    (127 / amax)) by one fma, s = d * sum(q). A block whose amax is below 2^-96 is zero; one with NaN or Inf has d = s = NaN and q = 0. */
 typedef struct moei_q8 {
     int8_t q[8][32];
@@ -1352,12 +1366,17 @@ MOEI_FORCE const uint8_t *moei_base(const void *data, const void *const *own, co
     return list ? p + offset : p + expert * expert_stride + offset;
 }
 
+/* An expert's vector, or NULL. */
+static const uint8_t *moei_array_of(const moe_array *a, const void *const *call, uint32_t expert, size_t n_per_expert, size_t *stride) {
+    *stride = a->stride ? a->stride : a->type < MOE_TYPE_COUNT ? moei_type_bytes[a->type] : 0;
+    size_t expert_stride = a->expert_stride ? a->expert_stride : n_per_expert * *stride;
+    return a->type == MOE_TYPE_NONE ? NULL : moei_base(a->data, a->expert, call, expert, expert_stride, a->offset);
+}
 static float moei_array_load(const moe_array *a, const void *const *call, uint32_t expert, size_t n_per_expert,
                              size_t i, float absent) {
-    size_t stride = a->stride ? a->stride : a->type < MOE_TYPE_COUNT ? moei_type_bytes[a->type] : 0;
-    size_t expert_stride = a->expert_stride ? a->expert_stride : n_per_expert * stride;
-    const uint8_t *p = moei_base(a->data, a->expert, call, expert, expert_stride, a->offset);
-    return p && a->type != MOE_TYPE_NONE ? moei_scalar(a->type, p + i * stride) : absent;
+    size_t stride;
+    const uint8_t *p = moei_array_of(a, call, expert, n_per_expert, &stride);
+    return p ? moei_scalar(a->type, p + i * stride) : absent;
 }
 /* Element i of an expert's vector; 0 if there is none. */
 MOEI_UNUSED static float moei_array_at(const moe_array *a, uint32_t expert, size_t n_per_expert, size_t i) {
@@ -1411,15 +1430,20 @@ MOEI_UNUSED static void moei_view(const moe_matrix *m, const moe_experts *over, 
 typedef struct moei_factor {
     float multiply, divide;
 } moei_factor;
-MOEI_UNUSED static moei_factor moei_row_scale(const moe_matrix *m, const moe_experts *over, int which,
-                                              uint32_t expert, size_t n_rows, size_t k, size_t row) {
+static moei_factor moei_row_factor(const moe_matrix *m, const moei_side *s, float scale2, size_t k, size_t row) {
     moei_factor f = {1.0f, 1.0f};
-    moei_side s = moei_scale_of(m, over, which, expert, n_rows, k);
-    float scale2 = moei_array_load(&m->scale2, over ? over->scale2[which] : NULL, expert, 1, 0, 1.0f);
-    if (s.data && moei_row_constant(m->format, &s, k)) f.multiply = moei_scale_at(&s, row, 0);
+    if (s->data && moei_row_constant(m->format, s, k)) f.multiply = moei_scale_at(s, row, 0);
     if (m->scale2_divides) f.divide = scale2;
     else f.multiply *= scale2;
     return f;
+}
+static float moei_scale2_of(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert) {
+    return moei_array_load(&m->scale2, over ? over->scale2[which] : NULL, expert, 1, 0, 1.0f);
+}
+MOEI_UNUSED static moei_factor moei_row_scale(const moe_matrix *m, const moe_experts *over, int which,
+                                              uint32_t expert, size_t n_rows, size_t k, size_t row) {
+    moei_side s = moei_scale_of(m, over, which, expert, n_rows, k);
+    return moei_row_factor(m, &s, moei_scale2_of(m, over, which, expert), k, row);
 }
 
 /* ---- Checks */
@@ -1489,7 +1513,12 @@ static moe_status moei_check_matrix(const moe_matrix *m, size_t n_experts, size_
     moe_status status = MOE_OK;
     const char *field = moei_scale_wrong(m, k, &status);
     if (!field) field = moei_zero_wrong(m, k, &status);
-    if (field) return moei_weights_error(error, status, field, 0, 0);
+    if (field) { /* got: the grid's member of that name */
+        const moe_grid *g = *field == 's' ? &m->scale : &m->zero;
+        uint64_t got = status == MOE_ERR_TYPE ? g->type : status == MOE_ERR_SIZE ? g->cols : 0;
+        uint32_t want = status != MOE_ERR_SIZE ? 0 : moei_codecs[m->format].flags & MOEI_OWN ? l->cols : 32;
+        return moei_weights_error(error, status, field, got, want);
+    }
     if (m->scale2.type > MOE_TYPE_BF16)
         return moei_weights_error(error, MOE_ERR_TYPE, "scale2.type", m->scale2.type, 0);
     return MOE_OK;
@@ -1964,10 +1993,10 @@ MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c,   moei_sigmoid_c, mo
                                                 moei_times_c, moei_clamp_c,   moei_order_c, moei_reach_c};
 
 /* ==== >>dense: loops around the register tiles of f32 and bf16 arithmetic ==============================================
-   A tile is 4 rows times a group of up to 6 tokens, its sums in registers. Rows are read where they lie, tokens line
+   A tile is 4 or 8 rows times a group of 3 tokens, its sums in registers. Rows are read where they lie, tokens line
    by line from their group: one stream, which never meets itself in a cache set (rows of tokens whose strides are near a power of
-   two would, and take a register each: 6 to 10 points of the peak). A tile that is short of rows repeats its last row and stores
-   less, so there is one code path. */
+   two would, and take a register each: 6 to 10 points of the peak). The last tile of rows overlaps the one before: the same results
+   once more. Where there are fewer rows than a tile has, it repeats its last one and stores less. */
 
 /* Between two steps of an unrolled loop: keeps the compiler from loading everything first, which needs more registers than
    there are (clang then spills sums: half the speed). */
@@ -1978,12 +2007,12 @@ MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c,   moei_sigmoid_c, mo
 #endif
 
 typedef struct moei_tile {
-    const uint8_t *w[4];              /* rows */
+    const uint8_t *w[4];              /* rows; where there are 8, row_stride apart, only the first */
     const uint8_t *x;                 /* a group of tokens */
     size_t k0, k1, k;                 /* this part of k, and all of it */
     float *sums;                      /* what the registers hold between the parts */
     float *out;                       /* of the first row and token */
-    size_t out_stride;
+    size_t out_stride, row_stride;
     uint32_t n_rows;                  /* stored: 1 .. R */
     const uint8_t *ahead, *ahead_end; /* to prefetch on the way, ahead_step bytes a step */
     size_t ahead_step;
@@ -1991,15 +2020,18 @@ typedef struct moei_tile {
 typedef void moei_tile_fn(const moei_tile *t);
 typedef struct moei_tiles {
     uint32_t rows, tokens, k, step;   /* R, C: the largest tile; the largest part of k, a multiple of 64; k a step of prefetches */
-    moei_tile_fn *fn[6];              /* [tokens - 1] */
+    uint32_t bytes;                   /* of a token's value */
+    moei_tile_fn *fn[3];              /* [tokens - 1] */
 } moei_tiles;
 #define MOEI_WHOLE (UINT32_MAX - 63)
 
-/* Rows of a tile stay in L1 while as many groups pass over them as stay in L2. Where a step needs much of L2's bandwidth, the rows
-   are a part of k that fits L1, and the sums wait in memory between the parts: on AVX2, which reads 3 tokens where AVX-512 reads
-   6, and its rows twice (k = 7168, 60 tokens: 80 against 74 % of the peak; on AVX-512 whole rows are as fast or faster). Every sum
-   is one chain either way. */
-#define MOEI_TILE_SUMS (4 * 6 * 16)
+/* Rows of a tile stay in L1 while as many groups pass over them as stay in L2. What is read from L2 sets the shape: it gives a line every
+   2 cycles (Zen 5), in which AVX-512 does 4 FMAs. 8 rows x 3 tokens read 3 lines of tokens for 24; 4 x 6, which lets as much of rows and
+   tokens into registers, reads 6 and stands still (Zen 5, layer, 512 tokens: F32 73 and 82, BF16 60 and 71 % of the peak).
+   Where the rows of a tile are longer than L1 they come in parts of k, and the sums wait in memory between the parts: 50 lines more to
+   move, so the parts are as long as L1 allows (BF16, k = 2048 in one part 88, in two 74 %; bf16 rows for F32 are halves of its lines and
+   may well be longer). Every sum is one chain either way. */
+#define MOEI_TILE_SUMS (8 * 3 * 16)
 #define MOEI_GROUPS ((size_t)32)
 #define MOEI_GROUPS_BYTES ((size_t)384 << 10)
 /* Q8: what is read later, its prefetches spread over all work: in a hurry they would take what loads need. By tokens, as its last group
@@ -2033,47 +2065,57 @@ MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r,
 }
 #define MOEI_AHEAD_ROWS ((size_t)32 << 10) /* of a tile */
 #define MOEI_AHEAD_BYTES 8192 /* of a single row */
-/* Tokens from `at` to end - 1 times one tile of rows; each group prefetches `share` bytes. Where k is small, each instruction between
-   two tiles counts: their FMAs do not overlap, because what adds up a tile's sums fills the scheduler. */
+/* Tokens from `at` to end - 1 times one tile of rows; each group prefetches `share` bytes of rows and `x_share` of tokens. Where k is
+   small, each instruction between two tiles counts. The groups go to and fro, so that those a tile begins with are in L1: its rows are
+   not, and a step's lines of both would take longer than its FMAs (Zen 5 brings a line from L2 every 2 cycles). */
 MOEI_UNUSED static void moei_sweep_groups(const moei_tiles *tiles, moei_tile *t, const void *const *x, uint32_t at, uint32_t end,
-                                          float *out, size_t part, size_t share) {
-    const uint32_t tokens = tiles->tokens;
+                                          float *out, size_t part, size_t share, const uint8_t **next_x, size_t x_share, int back) {
+    const uint32_t tokens = tiles->tokens, last = (end - at - 1) / tokens;
     float sums[MOEI_GROUPS][MOEI_TILE_SUMS];
-    for (t->k0 = 0; t->k0 < t->k; t->k0 = t->k1) {
+    for (t->k0 = 0; t->k0 < t->k; t->k0 = t->k1, back = !back) {
         t->k1 = t->k - t->k0 > part ? t->k0 + part : t->k;
         size_t steps = (t->k1 - t->k0) / tiles->step + 1;
         t->ahead_step = (share / 64 + steps - 1) / steps * 64;
-        t->sums = sums[0], t->out = out + at * t->out_stride;
-        for (uint32_t i = at; i < end; i += tokens, t->sums += MOEI_TILE_SUMS, t->out += tokens * t->out_stride) {
+        for (uint32_t j = 0; j <= last; j++) {
+            uint32_t g = back ? last - j : j, i = at + g * tokens;
+            for (const uint8_t *stop = *next_x + x_share; *next_x < stop; *next_x += 64) MOEI_PREFETCH_L2(*next_x);
+            t->sums = sums[g], t->out = out + i * t->out_stride;
             t->x = (const uint8_t *)x[i], t->ahead = t->ahead_end, t->ahead_end += share;
-            tiles->fn[(end - i < tokens ? end - i : tokens) - 1](t);
+            tiles->fn[(g < last ? tokens : end - i) - 1](t);
         }
     }
 }
+MOEI_FORCE size_t moei_lines(size_t bytes, size_t parts) { return (bytes / 64 + parts - 1) / parts * 64; } /* a part of them, in bytes */
 MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                    uint32_t n_tokens, float *out, size_t out_stride) {
     moei_tile t;
     size_t parts = n_tokens <= tiles->tokens ? 1 : (w->k + tiles->k - 1) / tiles->k, part = (w->k / parts + 63) / 64 * 64;
-    size_t groups = MOEI_GROUPS_BYTES / (tiles->tokens * 4 * w->k + 1) + 1;
-    uint32_t block = (uint32_t)(groups < MOEI_GROUPS ? groups : MOEI_GROUPS) * tiles->tokens, end;
-    t.k = w->k, t.out_stride = out_stride;
+    size_t row_bytes = tiles->bytes * w->k, groups = MOEI_GROUPS_BYTES / (tiles->tokens * row_bytes + 1) + 1;
+    uint32_t block = (uint32_t)(groups < MOEI_GROUPS ? groups : MOEI_GROUPS) * tiles->tokens, end, tall = (n_rows - 1) / tiles->rows + 1;
+    int back = 0;
+    t.k = w->k, t.out_stride = out_stride, t.row_stride = w->row_stride;
     for (uint32_t at = 0; at < n_tokens; at = end) {
         end = n_tokens - at < block ? n_tokens : at + block;
-        size_t shares = (end - at + tiles->tokens - 1) / tiles->tokens * parts; /* of all lines of a tile's rows, not one less: memory is far */
-        size_t share = at ? 0 : (tiles->rows * w->row_stride / 64 + shares - 1) / shares * 64; /* the first block brings them to a cache */
-        for (uint32_t r = 0; r < n_rows; r += tiles->rows) {
-            t.n_rows = n_rows - r < tiles->rows ? n_rows - r : tiles->rows;
+        const uint8_t *next_x = !w->next_x ? w->data : end < n_tokens ? (const uint8_t *)x[end] : w->next_x;
+        size_t next_bytes = end < n_tokens ? (n_tokens - end) * row_bytes : w->next_x_bytes, most = block * row_bytes;
+        size_t passes = ((end - at - 1) / tiles->tokens + 1) * parts;
+        size_t x_share = w->next_x ? moei_lines(next_bytes < most ? next_bytes : most, passes * tall) : 0;
+        /* all lines of a tile's rows, not one less: memory is far. The first block brings them to a cache. */
+        size_t share = at ? 0 : moei_lines(tiles->rows * w->row_stride, passes);
+        for (uint32_t r = 0; r < n_rows; r += t.n_rows, back = !back) {
+            t.n_rows = n_rows < tiles->rows ? n_rows : tiles->rows;
+            r = n_rows - r < t.n_rows ? n_rows - t.n_rows : r;
             for (uint32_t i = 0; i < 4; i++) t.w[i] = moei_row(w, r + (i < t.n_rows ? i : t.n_rows - 1));
             t.ahead_end = t.w[0] + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_ROWS);
-            moei_sweep_groups(tiles, &t, x, at, end, out + r, part, share);
+            moei_sweep_groups(tiles, &t, x, at, end, out + r, part, share, &next_x, x_share, back);
         }
     }
 }
 
 /* n rows of `lines` lines of `size` bytes: line i of token c goes to i * n + c. */
 MOEI_FORCE void moei_pack_lines(uint8_t *to, const void *const *x, uint32_t n, size_t from, size_t lines, const size_t size) {
-    for (uint32_t c = 0; c < n; c++)
-        for (size_t i = 0; i < lines; i++) memcpy(to + (i * n + c) * size, (const uint8_t *)x[c] + from + i * size, size);
+    for (size_t i = 0; i < lines; i++)
+        for (uint32_t c = 0; c < n; c++) memcpy(to + (i * n + c) * size, (const uint8_t *)x[c] + from + i * size, size);
 }
 MOEI_UNUSED static void moei_pack_f32(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k) {
     (void)k;
@@ -2106,7 +2148,7 @@ MOEI_UNUSED static size_t moei_panel_bytes_f32(uint32_t n_rows, size_t k) { retu
 #if MOEI_HAVE_AVX2
 /* Keeps a vector in its register: a load that is used several times may otherwise become a memory operand of each use. */
 #if defined(__GNUC__) || defined(__clang__)
-#define MOEI_PIN(v) __asm__("" : "+x"(v))
+#define MOEI_PIN(v) __asm__("" : "+v"(v))
 #define MOEI_KEEP(v) __asm__("" : : "x"(v))
 #define MOEI_SPILL(v) __asm__("" : "+m"(v)) /* is in memory */
 #else
@@ -2331,9 +2373,9 @@ MOEI_FORCE MOEI_AVX2 void moei_tile_avx2(const uint32_t format, const int C, con
 MOEI_TILES_AVX2(F32)
 MOEI_TILES_AVX2(BF16)
 static const moei_tiles moei_tiles_avx2_F32 = {
-    4, 3, MOEI_WHOLE, 8, {moei_tile_avx2_F32_1, moei_tile_avx2_F32_2, moei_tile_avx2_F32_3, NULL, NULL, NULL}};
+    4, 3, MOEI_WHOLE, 8, 4, {moei_tile_avx2_F32_1, moei_tile_avx2_F32_2, moei_tile_avx2_F32_3}};
 static const moei_tiles moei_tiles_avx2_BF16 = {
-    4, 3, 2048, 8, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3, NULL, NULL, NULL}};
+    4, 3, 2048, 8, 4, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3}};
 
 MOEI_FORCE MOEI_AVX2 void moei_dot_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                         uint32_t n_tokens, float *out, size_t out_stride) {
@@ -2763,18 +2805,29 @@ MOEI_UNUSED static const moei_vec moei_vec_avx2 = {moei_vexp_avx2,   moei_vsigmo
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
+/* 16 bf16 as f32: one shuffle puts each word into the upper half of its dword (tile in L1, Zen 5: 96 % of the peak, widened and
+   shifted 93 %). clang turns the shuffle into several, which need registers (70 %). */
+MOEI_FORCE MOEI_AVX512 __m512 moei_widen_bf16_avx512(__m256i h) {
+#ifdef __clang__
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+#else
+    const __m512i from = _mm512_set_epi16(15, 15, 14, 14, 13, 13, 12, 12, 11, 11, 10, 10, 9, 9, 8, 8, 7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1,
+                                          1, 0, 0);
+    return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, from, _mm512_castsi256_si512(h)));
+#endif
+}
 /* 16 weights as f32; the tail's missing ones are 0 and not touched. */
 MOEI_FORCE MOEI_AVX512 __m512 moei_load_avx512(const uint32_t format, const uint8_t *p) {
     if (format == MOE_FORMAT_F32) return _mm512_loadu_ps((const float *)p);
     __m256i h = _mm256_loadu_si256((const __m256i *)p);
     if (format == MOE_FORMAT_F16) return _mm512_cvtph_ps(h);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+    return moei_widen_bf16_avx512(h);
 }
 MOEI_FORCE MOEI_AVX512 __m512 moei_load_tail_avx512(const uint32_t format, const uint8_t *p, __mmask16 m) {
     if (format == MOE_FORMAT_F32) return _mm512_maskz_loadu_ps(m, p);
     __m256i h = _mm256_maskz_loadu_epi16(m, p);
     if (format == MOE_FORMAT_F16) return _mm512_cvtph_ps(h);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+    return moei_widen_bf16_avx512(h);
 }
 MOEI_FORCE MOEI_AVX512 __mmask16 moei_mask_avx512(size_t n) { return (__mmask16)(n < 16 ? (1u << n) - 1 : 0xffffu); }
 
@@ -2785,84 +2838,90 @@ MOEI_FORCE MOEI_AVX512 float moei_sum_avx512(__m512 a) {
     c = _mm_add_ps(c, _mm_movehl_ps(c, c));
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps(c, c, 1))) + 0.0f;
 }
-/* What the 4 sums of a token and of another one have after the first step of the tree: rows' halves of 8, then their 4. */
+/* Steps 8 and 4 of the trees of four sums. */
 MOEI_FORCE MOEI_AVX512 __m512 moei_fold2_avx512(__m512 a, __m512 b) {
     return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
 }
-MOEI_FORCE MOEI_AVX512 __m512 moei_fold4_avx512(__m512 a, __m512 b) {
-    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+MOEI_FORCE MOEI_AVX512 __m512 moei_fold4_avx512(const __m512 *a) {
+    __m512 b = moei_fold2_avx512(a[0], a[1]), c = moei_fold2_avx512(a[2], a[3]);
+    return _mm512_add_ps(_mm512_shuffle_f32x4(b, c, 0x88), _mm512_shuffle_f32x4(b, c, 0xdd));
 }
-/* The sums of 4 rows times tokens c and d, to out and, unless they are the same, out + stride. */
-MOEI_FORCE MOEI_AVX512 void moei_sum8_avx512(const __m512 *c, const __m512 *d, float *out, size_t stride, uint32_t n) {
-    const __m512i first = _mm512_setr_epi32(0, 8, 2, 10, 4, 12, 6, 14, 0, 8, 2, 10, 4, 12, 6, 14);
-    __m512 r01 = moei_fold4_avx512(moei_fold2_avx512(c[0], d[0]), moei_fold2_avx512(c[1], d[1]));
-    __m512 r23 = moei_fold4_avx512(moei_fold2_avx512(c[2], d[2]), moei_fold2_avx512(c[3], d[3]));
-    __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(r01), _mm512_castps_pd(r23));
-    __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(r01), _mm512_castps_pd(r23));
-    __m512 s = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+/* The tree of each of 8 sums, then + 0.0f. */
+MOEI_FORCE MOEI_AVX512 __m256 moei_fold8_avx512(const __m512 *a) {
+    const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 4, 8, 12, 2, 6, 10, 14);
+    __m512 b = moei_fold4_avx512(a), c = moei_fold4_avx512(a + 4);
+    __m512 s = _mm512_add_ps(_mm512_shuffle_ps(b, c, 0x44), _mm512_shuffle_ps(b, c, 0xee));
     s = _mm512_add_ps(_mm512_add_ps(s, _mm512_permute_ps(s, 0xb1)), _mm512_setzero_ps());
-    __m256 v = _mm512_castps512_ps256(_mm512_permutexvar_ps(first, s));
-    moei_store_avx2(out, _mm256_castps256_ps128(v), n);
-    if (c != d) moei_store_avx2(out + stride, _mm256_extractf128_ps(v, 1), n);
+    return _mm512_castps512_ps256(_mm512_permutexvar_ps(first, s));
 }
-MOEI_FORCE MOEI_AVX512 void moei_store_avx512(const int C, __m512 (*a)[4], const moei_tile *t) {
-    MOEI_UNROLL for (int c = 0; c < C; c += 2)
-        moei_sum8_avx512(a[c], a[c + 1 < C ? c + 1 : c], t->out + (size_t)c * t->out_stride, t->out_stride, t->n_rows);
+/* A tile's rows are two fours, this far apart: two pointers and a stride, where 8 pointers would not leave registers enough. */
+MOEI_FORCE uint32_t moei_second_avx512(const moei_tile *t) { return t->n_rows < 8 ? t->n_rows - 4 : 4; }
+MOEI_FORCE MOEI_AVX512 void moei_begin_avx512(const int C, const moei_tile *t, __m512 (*a)[8]) {
+    if (t->k0 == 0) {
+        MOEI_UNROLL for (int i = 0; i < 8 * C; i++) a[i / 8][i % 8] = _mm512_setzero_ps();
+    } else {
+        MOEI_UNROLL for (int i = 0; i < 8 * C; i++) a[i / 8][i % 8] = _mm512_loadu_ps(t->sums + 16 * i);
+    }
+}
+/* (This takes 24 cycles, in which the next tile's FMAs wait. Not faster: each token's last 1 to 8 steps by themselves, then its sums, so
+   that those of one token go beside FMAs of the next: Zen 5, k = 512, 24 and 26 to 90 cycles.) */
+MOEI_FORCE MOEI_AVX512 void moei_end_avx512(const int C, const moei_tile *t, __m512 (*a)[8]) {
+    const uint32_t second = moei_second_avx512(t);
+    if (t->k1 < t->k) {
+        MOEI_UNROLL for (int i = 0; i < 8 * C; i++) _mm512_storeu_ps(t->sums + 16 * i, a[i / 8][i % 8]);
+        return;
+    }
+    MOEI_UNROLL for (int c = 0; c < C; c++) {
+        float *out = t->out + (size_t)c * t->out_stride;
+        const __m256 v = moei_fold8_avx512(a[c]);
+        _mm_storeu_ps(out, _mm256_castps256_ps128(v));
+        _mm_storeu_ps(out + second, _mm256_extractf128_ps(v, 1));
+    }
 }
 
-/* SHAPES      4 rows (any format, k contiguous) x a group of C tokens
+/* SHAPES      8 rows (any format, k contiguous) or 4 to 7, some of them twice, x a group of C tokens
    DEFINITION  lane l of a[c][r] is the FMA chain over k mod 16 == l
-   REGISTERS   4 C sums + 4 weights + 1 token: 29 of 32 at C = 6; 24 FMAs (12 cycles) per 10 loads */
-MOEI_FORCE MOEI_AVX512 void moei_step_avx512(const int C, const uint8_t *x, size_t k, const __m512 *v, __m512 (*a)[4]) {
-    const float *line = (const float *)(x + k * 4 * (size_t)C);
+   REGISTERS   8 C sums + C tokens + 1 weight: 28 of 32 at C = 3; 24 FMAs (12 cycles) per 11 loads */
+MOEI_FORCE MOEI_AVX512 void moei_step_avx512(const uint32_t format, const int C, const uint8_t *w, const uint8_t *w4, size_t stride,
+                                             __mmask16 m, const uint8_t *x, __m512 (*a)[8]) {
+    __m512 xc[3];
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        __m512 xc = _mm512_loadu_ps(line + 16 * c);
-        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_fmadd_ps(v[r], xc, a[c][r]);
+        xc[c] = _mm512_loadu_ps(x + 64 * c);
+        MOEI_PIN(xc[c]);
+    }
+    MOEI_UNROLL for (int r = 0; r < 8; r++) {
+        const uint8_t *p = (r < 4 ? w : w4) + (size_t)(r % 4) * stride;
+        __m512 v = m == 0xffff ? moei_load_avx512(format, p) : moei_load_tail_avx512(format, p, m);
+        MOEI_PIN(v);
+        MOEI_UNROLL for (int c = 0; c < C; c++) a[c][r] = _mm512_fmadd_ps(v, xc[c], a[c][r]);
+        MOEI_FENCE;
     }
 }
 MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C, const moei_tile *t) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = t->k & ~(size_t)15;
-    const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *x = t->x, *ahead = t->ahead, *ahead_end = t->ahead_end;
-    __m512 a[6][4], v[4];
-    MOEI_UNROLL for (int i = 0; i < 4 * C; i++) a[i / 4][i % 4] = _mm512_setzero_ps();
-    size_t k = 0;
-    for (; k + 32 <= k_end; k += 32) {
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, stride = t->row_stride, line = 64 * (size_t)C;
+    const uint8_t *w = t->w[0] + t->k0 * size, *w4 = w + moei_second_avx512(t) * stride, *x = t->x + t->k0 * 4 * (size_t)C;
+    const uint8_t *ahead = t->ahead, *ahead_end = t->ahead_end, *end = x + (t->k1 - t->k0) / 32 * 2 * line;
+    __m512 a[3][8];
+    moei_begin_avx512(C, t, a);
+    for (; x < end; w += 32 * size, w4 += 32 * size, x += 2 * line) {
         MOEI_AHEAD(t->ahead_step);
-        MOEI_UNROLL for (size_t h = 0; h < 32; h += 16) {
-            MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_avx512(format, w[r] + (k + h) * size);
-            moei_step_avx512(C, x, k + h, v, a);
-            MOEI_FENCE;
-        }
+        moei_step_avx512(format, C, w, w4, stride, 0xffff, x, a);
+        moei_step_avx512(format, C, w + 16 * size, w4 + 16 * size, stride, 0xffff, x + line, a);
     }
-    if (k < k_end) {
-        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_avx512(format, w[r] + k * size);
-        moei_step_avx512(C, x, k, v, a);
-    }
-    if (k_end < t->k) {
-        __mmask16 m = moei_mask_avx512(t->k - k_end);
-        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = moei_load_tail_avx512(format, w[r] + k_end * size, m);
-        moei_step_avx512(C, x, k_end, v, a);
-    }
-    moei_store_avx512(C, a, t);
+    if (t->k1 & 16) moei_step_avx512(format, C, w, w4, stride, 0xffff, x, a), w += 16 * size, w4 += 16 * size, x += line;
+    if (t->k1 & 15) moei_step_avx512(format, C, w, w4, stride, moei_mask_avx512(t->k1 & 15), x, a);
+    moei_end_avx512(C, t, a);
 }
 
 #define MOEI_TILE_AVX512(F, C)                                                                                         \
     MOEI_AVX512 static void moei_tile_avx512_##F##_##C(const moei_tile *t) { moei_tile_avx512(MOE_FORMAT_##F, C, t); }
-#define MOEI_TILES_AVX512(F)                                                                                           \
-    MOEI_TILE_AVX512(F, 1) MOEI_TILE_AVX512(F, 2) MOEI_TILE_AVX512(F, 3) MOEI_TILE_AVX512(F, 4) MOEI_TILE_AVX512(F, 5) \
-    MOEI_TILE_AVX512(F, 6)
-MOEI_TILES_AVX512(F32)
-MOEI_TILES_AVX512(F16)
-MOEI_TILES_AVX512(BF16)
-static const moei_tiles moei_tiles_avx512_F32 = {
-    4, 6, MOEI_WHOLE, 32, {moei_tile_avx512_F32_1, moei_tile_avx512_F32_2, moei_tile_avx512_F32_3, moei_tile_avx512_F32_4,
-                moei_tile_avx512_F32_5, moei_tile_avx512_F32_6}};
-static const moei_tiles moei_tiles_avx512_F16 = {
-    4, 6, MOEI_WHOLE, 32, {moei_tile_avx512_F16_1, moei_tile_avx512_F16_2, moei_tile_avx512_F16_3, moei_tile_avx512_F16_4,
-                           moei_tile_avx512_F16_5, moei_tile_avx512_F16_6}};
-static const moei_tiles moei_tiles_avx512_BF16 = {
-    4, 6, MOEI_WHOLE, 32, {moei_tile_avx512_BF16_1, moei_tile_avx512_BF16_2, moei_tile_avx512_BF16_3, moei_tile_avx512_BF16_4,
-                           moei_tile_avx512_BF16_5, moei_tile_avx512_BF16_6}};
+#define MOEI_TILES_AVX512(F, part)                                                                                     \
+    MOEI_TILE_AVX512(F, 1) MOEI_TILE_AVX512(F, 2) MOEI_TILE_AVX512(F, 3)                                               \
+    static const moei_tiles moei_tiles_avx512_##F = {                                                                  \
+        8, 3, part, 32, 4, {moei_tile_avx512_##F##_1, moei_tile_avx512_##F##_2, moei_tile_avx512_##F##_3}};
+MOEI_TILES_AVX512(F32, 1024)
+MOEI_TILES_AVX512(F16, 4096)
+MOEI_TILES_AVX512(BF16, 4096)
 
 /* SHAPES      1 row x a group of C tokens, row after row: one stream
    Whether it helps to name it to the memory in advance, and up to which cache, is the processor's. Intel's prefetchers need it (Xeon,
@@ -2874,9 +2933,9 @@ static const moei_tiles moei_tiles_avx512_BF16 = {
    group has to leave room for a row (k = 4096: BF16 29 with 3 tokens, 9 with 4). */
 enum { MOEI_HELP_NONE, MOEI_HELP_L1, MOEI_HELP_L2 };
 #define MOEI_FEW_BYTES_L1 ((size_t)24 << 10)
-/* How many tokens pass over single rows: n, or 0 */
-MOEI_FORCE uint32_t moei_few(uint32_t n, uint32_t most, size_t row_bytes) {
-    return n == 1 || (n <= most && n * row_bytes <= MOEI_FEW_BYTES_L1) ? n : 0;
+/* Whether tokens pass over single rows: where there are few of either. Rows may be fewer than a tile can have. */
+MOEI_FORCE int moei_few(uint32_t n_rows, uint32_t n, uint32_t most, size_t row_bytes) {
+    return n_rows < 4 || n == 1 || (n <= most && n * row_bytes <= MOEI_FEW_BYTES_L1);
 }
 MOEI_FORCE void moei_help(const int help, const uint8_t *p) {
     if (help == MOEI_HELP_L1) MOEI_PREFETCH(p);
@@ -2901,16 +2960,21 @@ MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int he
         MOEI_UNROLL for (int c = 0; c < C; c++) out[(size_t)c * out_stride + r] = moei_sum_avx512(a[c]);
     }
 }
+#define MOEI_ROWS_AVX512(F, help, C)                                                                                   \
+    case C: moei_rows_avx512(MOE_FORMAT_##F, help, C, w, n_rows, (const float *)x[i], out, out_stride); break
 #define MOEI_DOT_AVX512(F, name, help)                                                                                 \
     MOEI_AVX512 static void moei_dot_avx512_##F##name(const moei_rows *w, uint32_t n_rows, const void *const *x,       \
                                                       uint32_t n_tokens, float *out, size_t out_stride) {              \
-        const float *group = (const float *)x[0];                                                                      \
-        switch (moei_few(n_tokens, 3, 4 * w->k)) {                                                                     \
-        case 1: moei_rows_avx512(MOE_FORMAT_##F, help, 1, w, n_rows, group, out, out_stride); break;                   \
-        case 2: moei_rows_avx512(MOE_FORMAT_##F, MOEI_HELP_L2, 2, w, n_rows, group, out, out_stride); break;           \
-        case 3: moei_rows_avx512(MOE_FORMAT_##F, MOEI_HELP_L2, 3, w, n_rows, group, out, out_stride); break;           \
-        default: moei_sweep(&moei_tiles_avx512_##F, w, n_rows, x, n_tokens, out, out_stride);                          \
+        if (!moei_few(n_rows, n_tokens, 3, 4 * w->k)) {                                                                \
+            moei_sweep(&moei_tiles_avx512_##F, w, n_rows, x, n_tokens, out, out_stride);                               \
+            return;                                                                                                    \
         }                                                                                                              \
+        for (uint32_t i = 0; i < n_tokens; i += 3, out += 3 * out_stride)                                              \
+            switch (n_tokens - i) {                                                                                    \
+                MOEI_ROWS_AVX512(F, help, 1);                                                                          \
+                MOEI_ROWS_AVX512(F, MOEI_HELP_L2, 2);                                                                  \
+            default: moei_rows_avx512(MOE_FORMAT_##F, MOEI_HELP_L2, 3, w, n_rows, (const float *)x[i], out, out_stride); \
+            }                                                                                                          \
     }
 MOEI_DOT_AVX512(F32, , MOEI_HELP_NONE)
 MOEI_DOT_AVX512(F16, , MOEI_HELP_L2)
@@ -2947,7 +3011,7 @@ MOEI_AVX512 static void moei_decode_bf16_avx512(const moei_rows *w, uint32_t n_r
 
 MOEI_E4M3(avx512, MOEI_AVX512, 1, 16, moei_use_f32)
 
-static const moei_packing moei_packing_avx512 = {6, 2, moei_pack_f32, NULL, NULL, NULL};
+static const moei_packing moei_packing_avx512 = {3, 2, moei_pack_f32, NULL, NULL, NULL};
 // clang-format off
 #define MOEI_F32_AVX512(dot_max, name) {                                                                               \
     MOE_COMPUTE_F32, MOE_TIER_AVX512, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_avx512, { \
@@ -3038,38 +3102,39 @@ MOEI_UNUSED static const moei_vec moei_vec_avx512 = {
 
 #if MOEI_HAVE_AVX512BF16
 MOEI_FORCE MOEI_BF16 __mmask32 moei_mask_bf16(size_t n) { return n < 32 ? (1u << n) - 1 : 0xffffffffu; }
-/* SHAPES      4 bf16 rows x a group of C tokens
-   REGISTERS   as moei_tile_avx512: 24 dot products of 16 pairs per 10 loads at C = 6 */
-MOEI_FORCE MOEI_BF16 void moei_step_bf16(const int C, const uint8_t *x, size_t k, const __m512i *v, __m512 (*a)[4]) {
-    x += k * 2 * (size_t)C;
+/* SHAPES      8 bf16 rows x a group of C tokens
+   REGISTERS   as moei_tile_avx512: 24 dot products of 16 pairs per 11 loads at C = 3 */
+MOEI_FORCE MOEI_BF16 void moei_step_bf16(const int C, const uint8_t *w, const uint8_t *w4, size_t stride, __mmask32 m, const uint8_t *x,
+                                         __m512 (*a)[8]) {
+    __m512i xc[3];
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        __m512i xc = _mm512_loadu_si512(x + 64 * c);
-        MOEI_UNROLL for (int r = 0; r < 4; r++) a[c][r] = _mm512_dpbf16_ps(a[c][r], (__m512bh)v[r], (__m512bh)xc);
+        xc[c] = _mm512_loadu_si512(x + 64 * c);
+        MOEI_PIN(xc[c]);
+    }
+    MOEI_UNROLL for (int r = 0; r < 8; r++) {
+        const uint8_t *p = (r < 4 ? w : w4) + (size_t)(r % 4) * stride;
+        __m512i v = m == 0xffffffff ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16(m, p);
+        MOEI_PIN(v);
+        MOEI_UNROLL for (int c = 0; c < C; c++) a[c][r] = _mm512_dpbf16_ps(a[c][r], (__m512bh)v, (__m512bh)xc[c]);
     }
 }
 MOEI_FORCE MOEI_BF16 void moei_tile_bf16(const int C, const moei_tile *t) {
-    const size_t k_end = t->k & ~(size_t)31;
-    const uint8_t *w[4] = {t->w[0], t->w[1], t->w[2], t->w[3]}, *x = t->x, *ahead = t->ahead, *ahead_end = t->ahead_end;
-    __m512 a[6][4];
-    __m512i v[4];
-    MOEI_UNROLL for (int i = 0; i < 4 * C; i++) a[i / 4][i % 4] = _mm512_setzero_ps();
-    for (size_t k = 0; k < k_end; k += 32) {
+    const size_t stride = t->row_stride, line = 64 * (size_t)C;
+    const uint8_t *w = t->w[0] + t->k0 * 2, *w4 = w + moei_second_avx512(t) * stride, *x = t->x + t->k0 * 2 * (size_t)C;
+    const uint8_t *ahead = t->ahead, *ahead_end = t->ahead_end, *end = x + (t->k1 - t->k0) / 32 * line;
+    __m512 a[3][8];
+    moei_begin_avx512(C, t, a);
+    for (; x < end; w += 64, w4 += 64, x += line) {
         MOEI_AHEAD(t->ahead_step);
-        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_loadu_si512(w[r] + k * 2);
-        moei_step_bf16(C, x, k, v, a);
+        moei_step_bf16(C, w, w4, stride, 0xffffffff, x, a);
     }
-    if (k_end < t->k) {
-        __mmask32 m = moei_mask_bf16(t->k - k_end);
-        MOEI_UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_maskz_loadu_epi16(m, w[r] + k_end * 2);
-        moei_step_bf16(C, x, k_end, v, a);
-    }
-    moei_store_avx512(C, a, t);
+    if (t->k1 & 31) moei_step_bf16(C, w, w4, stride, moei_mask_bf16(t->k1 & 31), x, a);
+    moei_end_avx512(C, t, a);
 }
 #define MOEI_TILE_BF16(C)                                                                                              \
     MOEI_BF16 static void moei_tile_bf16_##C(const moei_tile *t) { moei_tile_bf16(C, t); }
-MOEI_TILE_BF16(1) MOEI_TILE_BF16(2) MOEI_TILE_BF16(3) MOEI_TILE_BF16(4) MOEI_TILE_BF16(5) MOEI_TILE_BF16(6)
-static const moei_tiles moei_tiles_bf16 = {
-    4, 6, MOEI_WHOLE, 32, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3, moei_tile_bf16_4, moei_tile_bf16_5, moei_tile_bf16_6}};
+MOEI_TILE_BF16(1) MOEI_TILE_BF16(2) MOEI_TILE_BF16(3)
+static const moei_tiles moei_tiles_bf16 = {8, 3, 2048, 32, 2, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3}};
 
 static size_t moei_panel_bytes_bf16(uint32_t n_rows, size_t k) { return n_rows * moei_bf16_row_bytes(k); }
 /* SHAPES      1 row x a group of C tokens, row after row, as moei_rows_avx512
@@ -3077,43 +3142,50 @@ static size_t moei_panel_bytes_bf16(uint32_t n_rows, size_t k) { return n_rows *
 MOEI_FORCE MOEI_BF16 __m256 moei_pairs_bf16(__m256 a, __m256i w, const uint8_t *x) {
     return _mm256_dpbf16_ps(a, (__m256bh)w, (__m256bh)_mm256_loadu_si256((const __m256i *)(const void *)x));
 }
-MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int help, const int C, const moei_rows *w, uint32_t n_rows, const uint8_t *x, float *out,
+MOEI_FORCE const uint8_t *moei_line_bf16(const int C, const void *const *x, size_t k, int c) { /* of token c, from value k on */
+    return (const uint8_t *)x[c / 3 * 3] + 2 * k * (size_t)(C < 3 ? C : c < 3 ? 3 : C - 3) + 64 * (c % 3);
+}
+MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int help, const int C, const moei_rows *w, uint32_t n_rows, const void *const *x, float *out,
                                          size_t out_stride) {
-    const size_t k_end = w->k & ~(size_t)31, group = (size_t)C;
+    const size_t k_end = w->k & ~(size_t)31;
     for (uint32_t r = 0; r < n_rows; r++) {
         const uint8_t *p = moei_row(w, r), *ahead = p + (help ? moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES) : 0);
         __m256 low[6], high[6];
         MOEI_UNROLL for (int c = 0; c < C; c++) low[c] = high[c] = _mm256_setzero_ps();
-        for (size_t k = 0; k < 2 * k_end; k += 64) {
-            const __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)(p + k));
-            const __m256i b = _mm256_loadu_si256((const __m256i *)(const void *)(p + k + 32));
-            moei_help(help, ahead + k);
+        for (size_t k = 0; k < k_end; k += 32) {
+            const __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)(p + 2 * k));
+            const __m256i b = _mm256_loadu_si256((const __m256i *)(const void *)(p + 2 * k + 32));
+            moei_help(help, ahead + 2 * k);
             MOEI_UNROLL for (int c = 0; c < C; c++) {
-                const uint8_t *line = x + k * group + 64 * c;
+                const uint8_t *line = moei_line_bf16(C, x, k, c);
                 low[c] = moei_pairs_bf16(low[c], a, line), high[c] = moei_pairs_bf16(high[c], b, line + 32);
             }
         }
         const __m512i tail = _mm512_maskz_loadu_epi16(moei_mask_bf16(w->k - k_end), p + 2 * k_end);
         MOEI_UNROLL for (int c = 0; c < C; c++) {
             __m512 a = _mm512_insertf32x8(_mm512_castps256_ps512(low[c]), high[c], 1);
-            if (k_end < w->k) a = _mm512_dpbf16_ps(a, (__m512bh)tail, (__m512bh)_mm512_loadu_si512(x + 2 * k_end * group + 64 * c));
+            if (k_end < w->k) a = _mm512_dpbf16_ps(a, (__m512bh)tail, (__m512bh)_mm512_loadu_si512(moei_line_bf16(C, x, k_end, c)));
             out[(size_t)c * out_stride + r] = moei_sum_avx512(a);
         }
     }
 }
-#define MOEI_ROWS_BF16(help, C) case C: moei_rows_bf16(help, C, w, n_rows, (const uint8_t *)x[0], out, out_stride); break
+#define MOEI_ROWS_BF16(help, C) case C: moei_rows_bf16(help, C, w, n_rows, x + i, out, out_stride); break
 #define MOEI_DOT_BF16(name, help)                                                                                      \
     MOEI_BF16 static void moei_dot_bf16##name(const moei_rows *w, uint32_t n_rows, const void *const *x,               \
                                               uint32_t n_tokens, float *out, size_t out_stride) {                      \
-        switch (moei_few(n_tokens, w->k < 1536 ? 4 : 6, 2 * w->k)) {                                                   \
-            MOEI_ROWS_BF16(help, 1);                                                                                   \
-            MOEI_ROWS_BF16(MOEI_HELP_L2, 2);                                                                           \
-            MOEI_ROWS_BF16(MOEI_HELP_L2, 3);                                                                           \
-            MOEI_ROWS_BF16(MOEI_HELP_L2, 4);                                                                           \
-            MOEI_ROWS_BF16(MOEI_HELP_L2, 5);                                                                           \
-            MOEI_ROWS_BF16(MOEI_HELP_L2, 6);                                                                           \
-        default: moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);                                \
+        if (!moei_few(n_rows, n_tokens, w->k < 1536 ? 4 : 6, 2 * w->k)) {                                              \
+            moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);                                     \
+            return;                                                                                                    \
         }                                                                                                              \
+        for (uint32_t i = 0; i < n_tokens; i += 6, out += 6 * out_stride)                                              \
+            switch (n_tokens - i) {                                                                                    \
+                MOEI_ROWS_BF16(help, 1);                                                                               \
+                MOEI_ROWS_BF16(MOEI_HELP_L2, 2);                                                                       \
+                MOEI_ROWS_BF16(MOEI_HELP_L2, 3);                                                                       \
+                MOEI_ROWS_BF16(MOEI_HELP_L2, 4);                                                                       \
+                MOEI_ROWS_BF16(MOEI_HELP_L2, 5);                                                                       \
+            default: moei_rows_bf16(MOEI_HELP_L2, 6, w, n_rows, x + i, out, out_stride);                               \
+            }                                                                                                          \
     }
 MOEI_DOT_BF16(, MOEI_HELP_NONE)
 MOEI_DOT_BF16(_intel, MOEI_HELP_L1)
@@ -3169,9 +3241,127 @@ MOEI_FORCE MOEI_BF16 void moei_use_bf16(const int natural, const int C, const ui
 }
 MOEI_E4M3(bf16, MOEI_BF16, 1, 32, moei_use_bf16)
 
-static const moei_packing moei_packing_bf16 = {6, 2, moei_pack_bf16, NULL, NULL, NULL};
+/* ---- fp8 by table, on AVX512-VBMI ----
+   The 128 magnitudes times a scale are as many bf16 numbers, and a block of scales has many weights: their bytes in four registers
+   are looked up, NaN and Inf like any others, in place of conversions, multiplications and the search for codes that f16 cannot be.
+   SHAPES      4 rows x up to 3 tokens (a row's sum is one chain), 1 row to a panel (C = 0)
+   COST        of 64 weights 8 micro-ops for the first token. */
+typedef struct moei_table_e4m3 {
+    uint8_t low[128], high[128]; /* bytes of bf16 */
+} moei_table_e4m3;
+enum { MOEI_TABLES_E4M3 = 128 }; /* at most */
+MOEI_FORCE MOEI_BF16 void moei_fill_e4m3(float scale, moei_table_e4m3 *to) {
+    const __m256i lane = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int i = 0; i < 4; i++) {
+        __m512 v[2];
+        MOEI_UNROLL for (int j = 0; j < 2; j++) { /* their fields are moved into those of f16 */
+            const __m256i codes = _mm256_add_epi16(lane, _mm256_set1_epi16((short)(32 * i + 16 * j)));
+            v[j] = _mm512_mul_ps(_mm512_cvtph_ps(_mm256_slli_epi16(codes, 7)), _mm512_set1_ps(256.0f));
+        }
+        if (i == 3) v[1] = _mm512_mask_mov_ps(v[1], 0x8000, _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
+        const __m512 by = _mm512_set1_ps(scale);
+        const __m512i b = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(v[1], by), _mm512_mul_ps(v[0], by));
+        _mm256_storeu_si256((__m256i *)(void *)(to->low + 32 * i), _mm512_cvtepi16_epi8(b));
+        _mm256_storeu_si256((__m256i *)(void *)(to->high + 32 * i), _mm512_cvtepi16_epi8(_mm512_srli_epi16(b, 8)));
+    }
+}
+/* 64 codes to bf16, in order. */
+MOEI_FORCE MOEI_BF16_VBMI void moei_look_e4m3(__m512i codes, const __m512i t[4], __m512i v[2]) {
+    codes = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), codes);
+    const __m512i low = _mm512_permutex2var_epi8(t[0], codes, t[1]), high = _mm512_permutex2var_epi8(t[2], codes, t[3]);
+    const __m512i both = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(-128), 0x78); /* high ^ the sign */
+    v[0] = _mm512_unpacklo_epi8(low, both), v[1] = _mm512_unpackhi_epi8(low, both);
+}
+/* 64 codes (or what is left of them, up to 32 or more) of R rows: times C tokens, or (C = 0) to a panel. */
+MOEI_FORCE MOEI_BF16_VBMI void moei_step_table(const int C, const uint32_t R, const __m512i t[4], const __m512i *codes, const int two,
+                                               const uint8_t *x, uint8_t *panel, __m512 sums[4][3]) {
+    MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
+        __m512i v[2];
+        moei_look_e4m3(codes[i], t, v);
+        if (C == 0) _mm512_storeu_si512(panel, v[0]);
+        if (C == 0 && two) _mm512_storeu_si512(panel + 64, v[1]);
+        MOEI_UNROLL for (int c = 0; c < C; c++) {
+            sums[i][c] = _mm512_dpbf16_ps(sums[i][c], (__m512bh)v[0], (__m512bh)_mm512_loadu_si512(x + 64 * c));
+            if (two) sums[i][c] = _mm512_dpbf16_ps(sums[i][c], (__m512bh)v[1], (__m512bh)_mm512_loadu_si512(x + 64 * (C + c)));
+        }
+    }
+}
+/* Weights k .. end of R rows, of one scale. */
+MOEI_FORCE MOEI_BF16_VBMI void moei_block_table(const int C, const uint32_t R, const moei_table_e4m3 *table, const uint8_t *const *p,
+                                                const uint8_t *const *later, size_t along, size_t k, size_t end, const uint8_t *x,
+                                                uint8_t *panel, __m512 sums[4][3]) {
+    const size_t token = 2 * (size_t)C, whole = k + ((end - k) & ~(size_t)63);
+    __m512i t[4], codes[4];
+    MOEI_UNROLL for (int i = 0; i < 2; i++) t[i] = _mm512_loadu_si512(table->low + 64 * i), t[2 + i] = _mm512_loadu_si512(table->high + 64 * i);
+    for (; k < whole; k += 64) {
+        MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
+            if (C) MOEI_PREFETCH_L2(later[i] + along * k);
+            codes[i] = _mm512_loadu_si512(p[i] + k);
+        }
+        moei_step_table(C, R, t, codes, 1, x + token * k, panel + 2 * k, sums);
+    }
+    if (k == end) return;
+    MOEI_UNROLL for (uint32_t i = 0; i < R; i++) codes[i] = _mm512_maskz_loadu_epi8(((uint64_t)1 << (end - k)) - 1, p[i] + k);
+    if (end - k > 32) moei_step_table(C, R, t, codes, 1, x + token * k, panel + 2 * k, sums);
+    else moei_step_table(C, R, t, codes, 0, x + token * k, panel + 2 * k, sums);
+}
+MOEI_FORCE MOEI_BF16 void moei_fill_line_e4m3(const moei_rows *w, size_t line, size_t run, moei_table_e4m3 *tables) {
+    const uint32_t type = w->scale.data ? w->scale.type : (uint32_t)MOE_TYPE_NONE;
+    for (size_t b = 0; b * run < w->k; b++) {
+        const uint8_t *scale = w->scale.data + line * w->scale.row_stride + b * moei_type_bytes[type];
+        moei_fill_e4m3(type ? moei_scalar(type, scale) : 1.0f, &tables[b]);
+    }
+}
+MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int C, const moei_rows *w, uint32_t n_rows, const uint8_t *x, uint8_t *out,
+                                               size_t out_stride, size_t run) {
+    const uint32_t R = C == 0 ? 1 : 4;
+    const size_t grid_rows = w->scale.data ? w->scale.rows : UINT32_MAX, rows = moei_rows_ahead(w, MOEI_AHEAD_BYTES);
+    const int tight = w->row_stride == w->k; /* then they are prefetched in the order of memory (Zen 5, k = 2048: 92 % of the read
+                                                bandwidth, row by row 77) */
+    moei_table_e4m3 tables[MOEI_TABLES_E4M3];
+    for (uint32_t r = 0, n; r < n_rows; r += n) {
+        const size_t in = (w->row0 + r) % grid_rows, left = grid_rows - in, ahead = moei_ahead_at(w, n_rows, r, rows < R ? R : rows);
+        const uint8_t *p[4], *later[4];
+        __m512 sums[4][3];
+        if (r == 0 || in == 0) moei_fill_line_e4m3(w, (w->row0 + r) / grid_rows, run, tables);
+        n = n_rows - r < R ? n_rows - r : R;
+        if (left < n) n = (uint32_t)left;
+        MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
+            p[i] = moei_row(w, r + (i < n ? i : n - 1));
+            later[i] = p[0] + ahead + (tight ? 64 : w->row_stride) * i;
+            MOEI_UNROLL for (int c = 0; c < C; c++) sums[i][c] = _mm512_setzero_ps();
+        }
+        uint8_t *panel = out + (C ? 0 : r * moei_bf16_row_bytes(w->k));
+        for (size_t k = 0, b = 0; k < w->k; k += run, b++)
+            moei_block_table(C, R, &tables[b], p, later, tight ? R : 1, k, w->k - k < run ? w->k : k + run, x, panel, sums);
+        MOEI_UNROLL for (uint32_t i = 0; i < R; i++)
+            MOEI_UNROLL for (int c = 0; c < C; c++)
+                if (i < n) ((float *)(void *)out)[(size_t)c * out_stride + r + i] = moei_sum_avx512(sums[i][c]);
+    }
+}
+/* Weights of a scale along a row, if there are tables for all of it, or 0. */
+static size_t moei_run_e4m3(const moei_rows *w) {
+    const size_t run = w->scale.data && w->scale.cols < w->k ? w->scale.cols : moei_round_up(w->k, 64);
+    return run % 64 == 0 && (w->k + run - 1) / run <= MOEI_TABLES_E4M3 ? run : 0;
+}
+MOEI_BF16_VBMI static void moei_dot_e4m3_vbmi(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                                              size_t out_stride) {
+    const uint8_t *group = (const uint8_t *)x[0];
+    const size_t run = moei_run_e4m3(w);
+    if (!run) moei_dot_e4m3_bf16(w, n_rows, x, n_tokens, out, out_stride);
+    else if (n_tokens == 1) moei_rows_table(1, w, n_rows, group, (uint8_t *)out, out_stride, run);
+    else if (n_tokens == 2) moei_rows_table(2, w, n_rows, group, (uint8_t *)out, out_stride, run);
+    else moei_rows_table(3, w, n_rows, group, (uint8_t *)out, out_stride, run);
+}
+MOEI_BF16_VBMI static void moei_decode_fp8_vbmi(const moei_rows *w, uint32_t n_rows, void *panel) {
+    const size_t run = moei_run_e4m3(w);
+    if (!run) moei_decode_fp8_bf16(w, n_rows, panel);
+    else moei_rows_table(0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
+}
+
+static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, NULL, NULL, NULL};
 // clang-format off
-#define MOEI_BF16_AVX512(name) {                                                                                               \
+#define MOEI_BF16_AVX512(name, fp8) {                                                                                               \
     MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_bf16_row_bytes, moei_prepare_bf16_avx512, moei_panel_bytes_bf16, moei_panel_bf16, {\
         /* NONE         */ MOEI_NO_OPS,                                                                                        \
         /* F32          */ {NULL, moei_decode_f32_bf16, 0},                                                                    \
@@ -3181,13 +3371,15 @@ static const moei_packing moei_packing_bf16 = {6, 2, moei_pack_bf16, NULL, NULL,
         /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                    \
         /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,                                                                           \
         /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                                 \
-        /* MXFP8        */ {moei_dot_e4m3_bf16, moei_decode_fp8_bf16, 3},                                                                 \
-        /* FP8_BLOCK    */ {moei_dot_e4m3_bf16, moei_decode_fp8_bf16, 3},                                                                 \
-        /* FP8_CHANNEL  */ {moei_dot_e4m3_bf16, moei_decode_fp8_bf16, 3},                                                                 \
+        /* MXFP8        */ {moei_dot_e4m3_##fp8, moei_decode_fp8_##fp8, 3},                                                        \
+        /* FP8_BLOCK    */ {moei_dot_e4m3_##fp8, moei_decode_fp8_##fp8, 3},                                                        \
+        /* FP8_CHANNEL  */ {moei_dot_e4m3_##fp8, moei_decode_fp8_##fp8, 3},                                                        \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                          \
     &moei_packing_bf16}
-MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512();
-MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16_intel = MOEI_BF16_AVX512(_intel);
+MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(, bf16);
+MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16_intel = MOEI_BF16_AVX512(_intel, bf16);
+MOEI_UNUSED static const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(, vbmi);
+MOEI_UNUSED static const moei_arith moei_bf16_vbmi_intel = MOEI_BF16_AVX512(_intel, vbmi);
 // clang-format on
 #endif
 
@@ -3435,10 +3627,11 @@ MOEI_UNUSED static const moei_arith moei_bf16_amx = {
 #pragma GCC diagnostic pop
 #endif
 
-/* ==== >>q8: Q8 on AVX2 and AVX512-VNNI =================================================================================
+/* ==== >>q8: Q8 on AVX2, AVX-VNNI and AVX512-VNNI =======================================================================
    LAYOUT      A step is 8 blocks of 32 weights of one row, and lane b of every vector of 8 belongs to block b. Its weights come as
-               bytes, unsigned with a constant offset (on AVX2 wide formats signed), 1 block per register on AVX2, 8 weights of each
-               block per register on AVX-512; its scales as moei_q8s, the same on both.
+               bytes, unsigned with a constant offset (on AVX2 wide formats signed), 4 weights of each block per register of 256 bits,
+               8 per register of 512; its scales as moei_q8s, the same on both. So dot products add up in place: what puts weights
+               there is paid once per step and not once per token.
    DEFINITION  acc = fma((float)isum, D * d_x, acc) per block, 8 accumulators by block mod 8, tree 4 2 1, + 0.0f; see >>reference.
                isum is exact, so it may be computed in any way: unsigned weights give sum(u q) - offset * sum(q), and the sums of
                q come with the prepared row.
@@ -3582,21 +3775,22 @@ typedef struct moei_q8side {
 } moei_q8side;
 
 /* 8 consecutive values as f32 times `factor`, or zero points as int32; `shift`: of the row's nibble in U4X8. */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_side8(uint32_t type, const uint8_t *p, float factor, int shift) {
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_side_of(uint32_t type, __m256i from, float factor, int shift) {
+    const __m128i low = _mm256_castsi256_si128(from);
     __m256i v = _mm256_setzero_si256(), nan = v;
     switch (type) {
-    case MOE_TYPE_U8: return _mm256_cvtepu8_epi32(_mm_min_epu8(moei_q8_ld64(p), _mm_set1_epi8(127))); /* as the reference */
-    case MOE_TYPE_U4X8: return _mm256_and_si256(_mm256_srlv_epi32(moei_q8_ld256(p), _mm256_set1_epi32(shift)), _mm256_set1_epi32(15));
-    case MOE_TYPE_F32: v = moei_q8_ld256(p); break;
-    case MOE_TYPE_F16: v = _mm256_castps_si256(_mm256_cvtph_ps(moei_q8_ld128(p))); break;
-    case MOE_TYPE_BF16: v = _mm256_slli_epi32(_mm256_cvtepu16_epi32(moei_q8_ld128(p)), 16); break;
+    case MOE_TYPE_U8: return _mm256_cvtepu8_epi32(_mm_min_epu8(low, _mm_set1_epi8(127))); /* as the reference */
+    case MOE_TYPE_U4X8: return _mm256_and_si256(_mm256_srlv_epi32(from, _mm256_set1_epi32(shift)), _mm256_set1_epi32(15));
+    case MOE_TYPE_F32: v = from; break;
+    case MOE_TYPE_F16: v = _mm256_castps_si256(_mm256_cvtph_ps(low)); break;
+    case MOE_TYPE_BF16: v = _mm256_slli_epi32(_mm256_cvtepu16_epi32(low), 16); break;
     case MOE_TYPE_E8M0:
-        v = _mm256_cvtepu8_epi32(moei_q8_ld64(p)), nan = _mm256_cmpeq_epi32(v, _mm256_set1_epi32(255));
+        v = _mm256_cvtepu8_epi32(low), nan = _mm256_cmpeq_epi32(v, _mm256_set1_epi32(255));
         v = _mm256_max_epi32(_mm256_slli_epi32(v, 23), _mm256_set1_epi32(0x400000));
         break;
     default: { /* E4M3: as half floats 2^-8 too small */
         const __m128i top = _mm_set1_epi16(0x3f80), fields = _mm_set1_epi16((short)0xbf80);
-        __m128i b = _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(moei_q8_ld64(p)), 7), fields);
+        __m128i b = _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(low), 7), fields);
         nan = _mm256_cvtepi16_epi32(_mm_cmpeq_epi16(_mm_and_si128(b, top), top));
         return _mm256_or_si256(_mm256_castps_si256(_mm256_mul_ps(_mm256_cvtph_ps(b), _mm256_set1_ps(256.0f * factor))), nan);
     }
@@ -3606,6 +3800,11 @@ MOEI_FORCE MOEI_AVX2 __m256i moei_q8_side8(uint32_t type, const uint8_t *p, floa
 }
 MOEI_FORCE size_t moei_q8_side_bytes(uint32_t type) {
     return type == MOE_TYPE_F32 || type == MOE_TYPE_U4X8 ? 4 : type == MOE_TYPE_F16 || type == MOE_TYPE_BF16 ? 2 : 1;
+}
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_side8(uint32_t type, const uint8_t *p, float factor, int shift) {
+    const size_t size = moei_q8_side_bytes(type);
+    const __m256i from = size == 4 ? moei_q8_ld256(p) : _mm256_castsi128_si256(size == 2 ? moei_q8_ld128(p) : moei_q8_ld64(p));
+    return moei_q8_side_of(type, from, factor, shift);
 }
 /* out[0 .. n) = the row's values for units of `unit` weights from unit i on; up to out[n + 7] is written. The grid's cols is a
    multiple of unit; a power of two of units (and i a multiple of it) is spread by permutation, others one by one. */
@@ -3757,179 +3956,314 @@ MOEI_FORCE void moei_q8_prefetch(const uint8_t *p, size_t bytes) {
     MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH_L2(p + i);
 }
 
-/* ---- AVX2: the weights of one step ---- */
+/* ---- 256 bits: the weights of one step ----
+   Two tiers share all of this but for one instruction: `vex` is the tier avxvnni, whose vpdpbusd replaces vpmaddubsw, vpmaddwd and
+   additions, and does not saturate.
+   LAYOUT      v[j] holds weights 4 j .. 4 j + 3 of every block, a dword to a block; q of a prepared row likewise. What can be is
+               transposed while still packed: 12 shuffles for 4 bits, 16 for 8. */
 
-/* 16 bytes of nibbles to 32 bytes. GGUF: low nibbles are the first 16 weights; HF: nibbles in order. */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles(const uint8_t *p) {
-    const __m256i shift = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
-    return moei_q8_and(_mm256_srlv_epi32(moei_q8_both(moei_q8_ld128(p)), shift), 15);
+typedef struct moei_q8entry {
+    __m256i v[8];
+    moei_q8s s;
+} moei_q8entry;
+
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_two(const uint8_t *p, const uint8_t *q) { /* 16 bytes of each */
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(moei_q8_ld128(p)), moei_q8_ld128(q), 1);
 }
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles_hf(const uint8_t *p) {
-    __m256i w = _mm256_cvtepu8_epi16(moei_q8_ld128(p)); /* 0000 hhhh llll: the two ends stay after (w << 4 | w) & 0f0f */
-    return moei_q8_and(_mm256_or_si256(w, _mm256_slli_epi16(w, 4)), 15);
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_low4(__m256i v) { return moei_q8_and(v, 15); }
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_high4(__m256i v) { return moei_q8_and(_mm256_srli_epi16(v, 4), 15); }
+/* v | what w has of mask after lane b was shifted right by shift[b % 4] */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_or(__m256i v, __m256i w, int s0, int s1, int s2, int s3, int mask) {
+    return _mm256_or_si256(v, moei_q8_and(_mm256_srlv_epi32(w, _mm256_setr_epi32(s0, s1, s2, s3, s0, s1, s2, s3)), mask));
 }
-/* NVFP4: 8 bytes per 16 weights. */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_nibbles_nv(const uint8_t *p) {
-    __m128i b = moei_q8_ld128(p), lo = _mm_and_si128(b, _mm_set1_epi8(15)), hi = _mm_and_si128(_mm_srli_epi16(b, 4), _mm_set1_epi8(15));
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi64(lo, hi)), _mm_unpackhi_epi64(lo, hi), 1);
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_each4(__m256i v, size_t j) { /* dword j of 4 to all 4 */
+    const __m256i first = _mm256_set1_epi32(0x03020100);
+    return _mm256_shuffle_epi8(v, _mm256_add_epi8(first, _mm256_set1_epi8((char)(4 * j))));
 }
-/* Bit i of 32 to value v in byte i. */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_bits(const uint8_t *p, int v) {
-    const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
-    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
-    __m256i b = _mm256_shuffle_epi8(_mm256_set1_epi32((int)moei_q8_u32(p)), byte);
-    return moei_q8_and(_mm256_cmpeq_epi8(_mm256_and_si256(b, bit), bit), v);
+/* 16 bytes with a bit per block: those of blocks 0 - 3 from bit `to` on in the low half, those of 4 - 7 in the high half. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_planes(const uint8_t *p, int to) {
+    const __m128i b = moei_q8_ld128(p);
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_slli_epi32(b, to)), to == 4 ? b : _mm_srli_epi32(b, 4 - to), 1);
 }
-/* E2M1 codes, doubled, + 12; the IQ4 table. */
+/* t[j] = dword j of 16 bytes of every block; the second and the third block are `one` and `two` bytes behind the first. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_columns_avx2(const uint8_t *p, size_t one, size_t two, __m256i t[4]) {
+    __m256i a[4], b[4];
+    MOEI_UNROLL for (size_t i = 0; i < 4; i++) {
+        const uint8_t *q = p + i / 2 * two + i % 2 * one;
+        a[i] = moei_q8_two(q, q + 2 * two);
+    }
+    b[0] = _mm256_unpacklo_epi32(a[0], a[1]), b[1] = _mm256_unpackhi_epi32(a[0], a[1]);
+    b[2] = _mm256_unpacklo_epi32(a[2], a[3]), b[3] = _mm256_unpackhi_epi32(a[2], a[3]);
+    t[0] = _mm256_unpacklo_epi64(b[0], b[2]), t[1] = _mm256_unpackhi_epi64(b[0], b[2]);
+    t[2] = _mm256_unpacklo_epi64(b[1], b[3]), t[3] = _mm256_unpackhi_epi64(b[1], b[3]);
+}
+/* E2M1 codes, doubled, + 16; the IQ4 table. */
 MOEI_FORCE MOEI_AVX2 __m128i moei_q8_e2m1_table(void) { return _mm_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4); }
 MOEI_FORCE MOEI_AVX2 __m128i moei_q8_iq4_table(void) {
     return _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);
 }
-MOEI_FORCE MOEI_AVX2 void moei_q8_bytes_q6k_avx2(const uint8_t *p, __m256i v[8]) {
-    MOEI_UNROLL for (int h = 0; h < 8; h += 4) {
-        __m256i a = moei_q8_ld256(p + 16 * h), b = moei_q8_ld256(p + 16 * h + 32), c = moei_q8_ld256(p + 128 + 8 * h);
-        v[h] = _mm256_or_si256(moei_q8_and(a, 15), moei_q8_and(_mm256_slli_epi16(c, 4), 0x30));
-        v[h + 1] = _mm256_or_si256(moei_q8_and(b, 15), moei_q8_and(_mm256_slli_epi16(c, 2), 0x30));
-        v[h + 2] = _mm256_or_si256(moei_q8_and(_mm256_srli_epi16(a, 4), 15), moei_q8_and(c, 0x30));
-        v[h + 3] = _mm256_or_si256(moei_q8_and(_mm256_srli_epi16(b, 4), 15), moei_q8_and(_mm256_srli_epi16(c, 2), 0x30));
+/* Low nibbles are the first half of a block (of 16 weights in NVFP4), or nibbles are in order. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_nibbles_avx2(uint32_t f, const __m256i t[4], __m256i v[8]) {
+    MOEI_UNROLL for (int j = 0; j < 4; j++) {
+        const __m256i low = moei_q8_low4(t[j]), high = moei_q8_high4(t[j]);
+        if (f == MOE_FORMAT_MXFP4_HF || f == MOE_FORMAT_NVFP4_HF || f == MOE_FORMAT_INT4_GROUP) {
+            const __m256 a = _mm256_castsi256_ps(_mm256_unpacklo_epi8(low, high)), b = _mm256_castsi256_ps(_mm256_unpackhi_epi8(low, high));
+            v[2 * j] = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), v[2 * j + 1] = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
+        } else if (f == MOE_FORMAT_NVFP4) v[j / 2 * 4 + j % 2] = low, v[j / 2 * 4 + j % 2 + 2] = high;
+        else v[j] = low, v[j + 4] = high;
     }
 }
-/* Bit b of every byte of h to position `to`. */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_plane(__m256i h, int b, int to) {
-    return moei_q8_and(b < to ? _mm256_slli_epi16(h, b < to ? to - b : 0) : _mm256_srli_epi16(h, b < to ? 0 : b - to), 1 << to);
+/* + 16 where a block's word at p has bit 4 j + i, for byte i. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_fifth_avx2(const uint8_t *p, size_t size, __m256i v[8]) {
+#define MOEI_Q8_WORD(b) (int)moei_q8_u32(p + (b) * size)
+    const __m256i word = _mm256_setr_epi32(MOEI_Q8_WORD(0), MOEI_Q8_WORD(1), MOEI_Q8_WORD(2), MOEI_Q8_WORD(3), MOEI_Q8_WORD(4),
+                                           MOEI_Q8_WORD(5), MOEI_Q8_WORD(6), MOEI_Q8_WORD(7));
+    const __m256i byte = moei_q8_both(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+    MOEI_UNROLL for (int j = 0; j < 8; j++) {
+        const __m256i bit = _mm256_set1_epi32(j % 2 ? (int)0x80402010u : 0x08040201);
+        const __m256i b = _mm256_and_si256(_mm256_shuffle_epi8(word, _mm256_add_epi8(byte, _mm256_set1_epi8((char)(j / 2)))), bit);
+        v[j] = _mm256_or_si256(v[j], moei_q8_and(_mm256_cmpeq_epi8(b, bit), 16));
+    }
 }
-MOEI_FORCE MOEI_AVX2 void moei_q8_bytes_avx2(uint32_t f, const uint8_t *p, __m256i v[8]) {
-    const size_t size = moei_q8_step_bytes(f) / 8; /* of a block, where blocks are of 32 */
-    const int five = f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1;
-    if (f == MOE_FORMAT_Q6_K) moei_q8_bytes_q6k_avx2(p, v);
-    MOEI_UNROLL for (size_t b = 0; b < 8; b++) switch (f) {
-        case MOE_FORMAT_Q8_0: v[b] = moei_q8_ld256(p + 34 * b + 2); break;
-        case MOE_FORMAT_INT8_CHANNEL: v[b] = moei_q8_ld256(p + 32 * b); break;
-        case MOE_FORMAT_Q2_K: v[b] = moei_q8_and(_mm256_srli_epi16(moei_q8_ld256(p + 16 + b / 4 * 32), (int)(2 * (b % 4))), 3); break;
-        case MOE_FORMAT_Q3_K:
-            v[b] = moei_q8_and(_mm256_srli_epi16(moei_q8_ld256(p + 32 + b / 4 * 32), (int)(2 * (b % 4))), 3);
-            v[b] = _mm256_or_si256(v[b], moei_q8_plane(moei_q8_ld256(p), (int)b, 2));
-            break;
-        case MOE_FORMAT_Q4_K:
-        case MOE_FORMAT_Q5_K:
-            v[b] = moei_q8_and(_mm256_srli_epi16(moei_q8_ld256(p + (f == MOE_FORMAT_Q5_K ? 48 : 16) + b / 2 * 32), (int)(4 * (b % 2))), 15);
-            if (f == MOE_FORMAT_Q5_K) v[b] = _mm256_or_si256(v[b], moei_q8_plane(moei_q8_ld256(p + 16), (int)b, 4));
-            break;
-        case MOE_FORMAT_Q6_K: break;
-        case MOE_FORMAT_NVFP4: v[b] = moei_q8_nibbles_nv(p + 36 * (b / 2) + 4 + 16 * (b % 2)); break;
-        case MOE_FORMAT_IQ4_XS: v[b] = moei_q8_nibbles(p + 8 + 16 * b); break;
-        case MOE_FORMAT_MXFP4_HF:
-        case MOE_FORMAT_NVFP4_HF:
-        case MOE_FORMAT_INT4_GROUP: v[b] = moei_q8_nibbles_hf(p + 16 * b); break;
-        default:
-            v[b] = moei_q8_nibbles(p + size * b + size - 16);
-            if (five) v[b] = _mm256_or_si256(v[b], moei_q8_bits(p + size * b + size - 20, 16));
+/* v | (w & mask) */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_plus(__m256i v, __m256i w, int mask) { return _mm256_or_si256(v, moei_q8_and(w, mask)); }
+MOEI_FORCE MOEI_AVX2 void moei_q8_q45k_avx2(uint32_t f, const uint8_t *p, __m256i v[8]) { /* 32 bytes hold two blocks */
+    const int five = f == MOE_FORMAT_Q5_K;
+    MOEI_UNROLL for (int h = 0; h < 2; h++) {
+        const uint8_t *q = p + (five ? 48 : 16) + 16 * h;
+        const __m256i a = moei_q8_two(q, q + 64), b = moei_q8_two(q + 32, q + 96);
+        const __m256i bits = moei_q8_planes(p + 16 + 16 * h, 4), bits2 = _mm256_srli_epi16(bits, 2);
+        MOEI_UNROLL for (int i = 0; i < 2; i++) {
+            const __m256i u = i ? _mm256_unpackhi_epi32(a, b) : _mm256_unpacklo_epi32(a, b);
+            __m256i even = moei_q8_low4(u), odd = moei_q8_high4(u);
+            if (five) {
+                const __m256i high = i ? _mm256_unpackhi_epi32(bits, bits2) : _mm256_unpacklo_epi32(bits, bits2);
+                even = moei_q8_plus(even, high, 16), odd = moei_q8_plus(odd, _mm256_srli_epi16(high, 1), 16);
+            }
+            v[4 * h + 2 * i] = _mm256_unpacklo_epi32(even, odd), v[4 * h + 2 * i + 1] = _mm256_unpackhi_epi32(even, odd);
         }
-    MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
-        if (moei_q8_is_e2m1(f)) v[b] = _mm256_shuffle_epi8(moei_q8_both(moei_q8_e2m1_table()), v[b]);
-        if (f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS) v[b] = _mm256_shuffle_epi8(moei_q8_both(moei_q8_iq4_table()), v[b]);
+    }
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_q6k_avx2(const uint8_t *p, __m256i v[8]) { /* 64 bytes hold four blocks */
+    MOEI_UNROLL for (int h = 0; h < 2; h++, p += 16) {
+        const __m256i a = moei_q8_two(p, p + 64), b = moei_q8_two(p + 32, p + 96);
+        const __m256i bits = moei_q8_two(p + 128, p + 160), bits2 = _mm256_srli_epi16(bits, 2);
+        MOEI_UNROLL for (int i = 0; i < 2; i++) {
+            const __m256i u = i ? _mm256_unpackhi_epi32(a, b) : _mm256_unpacklo_epi32(a, b);
+            const __m256i high = i ? _mm256_unpackhi_epi32(bits, bits2) : _mm256_unpacklo_epi32(bits, bits2);
+            const __m256i first = moei_q8_plus(moei_q8_low4(u), _mm256_slli_epi16(high, 4), 0x30);
+            const __m256i second = moei_q8_plus(moei_q8_high4(u), high, 0x30);
+            v[4 * h + 2 * i] = _mm256_unpacklo_epi64(first, second), v[4 * h + 2 * i + 1] = _mm256_unpackhi_epi64(first, second);
+        }
+    }
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_q23k_avx2(uint32_t f, const uint8_t *p, __m256i v[8]) { /* 32 bytes hold four blocks */
+    const __m256i none = _mm256_setzero_si256();
+    MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
+        const uint8_t *q = p + (f == MOE_FORMAT_Q3_K ? 32 : 16) + j / 4 * 16;
+        v[j] = moei_q8_or(none, moei_q8_each4(moei_q8_two(q, q + 32), j % 4), 0, 2, 4, 6, 3);
+        if (f == MOE_FORMAT_Q3_K) v[j] = moei_q8_or(v[j], moei_q8_each4(moei_q8_planes(p + j / 4 * 16, 2), j % 4), 0, 1, 2, 3, 4);
+    }
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_bytes_avx2(uint32_t f, int vex, const uint8_t *p, __m256i v[8]) {
+    const size_t size = moei_q8_step_bytes(f) / 8; /* of a block, where blocks are of 32 */
+    __m256i t[4];
+    switch (f) {
+    case MOE_FORMAT_Q8_0:
+    case MOE_FORMAT_INT8_CHANNEL:
+        moei_q8_columns_avx2(p + size - 32, size, 2 * size, v), moei_q8_columns_avx2(p + size - 16, size, 2 * size, v + 4);
+        break;
+    case MOE_FORMAT_Q4_K:
+    case MOE_FORMAT_Q5_K: moei_q8_q45k_avx2(f, p, v); break;
+    case MOE_FORMAT_Q6_K: moei_q8_q6k_avx2(p, v); break;
+    case MOE_FORMAT_Q2_K:
+    case MOE_FORMAT_Q3_K: moei_q8_q23k_avx2(f, p, v); break;
+    default:
+        if (f == MOE_FORMAT_NVFP4) moei_q8_columns_avx2(p + 4, 16, 36, t);
+        else if (f == MOE_FORMAT_IQ4_XS) moei_q8_columns_avx2(p + 8, 16, 32, t);
+        else moei_q8_columns_avx2(p + size - 16, size, 2 * size, t);
+        moei_q8_nibbles_avx2(f, t, v);
+    }
+    if (f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1) moei_q8_fifth_avx2(p + size - 20, size, v);
+    MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
+        if (moei_q8_is_e2m1(f)) v[j] = _mm256_shuffle_epi8(moei_q8_both(moei_q8_e2m1_table()), v[j]);
+        if (f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS) v[j] = _mm256_shuffle_epi8(moei_q8_both(moei_q8_iq4_table()), v[j]);
+        if (moei_q8_is_wide(f) && vex) v[j] = _mm256_xor_si256(v[j], _mm256_set1_epi8(-128));
     }
 }
 
-/* ---- AVX2: straight from the rows ---- */
+/* ---- 256 bits: dot products ----
+   COST        of a step and token: 8 vpmaddubsw, 7 additions of 16 bits and a vpmaddwd where weights have 4 bits (more fall back to 32
+               bits earlier: LIMITS), 8 times sign, vpmaddubsw, vpmaddwd and an addition where they have 8; on avxvnni 8 vpdpbusd. Then a
+               conversion, a multiplication, an fma, and an addition (an offset) or an fma (a minimum). Per 256 products in L1, a tile of
+               2 x 4 (Zen 5, of which 4 cycles are the peak): Q4_0 6.3 cycles, Q8_0 10.8, Q6_K 7.8; avxvnni 5.5, 5.5, 7.3. */
 
-/* Integer scales [block][half] to 4 vectors, one per two blocks: twice 2 x each, first halves in the low lane. */
-MOEI_FORCE MOEI_AVX2 void moei_q8_spread_avx2(__m256i sub, __m256i pair[4]) {
-    const __m256i split = moei_q8_both(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
-    const __m256i twice = moei_q8_both(_mm_setr_epi8(0, 1, 0, 1, 2, 3, 2, 3, 0, 1, 0, 1, 2, 3, 2, 3));
-    sub = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(sub, split), 0xd8);
-    MOEI_UNROLL for (int i = 0; i < 4; i++)
-        pair[i] = _mm256_shuffle_epi8(sub, _mm256_add_epi8(twice, _mm256_set1_epi8((char)(4 * i))));
+/* s + the sums of 4 products. By its name, as the functions around have the target of AVX2. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_dot_vex(__m256i s, __m256i u, __m256i x) {
+#if !MOEI_HAVE_AVXVNNI
+    (void)u, (void)x;
+#elif defined(__GNUC__) || defined(__clang__)
+    __asm__("%{vex%} vpdpbusd {%2, %1, %0|%0, %1, %2}" : "+x"(s) : "x"(u), "x"(x));
+#else
+    s = _mm256_dpbusd_avx_epi32(s, u, x);
+#endif
+    return s;
 }
-#define MOEI_Q8_FOLD(add, bits, a, b) _mm256_add_##add(_mm256_unpacklo_##bits(a, b), _mm256_unpackhi_##bits(a, b))
-/* 4 blocks: [sums over the first 16 | over the second 16]. 16-bit sums as long as they fit (LIMITS). */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_dot4_avx2(uint32_t f, const __m256i v[4], const __m256i *pair, const int8_t (*q)[32]) {
-    const __m256i one = _mm256_set1_epi16(1);
-    __m256i m[4], a, b;
-    MOEI_UNROLL for (int i = 0; i < 4; i++) {
-        const __m256i x = moei_q8_ld256(q[i]);
-        if (moei_q8_is_wide(f)) m[i] = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(v[i]), _mm256_sign_epi8(x, v[i])), one);
-        else m[i] = _mm256_maddubs_epi16(v[i], x);
+/* How many dwords of unsigned weights fit 16 bits (LIMITS). */
+MOEI_FORCE size_t moei_q8_fit(uint32_t f) {
+    return f == MOE_FORMAT_Q6_K ? 2 : f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1 || f == MOE_FORMAT_Q5_K || moei_q8_is_e2m1(f) ? 4 : 8;
+}
+/* Rows of a tile: with two kinds of sums there are registers for one. */
+MOEI_FORCE int moei_q8_tile_rows(uint32_t f, int vex) { return moei_q8_has_halves(f) || (!vex && moei_q8_fit(f) < 8) ? 1 : 2; }
+
+/* n[row][token] (+)= dwords [j, end) of rows x c; by: what 16-bit sums are multiplied by, per row. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_sums_avx2(uint32_t f, int vex, int rows, int c, size_t j, size_t end, const moei_q8entry *const *e,
+                                            const __m256i *by, int fresh, const moei_q8 *const *x, __m256i *n) {
+    const size_t begin = j, fit = moei_q8_fit(f);
+    const int wide = moei_q8_is_wide(f) && !vex;
+    __m256i s[8];
+    MOEI_UNROLL for (; j < end; j++) {
+        __m256i v[2], size[2];
+        MOEI_UNROLL for (int r = 0; r < rows; r++) {
+            v[r] = e[r]->v[j];
+            if (rows > 1) MOEI_PIN(v[r]);
+            if (wide) size[r] = _mm256_abs_epi8(v[r]);
+        }
+        MOEI_UNROLL for (int t = 0; t < c; t++) {
+            __m256i q = moei_q8_ld256(x[t]->q[j]);
+            if (rows > 1) MOEI_PIN(q);
+            MOEI_UNROLL for (int r = 0; r < rows; r++) {
+                const int i = r * c + t;
+                if (vex) {
+                    n[i] = moei_q8_dot_vex(n[i], v[r], q);
+                    continue;
+                }
+                __m256i p = wide ? _mm256_maddubs_epi16(size[r], _mm256_sign_epi8(q, v[r])) : _mm256_maddubs_epi16(v[r], q);
+                if (!wide) {
+                    s[i] = j == begin || j % fit == 0 ? p : _mm256_add_epi16(s[i], p);
+                    if (c > 1) MOEI_PIN(s[i]);
+                    if (j % fit != fit - 1 && j + 1 != end) continue;
+                    p = s[i];
+                }
+                p = _mm256_madd_epi16(p, by[r]);
+                n[i] = fresh && (wide ? j == begin : j - begin < fit) ? p : _mm256_add_epi32(n[i], p);
+                if (c > 1) MOEI_PIN(n[i]); /* integer sums are reassociated otherwise, and spilled */
+            }
+        }
     }
-    if (moei_q8_is_wide(f)) {
-        a = MOEI_Q8_FOLD(epi32, epi32, m[0], m[1]), b = MOEI_Q8_FOLD(epi32, epi32, m[2], m[3]);
-        return MOEI_Q8_FOLD(epi32, epi64, a, b);
+}
+/* acc[row][token] += a step of rows x c. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_step_avx2(uint32_t f, int vex, int rows, int c, const moei_q8entry *const *e, const moei_q8 *const *x,
+                                            __m256 *acc) {
+    const int offset = moei_q8_is_wide(f) && !vex ? 0 : moei_q8_offset(f), sub = moei_q8_has_sub(f), halves = moei_q8_has_halves(f);
+    __m256i n[2][8], less[2][2], by[2][2];
+    MOEI_UNROLL for (int r = 0; r < rows; r++) {
+        by[0][r] = by[1][r] = _mm256_set1_epi16(1);
+        moei_q8_less(f, offset, &e[r]->s, less[r]);
+        if (!sub) continue;
+        const __m256i up = _mm256_slli_epi32(e[r]->s.sub, 16);
+        if (vex) by[0][r] = _mm256_srai_epi32(up, 16), by[1][r] = _mm256_srai_epi32(e[r]->s.sub, 16);
+        else {
+            by[0][r] = _mm256_blend_epi16(e[r]->s.sub, up, 0xaa);
+            by[1][r] = _mm256_blend_epi16(_mm256_srli_epi32(e[r]->s.sub, 16), e[r]->s.sub, 0xaa);
+        }
     }
-    a = MOEI_Q8_FOLD(epi16, epi32, m[0], m[1]), b = MOEI_Q8_FOLD(epi16, epi32, m[2], m[3]);
-    if (!moei_q8_has_sub(f)) return _mm256_madd_epi16(MOEI_Q8_FOLD(epi16, epi64, a, b), one);
-    a = _mm256_madd_epi16(a, pair[0]), b = _mm256_madd_epi16(b, pair[1]);
-    return MOEI_Q8_FOLD(epi32, epi64, a, b);
+    MOEI_UNROLL for (int h = 0; h <= halves; h++) {
+        __m256i *to = n[sub && !vex ? 0 : h];
+        MOEI_UNROLL for (int i = 0; i < rows * c; i++) {
+            const int least = moei_q8_is_less(f, offset) && !sub;
+            if (vex) to[i] = least ? _mm256_madd_epi16(less[i / c][h], moei_q8_ld256(x[i % c]->sum16)) : _mm256_setzero_si256();
+        }
+        moei_q8_sums_avx2(f, vex, rows, c, h ? 4 : 0, halves && !h ? 4 : 8, e, by[h], to == n[h], x, to);
+        MOEI_UNROLL for (int i = 0; i < rows * c; i++) {
+            if (sub && vex) to[i] = _mm256_mullo_epi32(to[i], by[h][i / c]);
+            if (sub && h == 0) continue;
+            if (moei_q8_is_less(f, offset) && !(vex && !sub))
+                to[i] = _mm256_add_epi32(to[i], _mm256_madd_epi16(less[i / c][sub ? 0 : h], moei_q8_ld256(x[i % c]->sum16)));
+        }
+    }
+    MOEI_UNROLL for (int i = 0; i < rows * c; i++) {
+        const __m256i two[2] = {n[0][i], halves && !(sub && !vex) ? n[1][i] : _mm256_setzero_si256()};
+        acc[i] = moei_q8_add(f, &e[i / c]->s, two, x[i % c], acc[i]);
+    }
+}
+/* As moei_q8_scales_k, the bits apart in general registers: vector instructions are what bounds a step of one token. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_scales_k_avx2(const uint8_t *p, __m256 *d, __m256 *m) {
+    const uint64_t low = moei_q8_u32(p + 4) | (uint64_t)moei_q8_u32(p + 8) << 32, c = moei_q8_u32(p + 12);
+    const uint64_t six = low & 0x3f3f3f3f3f3f3f3fu, rest = (c | c << 28) & 0x0f0f0f0f0f0f0f0fu;
+    const uint64_t more = rest | (low >> 2 & 0x3030303030303030u);
+    const __m128 f = _mm_xor_ps(_mm_cvtph_ps(moei_q8_ld32(p)), _mm_setr_ps(0.0f, -0.0f, 0.0f, 0.0f));
+    *d = _mm256_mul_ps(_mm256_broadcastss_ps(f), moei_q8_i8f(_mm_cvtsi64_si128((long long)((six & 0xffffffffu) | more << 32))));
+    *m = _mm256_mul_ps(_mm256_broadcastss_ps(_mm_movehdup_ps(f)), moei_q8_i8f(_mm_cvtsi64_si128((long long)(six >> 32 | (more >> 32 << 32)))));
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_entry_avx2(uint32_t f, int vex, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8entry *e) {
+    if (f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K) moei_q8_scales_k_avx2(p, &e->s.d, &e->s.m);
+    else moei_q8_scales(f, p, side, j, &e->s);
+    moei_q8_bytes_avx2(f, vex, p, e->v);
 }
 
-enum { MOEI_Q8_GROUP = 8 }; /* tokens that share an unpacked step */
+/* ---- 256 bits: straight from the rows ---- */
 
-/* SHAPES      1 row x n tokens: n is the constant 1, or at most MOEI_Q8_GROUP
-   REGISTERS   8 of weights and the fold's; with several tokens the accumulators live in L1 (a load and a store of about 40 micro-ops)
-   COST        of a step of one token on Zen 4, vector micro-ops per byte (4 a cycle at most, shuffles and shifts 2), and GB/s in cache
-               where memory gives 28 to 34: Q8_0 0.25 (38), Q4_0 0.44 (21), Q4_1 0.45 (23), Q4_K 0.49 (22), Q6_K 0.50 (23), Q5_K 0.59
-               (21), Q5_0 0.68 (16), Q5_1 0.66 (16), IQ4_NL 0.69 (16), IQ4_XS 0.84 (14). Below half of what bf16 reads: NVFP4 0.87
-               (13), Q2_K 1.04 (11) and Q3_K 1.15 (11), as the dot products and folds of 256 weights are 38 to 44 micro-ops however few
-               their bytes; with scales apart, which also pass through memory, MXFP4_HF 0.61 (15), INT4_GROUP 0.59 (14) and NVFP4_HF
-               0.67 (12): that is 3 to 8 of their 34 to 43 cycles. It is the steps: rows 8 times as long gain 4 to 8 %. */
-MOEI_FORCE MOEI_AVX2 void moei_q8_row_avx2(uint32_t f, const moei_rows *w, size_t r, size_t ahead, const void *const *x, uint32_t n, float *out,
+/* COST        of one token on Zen 5, GB/s in cache (avxvnni), where memory gives a core 38 and two 31 each: Q8_0 51 (56), Q4_0 34 (34),
+               Q4_1 36 (39), Q6_K 32 (34), Q4_K 30 (31), MXFP4 25 (28), NVFP4 25 (28), Q5_K 24 (26), IQ4_NL 24 (29), Q5_0 22 (23),
+               IQ4_XS 21 (24), Q2_K 18 (18), Q3_K 13 (12): 16 to 37 cycles a step, 4 vector instructions in each. A block to a register
+               and its sums folded for every token (34 instructions a token) was as fast at one token (Q5_K, Q3_K: 27, 14), and at 4
+               tokens 10.5 GB/s where this has 15 (Q4_0; avxvnni 18). */
+enum { MOEI_Q8_SHARE = 4 }; /* up to so many tokens share a step that stays in registers, more go through panels */
+
+/* Rows times n tokens, a constant. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_rows_256(uint32_t f, int vex, const moei_rows *w, uint32_t n_rows, const void *const *x, int n, float *out,
                                            size_t out_stride) {
-    const int offset = moei_q8_is_wide(f) ? 0 : moei_q8_offset(f);
     const size_t full = w->k / 256, steps = (w->k + 255) / 256;
-    const uint8_t *p = moei_row(w, r);
     uint8_t tail[272];
     moei_q8side side;
-    __m256 acc[MOEI_Q8_GROUP];
-    for (uint32_t t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
-    for (size_t i = 0; i < steps; i++, p += moei_q8_step_bytes(f)) {
-        __m256i v[8], pair[4], less[2], a, b;
-        moei_q8s s;
-        if (i == full) p = moei_q8_tail(f, w, p, tail);
-        else moei_q8_prefetch(p + ahead, moei_q8_step_bytes(f));
-        if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
-        moei_q8_scales(f, p, &side, i % MOEI_Q8_CHUNK, &s);
-        moei_q8_bytes_avx2(f, p, v);
-        if (moei_q8_has_sub(f)) moei_q8_spread_avx2(s.sub, pair);
-        moei_q8_less(f, offset, &s, less);
-        for (uint32_t t = 0; t < n; t++) {
-            const moei_q8 *q = (const moei_q8 *)x[t] + i;
-            a = moei_q8_dot4_avx2(f, v, pair, q->q), b = moei_q8_dot4_avx2(f, v + 4, pair + 2, q->q + 4);
-            __m256i h[2] = {_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31)};
-            for (int j = 0; moei_q8_is_less(f, offset) && j <= moei_q8_is_nvfp4(f); j++)
-                h[j] = _mm256_add_epi32(h[j], _mm256_madd_epi16(less[j], moei_q8_ld256(q->sum16)));
-            acc[t] = moei_q8_add(f, &s, h, q, acc[t]);
-        }
-    }
-    for (uint32_t t = 0; t < n; t++) out[t * out_stride] = moei_q8_tree(acc[t]);
-}
-MOEI_FORCE MOEI_AVX2 void moei_q8_dot_avx2(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
-                                           float *out, size_t out_stride) {
     for (uint32_t r = 0; r < n_rows; r++) {
         const size_t ahead = moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
-        if (n_tokens == 1) moei_q8_row_avx2(f, w, r, ahead, x, 1, out + r, out_stride);
-        else
-            for (uint32_t t = 0; t < n_tokens; t += MOEI_Q8_GROUP)
-                moei_q8_row_avx2(f, w, r, t ? 0 : ahead, x + t, n_tokens - t < MOEI_Q8_GROUP ? n_tokens - t : (uint32_t)MOEI_Q8_GROUP,
-                                 out + t * out_stride + r, out_stride);
+        const uint8_t *p = moei_row(w, r);
+        __m256 acc[MOEI_Q8_SHARE];
+        MOEI_UNROLL for (int t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
+        for (size_t i = 0; i < steps; i++, p += moei_q8_step_bytes(f)) {
+            moei_q8entry step;
+            const moei_q8entry *e = &step;
+            const moei_q8 *q[MOEI_Q8_SHARE];
+            if (i == full) p = moei_q8_tail(f, w, p, tail);
+            else moei_q8_prefetch(p + ahead, moei_q8_step_bytes(f));
+            if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
+            moei_q8_entry_avx2(f, vex, p, &side, i % MOEI_Q8_CHUNK, &step);
+            MOEI_UNROLL for (int t = 0; t < n; t++) q[t] = (const moei_q8 *)x[t] + i;
+            moei_q8_step_avx2(f, vex, 1, n, &e, q, acc);
+        }
+        MOEI_UNROLL for (int t = 0; t < n; t++) out[(size_t)t * out_stride + r] = moei_q8_tree(acc[t]);
     }
 }
-
-#define MOEI_Q8_DOT(isa, target, f)                                                                                      \
-    static target void moei_q8_dot_##isa##_##f(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, \
-        float *out, size_t out_stride) { moei_q8_dot_##isa(MOE_FORMAT_##f, w, n_rows, x, n_tokens, out, out_stride); }
+MOEI_FORCE MOEI_AVX2 void moei_q8_dot_256(uint32_t f, int vex, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                          float *out, size_t out_stride) {
+    if (n_tokens == 1) moei_q8_rows_256(f, vex, w, n_rows, x, 1, out, out_stride);
+    else if (n_tokens == 2) moei_q8_rows_256(f, vex, w, n_rows, x, 2, out, out_stride);
+    else if (n_tokens == 3) moei_q8_rows_256(f, vex, w, n_rows, x, 3, out, out_stride);
+    else moei_q8_rows_256(f, vex, w, n_rows, x, MOEI_Q8_SHARE, out, out_stride);
+}
+#define MOEI_Q8_DOT_256(isa, vex, f)                                                                                     \
+    static MOEI_AVX2 void moei_q8_dot_##isa##_##f(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, \
+        float *out, size_t out_stride) { moei_q8_dot_256(MOE_FORMAT_##f, vex, w, n_rows, x, n_tokens, out, out_stride); }
 #define MOEI_Q8_FORMATS(X, isa, target)                                                                                  \
     X(isa, target, Q8_0) X(isa, target, Q4_0) X(isa, target, Q4_1) X(isa, target, Q5_0) X(isa, target, Q5_1)             \
     X(isa, target, Q2_K) X(isa, target, Q3_K) X(isa, target, Q4_K) X(isa, target, Q5_K) X(isa, target, Q6_K)             \
     X(isa, target, IQ4_NL) X(isa, target, IQ4_XS) X(isa, target, MXFP4) X(isa, target, NVFP4) X(isa, target, MXFP4_HF)   \
     X(isa, target, NVFP4_HF) X(isa, target, INT8_CHANNEL) X(isa, target, INT4_GROUP)
-MOEI_Q8_FORMATS(MOEI_Q8_DOT, avx2, MOEI_AVX2)
 
 /* ---- activations ---- */
 
 static size_t moei_q8_prepared_bytes(size_t k) { return (k + 255) / 256 * sizeof(moei_q8); }
 
-/* Bytes 8 j .. 8 j + 7 of block b of q. The tier `vnni` has them at 64 j, blocks in the order 0 1 4 5 2 3 6 7: see there. */
+/* Bytes 8 j .. 8 j + 7 of block b of q. The tier `vnni` has them at 64 j, blocks in the order 0 1 4 5 2 3 6 7: see there. The others
+   have 4 of them, and 32 bytes later the other 4. */
 MOEI_FORCE size_t moei_q8_at(int vnni, size_t b, size_t j) {
-    return vnni ? 64 * j + 8 * ((b & 1) | (b & 2) << 1 | (b & 4) >> 1) : 32 * b + 8 * j;
+    return vnni ? 64 * j + 8 * ((b & 1) | (b & 2) << 1 | (b & 4) >> 1) : 64 * j + 4 * b;
+}
+MOEI_FORCE void moei_q8_put8(int vnni, int8_t *q, size_t b, size_t j, const int8_t *from) {
+    memcpy(q + moei_q8_at(vnni, b, j), from, vnni ? 8 : 4);
+    if (!vnni) memcpy(q + moei_q8_at(vnni, b, j) + 32, from + 4, 4);
 }
 /* One block of 32. The integer comes out of the fma's low bits: 12582912 + q. */
 static MOEI_AVX2 void moei_q8_block(moei_q8 *row, size_t b, const float *x, int vnni) {
@@ -3953,7 +4287,7 @@ static MOEI_AVX2 void moei_q8_block(moei_q8 *row, size_t b, const float *x, int 
     }
     __m256i p = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
     p = _mm256_permutevar8x32_epi32(p, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    for (size_t j = 0; j < 4; j++) memcpy(to->q[0] + moei_q8_at(vnni, b % 8, j), (const char *)&p + 8 * j, 8);
+    for (size_t j = 0; j < 4; j++) moei_q8_put8(vnni, (int8_t *)to->q, b % 8, j, (const int8_t *)&p + 8 * j);
     p = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), p), _mm256_set1_epi16(1)); /* 4 sums of each half */
     p = _mm256_add_epi32(p, _mm256_shuffle_epi32(p, 0x4e)), p = _mm256_add_epi32(p, _mm256_shuffle_epi32(p, 0xb1));
     const int lo = _mm256_cvtsi256_si32(p), hi = _mm_cvtsi128_si32(_mm256_extracti128_si256(p, 1));
@@ -3962,11 +4296,12 @@ static MOEI_AVX2 void moei_q8_block(moei_q8 *row, size_t b, const float *x, int 
     to->d[b % 8] = d, to->s[b % 8] = d * (float)(lo + hi);
 }
 MOEI_FORCE MOEI_AVX2 void moei_q8_blocks(int vnni, void *row, const float *x, size_t k0, size_t n, size_t k) {
+    const int8_t zero[8] = {0};
     const size_t b = (k0 + n) / 32 % 8, none = 8 - b;
     moei_q8 *last = (moei_q8 *)row + (k0 + n) / 256;
     for (size_t i = 0; i < n / 32; i++) moei_q8_block((moei_q8 *)row, k0 / 32 + i, x + 32 * i, vnni);
     if (k0 + n != k || !b) return;
-    for (size_t i = 4 * b; i < 32; i++) memset(last->q[0] + moei_q8_at(vnni, i / 4, i % 4), 0, 8);
+    for (size_t i = 4 * b; i < 32; i++) moei_q8_put8(vnni, (int8_t *)last->q, i / 4, i % 4, zero);
     memset(&last->d[b], 0, 4 * none), memset(&last->s[b], 0, 4 * none);
     memset(&last->sum[b], 0, 4 * none), memset(last->sum16[b], 0, 4 * none);
 }
@@ -3975,261 +4310,166 @@ static MOEI_AVX2 void moei_q8_prepare(void *row, const float *x, size_t k0, size
 /* The panel decodes itself, as it is first used: this only says that there is one. */
 static void moei_q8_decode_later(const moei_rows *w, uint32_t n_rows, void *panel) { (void)w, (void)n_rows, (void)panel; }
 
-/* ---- AVX2: many tokens ----
-   LAYOUT      A panel is 32 rows: for every step 4 times 8 rows times 8 blocks, each an entry of its own: vectors of one dword (or
-               float) per row, 8 of weights (4 consecutive k each), the scale, and what else the kind has. A tile walks it from
-               front to back; the accumulators of the 8 lanes lie in L1, [lane][token][row]. Wide formats have 16 vectors of weights:
-               int16, bytes 0 and 2 of every dword, then 1 and 3, and activations to match.
-   REGISTERS   8 rows x 4 tokens: 4 sums of 16 bits and 4 of 32, the weights, an activation.
-   LIMITS      per dword of narrow weights vpmaddubsw and an addition of 16 bits, 8 times (u > 16: 4, u > 32: twice) before they
-               become 32 bits by vpmaddwd, which also applies integer scales; wide ones vpmaddwd and an addition per 2 weights.
-               Measured (Xeon, family 6 model 207), decoding included, 32 / 128 tokens: Q4_0 1.67 / 1.88 times the FMA peak, Q4_K
-               1.64 / 1.80, Q6_K 1.35 / 1.47, MXFP4 1.6 / 1.8, Q8_0 1.02 / 1.13; straight from the rows 0.9, 0.9, 0.75, 0.85, 0.7. */
+/* ---- 256 bits: many tokens ----
+   LAYOUT      A panel is MOEI_Q8_ROWS rows (8 and 32 are as fast), unpacked as they are multiplied by the first tokens: written all at
+               once it would wait for the stores. MOEI_Q8_CHUNK steps of a row lie together, then those of the next row.
+   REGISTERS   2 rows x 4 tokens, 6 loads for 8 dot products: a sum each, the weights, an activation. Accumulators are in L1.
+               Times the FMA peak, of 4, 4 / 32 / 128 tokens, unpacking included (Zen 5): Q4_0 1.6 / 2.2 / 2.3, Q4_K 1.4 / 2.1 / 2.1, Q6_K
+               1.2 / 1.8 / 1.9, Q8_0 1.2 / 1.4 / 1.3; avxvnni Q4_0 1.9 / 2.5 / 2.6, Q4_K 1.4 / 2.4 / 2.5, Q6_K 1.3 / 1.8 / 2.0, Q8_0 1.3 /
+               2.4 / 2.7. */
 
-enum { MOEI_Q8_ROWS = 32, MOEI_Q8_FOUR = 4, MOEI_Q8_ACC = 8 * MOEI_Q8_FOUR * MOEI_Q8_ROWS }; /* a panel's rows; a tile's tokens */
+enum { MOEI_Q8_ROWS = 16, MOEI_Q8_FOUR = 4 }; /* a panel's rows; a tile's tokens */
 
-/* What a step of the tokens is multiplied by, [token][lane], to be broadcast: gathered once per step, so that a block costs no
-   arithmetic on it. A sum over a half (or the whole) starts from minus offset * sum(q). */
-typedef struct moei_q8scalars {
-    float d[MOEI_Q8_FOUR][8], s[MOEI_Q8_FOUR][8];
-    int32_t start[2][MOEI_Q8_FOUR][8], sum16[MOEI_Q8_FOUR][8];
-} moei_q8scalars;
-MOEI_FORCE MOEI_AVX2 void moei_q8_gather(int halves, int c, const moei_q8 *const *x, int offset, moei_q8scalars *to) {
-    const __m256i times = _mm256_set1_epi32(-offset);
-    MOEI_UNROLL for (int t = 0; t < c; t++) {
-        const __m256i pair = moei_q8_ld256(x[t]->sum16);
-        const __m256i first = halves ? _mm256_srai_epi32(_mm256_slli_epi32(pair, 16), 16) : moei_q8_ld256(x[t]->sum);
-        memcpy(to->d[t], x[t]->d, 32), memcpy(to->s[t], x[t]->s, 32), memcpy(to->sum16[t], x[t]->sum16, 32);
-        _mm256_storeu_si256((__m256i *)to->start[0][t], _mm256_mullo_epi32(first, times));
-        if (halves) _mm256_storeu_si256((__m256i *)to->start[1][t], _mm256_mullo_epi32(_mm256_srai_epi32(pair, 16), times));
-    }
+static size_t moei_q8_panel_bytes_avx2(uint32_t n_rows, size_t k) {
+    return n_rows ? (k + 255) / 256 * MOEI_Q8_ROWS * sizeof(moei_q8entry) : 0;
 }
-
-MOEI_FORCE size_t moei_q8_entry_avx2(uint32_t f) { return (moei_q8_is_wide(f) ? 17 : 12) * 32; } /* weights; d m sub less */
-static size_t moei_q8_panel_bytes_avx2(uint32_t n_rows, size_t k) { return n_rows ? (k + 255) / 256 * 8 * 4 * 17 * 32 : 0; }
-MOEI_FORCE uint32_t moei_q8_kind_avx2(uint32_t f) {
+/* Formats of a kind share a tile. */
+MOEI_FORCE uint32_t moei_q8_kind_256(uint32_t f) {
     if (moei_q8_is_wide(f)) return MOE_FORMAT_Q8_0;
     if (moei_q8_has_min(f)) return f == MOE_FORMAT_Q5_1 || f == MOE_FORMAT_Q5_K ? MOE_FORMAT_Q5_K : MOE_FORMAT_Q4_K;
-    if (moei_q8_has_sub(f)) return f == MOE_FORMAT_Q2_K ? MOE_FORMAT_Q2_K : MOE_FORMAT_Q6_K;
     if (moei_q8_is_nvfp4(f)) return MOE_FORMAT_NVFP4;
-    return moei_q8_is_e2m1(f) ? (uint32_t)MOE_FORMAT_Q5_0 : f; /* Q4_0 Q5_0 INT4_GROUP */
+    return moei_q8_is_e2m1(f) ? (uint32_t)MOE_FORMAT_Q5_0 : f; /* Q4_0 Q5_0 INT4_GROUP Q2_K Q3_K Q6_K */
 }
-/* 8 rows of a vector per step to vector `slot` of its blocks' entries. */
-MOEI_FORCE MOEI_AVX2 void moei_q8_put_avx2(const __m256i rows[8], uint8_t *entry, size_t size, size_t slot, size_t n) {
-    __m256i v[8];
-    moei_transpose_avx2((const uint8_t *)rows, 32, v);
-    for (size_t b = 0; b < n; b++) _mm256_storeu_si256((__m256i *)(void *)(entry + b * size + 32 * slot), v[b]);
-}
-MOEI_FORCE MOEI_AVX2 void moei_q8_unpack8_avx2(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, size_t i,
-                                              moei_q8side *side, uint8_t *entry) {
-    const size_t size = moei_q8_entry_avx2(f), left = w->k / 32 - 8 * i, n = left < 8 ? left : 8;
-    const int wide = moei_q8_is_wide(f);
-    __m256i q[8][8], d[8], m[8], sub[8], less[8], v[8];
-    for (size_t j = 0; j < 8; j++) {
-        const size_t row = r + j < n_rows ? r + j : n_rows - 1;
-        const uint8_t *p = moei_row(w, row) + i * moei_q8_step_bytes(f);
-        uint8_t tail[272];
-        moei_q8s s;
-        if (n < 8) p = moei_q8_tail(f, w, p, tail);
-        if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, row, i, &side[j]);
-        moei_q8_scales(f, p, &side[j], i % MOEI_Q8_CHUNK, &s);
-        moei_q8_bytes_avx2(f, p, q[j]);
-        d[j] = _mm256_castps_si256(s.d);
-        if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f) || f == MOE_FORMAT_Q2_K) m[j] = _mm256_castps_si256(s.m);
-        if (moei_q8_has_sub(f)) sub[j] = s.sub, less[j] = _mm256_mullo_epi16(s.sub, _mm256_set1_epi16((short)-moei_q8_offset(f)));
-        if (f == MOE_FORMAT_Q2_K) less[j] = s.min;
-        if (f == MOE_FORMAT_INT4_GROUP) less[j] = s.zero; /* times minus the sum */
-    }
-    for (size_t b = 0; b < n; b++) {
-        __m256i *to = (__m256i *)(void *)(entry + b * size);
-        moei_transpose_avx2((const uint8_t *)&q[0][b], sizeof q[0], v);
-        MOEI_UNROLL for (int j = 0; j < 8; j++) {
-            if (!wide) _mm256_storeu_si256(to + j, v[j]);
-            else {
-                _mm256_storeu_si256(to + 2 * j, _mm256_srai_epi16(_mm256_slli_epi16(v[j], 8), 8));
-                _mm256_storeu_si256(to + 2 * j + 1, _mm256_srai_epi16(v[j], 8));
+/* n steps of pairs of rows times c tokens. */
+typedef struct moei_q8pairs {
+    const moei_q8entry *e; /* [n_pairs][2][n] */
+    const moei_q8 *x[MOEI_Q8_FOUR];
+    size_t n, n_pairs;
+    const uint8_t *ahead, *ahead_end; /* to prefetch, ahead_step bytes a step */
+    size_t ahead_step;
+    __m256 *acc;           /* [n_pairs][2][c] */
+} moei_q8pairs;
+MOEI_FORCE MOEI_AVX2 void moei_q8_tile_256(uint32_t f, int vex, int c, const moei_q8pairs *p) {
+    const int rows = moei_q8_tile_rows(f, vex);
+    const uint8_t *ahead = p->ahead, *ahead_end = p->ahead_end;
+    const moei_q8entry *w = p->e;
+    __m256 acc[2 * MOEI_Q8_FOUR], *to = p->acc;
+    for (size_t pair = p->n_pairs; pair; pair--, w += p->n, to += 2 * c) {
+        const moei_q8 *x[MOEI_Q8_FOUR];
+        MOEI_UNROLL for (int t = 0; t < c; t++) x[t] = p->x[t];
+        MOEI_UNROLL for (int i = 0; i < 2 * c; i++) acc[i] = to[i];
+        for (size_t i = 0; i < p->n; i++, w++) {
+            MOEI_AHEAD(p->ahead_step);
+            MOEI_UNROLL for (int r = 0; r < 2; r += rows) {
+                const moei_q8entry *const e[2] = {w + (size_t)r * p->n, w + p->n};
+                moei_q8_step_avx2(f, vex, rows, c, e, x, acc + r * c);
             }
+            MOEI_UNROLL for (int t = 0; t < c; t++) x[t]++;
         }
-    }
-    moei_q8_put_avx2(d, entry, size, wide ? 16 : 8, n);
-    if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f) || f == MOE_FORMAT_Q2_K) moei_q8_put_avx2(m, entry, size, 9, n);
-    if (moei_q8_has_sub(f)) moei_q8_put_avx2(sub, entry, size, 10, n);
-    if (moei_q8_has_sub(f) || f == MOE_FORMAT_INT4_GROUP) moei_q8_put_avx2(less, entry, size, 11, n);
-}
-/* acc += n * (d * d_x) */
-MOEI_FORCE MOEI_AVX2 void moei_q8_scaled_avx2(int c, const __m256i *d, const float (*dx)[8], size_t lane, const __m256i *n, float *acc) {
-    const __m256 scale = _mm256_castsi256_ps(_mm256_loadu_si256(d));
-    MOEI_UNROLL for (int t = 0; t < c; t++) {
-        const __m256 by = _mm256_mul_ps(scale, _mm256_broadcast_ss(&dx[t][lane]));
-        _mm256_storeu_ps(acc + 32 * t, _mm256_fmadd_ps(_mm256_cvtepi32_ps(n[t]), by, _mm256_loadu_ps(acc + 32 * t)));
+        MOEI_UNROLL for (int i = 0; i < 2 * c; i++) to[i] = acc[i];
     }
 }
-/* Sums over dwords [j, end) of narrow weights, `fit` of them in 16 bits, times `by` (twice an int16). */
-MOEI_FORCE MOEI_AVX2 void moei_q8_narrow(int c, size_t fit, const __m256i *w, size_t j, size_t end, const moei_q8 *const *x, size_t lane,
-                                         __m256i by, int first, __m256i *n) {
-    __m256i s[4];
-    MOEI_UNROLL for (; j < end; j++) {
-        __m256i v = _mm256_loadu_si256(w + j);
-        MOEI_PIN(v);
-        MOEI_UNROLL for (int t = 0; t < c; t++) {
-            const __m256i p = _mm256_maddubs_epi16(v, _mm256_set1_epi32((int)moei_q8_u32(x[t]->q[lane] + 4 * j)));
-            s[t] = j % fit ? _mm256_add_epi16(s[t], p) : p;
-            MOEI_PIN(s[t]);
-            if (j % fit != fit - 1) continue;
-            s[t] = _mm256_madd_epi16(s[t], by), n[t] = first && j < fit ? s[t] : _mm256_add_epi32(n[t], s[t]);
-        }
-    }
+typedef void moei_q8_pairs_fn(const moei_q8pairs *t);
+typedef void moei_q8_unpack_fn(const moei_rows *w, size_t r, size_t i, moei_q8entry *e);
+#define MOEI_Q8_TILE_256(isa, vex, f, c)                                                                                 \
+    static MOEI_AVX2 void moei_q8_tile_##isa##_##f##_##c(const moei_q8pairs *t) { moei_q8_tile_256(MOE_FORMAT_##f, vex, c, t); }
+#define MOEI_Q8_TILES_256(isa, vex, f)                                                                                   \
+    MOEI_Q8_TILE_256(isa, vex, f, 1) MOEI_Q8_TILE_256(isa, vex, f, 2) MOEI_Q8_TILE_256(isa, vex, f, 4)                   \
+    static moei_q8_pairs_fn *const moei_q8_tiles_##isa##_##f[3] = {                                                      \
+        moei_q8_tile_##isa##_##f##_1, moei_q8_tile_##isa##_##f##_2, moei_q8_tile_##isa##_##f##_4};
+#define MOEI_Q8_KINDS(X, isa, vex)                                                                                       \
+    X(isa, vex, Q8_0) X(isa, vex, Q4_0) X(isa, vex, Q5_0) X(isa, vex, Q4_K) X(isa, vex, Q5_K) X(isa, vex, Q2_K)          \
+    X(isa, vex, Q3_K) X(isa, vex, Q6_K) X(isa, vex, NVFP4) X(isa, vex, INT4_GROUP)
+#define MOEI_Q8_TILES_CASE(isa, vex, f) case MOE_FORMAT_##f: return moei_q8_tiles_##isa##_##f;
+/* MOEI_Q8_CHUNK steps of row r from step i on, or as many as there are. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_256(uint32_t f, int vex, const moei_rows *w, size_t r, size_t i, moei_q8entry *e) {
+    const size_t full = w->k / 256, steps = (w->k + 255) / 256, n = steps - i < MOEI_Q8_CHUNK ? steps - i : (size_t)MOEI_Q8_CHUNK;
+    const uint8_t *p = moei_row(w, r) + i * moei_q8_step_bytes(f);
+    uint8_t tail[272];
+    moei_q8side side;
+    if (moei_q8_has_side(f)) moei_q8_sides(f, w, r, i, &side);
+    for (size_t j = 0; j < n; j++, p += moei_q8_step_bytes(f))
+        moei_q8_entry_avx2(f, vex, i + j == full ? moei_q8_tail(f, w, p, tail) : p, &side, j, e + j);
 }
-typedef struct moei_q8wide { int16_t q[4][8][2][16]; } moei_q8wide; /* [token][lane][bytes 0 2 or 1 3] */
-MOEI_FORCE MOEI_AVX2 void moei_q8_entry8_avx2(uint32_t kind, int c, const __m256i *w, const moei_q8 *const *x, const moei_q8scalars *by,
-                                              const moei_q8wide *wide, size_t lane, float *acc) {
-    const __m256i one = _mm256_set1_epi16(1), *d = w + (kind == MOE_FORMAT_Q8_0 ? 16 : 8);
-    __m256i n[4], scale[2] = {one, one};
-    if (moei_q8_has_sub(kind)) { /* to both halves of the dword */
-        const __m256i sub = _mm256_loadu_si256(d + 2);
-        scale[0] = _mm256_blend_epi16(sub, _mm256_slli_epi32(sub, 16), 0xaa), scale[1] = _mm256_blend_epi16(_mm256_srli_epi32(sub, 16), sub, 0xaa);
+#define MOEI_Q8_UNPACK_256(isa, vex, f)                                                                                  \
+    static MOEI_AVX2 void moei_q8_unpack_##isa##_##f(const moei_rows *w, size_t r, size_t i, moei_q8entry *e) {          \
+        moei_q8_unpack_256(MOE_FORMAT_##f, vex, w, r, i, e); }
+#define MOEI_Q8_UNPACK_CASE(isa, vex, f) case MOE_FORMAT_##f: return moei_q8_unpack_##isa##_##f;
+/* moei_q8_tree of 8 rows: lane r has that of a[r]. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_tree8(const __m256 a[8]) {
+    __m256 b[4], c[2];
+    MOEI_UNROLL for (int i = 0; i < 4; i++)
+        b[i] = _mm256_add_ps(_mm256_permute2f128_ps(a[i], a[i + 4], 0x20), _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    MOEI_UNROLL for (int i = 0; i < 2; i++) {
+        const __m256d u = _mm256_castps_pd(b[i]), v = _mm256_castps_pd(b[i + 2]);
+        c[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(u, v)), _mm256_castpd_ps(_mm256_unpackhi_pd(u, v)));
     }
-    MOEI_UNROLL for (int t = 0; t < c; t++) {
-        if (kind == MOE_FORMAT_Q8_0) n[t] = _mm256_setzero_si256();
-        else if (kind == MOE_FORMAT_INT4_GROUP) n[t] = _mm256_madd_epi16(_mm256_loadu_si256(d + 3), _mm256_set1_epi32(by->start[0][t][lane]));
-        else if (kind == MOE_FORMAT_Q6_K) n[t] = _mm256_madd_epi16(_mm256_loadu_si256(d + 3), _mm256_set1_epi32(by->sum16[t][lane]));
-        else n[t] = _mm256_set1_epi32(by->start[0][t][lane]);
-    }
-    if (kind == MOE_FORMAT_Q8_0)
-        MOEI_UNROLL for (size_t j = 0; j < 16; j++) {
-            __m256i v = _mm256_loadu_si256(w + j);
-            MOEI_PIN(v);
-            MOEI_UNROLL for (int t = 0; t < c; t++) {
-                int32_t q;
-                memcpy(&q, &wide->q[t][lane][j % 2][j / 2 * 2], 4);
-                n[t] = _mm256_add_epi32(n[t], _mm256_madd_epi16(v, _mm256_set1_epi32(q)));
-                MOEI_PIN(n[t]); /* integer sums are reassociated otherwise, and spilled */
-            }
-        }
-    else {
-        const int four = kind == MOE_FORMAT_Q4_0 || kind == MOE_FORMAT_Q4_K || kind == MOE_FORMAT_INT4_GROUP; /* bits */
-        const size_t fit = four ? 8 : kind == MOE_FORMAT_Q6_K ? 2 : 4;
-        const int fresh = moei_q8_has_min(kind) || kind == MOE_FORMAT_Q2_K; /* sums that start from 0 */
-        moei_q8_narrow(c, fit, w, 0, fit == 8 ? 8 : 4, x, lane, scale[0], fresh, n);
-        if (kind == MOE_FORMAT_NVFP4) {
-            moei_q8_scaled_avx2(c, d, by->d, lane, n, acc);
-            MOEI_UNROLL for (int t = 0; t < c; t++) n[t] = _mm256_set1_epi32(by->start[1][t][lane]);
-            d++;
-        }
-        if (fit != 8) moei_q8_narrow(c, fit, w, 4, 8, x, lane, scale[1], 0, n);
-    }
-    moei_q8_scaled_avx2(c, d, by->d, lane, n, acc);
-    if (moei_q8_has_min(kind))
-        MOEI_UNROLL for (int t = 0; t < c; t++) {
-            const __m256 m = _mm256_castsi256_ps(_mm256_loadu_si256(d + 1)), x_s = _mm256_broadcast_ss(&by->s[t][lane]);
-            _mm256_storeu_ps(acc + 32 * t, _mm256_fmadd_ps(m, x_s, _mm256_loadu_ps(acc + 32 * t)));
-        }
-    if (kind == MOE_FORMAT_Q2_K) {
-        MOEI_UNROLL for (int t = 0; t < c; t++) n[t] = _mm256_madd_epi16(_mm256_loadu_si256(d + 3), _mm256_set1_epi32(by->sum16[t][lane]));
-        moei_q8_scaled_avx2(c, d + 1, by->d, lane, n, acc);
-    }
+    b[0] = _mm256_add_ps(_mm256_shuffle_ps(c[0], c[1], 0x88), _mm256_shuffle_ps(c[0], c[1], 0xdd)); /* rows 0 2 1 3, 4 6 5 7 */
+    return _mm256_add_ps(_mm256_permute_ps(b[0], 0xd8), _mm256_setzero_ps());
 }
-MOEI_FORCE MOEI_AVX2 void moei_q8_tile_avx2(uint32_t kind, int c, const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, int offset,
-                                            moei_ahead *later, float *acc) {
-    const uint8_t *ahead, *ahead_end;
-    const size_t size = moei_q8_entry_avx2(kind), step = moei_ahead_take(later, 1, 4 * n_blocks, &ahead, &ahead_end);
-    moei_q8scalars by;
-    moei_q8wide wide;
-    moei_q8_gather(moei_q8_is_nvfp4(kind), c, x, offset, &by);
-    for (int t = 0; kind == MOE_FORMAT_Q8_0 && t < c; t++)
-        for (int b = 0; b < 8; b++) {
-            const __m256i q = moei_q8_ld256(x[t]->q[b]);
-            _mm256_storeu_si256((__m256i *)(void *)wide.q[t][b][0], _mm256_srai_epi16(_mm256_slli_epi16(q, 8), 8));
-            _mm256_storeu_si256((__m256i *)(void *)wide.q[t][b][1], _mm256_srai_epi16(q, 8));
-        }
-    for (size_t h = 0; h < 4; h++, entry += 8 * size, acc += 8)
-        for (size_t lane = 0; lane < n_blocks; lane++) {
-            MOEI_AHEAD(step);
-            moei_q8_entry8_avx2(kind, c, (const __m256i *)(const void *)(entry + lane * size), x, &by, &wide, lane, acc + lane * (4 * 32));
-        }
-}
-static MOEI_AVX2 void moei_q8_store_avx2(const float *acc, uint32_t c, uint32_t n_rows, float *out, size_t out_stride) {
+MOEI_FORCE MOEI_AVX2 void moei_q8_store_avx2(const __m256 *acc, uint32_t c, uint32_t n_rows, float *out, size_t out_stride) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     for (uint32_t t = 0; t < c; t++)
         for (uint32_t r = 0; r < n_rows; r += 8) {
             __m256 a[8];
-            MOEI_UNROLL for (int l = 0; l < 8; l++) a[l] = _mm256_loadu_ps(acc + (4 * l + (int)t) * 32 + r);
-            MOEI_UNROLL for (int half = 4; half; half /= 2)
-                MOEI_UNROLL for (int l = 0; l < half; l++) a[l] = _mm256_add_ps(a[l], a[l + half]);
-            a[0] = _mm256_add_ps(a[0], _mm256_setzero_ps());
-            _mm256_maskstore_ps(out + t * out_stride + r, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n_rows - r)), lane), a[0]);
+            MOEI_UNROLL for (uint32_t i = 0; i < 8; i++) a[i] = acc[(r + i) * c + t];
+            _mm256_maskstore_ps(out + t * out_stride + r, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n_rows - r)), lane), moei_q8_tree8(a));
         }
 }
-#define MOEI_Q8_TILE_AVX2(f)                                                                                             \
-    static MOEI_AVX2 void moei_q8_tile_avx2_##f(const uint8_t *entry, size_t n, const moei_q8 *const *x, uint32_t c, int offset, \
-        moei_ahead *later, float *acc) {                                                                               \
-        if (c == 4) moei_q8_tile_avx2(MOE_FORMAT_##f, 4, entry, n, x, offset, later, acc);                               \
-        else moei_q8_tile_avx2(MOE_FORMAT_##f, 2, entry, n, x, offset, later, acc); }
-MOEI_Q8_TILE_AVX2(Q8_0) MOEI_Q8_TILE_AVX2(Q4_0) MOEI_Q8_TILE_AVX2(Q4_K) MOEI_Q8_TILE_AVX2(Q6_K) MOEI_Q8_TILE_AVX2(Q2_K)
-MOEI_Q8_TILE_AVX2(NVFP4) MOEI_Q8_TILE_AVX2(INT4_GROUP) MOEI_Q8_TILE_AVX2(Q5_0) MOEI_Q8_TILE_AVX2(Q5_K)
-#define MOEI_Q8_UNPACK_AVX2(isa, target, f)                                                                              \
-    static target void moei_q8_unpack_##isa##_##f(const moei_rows *w, size_t r, size_t n_rows, size_t step, moei_q8side side[32], uint8_t *entry) { \
-        for (size_t j = 0; j < 4; j++)                                                                                   \
-            moei_q8_unpack8_avx2(MOE_FORMAT_##f, w, r + 8 * j, n_rows, step, side + 8 * j, entry + 64 * j / 8 * moei_q8_entry_avx2(MOE_FORMAT_##f)); }
-MOEI_Q8_FORMATS(MOEI_Q8_UNPACK_AVX2, avx2, MOEI_AVX2)
-#define MOEI_Q8_CASE(isa, target, f) case MOE_FORMAT_##f: return moei_q8_unpack_##isa##_##f;
-/* A step of 32 rows, of which those beyond the view's end repeat the last one; `side` is filled every MOEI_Q8_CHUNK steps. */
-typedef void moei_q8_unpack_fn(const moei_rows *w, size_t r, size_t n_rows, size_t step, moei_q8side side[32], uint8_t *entry);
-static moei_q8_unpack_fn *moei_q8_unpack_avx2(uint32_t f) {
-    switch (f) { MOEI_Q8_FORMATS(MOEI_Q8_CASE, avx2, ) default: return NULL; }
-}
-typedef void moei_q8_tile_fn(const uint8_t *entry, size_t n_blocks, const moei_q8 *const *x, uint32_t c, int offset, moei_ahead *later, float *acc);
-static moei_q8_tile_fn *moei_q8_tile_of_avx2(uint32_t f) {
-    switch (moei_q8_kind_avx2(f)) {
-    case MOE_FORMAT_Q8_0: return moei_q8_tile_avx2_Q8_0;
-    case MOE_FORMAT_Q4_K: return moei_q8_tile_avx2_Q4_K;
-    case MOE_FORMAT_Q6_K: return moei_q8_tile_avx2_Q6_K;
-    case MOE_FORMAT_Q2_K: return moei_q8_tile_avx2_Q2_K;
-    case MOE_FORMAT_NVFP4: return moei_q8_tile_avx2_NVFP4;
-    case MOE_FORMAT_INT4_GROUP: return moei_q8_tile_avx2_INT4_GROUP;
-    case MOE_FORMAT_Q5_0: return moei_q8_tile_avx2_Q5_0;
-    case MOE_FORMAT_Q5_K: return moei_q8_tile_avx2_Q5_K;
-    default: return moei_q8_tile_avx2_Q4_0;
+static MOEI_AVX2 void moei_q8_panel_256(moei_q8_unpack_fn *unpack, moei_q8_pairs_fn *const *tiles, void *panel, const moei_rows *w,
+                                        uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
+    const size_t steps = (w->k + 255) / 256, chunks = (steps + MOEI_Q8_CHUNK - 1) / MOEI_Q8_CHUNK;
+    const uint32_t passes = n_tokens / MOEI_Q8_FOUR + (n_tokens >> 1 & 1) + (n_tokens & 1);
+    moei_ahead later = moei_ahead_next(w, (n_rows + 1) / 2 * passes * chunks);
+    __m256 acc[MOEI_Q8_ROWS * MOEI_Q8_FOUR];
+    moei_q8pairs p;
+    for (uint32_t r0 = 0; r0 < n_rows; r0 += MOEI_Q8_ROWS) {
+        const uint32_t rows = n_rows - r0 < MOEI_Q8_ROWS ? n_rows - r0 : (uint32_t)MOEI_Q8_ROWS, pairs = (rows + 1) / 2;
+        for (uint32_t t = 0, c; t < n_tokens; t += c) {
+            c = n_tokens - t < 2 ? 1 : n_tokens - t < MOEI_Q8_FOUR ? 2 : (uint32_t)MOEI_Q8_FOUR;
+            memset(acc, 0, sizeof acc);
+            for (size_t i = 0; i < steps; i += p.n) {
+                moei_q8entry *e = (moei_q8entry *)panel + i * MOEI_Q8_ROWS;
+                p.n = steps - i < MOEI_Q8_CHUNK ? steps - i : (size_t)MOEI_Q8_CHUNK, p.n_pairs = t ? pairs : 1;
+                for (uint32_t j = 0; j < c; j++) p.x[j] = (const moei_q8 *)x[t + j] + i;
+                for (uint32_t r = 0; r < rows; r += 2 * (uint32_t)p.n_pairs, e += 2 * p.n) {
+                    if (t == 0) unpack(w, r0 + r, i, e), unpack(w, r0 + (r + 1 < rows ? r + 1 : r), i, e + p.n);
+                    p.e = e, p.acc = acc + r * c;
+                    p.ahead_step = moei_ahead_take(&later, (uint32_t)p.n_pairs, p.n * p.n_pairs, &p.ahead, &p.ahead_end);
+                    tiles[c / 2](&p);
+                }
+            }
+            moei_q8_store_avx2(acc, c, rows, out + t * out_stride + r0, out_stride);
+        }
     }
 }
-/* The first tile decodes the panel as it goes: written all at once it would wait for the stores to L2. */
-static void moei_q8_panel_avx2(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
-                               size_t out_stride) {
-    const uint32_t f = w->format;
-    const int offset = f == MOE_FORMAT_INT4_GROUP ? 1 : moei_q8_offset(f);
-    const size_t n_blocks = w->k / 32, n_panels = (n_rows + MOEI_Q8_ROWS - 1) / MOEI_Q8_ROWS, tiles = (n_tokens + MOEI_Q8_FOUR - 1) / MOEI_Q8_FOUR;
-    moei_ahead later = moei_ahead_next(w, n_panels * ((n_blocks + 7) / 8) * tiles);
-    moei_q8side side[MOEI_Q8_ROWS];
-    float room[MOEI_Q8_ACC + 16], *acc = (float *)(void *)(((uintptr_t)room + 63) & ~(uintptr_t)63);
-    for (uint32_t r = 0, n; r < n_rows; r += MOEI_Q8_ROWS)
-        for (uint32_t t = 0; t < n_tokens; t += n) {
-            const moei_q8 *at[MOEI_Q8_FOUR];
-            uint8_t *entry = (uint8_t *)panel;
-            const uint32_t c = n_tokens - t > 2 ? MOEI_Q8_FOUR : 2;
-            n = n_tokens - t < c ? n_tokens - t : c;
-            for (uint32_t i = 0; i < c; i++) at[i] = (const moei_q8 *)x[t + (i < n ? i : n - 1)];
-            memset(acc, 0, MOEI_Q8_ACC * sizeof *acc);
-            for (size_t i = 0; 8 * i < n_blocks; i++, entry += 8 * 4 * moei_q8_entry_avx2(f)) {
-                if (t == 0) moei_q8_unpack_avx2(f)(w, r, n_rows, i, side, entry);
-                moei_q8_tile_of_avx2(f)(entry, n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8, at, c, offset, &later, acc);
-                for (uint32_t j = 0; j < c; j++) at[j]++;
-            }
-            moei_q8_store_avx2(acc, n, n_rows - r < 32 ? n_rows - r : 32, out + t * out_stride + r, out_stride);
-        }
-}
+#define MOEI_Q8_256(isa, vex)                                                                                            \
+    MOEI_Q8_FORMATS(MOEI_Q8_DOT_256, isa, vex)                                                                           \
+    MOEI_Q8_FORMATS(MOEI_Q8_UNPACK_256, isa, vex)                                                                        \
+    MOEI_Q8_KINDS(MOEI_Q8_TILES_256, isa, vex)                                                                           \
+    static moei_q8_unpack_fn *moei_q8_unpack_##isa(uint32_t f) {                                                         \
+        switch (f) { MOEI_Q8_FORMATS(MOEI_Q8_UNPACK_CASE, isa, vex) default: return NULL; }                              \
+    }                                                                                                                    \
+    static moei_q8_pairs_fn *const *moei_q8_tiles_##isa(uint32_t f) {                                                    \
+        switch (moei_q8_kind_256(f)) { MOEI_Q8_KINDS(MOEI_Q8_TILES_CASE, isa, vex) default: return NULL; }               \
+    }                                                                                                                    \
+    static void moei_q8_panel_##isa(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, \
+                                    float *out, size_t out_stride) {                                                     \
+        const uint32_t f = w->format;                                                                                    \
+        moei_q8_panel_256(moei_q8_unpack_##isa(f), moei_q8_tiles_##isa(f), panel, w, n_rows, x, n_tokens, out, out_stride); \
+    }
+MOEI_Q8_256(avx2, 0)
+#if MOEI_HAVE_AVXVNNI
+MOEI_Q8_256(avxvnni, 1)
+#endif
 
-#define MOEI_Q8_BOTH(isa, f) {moei_q8_dot_##isa##_##f, moei_q8_decode_later, 8}
+#define MOEI_Q8_BOTH(isa, f) {moei_q8_dot_##isa##_##f, moei_q8_decode_later, MOEI_Q8_SHARE}
 #define MOEI_Q8_NONE {NULL, NULL, 0}
 /* clang-format off */
-MOEI_UNUSED static const moei_arith moei_q8_avx2 = {
-    MOE_COMPUTE_Q8, MOE_TIER_AVX2, moei_q8_prepared_bytes, moei_q8_prepare, moei_q8_panel_bytes_avx2, moei_q8_panel_avx2,
-    {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */
-     MOEI_Q8_BOTH(avx2, Q8_0), MOEI_Q8_BOTH(avx2, Q4_0), MOEI_Q8_BOTH(avx2, Q4_1), MOEI_Q8_BOTH(avx2, Q5_0),
-     MOEI_Q8_BOTH(avx2, Q5_1), MOEI_Q8_BOTH(avx2, Q2_K), MOEI_Q8_BOTH(avx2, Q3_K), MOEI_Q8_BOTH(avx2, Q4_K),
-     MOEI_Q8_BOTH(avx2, Q5_K), MOEI_Q8_BOTH(avx2, Q6_K), MOEI_Q8_BOTH(avx2, IQ4_NL), MOEI_Q8_BOTH(avx2, IQ4_XS),
-     MOEI_Q8_BOTH(avx2, MXFP4), MOEI_Q8_BOTH(avx2, NVFP4), MOEI_Q8_BOTH(avx2, MXFP4_HF), MOEI_Q8_BOTH(avx2, NVFP4_HF),
-     MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */
-     MOEI_Q8_BOTH(avx2, INT8_CHANNEL), MOEI_Q8_BOTH(avx2, INT4_GROUP)}, NULL};
+#define MOEI_Q8_ARITH_256(id, isa)                                                                                       \
+MOEI_UNUSED static const moei_arith moei_q8_##isa = {                                                                    \
+    MOE_COMPUTE_Q8, MOE_TIER_##id, moei_q8_prepared_bytes, moei_q8_prepare, moei_q8_panel_bytes_avx2, moei_q8_panel_##isa, \
+    {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */                                     \
+     MOEI_Q8_BOTH(isa, Q8_0), MOEI_Q8_BOTH(isa, Q4_0), MOEI_Q8_BOTH(isa, Q4_1), MOEI_Q8_BOTH(isa, Q5_0),                 \
+     MOEI_Q8_BOTH(isa, Q5_1), MOEI_Q8_BOTH(isa, Q2_K), MOEI_Q8_BOTH(isa, Q3_K), MOEI_Q8_BOTH(isa, Q4_K),                 \
+     MOEI_Q8_BOTH(isa, Q5_K), MOEI_Q8_BOTH(isa, Q6_K), MOEI_Q8_BOTH(isa, IQ4_NL), MOEI_Q8_BOTH(isa, IQ4_XS),             \
+     MOEI_Q8_BOTH(isa, MXFP4), MOEI_Q8_BOTH(isa, NVFP4), MOEI_Q8_BOTH(isa, MXFP4_HF), MOEI_Q8_BOTH(isa, NVFP4_HF),       \
+     MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */                                         \
+     MOEI_Q8_BOTH(isa, INT8_CHANNEL), MOEI_Q8_BOTH(isa, INT4_GROUP)}, NULL};
+MOEI_Q8_ARITH_256(AVX2, avx2)
+#if MOEI_HAVE_AVXVNNI
+MOEI_Q8_ARITH_256(AVXVNNI, avxvnni)
+#endif
 /* clang-format on */
 
 #if MOEI_HAVE_VNNI
@@ -4237,13 +4477,26 @@ MOEI_UNUSED static const moei_arith moei_q8_avx2 = {
    LAYOUT      v[j] holds weights 8 j .. 8 j + 7 of every block, blocks in the order 0 1 4 5 2 3 6 7; q of a prepared row likewise.
                So the dot products of a token add up in one register, two dwords per block, and its two halves shuffled give the
                sums in order. What puts the weights there is paid once per step and not once per token.
-   COST        of a step on Zen 4, in 256-bit micro-ops (a 512-bit one is two; 4 a cycle at most, shuffles and shifts 2): a token 17,
-               10 of them dot products and multiplications that go to two pipes: 6 cycles. Weights and scales, per byte, and GB/s
-               of one token in cache where the memory gives 34: Q8_0 0.14 (43), Q4_0 0.14 (30), Q4_K 0.29 (24), Q6_K 0.33 (26).
-               Bound by it: Q2_K 0.51 (14), Q3_K 0.55 (14), MXFP4 0.35 (20), and with scales apart, which also pass through
-               memory (5 to 11 cycles of 25 to 38), MXFP4_HF 0.24 (20), NVFP4_HF 0.31 (14), INT4_GROUP 0.22 (17). */
+   COST        on Zen 5 (4 vector micro-ops a cycle: dot products and multiplications go to pipes 0 and 1, permutations to 1 and 2,
+               shifts and conversions to 2 and 3, logic, unpacking and shufps anywhere; 2.7 are reached; a load that crosses a line
+               takes two of two). GB/s in cache with 1, 2 and 4 tokens, where memory gives 36 to one core and 60 to two: Q8_0 70 53 34,
+               Q4_0 58 42 27, Q4_1 58 43 27, Q5_0 44 36 25, Q5_1 47 38 27, Q4_K 48 37 24, Q5_K 51 39 27, Q6_K 50 42 28, IQ4_NL 57 41 25,
+               IQ4_XS 44 35 23, MXFP4 44 32 22, MXFP4_HF 43 32 21, NVFP4 41 31 18, INT4_GROUP 45 36 23, INT8_CHANNEL 83 57 35. Bound by
+               it: NVFP4_HF 34 26 18, Q3_K 32 25 16, Q2_K 31 21 14: few bytes for the dot products of 256 weights.
+               (One token in twos: see moei_q8_together.) */
 
+#if defined(__GNUC__) || defined(__clang__)
+#define MOEI_PIN512(v) __asm__("" : "+v"(v)) /* as MOEI_PIN */
+#else
+#define MOEI_PIN512(v) ((void)(v))
+#endif
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_ld512(const void *p) { return _mm512_loadu_si512(p); }
+/* Weights that are used more than once, loaded once: gcc makes them a memory operand of each use, and most are in two cache lines. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_once(const void *p) {
+    __m512i v = _mm512_loadu_si512(p);
+    MOEI_PIN512(v);
+    return v;
+}
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_z128(__m128i v) { return _mm512_broadcast_i32x4(v); }
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_zand(__m512i v, int mask) { return _mm512_and_si512(v, _mm512_set1_epi8((char)mask)); }
 /* v | (w & mask), in one instruction */
@@ -4259,28 +4512,74 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_words(size_t a, size_t b, size_t c, size_t 
     return _mm512_setr_epi64(moei_q8_four(a), moei_q8_four(b), moei_q8_four(e), moei_q8_four(f), moei_q8_four(c), moei_q8_four(d),
                              moei_q8_four(g), moei_q8_four(h));
 }
-/* 8 bytes at `at` of 8 blocks of 18, 20, 22 or 24. */
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_each(const uint8_t *p, size_t size, size_t at) {
-    const size_t s = size / 2, last = (64 - 2 * size + at) / 2;
-    if (size == 18) {
-        const __m512i from = moei_q8_words(1, s + 1, 2 * s + 1, 3 * s + 1, 33, s + 33, 2 * s + 33, 3 * s + 33);
-        return _mm512_permutex2var_epi16(moei_q8_ld512(p + at - 2), from, moei_q8_ld512(p + at + 70));
+/* What is used of a step more than once, at most four lines of it (only the first ones named are loaded). */
+MOEI_FORCE MOEI_VNNI void moei_q8_lines(uint32_t f, const uint8_t *p, __m512i z[4]) {
+    size_t at[4] = {0, 64, 128, 0}, n = 2;
+    switch (f) {
+    case MOE_FORMAT_Q4_0:
+    case MOE_FORMAT_IQ4_NL:
+    case MOE_FORMAT_NVFP4: at[1] = 72, at[2] = 8, at[3] = 80, n = 4; break;
+    case MOE_FORMAT_Q4_1:
+    case MOE_FORMAT_Q5_0: at[1] = 56, at[2] = moei_q8_step_bytes(f) - 64, n = 3; break;
+    case MOE_FORMAT_Q5_1:
+    case MOE_FORMAT_Q6_K: n = 3; break;
+    case MOE_FORMAT_Q2_K: at[0] = 16, n = 1; break;
+    case MOE_FORMAT_Q3_K: at[0] = 32, n = 1; break;
+    case MOE_FORMAT_Q4_K: at[0] = 16, at[1] = 80; break;
+    case MOE_FORMAT_Q5_K: at[0] = 48, at[1] = 112; break;
+    case MOE_FORMAT_IQ4_XS: at[0] = 8, at[1] = 72; break;
+    case MOE_FORMAT_MXFP4: at[0] = 1, at[1] = 65, at[2] = 16, at[3] = 72, n = 4; break;
+    case MOE_FORMAT_Q8_0:
+    case MOE_FORMAT_INT8_CHANNEL: n = 0; break;
+    default: break;
     }
-    const __m512i from = moei_q8_words(0, s, 2 * s, 32, s + 32, 2 * s + 32, 0, 0);
-    const __m512i six = _mm512_permutex2var_epi16(moei_q8_ld512(p + at), from, moei_q8_ld512(p + at + 3 * size));
-    return _mm512_mask_permutexvar_epi16(six, 0xff000000, moei_q8_words(0, 0, 0, 0, 0, 0, last, last + s), moei_q8_ld512(p + 8 * size - 64));
+    MOEI_UNROLL for (size_t i = 0; i < n; i++) z[i] = moei_q8_once(p + at[i]);
+}
+/* 8 bytes at `at` of 8 blocks of 20, 22 or 24: words of z[0] and z[1], and those from 64 on of z[2]. */
+MOEI_FORCE size_t moei_q8_word(size_t size, size_t at) {
+    const size_t middle = size == 24 ? 64 : 56;
+    return (at <= 56 ? at : at <= middle + 56 ? at + 64 - middle : at + 128 - (8 * size - 64)) / 2;
+}
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_each(const __m512i *z, size_t size, size_t at) {
+    size_t i[8];
+    __mmask32 last = 0;
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) {
+        i[b] = moei_q8_word(size, b * size + at);
+        if (i[b] >= 64) last |= 15u << 4 * ((b & 1) | (b & 2) << 1 | (b & 4) >> 1);
+    }
+    const __m512i from = moei_q8_words(i[0], i[1], i[2], i[3], i[4], i[5], i[6], i[7]); /* 64 wraps around */
+    return _mm512_mask_permutexvar_epi16(_mm512_permutex2var_epi16(z[0], from, z[1]), last, from, z[2]);
+}
+/* What does not change from step to step, pinned: gcc would make it anew in each, through a general register (NVFP4_HF 29 GB/s in cache
+   on Zen 5, pinned and its scales shared 34). */
+typedef struct moei_q8fixed {
+    __m512i low, high, table, one, less[2];
+} moei_q8fixed;
+MOEI_FORCE MOEI_VNNI void moei_q8_fix(uint32_t f, moei_q8fixed *c) {
+    const int two = f == MOE_FORMAT_Q2_K || f == MOE_FORMAT_Q3_K, five = f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1 || f == MOE_FORMAT_Q5_K;
+    const int offset = f == MOE_FORMAT_INT4_GROUP ? 8 : moei_q8_offset(f); /* where it has no zero points of its own */
+    c->low = _mm512_set1_epi8(two ? 3 : 15), c->high = _mm512_set1_epi8(five ? 16 : f == MOE_FORMAT_Q6_K ? 0x30 : 4), c->one = _mm512_set1_epi16(1);
+    c->table = moei_q8_z128(moei_q8_is_e2m1(f) ? moei_q8_e2m1_table() : _mm_xor_si128(moei_q8_iq4_table(), _mm_set1_epi8(-128)));
+    c->less[0] = moei_q8_is_nvfp4(f) ? _mm512_set1_epi32(-offset & 0xffff) : _mm512_set1_epi16((short)-offset);
+    c->less[1] = _mm512_set1_epi32(-offset * 65536);
+    MOEI_PIN512(c->low);
+    MOEI_PIN512(c->high);
+    MOEI_PIN512(c->table);
+    MOEI_PIN512(c->one);
+    MOEI_PIN512(c->less[0]);
+    MOEI_PIN512(c->less[1]);
 }
 /* From 8 and 8 bytes of every block, whose low nibbles come first. */
-MOEI_FORCE MOEI_VNNI void moei_q8_znibbles(__m512i m0, __m512i m1, __m512i v[4]) {
-    v[0] = moei_q8_zand(m0, 15), v[2] = moei_q8_zand(_mm512_srli_epi16(m0, 4), 15);
-    v[1] = moei_q8_zand(m1, 15), v[3] = moei_q8_zand(_mm512_srli_epi16(m1, 4), 15);
+MOEI_FORCE MOEI_VNNI void moei_q8_znibbles(__m512i low, __m512i m0, __m512i m1, __m512i v[4]) {
+    v[0] = _mm512_and_si512(m0, low), v[2] = _mm512_and_si512(_mm512_srli_epi16(m0, 4), low);
+    v[1] = _mm512_and_si512(m1, low), v[3] = _mm512_and_si512(_mm512_srli_epi16(m1, 4), low);
 }
 /* Nibbles in order: v[0], v[1] are the even and the odd ones of v[0], v[1] yet to be interleaved, v[2] and v[3] too. */
-MOEI_FORCE MOEI_VNNI void moei_q8_znibbles_hf(const uint8_t *p, __m512i v[4]) {
+MOEI_FORCE MOEI_VNNI void moei_q8_znibbles_hf(__m512i low, const __m512i *z, __m512i v[4]) {
     MOEI_UNROLL for (int i = 0; i < 4; i += 2) { /* in 16 bytes a dword of two blocks, and the next one */
         const __m512i from = _mm512_add_epi32(_mm512_setr_epi32(0, 4, 1, 5, 16, 20, 17, 21, 8, 12, 9, 13, 24, 28, 25, 29), _mm512_set1_epi32(i));
-        const __m512i m = _mm512_permutex2var_epi32(moei_q8_ld512(p), from, moei_q8_ld512(p + 64));
-        v[i] = moei_q8_zand(m, 15), v[i + 1] = moei_q8_zand(_mm512_srli_epi16(m, 4), 15);
+        const __m512i m = _mm512_permutex2var_epi32(z[0], from, z[1]);
+        v[i] = _mm512_and_si512(m, low), v[i + 1] = _mm512_and_si512(_mm512_srli_epi16(m, 4), low);
     }
 }
 MOEI_FORCE MOEI_VNNI void moei_q8_interleave(__m512i v[4]) {
@@ -4301,126 +4600,132 @@ MOEI_FORCE MOEI_VNNI void moei_q8_z8bit(const uint8_t *p, size_t size, __m512i v
     v[0] = _mm512_shuffle_i64x2(t[0], t[2], 0x88), v[2] = _mm512_shuffle_i64x2(t[0], t[2], 0xdd);
     v[1] = _mm512_shuffle_i64x2(t[1], t[3], 0x88), v[3] = _mm512_shuffle_i64x2(t[1], t[3], 0xdd);
 }
-/* MXFP4: blocks of 17 bytes, of which a word is in none. */
-MOEI_FORCE MOEI_VNNI void moei_q8_zmxfp4(const uint8_t *p, __m512i v[4]) {
-    __m512i m[2];
-    MOEI_UNROLL for (int i = 0; i < 2; i++, p += 17) {
-        const __m256i a = _mm256_inserti128_si256(_mm256_castsi128_si256(moei_q8_ld128(p + 1)), moei_q8_ld128(p + 69), 1);
-        const __m256i b = _mm256_inserti128_si256(_mm256_castsi128_si256(moei_q8_ld128(p + 35)), moei_q8_ld128(p + 103), 1);
-        m[i] = _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+/* 8 words from word a, b, c and d on. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_eights(size_t a, size_t b, size_t c, size_t d) {
+    return _mm512_setr_epi64(moei_q8_four(a), moei_q8_four(a + 4), moei_q8_four(b), moei_q8_four(b + 4), moei_q8_four(c), moei_q8_four(c + 4),
+                             moei_q8_four(d), moei_q8_four(d + 4));
+}
+/* MXFP4: of blocks of 17 bytes the even ones are words of z[0] and z[1], the odd ones of z[2] and z[3]. */
+MOEI_FORCE MOEI_VNNI void moei_q8_zmxfp4(__m512i low, const __m512i *z, __m512i v[4]) {
+    const __m512i even = _mm512_permutex2var_epi16(z[0], moei_q8_eights(0, 34, 17, 51), z[1]);
+    const __m512i odd = _mm512_permutex2var_epi16(z[2], moei_q8_eights(1, 39, 18, 56), z[3]);
+    moei_q8_znibbles(low, _mm512_unpacklo_epi64(even, odd), _mm512_unpackhi_epi64(even, odd), v);
+}
+/* Q4_K, Q5_K: four times 32 bytes, the low nibbles of a block and the high ones of the next. The bytes are put together before the
+   nibbles are taken apart: unpacking qwords may be done by any port (Zen 5), permuting and shifting by two. */
+MOEI_FORCE MOEI_VNNI void moei_q8_z45k(__m512i fifteen, const __m512i *z, __m512i v[4]) {
+    MOEI_UNROLL for (int i = 0; i < 2; i++) {
+        const __m512i from = _mm512_add_epi64(_mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), _mm512_set1_epi64(2 * i));
+        const __m512i m = _mm512_permutex2var_epi64(z[0], from, z[1]);
+        const __m512i low = _mm512_and_si512(m, fifteen), high = _mm512_and_si512(_mm512_srli_epi16(m, 4), fifteen);
+        v[2 * i] = _mm512_unpacklo_epi64(low, high), v[2 * i + 1] = _mm512_unpackhi_epi64(low, high);
     }
-    moei_q8_znibbles(_mm512_unpacklo_epi64(m[0], m[1]), _mm512_unpackhi_epi64(m[0], m[1]), v);
 }
 /* K-quants, a register of the step at a time. */
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_zk(uint32_t f, const uint8_t *p, int j) {
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_zk(uint32_t f, const uint8_t *p, const __m512i *z, const moei_q8fixed *c, int j, __m512i v) {
     const __m512i b = _mm512_setr_epi64(0, 1, 4, 5, 2, 3, 6, 7);
     const __m512i two = _mm512_setr_epi64(0, 2, 0, 2, 4, 6, 4, 6); /* 2 (b % 4) */
-    const uint8_t *qs = p + (f == MOE_FORMAT_Q5_K ? 48 : f == MOE_FORMAT_Q3_K ? 32 : f == MOE_FORMAT_Q6_K ? 0 : 16);
-    const __m512i lo = moei_q8_ld512(qs), i4 = _mm512_setr_epi64(j, j, j + 4, j + 4, j, j, j + 4, j + 4);
-    __m512i v;
-    if (f == MOE_FORMAT_Q2_K || f == MOE_FORMAT_Q3_K) {
-        v = moei_q8_zand(_mm512_srlv_epi64(_mm512_permutexvar_epi64(i4, lo), two), 3);
-        if (f == MOE_FORMAT_Q2_K) return v;
-        uint64_t high;
-        memcpy(&high, p + 8 * j, 8);
-        return moei_q8_zput(v, _mm512_rorv_epi64(_mm512_set1_epi64((long long)high), _mm512_sub_epi64(b, _mm512_set1_epi64(2))), 4);
-    }
-    const __m512i hi = moei_q8_ld512(qs + 64);
+    const __m512i i4 = _mm512_setr_epi64(j, j, j + 4, j + 4, j, j, j + 4, j + 4);
     if (f == MOE_FORMAT_Q6_K) {
-        v = moei_q8_qwords(lo, hi, j, j + 4, j, j + 4, j + 8, j + 12, j + 8, j + 12);
-        v = moei_q8_zand(_mm512_srlv_epi64(v, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4)), 15);
-        const __m512i high = _mm512_permutexvar_epi64(i4, moei_q8_ld512(p + 128));
-        return moei_q8_zput(v, _mm512_rorv_epi64(high, _mm512_sub_epi64(two, _mm512_set1_epi64(4))), 0x30);
+        v = moei_q8_qwords(z[0], z[1], j, j + 4, j, j + 4, j + 8, j + 12, j + 8, j + 12);
+        v = _mm512_and_si512(_mm512_srlv_epi64(v, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4)), c->low);
+        const __m512i high = _mm512_permutexvar_epi64(i4, z[2]);
+        return _mm512_ternarylogic_epi32(v, _mm512_rorv_epi64(high, _mm512_sub_epi64(two, _mm512_set1_epi64(4))), c->high, 0xf8);
     }
-    v = moei_q8_qwords(lo, hi, j, j, j + 4, j + 4, j + 8, j + 8, j + 12, j + 12);
-    v = moei_q8_zand(_mm512_srlv_epi64(v, _mm512_setr_epi64(0, 4, 0, 4, 0, 4, 0, 4)), 15);
-    if (f == MOE_FORMAT_Q4_K) return v;
+    if (f != MOE_FORMAT_Q5_K) v = _mm512_and_si512(_mm512_srlv_epi64(_mm512_permutexvar_epi64(i4, z[0]), two), c->low);
+    if (f == MOE_FORMAT_Q2_K) return v;
+    const int to = f == MOE_FORMAT_Q5_K ? 4 : 2; /* the high bit */
     uint64_t high;
-    memcpy(&high, p + 16 + 8 * j, 8);
-    return moei_q8_zput(v, _mm512_rorv_epi64(_mm512_set1_epi64((long long)high), _mm512_sub_epi64(b, _mm512_set1_epi64(4))), 16);
+    memcpy(&high, p + (f == MOE_FORMAT_Q5_K ? 16 : 0) + 8 * j, 8);
+    const __m512i bits = _mm512_rorv_epi64(_mm512_set1_epi64((long long)high), _mm512_sub_epi64(b, _mm512_set1_epi64(to)));
+    return _mm512_ternarylogic_epi32(v, bits, c->high, 0xf8); /* v | (bits & high) */
 }
 /* + 16 where byte `at` + j of a block's qword has the bit. */
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_zfifth(__m512i v, __m512i head, size_t at) {
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_zfifth(__m512i v, __m512i head, __m512i sixteen, size_t at) {
     const __m512i from = moei_q8_z128(_mm_add_epi8(_mm_set_epi64x(0x0808080808080808, 0), _mm_set1_epi8((char)at)));
     const __mmask64 high = _mm512_test_epi8_mask(_mm512_shuffle_epi8(head, from), _mm512_set1_epi64((long long)0x8040201008040201u));
-    return _mm512_mask_add_epi8(v, high, v, _mm512_set1_epi8(16));
+    return _mm512_mask_add_epi8(v, high, v, sixteen);
 }
-MOEI_FORCE MOEI_VNNI void moei_q8_bytes_vnni(uint32_t f, const uint8_t *p, __m512i v[4]) {
+MOEI_FORCE MOEI_VNNI void moei_q8_bytes_vnni(uint32_t f, const uint8_t *p, const __m512i *z, const moei_q8fixed *c, __m512i v[4]) {
     const size_t size = moei_q8_step_bytes(f) / 8;
     const int hf = f == MOE_FORMAT_MXFP4_HF || f == MOE_FORMAT_NVFP4_HF || f == MOE_FORMAT_INT4_GROUP;
     switch (f) {
     case MOE_FORMAT_Q8_0: moei_q8_z8bit(p + 2, 34, v); break;
     case MOE_FORMAT_INT8_CHANNEL: moei_q8_z8bit(p, 32, v); break;
+    case MOE_FORMAT_Q4_K: moei_q8_z45k(c->low, z, v); break;
     case MOE_FORMAT_Q2_K:
     case MOE_FORMAT_Q3_K:
-    case MOE_FORMAT_Q4_K:
     case MOE_FORMAT_Q5_K:
-    case MOE_FORMAT_Q6_K: MOEI_UNROLL for (int j = 0; j < 4; j++) v[j] = moei_q8_zk(f, p, j); break;
-    case MOE_FORMAT_MXFP4: moei_q8_zmxfp4(p, v); break;
+    case MOE_FORMAT_Q6_K:
+        if (f == MOE_FORMAT_Q5_K) moei_q8_z45k(c->low, z, v);
+        MOEI_UNROLL for (int j = 0; j < 4; j++) v[j] = moei_q8_zk(f, p, z, c, j, v[j]);
+        break;
+    case MOE_FORMAT_MXFP4: moei_q8_zmxfp4(c->low, z, v); break;
     case MOE_FORMAT_NVFP4: {
         const __m512i from = _mm512_setr_epi32(1, 2, 5, 6, 17, 18, 21, 22, 10, 11, 14, 15, 26, 27, 30, 31);
-        const __m512i m0 = _mm512_permutex2var_epi32(moei_q8_ld512(p), from, moei_q8_ld512(p + 72));
-        moei_q8_znibbles(m0, _mm512_permutex2var_epi32(moei_q8_ld512(p + 8), from, moei_q8_ld512(p + 80)), v);
+        const __m512i m0 = _mm512_permutex2var_epi32(z[0], from, z[1]);
+        moei_q8_znibbles(c->low, m0, _mm512_permutex2var_epi32(z[2], from, z[3]), v);
         const __m512i swap = v[1]; /* 8 bytes are half a block here */
         v[1] = v[2], v[2] = swap;
         break;
     }
-    case MOE_FORMAT_IQ4_XS: {
-        const __m512i lo = moei_q8_ld512(p + 8), hi = moei_q8_ld512(p + 72);
-        moei_q8_znibbles(moei_q8_qwords(lo, hi, 0, 2, 4, 6, 8, 10, 12, 14), moei_q8_qwords(lo, hi, 1, 3, 5, 7, 9, 11, 13, 15), v);
+    case MOE_FORMAT_IQ4_XS:
+        moei_q8_znibbles(c->low, moei_q8_qwords(z[0], z[1], 0, 2, 4, 6, 8, 10, 12, 14), moei_q8_qwords(z[0], z[1], 1, 3, 5, 7, 9, 11, 13, 15), v);
         break;
-    }
     case MOE_FORMAT_MXFP4_HF:
     case MOE_FORMAT_NVFP4_HF:
-    case MOE_FORMAT_INT4_GROUP: moei_q8_znibbles_hf(p, v); break;
-    default: moei_q8_znibbles(moei_q8_each(p, size, size - 16), moei_q8_each(p, size, size - 8), v);
+    case MOE_FORMAT_INT4_GROUP: moei_q8_znibbles_hf(c->low, z, v); break;
+    case MOE_FORMAT_Q4_0:
+    case MOE_FORMAT_IQ4_NL: {
+        const __m512i from = moei_q8_words(1, 10, 19, 28, 33, 42, 51, 60);
+        const __m512i m0 = _mm512_permutex2var_epi16(z[0], from, z[1]);
+        moei_q8_znibbles(c->low, m0, _mm512_permutex2var_epi16(z[2], from, z[3]), v);
+        break;
     }
+    default: moei_q8_znibbles(c->low, moei_q8_each(z, size, size - 16), moei_q8_each(z, size, size - 8), v);
+    }
+    const __m512i head = f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1 ? moei_q8_each(z, size, 0) : v[0];
     MOEI_UNROLL for (int j = 0; j < 4; j++) {
-        if (f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1) v[j] = moei_q8_zfifth(v[j], moei_q8_each(p, size, 0), size - 20 + (size_t)j);
-        if (moei_q8_is_e2m1(f)) v[j] = _mm512_shuffle_epi8(moei_q8_z128(moei_q8_e2m1_table()), v[j]);
-        if (f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS)
-            v[j] = _mm512_shuffle_epi8(moei_q8_z128(_mm_xor_si128(moei_q8_iq4_table(), _mm_set1_epi8(-128))), v[j]);
+        if (f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1) v[j] = moei_q8_zfifth(v[j], head, c->high, size - 20 + (size_t)j);
+        if (moei_q8_is_e2m1(f) || f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS) v[j] = _mm512_shuffle_epi8(c->table, v[j]);
     }
     if (hf) moei_q8_interleave(v);
 }
 
 /* Scales as moei_q8_scales; where a few registers hold all of a step, one permutation replaces 8 scalar loads. */
-MOEI_FORCE MOEI_VNNI __m128i moei_q8_pick(const uint8_t *p, const uint8_t *q, __m128i from) { /* 8 words of 64 bytes at p and q */
-    return _mm512_castsi512_si128(_mm512_permutex2var_epi16(moei_q8_ld512(p), _mm512_castsi128_si512(from), moei_q8_ld512(q)));
+MOEI_FORCE MOEI_VNNI __m128i moei_q8_pick(__m512i p, __m512i q, __m128i from) { /* 8 words of both */
+    return _mm512_castsi512_si128(_mm512_permutex2var_epi16(p, _mm512_castsi128_si512(from), q));
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_scales_z(uint32_t f, const uint8_t *p, const __m512i *z, const moei_q8side *side, size_t j, moei_q8s *s) {
+    if (f == MOE_FORMAT_Q4_1 || f == MOE_FORMAT_Q5_1) { /* words 0 and 1 of the blocks' qwords */
+        const __m256i d = _mm256_setr_epi16(0, 4, 16, 20, 8, 12, 24, 28, 1, 5, 17, 21, 9, 13, 25, 29);
+        const __m512i each = moei_q8_each(z, moei_q8_step_bytes(f) / 8, 0);
+        const __m512 h = _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_castsi256_si512(d), each)));
+        s->d = _mm512_castps512_ps256(h), s->m = _mm512_extractf32x8_ps(h, 1);
+    } else moei_q8_scales(f, p, side, j, s);
 }
 MOEI_FORCE MOEI_VNNI void moei_q8_scales_vnni(uint32_t f, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8s *s) {
-    if (f == MOE_FORMAT_Q4_0 || f == MOE_FORMAT_IQ4_NL)
-        s->d = _mm256_cvtph_ps(moei_q8_pick(p, p + 72, _mm_setr_epi16(0, 9, 18, 27, 32, 41, 50, 59)));
-    else if (f == MOE_FORMAT_Q8_0) {
-        const __m128i a = moei_q8_pick(p, p + 68, _mm_setr_epi16(0, 17, 32, 49, 0, 0, 0, 0));
-        const __m128i b = moei_q8_pick(p + 136, p + 204, _mm_setr_epi16(0, 17, 32, 49, 0, 0, 0, 0));
-        s->d = _mm256_cvtph_ps(_mm_unpacklo_epi64(a, b));
-    } else if (f == MOE_FORMAT_MXFP4) { /* every other one is in the high byte of its word */
-        __m128i e = moei_q8_pick(p, p + 68, _mm_setr_epi16(0, 8, 17, 25, 32, 40, 49, 57));
-        e = _mm_srlv_epi16(e, _mm_setr_epi16(0, 8, 0, 8, 0, 8, 0, 8));
-        s->d = moei_q8_half_e8m0(_mm256_and_si256(_mm256_cvtepu16_epi32(e), _mm256_set1_epi32(255)));
-    } else if (f == MOE_FORMAT_Q4_1 || f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1) { /* words 0 and 1 of the blocks' qwords */
-        const __m256i d = _mm256_setr_epi16(0, 4, 16, 20, 8, 12, 24, 28, 1, 5, 17, 21, 9, 13, 25, 29);
-        const __m512i each = moei_q8_each(p, moei_q8_step_bytes(f) / 8, 0);
-        const __m512 h = _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_castsi256_si512(d), each)));
-        s->d = _mm512_castps512_ps256(h);
-        if (f != MOE_FORMAT_Q5_0) s->m = _mm512_extractf32x8_ps(h, 1);
-    } else moei_q8_scales(f, p, side, j, s);
+    __m512i z[4];
+    moei_q8_lines(f, p, z);
+    moei_q8_scales_z(f, p, z, side, j, s);
 }
 
 /* ---- AVX512-VNNI: straight from the rows ---- */
 
-/* Integer scales [block][half] to the order of the sums they multiply: of v[0] v[1] packed and v[2] v[3] packed (Q6_K), or of both
-   halves packed. */
-MOEI_FORCE MOEI_VNNI void moei_q8_spread_vnni(uint32_t f, __m256i sub, __m512i pair[2]) {
-    const __m512i both = _mm512_setr_epi64(0x0002000200000000, 0x0003000300010001, 0x000a000a00080008, 0x000b000b00090009,
-                                           0x0006000600040004, 0x0007000700050005, 0x000e000e000c000c, 0x000f000f000d000d);
-    const __m512i first = _mm512_unpacklo_epi64(both, both), second = _mm512_unpackhi_epi64(both, both);
-    pair[0] = _mm512_permutexvar_epi16(f == MOE_FORMAT_Q6_K ? first : both, _mm512_castsi256_si512(sub));
-    if (f == MOE_FORMAT_Q6_K) pair[1] = _mm512_permutexvar_epi16(second, _mm512_castsi256_si512(sub));
+/* Where integer scales [block][half] belong: the first and second halves of two blocks, twice each. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_halves_at(void) {
+    return _mm512_setr_epi64(0x0002000200000000, 0x0003000300010001, 0x000a000a00080008, 0x000b000b00090009, 0x0006000600040004,
+                             0x0007000700050005, 0x000e000e000c000c, 0x000f000f000d000d);
 }
-/* The sums of 8 blocks in order, as moei_q8_add takes them. LIMITS: 8 products fit 16 bits where u <= 31, 4 where u <= 63. */
-MOEI_FORCE MOEI_VNNI void moei_q8_dot8_vnni(uint32_t f, const __m512i v[4], const __m512i *pair, const moei_q8 *x, __m256i h[2]) {
+/* Q6_K: to the order of v[0] v[1] packed and of v[2] v[3] packed. */
+MOEI_FORCE MOEI_VNNI void moei_q8_spread_q6(__m256i sub, __m512i pair[2]) {
+    const __m512i both = moei_q8_halves_at(), all = _mm512_castsi256_si512(sub);
+    pair[0] = _mm512_permutexvar_epi16(_mm512_unpacklo_epi64(both, both), all);
+    pair[1] = _mm512_permutexvar_epi16(_mm512_unpackhi_epi64(both, both), all);
+}
+/* The dot products of 8 blocks, two dwords each to be added; where scales are per 16, of two blocks the first halves, then the second.
+   LIMITS: 8 products fit 16 bits where u <= 31, 4 where u <= 63. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_dot8_vnni(uint32_t f, const __m512i v[4], const __m512i *pair, __m512i one, const moei_q8 *x) {
     const int sub = moei_q8_has_sub(f), halves = moei_q8_has_halves(f);
     __m512i s[4];
     MOEI_UNROLL for (int j = 0; j < 4; j++) {
@@ -4428,50 +4733,302 @@ MOEI_FORCE MOEI_VNNI void moei_q8_dot8_vnni(uint32_t f, const __m512i v[4], cons
         s[j] = _mm512_dpbusd_epi32(fresh ? _mm512_setzero_si512() : s[j - 1], v[j], moei_q8_ld512(x->q[2 * j]));
     }
     if (f == MOE_FORMAT_Q6_K)
-        s[3] = _mm512_dpwssd_epi32(_mm512_madd_epi16(_mm512_packs_epi32(s[0], s[1]), pair[0]), _mm512_packs_epi32(s[2], s[3]), pair[1]);
-    else if (halves) s[3] = _mm512_madd_epi16(_mm512_packs_epi32(s[1], s[3]), sub ? pair[0] : _mm512_set1_epi16(1));
-    const __m256i lo = _mm512_castsi512_si256(s[3]), hi = _mm512_extracti64x4_epi64(s[3], 1);
-    if (halves) h[0] = _mm256_unpacklo_epi64(lo, hi), h[1] = _mm256_unpackhi_epi64(lo, hi);
-    else {
-        const __m256 a = _mm256_castsi256_ps(lo), b = _mm256_castsi256_ps(hi);
-        h[0] = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), h[1] = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
-    }
+        return _mm512_dpwssd_epi32(_mm512_madd_epi16(_mm512_packs_epi32(s[0], s[1]), pair[0]), _mm512_packs_epi32(s[2], s[3]), pair[1]);
+    if (!halves) return s[3];
+    s[3] = _mm512_packs_epi32(s[1], s[3]);
+    return sub ? s[3] : _mm512_madd_epi16(s[3], one); /* Q2_K, Q3_K: their scales are those of two rows */
+}
+/* Of two rows' dot products the sums of 8 blocks in order, one row after the other; for NVFP4 those of the halves. */
+MOEI_FORCE MOEI_VNNI void moei_q8_sums2(uint32_t f, __m512i a, __m512i b, __m512i h[2]) {
+    const __m512i rows = _mm512_setr_epi64(0, 4, 2, 6, 1, 5, 3, 7);
+    const __m512 fa = _mm512_castsi512_ps(a), fb = _mm512_castsi512_ps(b);
+    const int halves = moei_q8_has_halves(f);
+    h[0] = halves ? _mm512_unpacklo_epi64(a, b) : _mm512_castps_si512(_mm512_shuffle_ps(fa, fb, 0x88));
+    h[1] = halves ? _mm512_unpackhi_epi64(a, b) : _mm512_castps_si512(_mm512_shuffle_ps(fa, fb, 0xdd));
+    if (!moei_q8_is_nvfp4(f)) h[0] = _mm512_add_epi32(h[0], h[1]);
+    h[0] = _mm512_permutexvar_epi64(rows, h[0]), h[1] = _mm512_permutexvar_epi64(rows, h[1]);
 }
 enum { MOEI_Q8_FEW = 4 }; /* up to so many tokens share an unpacked step, more go through panels: 3 to 8 were tried (Zen 4) */
 
-/* Rows [r, end) times n tokens, a constant: the accumulators stay in registers. */
+/* The last, partial step of the row at p. It is copied when the row begins: read at once, its lines would wait for the stores to reach L1
+   (Zen 5, k = 2880: Q4_0 30 GB/s in cache, so 54). Padded with what is a small normal number in any type of scale: 0 in e8m0 is not. */
+MOEI_FORCE MOEI_VNNI void moei_q8_cut(uint32_t f, const moei_rows *w, const uint8_t *p, uint8_t *tail) {
+    const size_t step = moei_q8_step_bytes(f), n = w->k % 256 / 32 * (step / 8);
+    p += w->k / 256 * step;
+    if (n)
+        MOEI_UNROLL for (size_t i = 0; i < step; i += 64) {
+            const uint64_t some = n <= i ? 0 : n - i < 64 ? ((uint64_t)1 << (n - i)) - 1 : ~(uint64_t)0;
+            _mm512_storeu_si512(tail + i, _mm512_mask_loadu_epi8(_mm512_set1_epi8(0x20), some, p + i));
+        }
+}
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_both256(__m256i a, __m256i b) { return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1); }
+MOEI_FORCE MOEI_VNNI __m512 moei_q8_both256f(__m256 a, __m256 b) { return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1); }
+/* acc + one step of two rows: as moei_q8_add. */
+MOEI_FORCE MOEI_VNNI __m512 moei_q8_add2(uint32_t f, __m512 d, __m512 m, __m512i min, const __m512i less[2], __m512i h[2], const moei_q8 *x,
+                                         __m512 acc) {
+    const int offset = moei_q8_offset(f);
+    const __m512 dx = _mm512_broadcast_f32x8(_mm256_loadu_ps(x->d));
+    const int nv = moei_q8_is_nvfp4(f);
+    const __m512i sum16 = moei_q8_is_less(f, offset) || f == MOE_FORMAT_Q2_K ? _mm512_broadcast_i64x4(moei_q8_ld256(x->sum16)) : h[0];
+    MOEI_UNROLL for (int j = 0; j <= nv; j++)
+        if (moei_q8_is_less(f, offset)) h[j] = _mm512_dpwssd_epi32(h[j], less[j], sum16);
+    acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(h[0]), _mm512_mul_ps(d, dx), acc);
+    if (nv) acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(h[1]), _mm512_mul_ps(m, dx), acc);
+    if (moei_q8_has_min(f)) acc = _mm512_fmadd_ps(m, _mm512_broadcast_f32x8(_mm256_loadu_ps(x->s)), acc);
+    if (f == MOE_FORMAT_Q2_K) acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_madd_epi16(min, sum16)), _mm512_mul_ps(m, dx), acc);
+    return acc;
+}
+/* A step of one row times n tokens, before its sums are in order. */
+typedef struct moei_q8step {
+    __m512i h[MOEI_Q8_FEW];
+    __m256i less;
+    __m128i raw, more; /* scales that two rows take apart together */
+    moei_q8s s;        /* other ones */
+} moei_q8step;
+/* The scales of two rows, one after the other, from 16 bytes of each: conversions are paid once for both. */
+MOEI_FORCE int moei_q8_is_q23(uint32_t f) { return f == MOE_FORMAT_Q2_K || f == MOE_FORMAT_Q3_K; }
+MOEI_FORCE int moei_q8_is_raw(uint32_t f) {
+    return f == MOE_FORMAT_Q4_0 || f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_MXFP4 ||
+           f == MOE_FORMAT_NVFP4 || f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K || moei_q8_is_q23(f);
+}
+MOEI_FORCE MOEI_VNNI __m128i moei_q8_raw(uint32_t f, const uint8_t *p, const __m512i *z) {
+    if (f == MOE_FORMAT_Q4_0 || f == MOE_FORMAT_IQ4_NL) return moei_q8_pick(z[0], z[1], _mm_setr_epi16(0, 9, 18, 27, 32, 41, 50, 59));
+    if (f == MOE_FORMAT_Q8_0) {
+        const __m128i a = moei_q8_pick(moei_q8_ld512(p), moei_q8_ld512(p + 68), _mm_setr_epi16(0, 17, 32, 49, 0, 0, 0, 0));
+        const __m128i b = moei_q8_pick(moei_q8_ld512(p + 136), moei_q8_ld512(p + 204), _mm_setr_epi16(0, 17, 32, 49, 0, 0, 0, 0));
+        return _mm_unpacklo_epi64(a, b);
+    }
+    if (f == MOE_FORMAT_MXFP4) { /* every other one is in the high byte of its word */
+        const __m128i e = moei_q8_pick(moei_q8_ld512(p), z[1], _mm_setr_epi16(0, 8, 17, 25, 33, 42, 50, 59));
+        return _mm_srlv_epi16(e, _mm_setr_epi16(0, 8, 0, 8, 8, 0, 8, 0));
+    }
+    if (f == MOE_FORMAT_Q5_0) {
+        const __m128i d = _mm_setr_epi16(0, 4, 16, 20, 8, 12, 24, 28);
+        return _mm512_castsi512_si128(_mm512_permutexvar_epi16(_mm512_castsi128_si512(d), moei_q8_each(z, 22, 0)));
+    }
+    if (f == MOE_FORMAT_NVFP4) {
+        const __m512i from = _mm512_castsi128_si512(_mm_setr_epi32(0, 9, 16, 25));
+        const __m128i b = _mm512_castsi512_si128(_mm512_permutex2var_epi32(z[0], from, z[1]));
+        return _mm_shuffle_epi8(b, _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)); /* first halves first */
+    }
+    return moei_q8_ld128(f == MOE_FORMAT_Q3_K ? p + 94 : p); /* Q2_K, Q4_K, Q5_K; Q3_K: 12 bytes from the third on, and d */
+}
+MOEI_FORCE MOEI_VNNI __m256i moei_q8_both128(__m128i a, __m128i b) { return _mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1); }
+/* As moei_q8_scales_k. */
+MOEI_FORCE MOEI_VNNI void moei_q8_scales2_k(__m128i a, __m128i b, __m512 *d, __m512 *m) {
+    const __m256i h = moei_q8_both128(a, b), high6 = _mm256_setr_epi32(0, 0x30303030, 0, 0x30303030, 0, 0x30303030, 0, 0x30303030);
+    const __m256i low = _mm256_srlv_epi32(_mm256_shuffle_epi32(h, 0xed), _mm256_setr_epi32(0, 0, 0, 4, 0, 0, 0, 4)); /* dwords 1 3 2 3 */
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi32(_mm256_shuffle_epi32(h, 0xa5), 2), high6);               /* 1 1 2 2 */
+    const __m256i four = moei_q8_both(_mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f));
+    const __m256i s = _mm256_permute4x64_epi64(_mm256_ternarylogic_epi32(high, low, four, 0xf8), 0xd8); /* scales, then minima */
+    const __m512 f = _mm512_castps128_ps512(_mm_xor_ps(_mm_cvtph_ps(_mm_unpacklo_epi32(a, b)), _mm_setr_ps(0.0f, -0.0f, 0.0f, -0.0f)));
+    const __m512i of = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2, 2);
+    const __m512i n = _mm512_cvtepi8_epi32(_mm256_castsi256_si128(s)), n_m = _mm512_cvtepi8_epi32(_mm256_extracti128_si256(s, 1));
+    *d = _mm512_mul_ps(_mm512_permutexvar_ps(of, f), _mm512_cvtepi32_ps(n));
+    *m = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_add_epi32(of, _mm512_set1_epi32(1)), f), _mm512_cvtepi32_ps(n_m));
+}
+/* As moei_q8_scales_nvfp4 or, with signs, moei_q8_side_of. */
+MOEI_FORCE MOEI_VNNI void moei_q8_scales2_nv(int hf, __m128i a, __m128i b, __m512 *d, __m512 *m) {
+    const __m256i bytes = _mm256_permute4x64_epi64(moei_q8_both128(a, b), 0xd8);
+    const __m512i all = _mm512_slli_epi16(_mm512_cvtepi8_epi16(bytes), 7), top = _mm512_set1_epi16(0x3f80);
+    const __mmask32 nan = _mm512_cmpeq_epi16_mask(_mm512_and_si512(all, top), top);
+    __m512i h = _mm512_and_si512(all, _mm512_set1_epi16((short)(hf ? 0xbf80 : 0x3f80)));
+    if (!hf) { /* as ggml: the sign is ignored, 0x7f is 0 */
+        const __mmask32 zero = _mm512_cmpeq_epi16_mask(all, _mm512_set1_epi16(0x3f80));
+        h = _mm512_mask_mov_epi16(h, zero, _mm512_setzero_si512());
+    }
+    const __m512 by = _mm512_set1_ps(128.0f); /* half of the scale; as half floats they are 2^-8 too small */
+    *d = _mm512_mul_ps(_mm512_cvtph_ps(_mm512_castsi512_si256(h)), by), *m = _mm512_mul_ps(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(h, 1)), by);
+    if (!hf) return;
+    const __m512 ones = _mm512_castsi512_ps(_mm512_set1_epi32(-1));
+    *d = _mm512_mask_mov_ps(*d, (__mmask16)nan, ones), *m = _mm512_mask_mov_ps(*m, (__mmask16)(nan >> 16), ones);
+}
+/* Q2_K: as moei_q8_scales_q2; d and dmin are two more halves of each. Q3_K: as moei_q8_scales_q3. sub: 32 int16. */
+MOEI_FORCE MOEI_VNNI void moei_q8_scales2_q2(const moei_q8step *a, const moei_q8step *b, __m512 *d, __m512 *m, __m512i *sub, __m512i *min) {
+    const __m256i s = moei_q8_both128(a->raw, b->raw), low = _mm256_set1_epi8(15);
+    const __m128 h = _mm_xor_ps(_mm_cvtph_ps(_mm_unpacklo_epi32(a->more, b->more)), _mm_setr_ps(0.0f, -0.0f, 0.0f, -0.0f));
+    const __m512i of = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2, 2);
+    *d = _mm512_permutexvar_ps(of, _mm512_castps128_ps512(h));
+    *m = _mm512_permutexvar_ps(_mm512_add_epi32(of, _mm512_set1_epi32(1)), _mm512_castps128_ps512(h));
+    *sub = _mm512_cvtepu8_epi16(_mm256_and_si256(s, low)), *min = _mm512_cvtepu8_epi16(_mm256_and_si256(_mm256_srli_epi16(s, 4), low));
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_scales2_q3(const moei_q8step *a, const moei_q8step *b, __m512 *d, __m512i *sub) {
+    const __m256i s = moei_q8_both128(a->raw, b->raw);
+    const __m256i eight = moei_q8_both(_mm_setr_epi8(2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5, 6, 7, 8, 9));
+    const __m256i four = moei_q8_both(_mm_setr_epi8(10, 11, 12, 13, 10, 11, 12, 13, 10, 11, 12, 13, 10, 11, 12, 13));
+    const __m256i low = _mm256_srlv_epi64(_mm256_shuffle_epi8(s, eight), _mm256_setr_epi64x(0, 4, 0, 4));
+    const __m256i high = _mm256_rorv_epi32(_mm256_shuffle_epi8(s, four), _mm256_setr_epi32(-4, -2, 0, 2, -4, -2, 0, 2));
+    const __m256i six = _mm256_ternarylogic_epi32(_mm256_and_si256(low, _mm256_set1_epi8(15)), high, _mm256_set1_epi8(0x30), 0xf8);
+    *sub = _mm512_cvtepi8_epi16(_mm256_sub_epi8(six, _mm256_set1_epi8(32)));
+    *d = _mm512_permutexvar_ps(_mm512_setr_epi32(7, 7, 7, 7, 7, 7, 7, 7, 15, 15, 15, 15, 15, 15, 15, 15), _mm512_cvtph_ps(s));
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_scales2(uint32_t f, uint32_t type, __m128i a, __m128i b, __m512 *d, __m512 *m) {
+    if (f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K) moei_q8_scales2_k(a, b, d, m);
+    else if (moei_q8_is_nvfp4(f)) moei_q8_scales2_nv(f == MOE_FORMAT_NVFP4_HF, a, b, d, m);
+    else if (f == MOE_FORMAT_MXFP4) { /* as moei_q8_half_e8m0 */
+        const __m512i e = _mm512_and_si512(_mm512_cvtepu16_epi32(moei_q8_both128(a, b)), _mm512_set1_epi32(255));
+        const __m512i normal = _mm512_sub_epi32(_mm512_slli_epi32(e, 23), _mm512_set1_epi32(0x800000));
+        *d = _mm512_castsi512_ps(_mm512_max_epi32(normal, _mm512_max_epi32(_mm512_slli_epi32(e, 22), _mm512_set1_epi32(0x200000))));
+    } else if (f == MOE_FORMAT_MXFP4_HF) { /* as moei_q8_side_of */
+        const __m512i e = _mm512_cvtepu8_epi32(_mm_unpacklo_epi64(a, b));
+        const __m512i v = _mm512_max_epi32(_mm512_slli_epi32(e, 23), _mm512_set1_epi32(0x400000));
+        const __mmask16 nan = _mm512_cmpeq_epi32_mask(e, _mm512_set1_epi32(255));
+        *d = _mm512_mul_ps(_mm512_castsi512_ps(v), _mm512_set1_ps(0.5f));
+        *d = _mm512_mask_mov_ps(*d, nan, _mm512_castsi512_ps(_mm512_set1_epi32(-1)));
+    } else if (f == MOE_FORMAT_INT8_CHANNEL && !type) *d = _mm512_set1_ps(1.0f);
+    else if (moei_q8_has_side(f) && type == MOE_TYPE_BF16)
+        *d = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(moei_q8_both128(a, b)), 16));
+    else *d = _mm512_cvtph_ps(moei_q8_both128(a, b));
+}
+/* A row of scales or zero points that live apart, straight from memory: where each belongs to a power of two of blocks. Through memory
+   (moei_q8_sides) they take as long as half the weights (Zen 5, in cache: MXFP4_HF 34 GB/s, now 44). */
+typedef struct moei_q8grid {
+    const uint8_t *p;
+    size_t log2, n; /* blocks of each; of a row */
+    int shift;      /* of the row's nibble in U4X8 */
+    __m128i spread; /* words to blocks */
+} moei_q8grid;
+MOEI_FORCE size_t moei_q8_log2(size_t n) { /* of a power of two, else 32 */
+    size_t i = 0;
+    while (i < 32 && (size_t)1 << i != n) i++;
+    return i;
+}
+/* What is taken apart on the way. */
+MOEI_FORCE int moei_q8_grid_is(uint32_t f, const moei_side *scale, const moei_side *zero) {
+    if (!scale->data) return f == MOE_FORMAT_INT8_CHANNEL;
+    if (f == MOE_FORMAT_MXFP4_HF) return scale->type == MOE_TYPE_E8M0 && scale->cols == 32;
+    if (f == MOE_FORMAT_NVFP4_HF) return scale->type == MOE_TYPE_E4M3 && scale->cols == 16;
+    if (f == MOE_FORMAT_INT4_GROUP && zero->data && moei_q8_log2(zero->cols / 32) > 31) return 0;
+    return (scale->type == MOE_TYPE_BF16 || scale->type == MOE_TYPE_F16) && moei_q8_log2(scale->cols / 32) < 32;
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_grid_of(const moei_side *s, size_t k, moei_q8grid *g) {
+    const __m128i word = _mm_srl_epi16(_mm_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7), _mm_cvtsi64_si128((long long)moei_q8_log2(s->cols / 32)));
+    g->spread = _mm_add_epi16(_mm_mullo_epi16(word, _mm_set1_epi16(0x0202)), _mm_set1_epi16(0x0100));
+    g->p = NULL, g->log2 = moei_q8_log2(s->cols / 32), g->n = s->data ? (k + s->cols - 1) / s->cols : 0, g->shift = 0;
+}
+MOEI_FORCE void moei_q8_grid_row(moei_q8grid *g, const moei_side *s, size_t row) {
+    const size_t line = s->rows == 1 ? row : row / s->rows;
+    g->p = s->data + (s->type == MOE_TYPE_U4X8 ? line / 8 : line) * s->row_stride, g->shift = (int)(4 * (line % 8));
+}
+/* The scales of step i as they are: 8 bytes of MXFP4_HF, 16 of NVFP4_HF (those of first halves first), or 8 words. What is
+   beyond the end is no subnormal number. */
+MOEI_FORCE MOEI_VNNI __m128i moei_q8_grid_raw(uint32_t f, const moei_q8grid *g, size_t i) {
+    const size_t first = f == MOE_FORMAT_NVFP4_HF ? 16 * i : f == MOE_FORMAT_MXFP4_HF ? 8 * i : 8 * i >> g->log2, left = g->n - first;
+    if (f == MOE_FORMAT_MXFP4_HF)
+        return left < 8 ? _mm_mask_loadu_epi8(_mm_set1_epi8(0x20), (__mmask16)((1u << left) - 1), g->p + first) : moei_q8_ld64(g->p + first);
+    if (f != MOE_FORMAT_NVFP4_HF) {
+        const uint8_t *p = g->p + 2 * first;
+        return _mm_shuffle_epi8(left < 8 ? _mm_maskz_loadu_epi16((__mmask8)((1u << left) - 1), p) : moei_q8_ld128(p), g->spread);
+    }
+    const __m128i b = left < 16 ? _mm_maskz_loadu_epi8((__mmask16)((1u << left) - 1), g->p + first) : moei_q8_ld128(g->p + first);
+    return _mm_shuffle_epi8(b, _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
+}
+/* The zero points of step i. */
+MOEI_FORCE MOEI_VNNI __m256i moei_q8_grid_zero(uint32_t type, const moei_q8grid *g, size_t i) {
+    const size_t first = 8 * i >> g->log2, left = g->n - first;
+    const __mmask8 some = (__mmask8)(left < 8 ? (1u << left) - 1 : 255);
+    const __m256i lane = _mm256_srl_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm_cvtsi64_si128((long long)g->log2));
+    const __m256i v = type == MOE_TYPE_U8
+                          ? moei_q8_side_of(MOE_TYPE_U8, _mm256_castsi128_si256(_mm_maskz_loadu_epi8(some, g->p + first)), 1.0f, 0)
+                          : moei_q8_side_of(MOE_TYPE_U4X8, _mm256_maskz_loadu_epi32(some, g->p + 4 * first), 1.0f, g->shift);
+    return _mm256_permutevar8x32_epi32(v, lane);
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_step_vnni(uint32_t f, const uint8_t *p, size_t i, const void *const *x, uint32_t n, const moei_q8fixed *c,
+                                            moei_q8step *to) {
+    __m512i z[4], v[4], pair[2];
+    __m256i less[2];
+    moei_q8_lines(f, p, z);
+    moei_q8_bytes_vnni(f, p, z, c, v); /* before the scales: clang 14 makes loads that an earlier one covers shifts, word by word */
+    if (moei_q8_is_raw(f)) to->raw = moei_q8_raw(f, p, z);
+    else if (!moei_q8_has_side(f)) moei_q8_scales_z(f, p, z, NULL, 0, &to->s);
+    if (f == MOE_FORMAT_Q2_K) to->more = moei_q8_ld32(p + 80);
+    if (f == MOE_FORMAT_Q6_K) moei_q8_spread_q6(to->s.sub, pair), moei_q8_less(f, moei_q8_offset(f), &to->s, less), to->less = less[0];
+    MOEI_UNROLL for (uint32_t t = 0; t < n; t++) to->h[t] = moei_q8_dot8_vnni(f, v, pair, c->one, (const moei_q8 *)x[t] + i);
+}
+/* acc + one step of two rows (or of one, a and b): as moei_q8_add. apart: scales are in s; own: zero points are in less. */
+MOEI_FORCE MOEI_VNNI void moei_q8_join_vnni(uint32_t f, uint32_t type, int apart, int own, const moei_q8step *a, const moei_q8step *b, size_t i,
+                                            const void *const *x, uint32_t n, const moei_q8fixed *c, __m512 *acc) {
+    __m512i less[2] = {c->less[0], c->less[1]}, sub = c->one, min = c->one, sums[2];
+    __m512 d, m = _mm512_setzero_ps();
+    if (f == MOE_FORMAT_Q2_K) moei_q8_scales2_q2(a, b, &d, &m, &sub, &min);
+    else if (f == MOE_FORMAT_Q3_K) moei_q8_scales2_q3(a, b, &d, &sub), less[0] = _mm512_mullo_epi16(sub, c->less[0]);
+    else if (!apart) moei_q8_scales2(f, type, a->raw, b->raw, &d, &m);
+    else {
+        d = moei_q8_both256f(a->s.d, b->s.d);
+        if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f)) m = moei_q8_both256f(a->s.m, b->s.m);
+    }
+    if (own) less[0] = moei_q8_both256(a->less, b->less);
+    const __m512i first = moei_q8_halves_at(), second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+    const __m512i of_a = _mm512_permutexvar_epi16(first, sub), of_b = _mm512_permutexvar_epi16(second, sub);
+    MOEI_UNROLL for (uint32_t t = 0; t < n; t++) {
+        __m512i h[2] = {a->h[t], b->h[t]};
+        if (moei_q8_is_q23(f)) h[0] = _mm512_madd_epi16(h[0], of_a), h[1] = _mm512_madd_epi16(h[1], of_b);
+        moei_q8_sums2(f, h[0], h[1], sums);
+        acc[t] = moei_q8_add2(f, d, m, min, less, sums, (const moei_q8 *)x[t] + i, acc[t]);
+    }
+}
+enum { MOEI_Q8_KEEP = 16 }; /* steps */
+/* How many rows share what follows the dot products: one token's are alone where that is as fast as memory, which is slower to bring long
+   rows in turns (Zen 5, one core, % of the read bandwidth at k = 14336, alone and in twos: Q5_K 95 68, MXFP4 90 72; 2 tokens of Q8_0,
+   k = 2048: 100 90). */
+MOEI_FORCE uint32_t moei_q8_together(uint32_t f, uint32_t n) {
+    if (n == 1) return moei_q8_is_q23(f) || f == MOE_FORMAT_NVFP4_HF ? 2 : 1;
+    return f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_INT8_CHANNEL ? 1 : 2;
+}
+/* SHAPES      1 or 2 rows x n tokens, constants: the accumulators stay in registers. Of two rows the first one's products wait in L1
+               for the second one's, so that memory is read in order; then a token costs 4 dot products and half of about 9 micro-ops
+               per row, where a row by itself costs 4 and 8. */
 MOEI_FORCE MOEI_VNNI void moei_q8_rows_vnni(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n, float *out,
                                             size_t out_stride) {
-    const size_t full = w->k / 256, steps = (w->k + 255) / 256;
-    const int offset = moei_q8_offset(f);
-    uint8_t tail[272];
+    const size_t full = w->k / 256, steps = (w->k + 255) / 256, step = moei_q8_step_bytes(f);
+    const uint32_t rows = moei_q8_together(f, n);
+    const int near = moei_q8_has_side(f) && moei_q8_grid_is(f, &w->scale, &w->zero), zeros = f == MOE_FORMAT_INT4_GROUP && w->zero.data;
+    const int apart = !moei_q8_is_raw(f) && !near, own = f == MOE_FORMAT_Q6_K || zeros || (f == MOE_FORMAT_INT4_GROUP && !near);
+    moei_q8grid grid[2];
+    uint8_t tail[2][5 * 64];
     moei_q8side side;
-    for (uint32_t r = 0; r < n_rows; r++) {
+    moei_q8step keep[MOEI_Q8_KEEP], now;
+    moei_q8fixed fixed;
+    const uint8_t *p[2];
+    __m512 acc[MOEI_Q8_FEW];
+    moei_q8_fix(f, &fixed);
+    moei_q8_grid_of(&w->scale, w->k, &grid[0]), moei_q8_grid_of(&w->zero, w->k, &grid[1]);
+    if (moei_q8_has_side(f)) memset(keep, 0, sizeof keep), memset(&now, 0, sizeof now); /* some are not used, which gcc cannot see */
+    for (uint32_t r = 0; r < n_rows; r += rows) {
         const size_t ahead = moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
-        const uint8_t *p = moei_row(w, r);
-        __m256 acc[MOEI_Q8_FEW];
-        MOEI_UNROLL for (uint32_t t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
-        for (size_t i = 0; i < steps; i++, p += moei_q8_step_bytes(f)) {
-            __m512i v[4], pair[2];
-            __m256i less[2];
-            moei_q8s s;
-            if (i == full) p = moei_q8_tail(f, w, p, tail);
-            else moei_q8_prefetch(p + ahead, moei_q8_step_bytes(f));
-            if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
-            moei_q8_bytes_vnni(f, p, v); /* before the scales: clang 14 makes loads that an earlier one covers shifts, word by word */
-            moei_q8_scales_vnni(f, p, &side, i % MOEI_Q8_CHUNK, &s);
-            if (moei_q8_has_sub(f)) moei_q8_spread_vnni(f, s.sub, pair);
-            moei_q8_less(f, offset, &s, less);
-            MOEI_UNROLL for (uint32_t t = 0; t < n; t++) {
-                const moei_q8 *q = (const moei_q8 *)x[t] + i;
-                __m256i h[2];
-                moei_q8_dot8_vnni(f, v, pair, q, h);
-                for (int j = 0; moei_q8_is_less(f, offset) && j <= moei_q8_is_nvfp4(f); j++)
-                    h[j] = _mm256_dpwssd_epi32(h[j], less[j], moei_q8_ld256(q->sum16));
-                acc[t] = moei_q8_add(f, &s, h, q, acc[t]);
+        MOEI_UNROLL for (uint32_t a = 0; a < rows; a++) p[a] = moei_row(w, r + (a && r + 1 < n_rows));
+        MOEI_UNROLL for (uint32_t t = 0; t < n; t++) acc[t] = _mm512_setzero_ps();
+        for (size_t i0 = 0, end; i0 < steps; i0 = end) {
+            end = steps - i0 < MOEI_Q8_KEEP ? steps : i0 + MOEI_Q8_KEEP;
+            MOEI_UNROLL for (uint32_t a = 0; a < rows; a++) {
+                const size_t row = r + (a && r + 1 < n_rows);
+                if (near && w->scale.data) moei_q8_grid_row(&grid[0], &w->scale, w->row0 + row);
+                if (near && zeros) moei_q8_grid_row(&grid[1], &w->zero, w->row0 + row);
+                if (i0 == 0) moei_q8_cut(f, w, p[a], tail[a]);
+                for (size_t i = i0; i < end; i++, p[a] += step) {
+                    moei_q8step *const to = a + 1 < rows ? &keep[i - i0] : &now;
+                    const moei_q8step *const b = rows == 2 ? &keep[i - i0] : &now;
+                    if (i == full) p[a] = tail[a];
+                    else moei_q8_prefetch(p[a] + ahead, step);
+                    if (near && w->scale.data) to->raw = moei_q8_grid_raw(f, &grid[0], i);
+                    if (near && zeros) to->s.zero = moei_q8_grid_zero(w->zero.type, &grid[1], i);
+                    if (moei_q8_has_side(f) && !near) {
+                        if (i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, row, i, &side);
+                        moei_q8_scales(f, p[a], &side, i % MOEI_Q8_CHUNK, &to->s);
+                    }
+                    if (f == MOE_FORMAT_INT4_GROUP && own) {
+                        __m256i less[2];
+                        moei_q8_less(f, 0, &to->s, less), to->less = less[0];
+                    }
+                    moei_q8_step_vnni(f, p[a], i, x, n, &fixed, to);
+                    if (a + 1 == rows) moei_q8_join_vnni(f, w->scale.data ? w->scale.type : 0, apart, own, b, &now, i, x, n, &fixed, acc);
+                }
             }
         }
-        MOEI_UNROLL for (uint32_t t = 0; t < n; t++) out[t * out_stride + r] = moei_q8_tree(acc[t]);
+        MOEI_UNROLL for (uint32_t t = 0; t < n; t++) {
+            out[t * out_stride + r] = moei_q8_tree(_mm512_castps512_ps256(acc[t]));
+            if (rows == 2 && r + 1 < n_rows) out[t * out_stride + r + 1] = moei_q8_tree(_mm512_extractf32x8_ps(acc[t], 1));
+        }
     }
 }
 /* More tokens than share a step take turns at a few rows, which stay in L1. */
@@ -4482,30 +5039,29 @@ MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint3
     else if (n_tokens == 3) moei_q8_rows_vnni(f, w, n_rows, x, 3, out, out_stride);
     else moei_q8_rows_vnni(f, w, n_rows, x, MOEI_Q8_FEW, out, out_stride);
 }
+#define MOEI_Q8_DOT(isa, target, f)                                                                                      \
+    static target void moei_q8_dot_##isa##_##f(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, \
+        float *out, size_t out_stride) { moei_q8_dot_##isa(MOE_FORMAT_##f, w, n_rows, x, n_tokens, out, out_stride); }
 MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
 
 /* ---- AVX512-VNNI: many tokens ----
-   LAYOUT      A panel is 32 rows, two halves of 16; an entry is a block of 32 weights of them, a row to a dword: 8 times two vectors of
-               weights + 128, two of d, then what the kind has. Blocks of a lane lie one after the other, so a lane's float
-               accumulators stay in registers. Tokens are packed alike: a block of a group is 4 tokens, then the others, each as 8 n
-               dwords of values and n times each of moei_q8_part.
+   LAYOUT      A panel is 16 rows; an entry is a block of 32 weights of them, a row to a dword: 8 vectors of weights + 128, d, then
+               what the kind has. Blocks of a lane lie one after the other, so a lane's float accumulators stay in registers. Tokens
+               are packed alike: a block of a group is 4 tokens, then the others, each as 8 n dwords of values and n times each of
+               moei_q8_part.
    DEFINITION  as everywhere: sum x (w + 128) - 128 sum x is exact. Its second term is the same for all rows: it comes with the
                tokens, which are packed once, and not with the weights, which are decoded for every call.
-   REGISTERS   2 C integer sums, 2 C accumulators, weights of both halves, an activation. C = 4 tokens: a register of weights or a
-               broadcast is loaded once for 4 or 2 dot products, a block 58 times for 80 operations of ports 0 and 1 (16 rows times
-               8 tokens with a broadcast in each dot product: 81 for 80, and two loads a cycle were the limit). In L1, % of the
-               peak on Zen 5 for 1 / 2 / 3 / 4 tokens 56 / 75 / 77 / 77, 16 rows 42 / 54 / 60 / 64 and 71 for 8; 6 tokens are no
-               faster. What several operations use is pinned: gcc makes it a memory operand of each.
+   REGISTERS   P panels x C tokens: P C integer sums, as many accumulators, P weights, an activation; P C is 8 at most. One panel x 8
+               tokens loads 81 times for 80 operations of ports 0 and 1, two x 4, where a broadcast serves two dot products, 58 times:
+               in L1 71 and 77 % of the peak where two loads and two 512-bit operations go in a cycle (Zen 5). But two panels leave
+               L1 while they are decoded, so few tokens take one (Zen 5, layer, two against one: 512 tokens 2 to 9 % faster, 64
+               tokens 10 to 20 % slower). What several operations use is pinned: gcc makes it a memory operand of each use.
+               Tried, and no faster: 5 or 6 tokens, panels side by side, lane by lane over all tokens (sums in memory: 2 to 10 % slower).
    LIMITS      A block and token is 8 dot products, a conversion, a multiplication and an fma; a minimum and scales per 16 an fma
                more. On Zen conversions have other ports: at most 80 % of the peak (73 with a minimum, 67 with scales per 16); where
                ports 0 and 5 do all 512-bit arithmetic (Intel) 73 %, with a minimum 67 %, with scales per 16 62 %, NVFP4 57 %. */
 
-enum { MOEI_Q8_TOKENS = 8, MOEI_Q8_WIDTH = 4 }; /* of a group; of a tile */
-#if defined(__GNUC__) || defined(__clang__)
-#define MOEI_PIN512(v) __asm__("" : "+v"(v)) /* as MOEI_PIN */
-#else
-#define MOEI_PIN512(v) ((void)(v))
-#endif
+enum { MOEI_Q8_TOKENS = 8, MOEI_Q8_WIDTH = 4, MOEI_Q8_PAIR = 16 }; /* of a group; of a tile of two panels; more than these have two */
 /* What a packed block has of each token after its values. */
 enum moei_q8_part {
     MOEI_Q8_D = 8, MOEI_Q8_S, MOEI_Q8_SUM16,
@@ -4515,11 +5071,13 @@ enum moei_q8_part {
 MOEI_FORCE size_t moei_q8_group_bytes(uint32_t n) { return MOEI_Q8_PARTS * 4 * (size_t)n; } /* of a block of n tokens */
 static size_t moei_q8_row_bytes_vnni(size_t k) { return (k + 255) / 256 * 8 * moei_q8_group_bytes(1); } /* prepared ones need less */
 MOEI_FORCE size_t moei_q8_entry(uint32_t f) {
-    if (f == MOE_FORMAT_Q2_K) return 13 * 128;                             /* d, scale 0, scale 1 as floats, m, minima as two int16 */
-    if (moei_q8_has_sub(f)) return 11 * 128;                               /* d, scale 0, scale 1 */
-    return moei_q8_has_min(f) || moei_q8_is_nvfp4(f) ? 10 * 128 : 9 * 128; /* d, m */
+    if (f == MOE_FORMAT_Q2_K) return 13 * 64;                           /* d, scale 0, scale 1 as floats, m, minima as two int16 */
+    if (moei_q8_has_sub(f)) return 11 * 64;                             /* d, scale 0, scale 1 */
+    return moei_q8_has_min(f) || moei_q8_is_nvfp4(f) ? 10 * 64 : 9 * 64; /* d, m */
 }
-static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) { return n_rows ? (k + 255) / 256 * 8 * moei_q8_entry(MOE_FORMAT_Q2_K) : 0; }
+static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) { /* of up to two */
+    return (n_rows > 16 ? 2 : n_rows > 0) * ((k + 255) / 256 * 8 * moei_q8_entry(MOE_FORMAT_Q2_K));
+}
 /* What the tile needs to know of a format: formats of a kind share its code. */
 MOEI_FORCE uint32_t moei_q8_kind(uint32_t f) {
     if (moei_q8_has_min(f)) return MOE_FORMAT_Q4_K;
@@ -4527,121 +5085,145 @@ MOEI_FORCE uint32_t moei_q8_kind(uint32_t f) {
     return f == MOE_FORMAT_Q2_K ? f : (uint32_t)(moei_q8_has_sub(f) ? MOE_FORMAT_Q6_K : MOE_FORMAT_Q8_0);
 }
 /* Dword `part` of token t of c. */
+MOEI_FORCE const uint8_t *moei_q8_at_token(const uint8_t *x, size_t part, int c, int t) {
+    const int first = t < MOEI_Q8_WIDTH ? 0 : MOEI_Q8_WIDTH, n = c - first < MOEI_Q8_WIDTH ? c - first : MOEI_Q8_WIDTH;
+    return x + moei_q8_group_bytes((uint32_t)first) + 4 * (part * (size_t)n + (size_t)(t - first));
+}
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_of(const uint8_t *x, size_t part, int c, int t) {
-    __m512i v = _mm512_set1_epi32((int)moei_q8_u32(x + 4 * (part * (size_t)c + (size_t)t)));
+    __m512i v = _mm512_set1_epi32((int)moei_q8_u32(moei_q8_at_token(x, part, c, t)));
     MOEI_PIN512(v);
     return v;
 }
-/* Vectors i of both halves of an entry. */
-MOEI_FORCE MOEI_VNNI void moei_q8_vectors(const uint8_t *w, size_t i, __m512 v[2]) {
-    MOEI_UNROLL for (size_t h = 0; h < 2; h++) {
-        v[h] = _mm512_loadu_ps((const float *)(const void *)(w + 128 * i + 64 * h));
-        MOEI_PIN512(v[h]);
+/* s + w times the 4 values at x, in one instruction where they are used once. (gcc takes two: 2.5 % of a layer's time.) */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_dot512(__m512i s, __m512i w, const uint8_t *x) {
+#if defined(__GNUC__) && !defined(__clang__)
+    __asm__("vpdpbusd {%2%{1to16%}, %1, %0|%0, %1, %2%{1to16%}}" : "+v"(s) : "v"(w), "m"(*(const char(*)[4])x));
+    return s;
+#else
+    return _mm512_dpbusd_epi32(s, w, _mm512_set1_epi32((int)moei_q8_u32(x)));
+#endif
+}
+/* One entry of P panels, `apart` bytes from each other. */
+typedef struct moei_q8at {
+    const uint8_t *w;
+    size_t apart;
+} moei_q8at;
+MOEI_FORCE MOEI_VNNI void moei_q8_vectors(int P, moei_q8at e, size_t i, __m512 *v) {
+    MOEI_UNROLL for (int p = 0; p < P; p++) {
+        v[p] = _mm512_loadu_ps((const float *)(const void *)(e.w + (size_t)p * e.apart + 64 * i));
+        MOEI_PIN512(v[p]);
     }
 }
-/* s = weights [j, end) of 32 rows times c tokens, from `start` on. */
-MOEI_FORCE MOEI_VNNI void moei_q8_dots(const uint8_t *w, size_t j, size_t end, size_t start, int c, const uint8_t *x, __m512i *s) {
-    MOEI_UNROLL for (int t = 0; t < c; t++) s[2 * t] = s[2 * t + 1] = moei_q8_of(x, start, c, t);
+/* Of s, f and acc, P t + p belongs to token t and panel p. s = weights [j, end) of an entry times c tokens, from `start` on. */
+MOEI_FORCE MOEI_VNNI void moei_q8_dots(int P, int c, moei_q8at e, size_t j, size_t end, size_t start, const uint8_t *x, __m512i *s) {
+    MOEI_UNROLL for (int i = 0; i < P * c; i++) s[i] = moei_q8_of(x, start, c, i / P);
     MOEI_UNROLL for (; j < end; j++) {
         __m512 v[2];
-        moei_q8_vectors(w, j, v);
+        moei_q8_vectors(P, e, j, v);
+        if (P == 1)
+            MOEI_UNROLL for (int t = 0; t < c; t++) s[t] = moei_q8_dot512(s[t], _mm512_castps_si512(v[0]), moei_q8_at_token(x, j, c, t));
+        if (P == 1) continue;
         MOEI_UNROLL for (int t = 0; t < c; t++) {
             const __m512i q = moei_q8_of(x, j, c, t);
-            s[2 * t] = _mm512_dpbusd_epi32(s[2 * t], _mm512_castps_si512(v[0]), q);
-            s[2 * t + 1] = _mm512_dpbusd_epi32(s[2 * t + 1], _mm512_castps_si512(v[1]), q);
+            MOEI_UNROLL for (int p = 0; p < P; p++) s[P * t + p] = _mm512_dpbusd_epi32(s[P * t + p], _mm512_castps_si512(v[p]), q);
         }
     }
 }
-/* acc += s * (d * d_x) */
-MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int c, const uint8_t *w, size_t i, const uint8_t *x, const __m512 *s, __m512 *acc) {
+/* acc += s * (d * d_x), d: vector i */
+MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int P, int c, moei_q8at e, size_t i, const uint8_t *x, const __m512 *s, __m512 *acc) {
     __m512 d[2];
-    moei_q8_vectors(w, i, d);
+    moei_q8_vectors(P, e, i, d);
     MOEI_UNROLL for (int t = 0; t < c; t++) {
         const __m512 dx = _mm512_castsi512_ps(moei_q8_of(x, MOEI_Q8_D, c, t));
-        acc[2 * t] = _mm512_fmadd_ps(s[2 * t], _mm512_mul_ps(d[0], dx), acc[2 * t]);
-        acc[2 * t + 1] = _mm512_fmadd_ps(s[2 * t + 1], _mm512_mul_ps(d[1], dx), acc[2 * t + 1]);
+        MOEI_UNROLL for (int p = 0; p < P; p++) acc[P * t + p] = _mm512_fmadd_ps(s[P * t + p], _mm512_mul_ps(d[p], dx), acc[P * t + p]);
     }
 }
-/* One entry times c tokens; of s, f and acc 2 t and 2 t + 1 are token t's. */
-MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int c, const uint8_t *w, const uint8_t *x, __m512 *acc) {
+/* One entry times c tokens. */
+MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int P, int c, moei_q8at e, const uint8_t *x, __m512 *acc) {
     const __m512 magic = _mm512_set1_ps(MOEI_MAGIC);
-    const int n = 2 * c;
-    __m512i s[2 * MOEI_Q8_WIDTH];
-    __m512 f[2 * MOEI_Q8_WIDTH], v[2];
+    const int n = P * c;
+    __m512i s[MOEI_Q8_TOKENS];
+    __m512 f[MOEI_Q8_TOKENS], v[2];
     if (moei_q8_has_halves(kind)) {
-        moei_q8_dots(w, 0, 4, MOEI_Q8_FIRST, c, x, s);
+        moei_q8_dots(P, c, e, 0, 4, MOEI_Q8_FIRST, x, s);
         if (kind == MOE_FORMAT_NVFP4) {
             MOEI_UNROLL for (int i = 0; i < n; i++) f[i] = _mm512_sub_ps(_mm512_castsi512_ps(s[i]), magic);
-            moei_q8_scaled(c, w, 8, x, f, acc);
+            moei_q8_scaled(P, c, e, 8, x, f, acc);
         } else { /* (MOEI_MAGIC + h) * scale - MOEI_MAGIC * scale = h * scale: all exact */
             __m512 less[2];
-            moei_q8_vectors(w, 9, v);
-            MOEI_UNROLL for (int h = 0; h < 2; h++) less[h] = _mm512_mul_ps(v[h], _mm512_set1_ps(-MOEI_MAGIC));
-            MOEI_UNROLL for (int i = 0; i < n; i++) f[i] = _mm512_fmadd_ps(_mm512_castsi512_ps(s[i]), v[i % 2], less[i % 2]);
+            moei_q8_vectors(P, e, 9, v);
+            MOEI_UNROLL for (int p = 0; p < P; p++) less[p] = _mm512_mul_ps(v[p], _mm512_set1_ps(-MOEI_MAGIC));
+            MOEI_UNROLL for (int i = 0; i < n; i++) f[i] = _mm512_fmadd_ps(_mm512_castsi512_ps(s[i]), v[i % P], less[i % P]);
         }
-        moei_q8_dots(w, 4, 8, MOEI_Q8_SECOND, c, x, s);
-    } else moei_q8_dots(w, 0, 8, MOEI_Q8_ALL, c, x, s);
+        moei_q8_dots(P, c, e, 4, 8, MOEI_Q8_SECOND, x, s);
+    } else moei_q8_dots(P, c, e, 0, 8, MOEI_Q8_ALL, x, s);
     if (moei_q8_has_sub(kind)) {
-        moei_q8_vectors(w, 10, v);
-        MOEI_UNROLL for (int i = 0; i < n; i++) f[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[i]), v[i % 2], f[i]);
+        moei_q8_vectors(P, e, 10, v);
+        MOEI_UNROLL for (int i = 0; i < n; i++) f[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[i]), v[i % P], f[i]);
     } else
         MOEI_UNROLL for (int i = 0; i < n; i++) f[i] = _mm512_cvtepi32_ps(s[i]);
-    moei_q8_scaled(c, w, kind == MOE_FORMAT_NVFP4 ? 9 : 8, x, f, acc);
+    moei_q8_scaled(P, c, e, kind == MOE_FORMAT_NVFP4 ? 9 : 8, x, f, acc);
     if (kind == MOE_FORMAT_Q4_K) {
-        moei_q8_vectors(w, 9, v);
+        moei_q8_vectors(P, e, 9, v);
         MOEI_UNROLL for (int i = 0; i < n; i++)
-            acc[i] = _mm512_fmadd_ps(v[i % 2], _mm512_castsi512_ps(moei_q8_of(x, MOEI_Q8_S, c, i / 2)), acc[i]);
+            acc[i] = _mm512_fmadd_ps(v[i % P], _mm512_castsi512_ps(moei_q8_of(x, MOEI_Q8_S, c, i / P)), acc[i]);
     }
     if (kind != MOE_FORMAT_Q2_K) return;
-    moei_q8_vectors(w, 12, v);
+    moei_q8_vectors(P, e, 12, v);
     MOEI_UNROLL for (int i = 0; i < n; i++)
-        f[i] = _mm512_cvtepi32_ps(_mm512_madd_epi16(_mm512_castps_si512(v[i % 2]), moei_q8_of(x, MOEI_Q8_SUM16, c, i / 2)));
-    moei_q8_scaled(c, w, 11, x, f, acc);
+        f[i] = _mm512_cvtepi32_ps(_mm512_madd_epi16(_mm512_castps_si512(v[i % P]), moei_q8_of(x, MOEI_Q8_SUM16, c, i / P)));
+    moei_q8_scaled(P, c, e, 11, x, f, acc);
 }
-/* A panel times tokens of a group. */
+/* One or two panels times tokens of a group. */
 typedef struct moei_q8tile {
     const uint8_t *panel, *x;
-    size_t n_blocks, x_block;         /* bytes from a block of the group to the next */
+    size_t n_blocks, apart, x_block;  /* bytes from a panel to the next, from a block of the group to the next */
     const uint8_t *ahead, *ahead_end; /* to prefetch, ahead_step bytes per entry */
     size_t ahead_step;
     float *out;
     size_t out_stride;
-    uint32_t n_rows;                  /* stored: up to 32 */
+    uint32_t n_rows;                  /* stored: up to 16 of each panel */
 } moei_q8tile;
 typedef void moei_q8_times_fn(const moei_q8tile *t);
-MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int c, const moei_q8tile *p) {
+MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int P, int c, const moei_q8tile *p) {
     const size_t steps = (p->n_blocks + 7) / 8;
-    const int n = 2 * c;
+    const int n = P * c;
     const uint8_t *ahead = p->ahead, *ahead_end = p->ahead_end;
     const __mmask16 mask[2] = {moei_mask_avx512(p->n_rows), moei_mask_avx512(p->n_rows < 16 ? 0 : p->n_rows - 16)};
-    __m512 sum[4][2 * MOEI_Q8_WIDTH], a[2 * MOEI_Q8_WIDTH];
+    __m512 sum[4][MOEI_Q8_TOKENS], a[MOEI_Q8_TOKENS];
     for (size_t lane = 0; lane < 8; lane++) {
-        const uint8_t *w = p->panel + lane * steps * moei_q8_entry(kind), *x = p->x + lane * steps * p->x_block;
+        moei_q8at e = {p->panel + lane * steps * moei_q8_entry(kind), p->apart};
+        const uint8_t *x = p->x + lane * steps * p->x_block;
         MOEI_UNROLL for (int i = 0; i < n; i++) a[i] = _mm512_setzero_ps();
-        for (size_t i = p->n_blocks / 8 + (lane < p->n_blocks % 8); i; i--, w += moei_q8_entry(kind), x += p->x_block) {
+        for (size_t i = p->n_blocks / 8 + (lane < p->n_blocks % 8); i; i--, e.w += moei_q8_entry(kind), x += p->x_block) {
             MOEI_AHEAD(p->ahead_step);
-            moei_q8_entry_vnni(kind, c, w, x, a);
+            moei_q8_entry_vnni(kind, P, c, e, x, a);
         }
         MOEI_UNROLL for (int i = 0; i < n; i++) sum[lane % 4][i] = lane < 4 ? a[i] : _mm512_add_ps(sum[lane % 4][i], a[i]);
     }
     MOEI_UNROLL for (int i = 0; i < n; i++) {
         const __m512 v = _mm512_add_ps(_mm512_add_ps(sum[0][i], sum[2][i]), _mm512_add_ps(sum[1][i], sum[3][i]));
-        _mm512_mask_storeu_ps(p->out + (size_t)(i / 2) * p->out_stride + 16 * (i % 2), mask[i % 2], _mm512_add_ps(v, _mm512_setzero_ps()));
+        _mm512_mask_storeu_ps(p->out + (size_t)(i / P) * p->out_stride + 16 * (i % P), mask[i % P], _mm512_add_ps(v, _mm512_setzero_ps()));
     }
 }
-#define MOEI_Q8_TILE(f, c) static MOEI_VNNI void moei_q8_tile_##f##_##c(const moei_q8tile *t) { moei_q8_tile_vnni(MOE_FORMAT_##f, c, t); }
+#define MOEI_Q8_TILE(f, P, c) \
+    static MOEI_VNNI void moei_q8_tile_##f##_##P##_##c(const moei_q8tile *t) { moei_q8_tile_vnni(MOE_FORMAT_##f, P, c, t); }
 #define MOEI_Q8_TILES(f)                                                                                                 \
-    MOEI_Q8_TILE(f, 1) MOEI_Q8_TILE(f, 2) MOEI_Q8_TILE(f, 3) MOEI_Q8_TILE(f, 4)                                          \
-    static moei_q8_times_fn *const moei_q8_tiles_##f[MOEI_Q8_WIDTH] = {                                                  \
-        moei_q8_tile_##f##_1, moei_q8_tile_##f##_2, moei_q8_tile_##f##_3, moei_q8_tile_##f##_4};
+    MOEI_Q8_TILE(f, 1, 1) MOEI_Q8_TILE(f, 1, 2) MOEI_Q8_TILE(f, 1, 3) MOEI_Q8_TILE(f, 1, 4)                              \
+    MOEI_Q8_TILE(f, 1, 5) MOEI_Q8_TILE(f, 1, 6) MOEI_Q8_TILE(f, 1, 7) MOEI_Q8_TILE(f, 1, 8)                              \
+    MOEI_Q8_TILE(f, 2, 1) MOEI_Q8_TILE(f, 2, 2) MOEI_Q8_TILE(f, 2, 3) MOEI_Q8_TILE(f, 2, 4)                              \
+    static moei_q8_times_fn *const moei_q8_tiles_##f[2][MOEI_Q8_TOKENS] = {                                              \
+        {moei_q8_tile_##f##_1_1, moei_q8_tile_##f##_1_2, moei_q8_tile_##f##_1_3, moei_q8_tile_##f##_1_4,                 \
+         moei_q8_tile_##f##_1_5, moei_q8_tile_##f##_1_6, moei_q8_tile_##f##_1_7, moei_q8_tile_##f##_1_8},                \
+        {moei_q8_tile_##f##_2_1, moei_q8_tile_##f##_2_2, moei_q8_tile_##f##_2_3, moei_q8_tile_##f##_2_4, NULL, NULL, NULL, NULL}};
 MOEI_Q8_TILES(Q8_0) MOEI_Q8_TILES(Q4_K) MOEI_Q8_TILES(Q6_K) MOEI_Q8_TILES(Q2_K) MOEI_Q8_TILES(NVFP4)
-static moei_q8_times_fn *const *moei_q8_tiles(uint32_t f) {
+static moei_q8_times_fn *const *moei_q8_tiles(uint32_t f, uint32_t panels) {
     switch (moei_q8_kind(f)) {
-    case MOE_FORMAT_Q4_K: return moei_q8_tiles_Q4_K;
-    case MOE_FORMAT_Q6_K: return moei_q8_tiles_Q6_K;
-    case MOE_FORMAT_Q2_K: return moei_q8_tiles_Q2_K;
-    case MOE_FORMAT_NVFP4: return moei_q8_tiles_NVFP4;
-    default: return moei_q8_tiles_Q8_0;
+    case MOE_FORMAT_Q4_K: return moei_q8_tiles_Q4_K[panels - 1];
+    case MOE_FORMAT_Q6_K: return moei_q8_tiles_Q6_K[panels - 1];
+    case MOE_FORMAT_Q2_K: return moei_q8_tiles_Q2_K[panels - 1];
+    case MOE_FORMAT_NVFP4: return moei_q8_tiles_NVFP4[panels - 1];
+    default: return moei_q8_tiles_Q8_0[panels - 1];
     }
 }
 static MOEI_AVX2 void moei_q8_prepare_vnni(void *row, const float *x, size_t k0, size_t n, size_t k) { moei_q8_blocks(1, row, x, k0, n, k); }
@@ -4803,7 +5385,7 @@ typedef struct moei_q8to {
     size_t lane, n; /* bytes from a block to the next; blocks */
 } moei_q8to;
 MOEI_FORCE MOEI_VNNI void moei_q8_put(const moei_q8to *to, size_t b, size_t vector, __m512i v) {
-    _mm512_storeu_si512(to->p + b * to->lane + 128 * vector, v);
+    _mm512_storeu_si512(to->p + b * to->lane + 64 * vector, v);
 }
 /* Weights that come with another offset, or as an index, + 128. */
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_plus128(uint32_t f, __m512i v) {
@@ -5040,7 +5622,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales(uint32_t f, const uint8_t *p, si
 MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, const moei_rows *w, size_t r, size_t n_rows, size_t i, moei_q8side *side, uint8_t *panel) {
     const size_t step = moei_q8_step_bytes(f), n_blocks = w->k / 32, last = n_rows - 1;
     const moei_q8to to = {panel + i * moei_q8_entry(f), (w->k + 255) / 256 * moei_q8_entry(f), n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8};
-    const uint8_t *p = moei_row(w, r < last ? r : last) + i * step;
+    const uint8_t *p = moei_row(w, r) + i * step;
     uint8_t copy[16 * 272];
     __m512i zero[8];
     size_t stride = w->row_stride;
@@ -5064,26 +5646,33 @@ MOEI_Q8_FORMATS(MOEI_Q8_DECODE, vnni, MOEI_VNNI)
 static moei_q8_decode_fn *moei_q8_decoder(uint32_t f) {
     switch (f) { MOEI_Q8_FORMATS(MOEI_Q8_DECODE_CASE, vnni, ) default: return NULL; }
 }
+/* Decoded panels times all tokens. */
+static void moei_q8_sweep_vnni(uint32_t f, moei_q8tile *t, const void *const *x, uint32_t n_tokens, float *out, moei_ahead *ahead) {
+    const uint32_t panels = t->n_rows > 16 ? 2 : 1, width = MOEI_Q8_TOKENS / panels;
+    moei_q8_times_fn *const *tiles = moei_q8_tiles(f, panels);
+    for (uint32_t i = 0, group; i < n_tokens; i += group) {
+        group = n_tokens - i < MOEI_Q8_TOKENS ? n_tokens - i : (uint32_t)MOEI_Q8_TOKENS;
+        t->x = (const uint8_t *)x[i], t->x_block = moei_q8_group_bytes(group);
+        for (uint32_t j = 0, c; j < group; j += c, t->x += moei_q8_group_bytes(c)) {
+            c = group - j < width ? group - j : width;
+            t->out = out + (i + j) * t->out_stride;
+            t->ahead_step = moei_ahead_take(ahead, c, t->n_blocks, &t->ahead, &t->ahead_end);
+            tiles[c - 1](t);
+        }
+    }
+}
 static void moei_q8_panel_vnni(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                                size_t out_stride) {
-    moei_q8_times_fn *const *tiles = moei_q8_tiles(w->format);
-    moei_ahead ahead = moei_ahead_next(w, (n_rows + 31) / 32 * (size_t)n_tokens);
+    const uint32_t most = n_tokens > MOEI_Q8_PAIR ? 32 : 16;
+    moei_ahead ahead = moei_ahead_next(w, (n_rows + most - 1) / most * (size_t)n_tokens);
     moei_q8tile t;
     memset(&t, 0, sizeof t);
     t.panel = (const uint8_t *)panel, t.n_blocks = w->k / 32, t.out_stride = out_stride;
-    for (uint32_t r = 0; r < n_rows; r += 32) {
-        for (uint32_t h = 0; h < 2; h++) moei_q8_decoder(w->format)(w, r + 16 * h, n_rows, (uint8_t *)panel + 64 * h);
-        t.n_rows = n_rows - r < 32 ? n_rows - r : 32;
-        for (uint32_t i = 0, group; i < n_tokens; i += group) {
-            group = n_tokens - i < MOEI_Q8_TOKENS ? n_tokens - i : (uint32_t)MOEI_Q8_TOKENS;
-            t.x = (const uint8_t *)x[i], t.x_block = moei_q8_group_bytes(group);
-            for (uint32_t j = 0, c; j < group; j += c, t.x += moei_q8_group_bytes(c)) {
-                c = group - j < MOEI_Q8_WIDTH ? group - j : (uint32_t)MOEI_Q8_WIDTH;
-                t.out = out + (i + j) * out_stride + r;
-                t.ahead_step = moei_ahead_take(&ahead, c, t.n_blocks, &t.ahead, &t.ahead_end);
-                tiles[c - 1](&t);
-            }
-        }
+    t.apart = (w->k + 255) / 256 * 8 * moei_q8_entry(w->format);
+    for (uint32_t r = 0; r < n_rows; r += t.n_rows) {
+        t.n_rows = n_rows - r < most ? n_rows - r : most;
+        for (uint32_t i = 0; i < t.n_rows; i += 16) moei_q8_decoder(w->format)(w, r + i, n_rows, (uint8_t *)panel + i / 16 * t.apart);
+        moei_q8_sweep_vnni(w->format, &t, x, n_tokens, out + r, &ahead);
     }
 }
 #define MOEI_Q8_VNNI(f) {moei_q8_dot_vnni_##f, moei_q8_decode_later, MOEI_Q8_FEW}
@@ -5197,8 +5786,8 @@ MOEI_FORCE void moei_tile_neon(const uint32_t format, moei_pairs_neon_fn *dot, c
     MOEI_TILE_NEON(F, tier, target, dot, 2)                                                                             \
     MOEI_TILE_NEON(F, tier, target, dot, 3)                                                                             \
     static const moei_tiles moei_tiles_##tier##_##F = {                                                                 \
-        MOEI_NEON_ROWS, MOEI_NEON_TOKENS, 1024, 32,                                                                       \
-        {moei_tile_##tier##_##F##_1, moei_tile_##tier##_##F##_2, moei_tile_##tier##_##F##_3, NULL, NULL, NULL}};        \
+        MOEI_NEON_ROWS, MOEI_NEON_TOKENS, 1024, 32, 4,                                                                  \
+        {moei_tile_##tier##_##F##_1, moei_tile_##tier##_##F##_2, moei_tile_##tier##_##F##_3}};                          \
     static void moei_dot_##tier##_##F(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n, float *out, \
                                       size_t stride) {                                                                  \
         moei_sweep(&moei_tiles_##tier##_##F, w, n_rows, x, n, out, stride);                                             \
@@ -5878,9 +6467,6 @@ MOEI_Q8_ARITH_NEON(I8MM, i8mm, moei_panel_bytes_q8_neon, moei_panel_q8_i8mm, MOE
    Detection is a pure function of the raw words, so that it can be tested with other machines' words. Nothing is cached: cpuid
    is slow in virtual machines, but only moe_layer_init and moe_tiers ask. */
 
-#ifndef MOEI_HAVE_AVXVNNI
-#define MOEI_HAVE_AVXVNNI 0
-#endif
 #define MOEI_TIERS_BUILT                                                                                               \
     (MOE_TIER_BIT(MOE_TIER_C) | (uint32_t)MOEI_HAVE_AVX2 << MOE_TIER_AVX2 | (uint32_t)MOEI_HAVE_AVXVNNI << MOE_TIER_AVXVNNI | \
      (uint32_t)MOEI_HAVE_AVX512 << MOE_TIER_AVX512 | (uint32_t)MOEI_HAVE_VNNI << MOE_TIER_VNNI |                       \
@@ -5892,10 +6478,14 @@ MOEI_Q8_ARITH_NEON(I8MM, i8mm, moei_panel_bytes_q8_neon, moei_panel_q8_i8mm, MOE
 #define MOEI_TIERS_EMULATED 0u
 #endif
 
-/* Not tiers but the same on an Intel processor, whose conversions share the FMAs' ports and whose prefetchers need help. */
+/* Not tiers but the same on an Intel processor, whose conversions share the FMAs' ports and whose prefetchers need help; and
+   AVX512BF16 with AVX512-VBMI (all but Cooper Lake), which looks up bytes. */
+#define MOEI_VBMI 28u
+#define MOEI_INTEL_VBMI 29u
 #define MOEI_INTEL 30u
 #define MOEI_INTEL_BF16 31u
-#define MOEI_TRAITS (MOE_TIER_BIT(MOEI_INTEL) | MOE_TIER_BIT(MOEI_INTEL_BF16))
+#define MOEI_TRAITS_BF16 (MOE_TIER_BIT(MOEI_VBMI) | MOE_TIER_BIT(MOEI_INTEL_VBMI) | MOE_TIER_BIT(MOEI_INTEL_BF16))
+#define MOEI_TRAITS (MOE_TIER_BIT(MOEI_INTEL) | MOEI_TRAITS_BF16)
 
 /* x86: words of cpuid leaf 1, leaf 7 and leaf 7.1, XCR0 (what the OS saves), the XSAVE features this process may use. */
 typedef struct moei_cpuid {
@@ -5919,7 +6509,10 @@ MOEI_UNUSED static uint32_t moei_cpu_decide(const moei_cpuid *id) {
     const int intel = id->vendor == 0x756e6547u; /* "Genu", "ineI", "ntel" */
     if (intel) tiers |= MOE_TIER_BIT(MOEI_INTEL);
     if (moei_has(id->leaf7_ecx, 1u << 11)) tiers |= MOE_TIER_BIT(MOE_TIER_VNNI);
-    if (moei_has(id->leaf7_1_eax, 1u << 5)) tiers |= MOE_TIER_BIT(MOE_TIER_AVX512BF16) | (uint32_t)intel << MOEI_INTEL_BF16;
+    if (moei_has(id->leaf7_1_eax, 1u << 5)) {
+        tiers |= MOE_TIER_BIT(MOE_TIER_AVX512BF16) | (uint32_t)intel << MOEI_INTEL_BF16;
+        if (moei_has(id->leaf7_ecx, 1u << 1)) tiers |= MOE_TIER_BIT(MOEI_VBMI) | (uint32_t)intel << MOEI_INTEL_VBMI;
+    }
     if (moei_has(id->leaf7_edx, amx_bf16_tile_int8) && moei_has(id->xcr0, tile_config_data) && moei_has(id->permitted, tile_data))
         tiers |= MOE_TIER_BIT(MOE_TIER_AMX);
     return tiers;
@@ -7019,6 +7612,9 @@ static const moei_tier_row moei_tier_rows[] = {
 #if MOEI_HAVE_AVX2
     {MOE_TIER_AVX2,       &moei_vec_avx2,   {NULL, &moei_f32_avx2,   NULL,                    &moei_q8_avx2}},
 #endif
+#if MOEI_HAVE_AVXVNNI
+    {MOE_TIER_AVXVNNI,    NULL,             {NULL, NULL,             NULL,                    &moei_q8_avxvnni}},
+#endif
 #if MOEI_HAVE_AVX512
     {MOE_TIER_AVX512,     &moei_vec_avx512, {NULL, &moei_f32_avx512, NULL,                    NULL}},
     {MOEI_INTEL,          NULL,             {NULL, &moei_f32_avx512_intel, NULL,              NULL}},
@@ -7029,6 +7625,8 @@ static const moei_tier_row moei_tier_rows[] = {
 #if MOEI_HAVE_AVX512BF16
     {MOE_TIER_AVX512BF16, NULL,             {NULL, NULL,             &moei_bf16_avx512bf16,   NULL}},
     {MOEI_INTEL_BF16,     NULL,             {NULL, NULL,             &moei_bf16_avx512bf16_intel, NULL}},
+    {MOEI_VBMI,           NULL,             {NULL, NULL,             &moei_bf16_vbmi,         NULL}},
+    {MOEI_INTEL_VBMI,     NULL,             {NULL, NULL,             &moei_bf16_vbmi_intel,   NULL}},
 #endif
 #if MOEI_HAVE_AMX
     {MOE_TIER_AMX,        NULL,             {NULL, NULL,             &moei_bf16_amx,          NULL}},
@@ -7229,22 +7827,33 @@ static void moei_make_banks(moe_layer *l) {
 
 static int moei_is_given(const moe_matrix *m) { return m->format || m->data || m->expert; }
 
-/* A matrix that is given but that a knob says is not there would be left out of the result silently. */
+/* What is given but that a knob says is not there would be left out of the result silently. */
 static moe_status moei_check_unused(const moe_desc *d, moe_error *e) {
+    const moe_router *r = &d->router;
     int shared = d->shared.d_ff != 0, latent = d->latent.d != 0, gated = !d->ffn.ungated;
     int gate = d->shared.gate_kind == MOE_SHARED_SIGMOID || d->shared.gate_kind == MOE_SHARED_SOFTMAX2;
-    const struct { const moe_matrix *m; int used; const char *knob; } all[] = {
-        {&d->gate, gated, "ffn.ungated"},
-        {&d->shared.gate, shared, "shared.d_ff"},
-        {&d->shared.gate, gated, "ffn.ungated"},
-        {&d->shared.up, shared, "shared.d_ff"},
-        {&d->shared.down, shared, "shared.d_ff"},
-        {&d->shared.gate_weight, shared, "shared.d_ff"},
-        {&d->shared.gate_weight, gate, "shared.gate_kind"},
-        {&d->latent.in, latent, "latent.d"},
-        {&d->latent.out, latent, "latent.d"}};
+    int shared_weight = moei_is_given(&d->shared.gate_weight), norm = d->latent.norm.type != 0;
+    const struct { int given, used; const char *knob; } all[] = {
+        {moei_is_given(&d->gate), gated, "ffn.ungated"},
+        {moei_is_given(&d->shared.gate), shared, "shared.d_ff"},
+        {moei_is_given(&d->shared.gate), gated, "ffn.ungated"},
+        {moei_is_given(&d->shared.up), shared, "shared.d_ff"},
+        {moei_is_given(&d->shared.down), shared, "shared.d_ff"},
+        {shared_weight, shared, "shared.d_ff"},
+        {shared_weight, gate, "shared.gate_kind"},
+        {moei_is_given(&d->latent.in), latent, "latent.d"},
+        {moei_is_given(&d->latent.out), latent, "latent.d"},
+        {norm, latent, "latent.d"},
+        {norm, d->latent.norm_eps > 0.0f, "latent.norm_eps"},
+        {d->ffn.limit > 0.0f, d->ffn.clamp != MOE_CLAMP_NONE, "ffn.clamp"},
+        {d->shared.limit > 0.0f, d->shared.clamp != MOE_CLAMP_NONE, "shared.clamp"},
+        {r->n_group > 1 || r->topk_group > 1, r->group != MOE_GROUP_NONE, "router.group"}, /* one group is none */
+        {r->table != NULL, r->pick == MOE_PICK_TABLE, "router.pick"},
+        {r->capacity_factor > 0.0f, !r->capacity, "router.capacity"},
+        {r->min_keep > 1, r->drop_below > 0.0f || r->top_p > 0.0f, "router.min_keep"}};
     for (size_t i = 0; i < MOEI_COUNT(all); i++)
-        if (!all[i].used && moei_is_given(all[i].m)) return moei_fail(e, MOE_ERR_KNOB, all[i].knob, 0, 0);
+        if (all[i].given && !all[i].used) return moei_fail(e, MOE_ERR_KNOB, all[i].knob, 0, 0);
+    if (r->min_keep > d->top_k) return moei_fail(e, MOE_ERR_KNOB, "router.min_keep", r->min_keep, d->top_k);
     return MOE_OK;
 }
 
@@ -7292,7 +7901,7 @@ static moe_status moei_init(moe_layer *l, moe_error *e) {
     if (!tiers) return moei_fail(e, MOE_ERR_TIER, "tiers", d->tiers, have);
     tiers |= MOE_TIER_BIT(MOE_TIER_C);
     if (tiers & MOE_TIER_BIT(MOE_TIER_AVX512)) tiers |= moei_cpu() & MOE_TIER_BIT(MOEI_INTEL);
-    if (tiers & MOE_TIER_BIT(MOE_TIER_AVX512BF16)) tiers |= moei_cpu() & MOE_TIER_BIT(MOEI_INTEL_BF16);
+    if (tiers & MOE_TIER_BIT(MOE_TIER_AVX512BF16)) tiers |= moei_cpu() & MOEI_TRAITS_BF16;
     moei_fill_defaults(d);
     moei_make_banks(l);
     l->vec = moei_choose_vec(tiers);
@@ -7560,6 +8169,7 @@ static size_t moei_bytes_for(const moei_plan *p, size_t block) {
 static size_t moei_fit_block(const moei_plan *p, size_t bytes) {
     size_t lo = 0, hi = p->n_tokens;
     if (moei_bytes_for(p, hi) <= bytes) return hi;
+    /*@ loop invariant lo < hi <= p->n_tokens && (lo > 0 ==> p->n_tokens <= SIZE_MAX / 8); loop assigns lo, hi; loop variant hi - lo; */
     while (hi - lo > 1) {
         size_t mid = lo + (hi - lo) / 2;
         if (moei_bytes_for(p, mid) <= bytes) lo = mid;
@@ -7665,16 +8275,32 @@ static int moei_has_row_scale(const moe_matrix *m, size_t k) {
 static int moei_row_affine(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert, size_t rows, size_t row,
                            size_t n, size_t k, float *scale, float *bias) {
     moe_array b = m->bias;
+    const moei_side s = moei_scale_of(m, over, which, expert, rows, k);
+    const float scale2 = moei_scale2_of(m, over, which, expert);
     int scaled = moei_has_row_scale(m, k);
     if (over && over->bias[which]) b.expert = over->bias[which];
     if (!scaled && !b.type) return 0;
     for (size_t i = 0; i < n; i++) {
         moei_factor f = {1.0f, 1.0f};
-        if (scaled) f = moei_row_scale(m, over, which, expert, rows, k, row + i);
+        if (scaled) f = moei_row_factor(m, &s, scale2, k, row + i);
         scale[i] = f.divide == 1.0f ? f.multiply : (float)((double)f.multiply / (double)f.divide);
         bias[i] = b.type ? moei_array_at(&b, expert, rows, row + i) : -0.0f; /* v * 1 + -0 is v, zeros' signs included */
     }
     return 1;
+}
+
+static void moei_prefetch_rows(const uint8_t *p, size_t stride, size_t row, size_t n) {
+    for (size_t i = 0, step = stride < 64 ? 64 / (stride + !stride) : 1; p && i < n; i += step) MOEI_PREFETCH(p + (row + i) * stride);
+}
+/* Before the rows are multiplied: what moei_row_affine will read of them. It would wait for memory once or twice every 32 rows (Zen 5, one
+   core, one token of gpt-oss-20b: INT8_CHANNEL 78 % of the read bandwidth, with this 83). */
+static void moei_affine_ahead(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert, size_t rows, size_t row, size_t n,
+                              size_t k) {
+    const moei_side s = moei_scale_of(m, over, which, expert, rows, k);
+    size_t stride;
+    const uint8_t *bias = moei_array_of(&m->bias, over ? over->bias[which] : NULL, expert, rows, &stride);
+    moei_prefetch_rows(bias, stride, row, n);
+    if (s.data && s.rows == 1 && moei_row_constant(m->format, &s, k)) moei_prefetch_rows(s.data, s.row_stride, row, n);
 }
 
 /* ---- prepare ---- */
@@ -8070,23 +8696,25 @@ static void moei_read_next(moei_rows *w, const uint8_t *next, size_t rows) {
 }
 
 /* Results of one matrix for a chunk of slots: products, then row scale, weight on the input, and bias. */
-static void moei_up_matrix(const moei_plan *p, const moei_scratch *s, const moei_group *g, const moe_matrix *m, int which,
-                           uint32_t expert, uint32_t row, uint32_t n_rows, uint32_t slot, uint32_t n, float *out) {
+/* Rows of an expert's gate or up from `row` on. */
+static void moei_up_view(const moei_plan *p, const moei_group *g, const moe_matrix *m, int which, uint32_t expert, uint32_t row, moei_rows *w) {
     const moei_bank *b = g->bank;
-    const moei_vec *v = p->layer->vec;
-    moei_rows w;
-    int at_input = g == &p->groups[0] && p->layer->desc.ffn.weight_at == MOE_WEIGHT_AT_INPUT;
-    float *scale = s->scale[0], *bias = s->bias[0], *weighted = s->scale[1];
-    moei_view(m, moei_over(p, g), which, expert, b->d_ff, b->d_in, &w);
-    w.row0 = row;
+    moei_view(m, moei_over(p, g), which, expert, b->d_ff, b->d_in, w);
+    w->row0 = row;
     uint32_t next = moei_next_expert(g, expert + 1);
-    if (row + 2 * MOEI_UP_ROWS <= b->d_ff) moei_read_next(&w, w.data + (row + MOEI_UP_ROWS) * w.row_stride, MOEI_UP_ROWS);
+    if (row + 2 * MOEI_UP_ROWS <= b->d_ff) moei_read_next(w, w->data + (row + MOEI_UP_ROWS) * w->row_stride, MOEI_UP_ROWS);
     else if (next < b->n_experts && b->d_ff >= MOEI_UP_ROWS) {
         moei_rows after;
         moei_view(m, moei_over(p, g), which, next, b->d_ff, b->d_in, &after);
-        moei_read_next(&w, after.data, MOEI_UP_ROWS);
+        moei_read_next(w, after.data, MOEI_UP_ROWS);
     }
-    moei_multiply(b->in, &w, n_rows, s->x, n, out, MOEI_UP_ROWS, s->panel);
+}
+static void moei_up_affine(const moei_plan *p, const moei_scratch *s, const moei_group *g, const moe_matrix *m, int which, uint32_t expert,
+                           uint32_t row, uint32_t n_rows, uint32_t slot, uint32_t n, float *out) {
+    const moei_bank *b = g->bank;
+    const moei_vec *v = p->layer->vec;
+    int at_input = g == &p->groups[0] && p->layer->desc.ffn.weight_at == MOE_WEIGHT_AT_INPUT;
+    float *scale = s->scale[0], *bias = s->bias[0], *weighted = s->scale[1];
     int affine = moei_row_affine(m, moei_over(p, g), which, expert, b->d_ff, row, n_rows, b->d_in, scale, bias);
     if (!affine && !at_input) return;
     for (uint32_t i = 0; i < n; i++) {
@@ -8094,6 +8722,39 @@ static void moei_up_matrix(const moei_plan *p, const moei_scratch *s, const moei
         for (uint32_t r = 0; r < n_rows && !affine; r++) bias[r] = -0.0f;
         v->affine(out + (size_t)i * MOEI_UP_ROWS, at_input ? weighted : scale, bias, n_rows);
     }
+}
+/* Whether rows of gate and up (and of their scales) lie in turns, as gpt-oss has them. */
+static int moei_in_turns(const moei_rows *a, const moei_rows *b) {
+    const moei_side *s = &a->scale, *t = &b->scale;
+    size_t half = a->row_stride / 2, half_s = s->row_stride / 2;
+    if (a->format != b->format || a->k_stride || b->k_stride || a->zero.data || b->zero.data || !s->data != !t->data) return 0;
+    if (s->data && (s->type != t->type || s->cols != t->cols || s->rows != 1 || t->rows != 1 || s->row_stride != t->row_stride ||
+                    half_s * 2 != s->row_stride || t->data != s->data + half_s)) return 0;
+    return half * 2 == a->row_stride && a->row_stride == b->row_stride && b->data == a->data + half;
+}
+#define MOEI_TURNS 4u /* tokens */
+/* gate and up: [n][MOEI_UP_ROWS]. Few tokens wait for memory, which is read in its order (gpt-oss-20b, one core of a Zen 5: matrix by
+   matrix its gate and up are read at 27 GB/s, its down at 33). */
+static void moei_up_matrices(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint32_t row, uint32_t rows,
+                             uint32_t slot, uint32_t n, float *gate, float *up) {
+    const moei_bank *b = g->bank;
+    moei_rows w[2];
+    moei_affine_ahead(&b->up, moei_over(p, g), MOE_UP, expert, b->d_ff, row, rows, b->d_in);
+    if (gate) moei_affine_ahead(&b->gate, moei_over(p, g), MOE_GATE, expert, b->d_ff, row, rows, b->d_in);
+    moei_up_view(p, g, &b->up, MOE_UP, expert, row, &w[1]);
+    if (gate) moei_up_view(p, g, &b->gate, MOE_GATE, expert, row, &w[0]);
+    if (gate && n <= MOEI_TURNS && moei_in_turns(&w[0], &w[1])) {
+        float *both = s->act;
+        w[0].row_stride /= 2, w[0].scale.row_stride /= 2, w[0].row0 *= 2;
+        moei_multiply(b->in, &w[0], 2 * rows, s->x, n, both, 2 * MOEI_UP_ROWS, s->panel);
+        for (uint32_t i = 0; i < n; i++, both += 2 * MOEI_UP_ROWS)
+            for (uint32_t r = 0; r < rows; r++) gate[i * MOEI_UP_ROWS + r] = both[2 * r], up[i * MOEI_UP_ROWS + r] = both[2 * r + 1];
+    } else {
+        if (gate) moei_multiply(b->in, &w[0], rows, s->x, n, gate, MOEI_UP_ROWS, s->panel);
+        moei_multiply(b->in, &w[1], rows, s->x, n, up, MOEI_UP_ROWS, s->panel);
+    }
+    if (gate) moei_up_affine(p, s, g, &b->gate, MOE_GATE, expert, row, rows, slot, n, gate);
+    moei_up_affine(p, s, g, &b->up, MOE_UP, expert, row, rows, slot, n, up);
 }
 
 /* A block of rows of n slots' h, prepared for down: rows of their own, or the groups that down multiplies, at their first slot. */
@@ -8125,8 +8786,7 @@ static void moei_up_block(const moei_plan *p, const moei_scratch *s, const moei_
     uint32_t row = block * MOEI_UP_ROWS, rows = b->d_ff - row < MOEI_UP_ROWS ? b->d_ff - row : MOEI_UP_ROWS;
     int at_hidden = g == &p->groups[0] && f->weight_at == MOE_WEIGHT_AT_HIDDEN, gated = b->gate.format != 0;
     float *up = s->out[1], *gate = gated ? s->out[0] : up, *scratch = s->act;
-    if (gated) moei_up_matrix(p, s, g, &b->gate, MOE_GATE, expert, row, rows, slot, n, gate);
-    moei_up_matrix(p, s, g, &b->up, MOE_UP, expert, row, rows, slot, n, up);
+    moei_up_matrices(p, s, g, expert, row, rows, slot, n, gated ? gate : NULL, up);
     if (rows == MOEI_UP_ROWS) { /* the results lie densely: one long run */
         moei_glu(p->layer->vec, f, b->clamp, b->limit, gate, gated ? up : NULL, scratch, (size_t)n * rows);
     } else {
@@ -8187,6 +8847,7 @@ static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moe
         if (next < b->n_experts) {
             moei_view(&b->down, moei_over(p, g), MOE_DOWN, next, b->d_in, b->d_ff, &after);
             moei_read_next(&w, after.data + row * after.row_stride, n);
+            w.next_x = g->h + g->start[next] * g->h_stride, w.next_x_bytes = (g->start[next + 1] - g->start[next]) * g->h_stride;
         }
         int affine = moei_row_affine(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, row, n, b->d_ff, s->scale[0], s->bias[0]);
         for (uint32_t slot = g->start[e], tokens; slot < g->start[e + 1]; slot += tokens) {
@@ -8391,13 +9052,49 @@ static moe_status moei_check_rows(const moe_io *io, uint32_t type, size_t *strid
     return MOE_OK;
 }
 
-/* Only y == x with equal type and stride may overlap: a task then reads its part of a row before it writes it. */
-static moe_status moei_check_alias(const moe_io *io, size_t x_width, size_t y_width) {
-    uintptr_t x = (uintptr_t)io->x, y = (uintptr_t)io->y;
-    size_t x_end = (io->n_tokens - 1) * io->x_stride + x_width * moei_element(io->x_type);
-    size_t y_end = (io->n_tokens - 1) * io->y_stride + y_width * moei_element(io->y_type);
-    if (x == y && io->x_type == io->y_type && io->x_stride == io->y_stride) return MOE_OK;
-    if (x < y + y_end && y < x + x_end) return moei_fail(io->error, MOE_ERR_ALIAS, "y", 0, 0);
+/* What a call writes may overlap nothing else of it: other tokens' rows would change before they are read. Rows of equal stride may
+   lie in each other's gaps (ids beside their weights). */
+typedef struct moei_area {
+    const char *field;
+    const void *at;          /* NULL: not there */
+    size_t n, stride, bytes; /* n rows of so many bytes each */
+} moei_area;
+static int moei_overlap(const moei_area *a, const moei_area *b) {
+    if ((uintptr_t)a->at > (uintptr_t)b->at) return moei_overlap(b, a);
+    size_t apart = (uintptr_t)b->at - (uintptr_t)a->at;
+    if (apart >= (a->n - 1) * a->stride + a->bytes) return 0;
+    if (a->stride != b->stride || !a->stride) return 1;
+    return apart % a->stride < a->bytes || apart % a->stride + b->bytes > a->stride;
+}
+static moe_status moei_check_alias(const moei_plan *p) {
+    const moe_io *io = &p->call;
+    const moe_desc *d = &p->layer->desc;
+    size_t n = io->n_tokens, ids = (size_t)p->k * 4, x = d->d_model * moei_element(io->x_type);
+    size_t y = (d->expert_count < d->n_experts && !p->sums ? p->layer->routed.d_in : d->d_model) * moei_element(io->y_type);
+    size_t logits = (size_t)p->layer->router_rows * 4, width = p->layer->routed.d_in * (size_t)4;
+    int rows = !p->route_only && !io->slots_out, in_place = io->x_type == io->y_type;
+    enum { Y, IDS, WEIGHTS, LOGITS, SLOTS, SPACE, WRITTEN, X = WRITTEN, IDS_IN, WEIGHTS_IN, LOGITS_IN, TOKEN_IDS, SUMS, ROUTER_X, ALL };
+    const moei_area all[ALL] = {{"y", rows ? io->y : NULL, n, io->y_stride, y},
+                                {"ids_out", io->ids_out, n, io->ids_stride, ids},
+                                {"weights_out", io->weights_out, n, io->weights_stride, ids},
+                                {"logits_out", io->logits_out, n, logits, logits},
+                                {"slots_out", p->route_only ? NULL : io->slots_out, n * p->k, width, width},
+                                {"workspace", io->workspace, 1, 0, io->workspace_size},
+                                {"x", io->x_stride ? io->x : NULL, n, io->x_stride, x}, /* no stride: it is not read */
+                                {"ids_in", io->ids_in, n, io->ids_stride, ids},
+                                {"weights_in", io->weights_in, n, io->weights_stride, ids},
+                                {"logits_in", io->logits_in, n, logits, logits},
+                                {"token_ids", io->token_ids, n, 4, 4},
+                                {"sums", p->sums, n, width, width},
+                                {"router_x", io->router_x, n, io->router_x_stride, x}};
+    /* y: a task reads its part of a row before it writes it; ids and weights are copied first; routing has read router_x by then */
+    for (size_t i = 0; i < WRITTEN; i++)
+        for (size_t j = i + 1; all[i].at && j < ALL; j++) {
+            int same = all[i].at == all[j].at && all[i].stride == all[j].stride;
+            int allowed = (i == Y && j == ROUTER_X) || (same && ((i == Y && j == X && in_place) || (i == IDS && j == IDS_IN) ||
+                          (i == WEIGHTS && j == WEIGHTS_IN) || (i == Y && j == SUMS && all[i].bytes == width)));
+            if (all[j].at && !allowed && moei_overlap(&all[i], &all[j])) return moei_fail(io->error, MOE_ERR_ALIAS, all[i].field, 0, 0);
+        }
     return MOE_OK;
 }
 
@@ -8450,10 +9147,7 @@ static moe_status moei_check_io(moei_plan *p, int needs_logits) {
     if (!io->weights_stride) io->weights_stride = row;
     if (io->ids_stride < row) return moei_fail(io->error, MOE_ERR_STRIDE, "ids_stride", io->ids_stride, row);
     if (io->weights_stride < row) return moei_fail(io->error, MOE_ERR_STRIDE, "weights_stride", io->weights_stride, row);
-    if (!p->route_only && !io->slots_out) {
-        MOEI_TRY(moei_check_rows(io, io->y_type, &io->y_stride, y_width, "y_stride", "y_type"));
-        MOEI_TRY(moei_check_alias(io, d->d_model, y_width));
-    }
+    if (!p->route_only && !io->slots_out) MOEI_TRY(moei_check_rows(io, io->y_type, &io->y_stride, y_width, "y_stride", "y_type"));
     MOEI_TRY(moei_check_present(p, partial));
     return moei_check_routing_input(p, needs_logits);
 }
@@ -8503,6 +9197,7 @@ static moe_status moei_begin(moei_plan *p, const moe_layer *layer, const moe_io 
     p->block = io->workspace_size > base - at ? moei_fit_block(p, io->workspace_size - (base - at)) : 0;
     if (!p->block)
         return moei_fail(io->error, MOE_ERR_WORKSPACE, "workspace_size", io->workspace_size, moe_workspace_min(layer, io->n_tokens, p->n_tasks));
+    MOEI_TRY(moei_check_alias(p));
     p->n_blocks = (p->n_tokens + p->block - 1) / p->block;
     p->base = (uint8_t *)io->workspace + (base - at);
     moei_lay_out(p);

@@ -193,6 +193,9 @@ static const struct {
     const moei_arith *arith;
 } tiers[] = {
     {"avx2", &moei_q8_avx2},
+#if MOEI_HAVE_AVXVNNI
+    {"avxvnni", &moei_q8_avxvnni},
+#endif
 #if MOEI_HAVE_VNNI
     {"vnni", &moei_q8_vnni},
 #endif
@@ -202,16 +205,20 @@ static int reps = 9, only;
 static void bench_cold(void) {
     static double rate[MAX_REPS], read[MAX_REPS], share[MAX_REPS];
     static const uint32_t counts[] = {1, 2, 4, 8};
-    printf("cold rows, k = %d: %% of read bandwidth measured before each run (GB/s)\n%-14s %-5s", K, "", "");
+    printf("cold rows, k = %d: %% of read bandwidth measured before each run (GB/s)\n%-14s %-7s", K, "", "");
     for (int n = 1; n <= 2; n++)
         for (size_t c = 0; c < MOEI_COUNT(counts); c++) printf("  %d thr %u tok   ", n, counts[c]);
     for (uint32_t f = MOE_FORMAT_Q8_0; f < MOE_FORMAT_COUNT; f++)
         for (size_t t = 0; t < MOEI_COUNT(tiers); t++) {
             if (!tiers[t].arith->ops[f].dot || (only && only != (int)f)) continue;
-            printf("\n%-14s %-5s", formats[f].name, tiers[t].name);
+            printf("\n%-14s %-7s", formats[f].name, tiers[t].name);
             for (int n = 1; n <= 2; n++)
                 for (size_t c = 0; c < MOEI_COUNT(counts); c++) {
                     subject s;
+                    if (counts[c] > tiers[t].arith->ops[f].dot_max) {
+                        printf("%16s", "");
+                        continue;
+                    }
                     subject_init(&s, tiers[t].arith, f, counts[c], POOL);
                     for (int i = 0; i < reps; i++) {
                         read[i] = (double)POOL / parallel(n, read_pool, NULL) / 1e9;
@@ -228,13 +235,13 @@ static void bench_cache(void) {
     static double rate[MAX_REPS];
     static const uint32_t counts[] = {1, 2, 4, 8};
     double peak = peak_vnni(), fma = peak_fma();
-    printf("rows in cache, k = %d, one core: GB/s (%% of the VNNI peak %.0f GOP/s; AVX2 FMA peak %.0f)\n%-14s %-5s",
+    printf("rows in cache, k = %d, one core: GB/s (%% of the VNNI peak %.0f GOP/s; AVX2 FMA peak %.0f)\n%-14s %-7s",
            K, peak, fma, "", "");
     for (size_t c = 0; c < MOEI_COUNT(counts); c++) printf("  %u tok         ", counts[c]);
     for (uint32_t f = MOE_FORMAT_Q8_0; f < MOE_FORMAT_COUNT; f++)
         for (size_t t = 0; t < MOEI_COUNT(tiers); t++) {
             if (!tiers[t].arith->ops[f].dot || (only && only != (int)f)) continue;
-            printf("\n%-14s %-5s", formats[f].name, tiers[t].name);
+            printf("\n%-14s %-7s", formats[f].name, tiers[t].name);
             for (size_t c = 0; c < MOEI_COUNT(counts) && counts[c] <= tiers[t].arith->ops[f].dot_max; c++) {
                 subject s;
                 subject_init(&s, tiers[t].arith, f, counts[c], (size_t)1 << 20);
@@ -261,8 +268,9 @@ static void bench_many(void) {
     static float y[SLICE * TOKENS];
     const size_t n_rows = 2048;
     const uint32_t height = 32;
-    printf("many tokens, k = %d, one core, %zu cold rows in panels of %u: %% of the VNNI peak (for avx2: times the "
-           "AVX2 FMA peak)\n%-14s %-5s %-6s",
+    printf("many tokens, k = %d, one core, %zu cold rows in panels of %u: %% of the VNNI peak (for avx2 and avxvnni: "
+           "times "
+           "the AVX2 FMA peak)\n%-14s %-7s %-6s",
            K, n_rows, height, "", "", "");
     for (size_t c = 0; c < MOEI_COUNT(counts); c++) printf("%7u", counts[c]);
     for (uint32_t f = MOE_FORMAT_Q8_0; f < MOE_FORMAT_COUNT; f++)
@@ -271,7 +279,7 @@ static void bench_many(void) {
                 const moei_arith *a = tiers[t].arith;
                 if (!a->ops[f].dot || (panel && !a->ops[f].decode) || (only && only != (int)f)) continue;
                 uint8_t *memory = (uint8_t *)aligned_alloc(64, a->panel_bytes ? a->panel_bytes(height, K) : 64);
-                printf("\n%-14s %-5s %-6s", formats[f].name, tiers[t].name, panel ? "panel" : "dot");
+                printf("\n%-14s %-7s %-6s", formats[f].name, tiers[t].name, panel ? "panel" : "dot");
                 for (size_t c = 0; c < MOEI_COUNT(counts); c++) {
                     subject s;
                     if (panel ? a->packing && counts[c] < a->packing->min : counts[c] > a->ops[f].dot_max) {
@@ -284,7 +292,7 @@ static void bench_many(void) {
                     memcpy(packed, prepared, counts[c] * sizeof *packed);
                     moei_pack(a, packed, counts[c], K, groups);
                     for (int i = 0; i < reps; i++) {
-                        double peak = strcmp(tiers[t].name, "avx2") ? peak_vnni() / 100 : peak_fma(), time = now();
+                        double peak = strncmp(tiers[t].name, "avx", 3) ? peak_vnni() / 100 : peak_fma(), time = now();
                         run_panel(&s, n_rows, height, memory, y);
                         rate[i] = 2.0 * (double)n_rows * K * s.n_tokens / (now() - time) / 1e9,
                         share[i] = rate[i] / peak;

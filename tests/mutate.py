@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
-"""mutate.py [--sample N] [--seed S] [--section NAME,...] [--semantic | --generic] [--minutes M]: does the test suite notice when moe.h
-or examples/checkpoint.h is wrong?
+"""mutate.py [--sample N] [--seed S] [--section NAME,...] [--semantic | --generic] [--by-size] [--minutes M]: does the test suite
+notice when moe.h or examples/checkpoint.h is wrong?
 
-Each mutant is the file with one change, compiled at -O1 into the quick test programs of its section until one fails: killed. A mutant
-whose programs have the same machine code as the original, or that equivalent_mutants.txt explains, is equivalent; one that doesn't
-compile is void; what passes everything survived. SEMANTIC are the mistakes that people make (trust in the suite rests on these); the
-others come from generic operators on random lines, as many in each section. A seed's sample is the same until the section changes."""
+Each mutant is the file with one change, compiled at -O1 and run in the quick test programs of its section, those first that cost
+least, until one fails: killed. A mutant with the same machine code as the original, or that equivalent_mutants.txt explains, is
+equivalent; one that doesn't compile is void; what passes everything survived. SEMANTIC are the mistakes that people make (trust in the
+suite rests on these); the others come from generic operators on random lines, as many in each section, or by its size. A seed's sample
+is the same until the section changes.
+
+moe.h is compiled once for all programs that call it; their own objects are kept (as make test does: Makefile, FORMATS). Only those that
+look inside compile it again."""
 import argparse, os, random, re, resource, subprocess, sys, tempfile, time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -15,27 +19,31 @@ CC = os.environ.get("CC", "cc")
 HAS_FMA = os.path.exists("/proc/cpuinfo") and " fma " in open("/proc/cpuinfo").read()
 NATIVE = ["-mfma"] * HAS_FMA  # an emulated fma takes ten times as long
 PORTABLE, NO_AVX512, NO_VNNI = (NATIVE + ["-DMOE_NO_" + no] for no in ("SIMD", "AVX512", "VNNI"))  # what needn't be compiled
+ARM = ["--aarch64"]  # not a flag: see run_cc and command
+WEAK = ["test_layer", "test_errors", "test_invariance", "test_memory"]  # have the sections up to >>formats themselves
+CALLERS = WEAK + ["test_api", "test_models", "test_corners"]  # see moe.h from outside: linked with one object of it
 
-# section: (flags, test programs and arguments)
+# section: flags and test programs with arguments, the cheapest first
 TESTS = {
-    "numerics": (PORTABLE, ["test_formats", "test_route", "test_layer 1"]),
-    "formats": (PORTABLE, ["test_formats", "test_errors", "test_layer 1"]),
-    "reference": (PORTABLE, ["test_formats", "test_layer 1", "test_q8"]),
-    "dense": (NO_VNNI, ["test_tiers", "test_layer 1"]),
-    "avx2": (NO_AVX512, ["test_tiers", "test_layer 1"]),
-    "avx512": (NO_VNNI, ["test_tiers", "test_layer 1"]),
-    "bf16": (NO_VNNI, ["test_tiers", "test_layer 1"]),
-    "amx": (NO_VNNI, ["test_amx"]),
-    "q8": (NATIVE, ["test_q8", "test_layer 1"]),
-    "cpu": (NATIVE, ["test_tiers"]),
-    "route": (NO_AVX512, ["test_errors", "test_route", "test_api"]),
-    "presets": (PORTABLE, ["test_models", "test_errors", "test_api", "test_route"]),
-    "choose": (NATIVE, ["test_tiers", "test_layer 1"]),
-    "validate": (PORTABLE, ["test_errors", "test_api", "test_layer 1"]),
-    "layout": (NO_AVX512, ["test_errors", "test_layer 1", "test_invariance"]),
-    "phases": (NO_AVX512, ["test_errors", "test_layer 1", "test_invariance"]),
-    "api": (PORTABLE, ["test_errors", "test_api", "test_layer 1"]),
-    "checkpoint": (PORTABLE, ["test_checkpoint"]),
+    "numerics": [(PORTABLE, ["test_formats", "test_corners", "test_layer 1", "test_route"])],
+    "formats": [(PORTABLE, ["test_formats", "test_errors", "test_layer 1"])],
+    "reference": [(PORTABLE, ["test_layer 1", "test_formats", "test_q8"])],
+    "dense": [(NO_VNNI, ["test_layer 1", "test_tiers"])],
+    "avx2": [(NO_AVX512, ["test_layer 1", "test_tiers", "test_route"])],
+    "avx512": [(NO_VNNI, ["test_layer 1", "test_tiers"])],
+    "bf16": [(NO_VNNI, ["test_layer 1", "test_tiers"])],
+    "amx": [(NO_VNNI, ["test_amx"])],
+    "q8": [(NATIVE, ["test_layer 1", "test_q8"])],
+    "neon": [(ARM, ["test_invariance hashes", "test_q8", "test_tiers"])],
+    "cpu": [(NATIVE, ["test_api", "test_layer 1", "test_tiers"])],
+    "route": [(PORTABLE, ["test_errors", "test_corners", "test_api"]), (NO_AVX512, ["test_route"])],
+    "presets": [(PORTABLE, ["test_errors", "test_api", "test_models", "test_route"])],
+    "choose": [(PORTABLE, ["test_errors", "test_api"]), (NATIVE, ["test_layer 1", "test_invariance hashes", "test_tiers"])],
+    "validate": [(PORTABLE, ["test_errors", "test_api", "test_corners", "test_layer 1"])],
+    "layout": [(PORTABLE, ["test_errors", "test_api", "test_layer 1"]), (NATIVE, ["test_layer 1", "test_memory 300", "test_invariance"])],
+    "phases": [(PORTABLE, ["test_errors", "test_corners", "test_layer 1"]), (NATIVE, ["test_layer 1", "test_memory 300", "test_invariance"])],
+    "api": [(PORTABLE, ["test_errors", "test_api", "test_layer 1"])],
+    "checkpoint": [(PORTABLE, ["test_checkpoint"])],
 }
 
 # (what, text of moe.h, its replacement, the program that should notice)
@@ -73,7 +81,7 @@ SEMANTIC = [
     ("fp8 without subnormals", "return moei_float(sign | moei_bits((float)m * 0.001953125f));", "return moei_float(sign);", "test_formats"),
     ("bf16 rounds half up", "return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);", "return (uint16_t)((u + 0x8000) >> 16);", "test_formats"),
     ("gate and up swapped", "    v->times(g, u, n);", "    memcpy(g, u, n * sizeof *g);\n    v->times(g, u, n);", "test_layer"),
-    ("gate reads up's rows", "moei_up_matrix(p, s, g, &b->gate, MOE_GATE,", "moei_up_matrix(p, s, g, &b->up, MOE_GATE,", "test_layer"),
+    ("gate reads up's rows", "moei_up_view(p, g, &b->gate, MOE_GATE,", "moei_up_view(p, g, &b->up, MOE_GATE,", "test_layer"),
     ("alpha 1", "d->ffn.alpha = moei_or(d->ffn.alpha, 1.702f);", "d->ffn.alpha = moei_or(d->ffn.alpha, 1.0f);", "test_layer"),
     ("gpt-oss's + 1", "? 1.0f : -0.0f; /* v + -0", "? -0.0f : -0.0f; /* v + -0", "test_layer"),
     ("clamp of gate on both sides", "clamp == MOE_CLAMP_PRE) v->clamp(g, -inf, limit", "clamp == MOE_CLAMP_PRE) v->clamp(g, -limit, limit", "test_layer"),
@@ -149,20 +157,18 @@ def sites_of(text, begin, end):
         at += len(line)
 
 
-def generic(rng, wanted):
-    """Sites of every section in turn, so that each gets its share."""
-    pools = {}
+def generic(rng, wanted, by_size):
+    """Sites of every section in turn, so that each gets its share; or each section as often as it is long."""
+    pools, order = {}, []
     for name, section, a, b in sections():
-        if section in TESTS and (not wanted or section in wanted):
+        if section in TESTS and (section in wanted if wanted else section != "neon"):  # minutes each
             pools[section] = name, list(sites_of(SOURCES[name], a, b))
             random.Random(f"{rng} {section}").shuffle(pools[section][1])
-    while pools:
-        for section in list(pools):
-            name, sites = pools[section]
-            op, at, line, new = sites.pop()
-            yield op, name, at, SOURCES[name][:at] + new + SOURCES[name][at + len(line):], section, (line.strip(), new.strip())
-            if not sites:
-                del pools[section]
+            order += [(i if not by_size else (i + 0.5) / len(pools[section][1]), section) for i in range(len(pools[section][1]))]
+    for _, section in sorted(order, key=lambda o: o[0]):
+        name, sites = pools[section]
+        op, at, line, new = sites.pop()
+        yield op, name, at, SOURCES[name][:at] + new + SOURCES[name][at + len(line):], section, (line.strip(), new.strip())
 
 
 def tree(to):
@@ -174,15 +180,23 @@ def tree(to):
     os.symlink(os.path.join(ROOT, "moe.h"), os.path.join(to, "moe.h"))
 
 
-def build(test, flags, root, out):
-    cmd = [CC, "-std=c11", "-O1", "-g0", "-w", "-fno-pie", "-no-pie", *flags, "-I.", "-Iexamples", "-Itests", "-Ibench", f"tests/{test}.c", "-o", out, "-lm", "-lpthread"]
+def run_cc(root, arguments):
+    cc = ["aarch64-linux-gnu-gcc", "-static"] if ARM[0] in arguments else [CC]
+    cmd = [*cc, "-std=c11", "-O1", "-g0", "-w", "-fno-pie", *(a for a in arguments if a != ARM[0])]
     return subprocess.run(cmd, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=900).returncode == 0
+
+
+INCLUDE = ["-I.", "-Iexamples", "-Itests", "-Ibench"]
+
+
+def command(flags, out, test):
+    return [*(["qemu-aarch64", "-cpu", "max"] if flags == ARM else []), out, *test.split()[1:]]
 
 
 def code_of(path):
     """Code and constants: all of them, because without -fno-pie tables with pointers lie elsewhere."""
     text = path + ".text"
-    subprocess.run(["objcopy", "-O", "binary", "--only-section=.text", "--only-section=.rodata", path, text], check=False)
+    subprocess.run(["objcopy", "-I", "elf64-little", "-O", "binary", "--only-section=.text", "--only-section=.rodata", path, text], check=False)
     return open(text, "rb").read() if os.path.exists(text) else b""
 
 
@@ -190,7 +204,8 @@ def passes(command, seconds):
     """A mutant that loops or swallows memory is killed."""
     def limit():
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-        resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))
+        if "qemu" not in command[0]:  # which reserves more
+            resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=limit,
@@ -201,42 +216,76 @@ def passes(command, seconds):
 
 class Judge:
     def __init__(self, tmp):
-        self.tmp, self.originals = tmp, {}
+        self.tmp, self.originals, self.objects = tmp, {}, {}
+        formats = SRC[:SRC.index("/* ==== >>reference")] + SRC[SRC.index("#endif /* MOEI_ONCE"):].split("\n", 1)[1] + "\n#endif\n"
+        os.mkdir(os.path.join(tmp, "formats"))
+        open(os.path.join(tmp, "formats", "moe.h"), "w", encoding="utf-8").write(formats.replace('#include "moe.h"\n', ""))
+
+    def object(self, test, flags):
+        """The test's own object, made once."""
+        key = test, tuple(flags)
+        if key not in self.objects:
+            self.objects[key] = os.path.join(self.tmp, f"object{len(self.objects)}.o")
+            own = ["-Iformats", "-DMOE_API=extern __attribute__((weak))"] if test in WEAK else ["-DMOEI_ONCE"]
+            if not run_cc(self.tmp, [*flags, *own, *INCLUDE, "-c", os.path.join(ROOT, "tests", test + ".c"), "-o", self.objects[key]]):
+                sys.exit(f"{test} does not compile")
+        return self.objects[key]
+
+    def build(self, test, flags, root, out):
+        """The program, with the moe.h of root; and what tells its code from another's."""
+        libs = ["-no-pie", "-o", out, "-lm", "-lpthread"]
+        if test not in CALLERS:
+            return code_of(out) if run_cc(root, [*flags, *INCLUDE, f"tests/{test}.c", *libs]) else None
+        once = tuple(flags)
+        if once not in self.made:
+            o = self.made[once] = os.path.join(self.tmp, f"moe{len(self.made)}.o")
+            if not run_cc(root, [*flags, "-DMOE_IMPLEMENTATION", "-x", "c", "-c", "moe.h", "-o", o]):
+                self.made[once] = None
+        o = self.made[once]
+        return open(o, "rb").read() if o and run_cc(root, [*flags, self.object(test, flags), o, *libs]) else None
 
     def original(self, test, flags):
         """The machine code of the program as it is, which has to pass, and the seconds of processor time that a mutant gets."""
         key = test, tuple(flags)
         if key not in self.originals:
+            kept, self.made = self.made, {}
             out, before = os.path.join(self.tmp, "original"), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-            if not build(test.split()[0], flags, ROOT, out) or not passes([out] + test.split()[1:], 300):
+            code = self.build(test.split()[0], flags, ROOT, out)
+            if not code or not passes(command(flags, out, test), 300):
                 sys.exit(f"{test} fails without a mutant")
-            self.originals[key] = code_of(out), 10 + 4 * int(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
+            self.originals[key] = code, 10 + 4 * int(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
+            self.made = kept
         return self.originals[key]
 
     def verdict(self, name, text, section, killer=None):
-        flags, tests = TESTS[section]
-        tests = sorted(tests, key=lambda t: t.split()[0] != killer)
-        if killer and tests[0].split()[0] != killer:
-            tests = [killer] + tests
+        steps = [(flags, test) for flags, tests in TESTS[section] for test in tests]
+        if killer:
+            steps = sorted(steps, key=lambda s: s[1].split()[0] != killer)
+            if steps[0][1].split()[0] != killer:
+                steps.insert(0, (TESTS[section][0][0], killer))
+        for flags, test in steps:  # before moe.h changes
+            self.made = {}
+            self.original(test, flags)
         path = os.path.join(self.tmp, name)
         os.remove(path)
         open(path, "w", encoding="utf-8").write(text)
         try:
-            return self.judge(tests, flags)
+            return self.judge(steps)
         finally:
             os.remove(path)
             os.symlink(os.path.join(ROOT, name), path)
 
-    def judge(self, tests, flags):
-        out, same = os.path.join(self.tmp, "mutant"), True
-        for test in tests:
-            code, seconds = self.original(test, flags)
-            if not build(test.split()[0], flags, self.tmp, out):
+    def judge(self, steps):
+        out, same, self.made = os.path.join(self.tmp, "mutant"), True, {}
+        for flags, test in steps:
+            original, seconds = self.original(test, flags)
+            code = self.build(test.split()[0], flags, self.tmp, out)
+            if code is None:
                 return "void", test
-            if code_of(out) == code:
+            if code == original:
                 continue
             same = False
-            if not passes([out] + test.split()[1:], seconds):
+            if not passes(command(flags, out, test), seconds):
                 return "killed", test
         return ("equivalent" if same else "survived"), ""
 
@@ -248,12 +297,13 @@ def main():
     ap.add_argument("--section", default="", help="one or more, with commas")
     ap.add_argument("--semantic", action="store_true")
     ap.add_argument("--generic", action="store_true")
+    ap.add_argument("--by-size", action="store_true")
     ap.add_argument("--minutes", type=float, default=1e9)
     args = ap.parse_args()
     wanted = [s for s in args.section.split(",") if s]
     todo = [] if args.generic else [("semantic",) + m for m in semantic() if not wanted or m[4] in wanted]
     if not args.semantic:
-        todo += [("generic",) + m for m, _ in zip(generic(args.seed, wanted), range(args.sample))]
+        todo += [("generic",) + m for m, _ in zip(generic(args.seed, wanted, args.by_size), range(args.sample))]
     counts, bad, known, start = {}, 0, listed(), time.time()
     for section, line, _ in known:
         if not any(line in source for source in SOURCES.values()):

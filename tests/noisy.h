@@ -457,9 +457,9 @@ NZ_FN void nz_project(nz *z, double *r, double *y) {
         nz_rms(z, r, z->dl, k->latent_norm_eps);
         for (size_t i = 0; i < z->dl; i++) r[i] = nz_r(z, r[i] * (double)z->w->lat_norm[i]);
     }
-    if (k->d_latent) nz_prepare(z, k->compute_latent, r, rp, z->dl);
+    if (k->d_latent) nz_prepare(z, k->compute_latent_out, r, rp, z->dl);
     for (size_t i = 0; i < z->d; i++)
-        y[i] = k->d_latent ? nz_row(z, z->w->lat_out, i, rp, z->dl, k->compute_latent) : r[i];
+        y[i] = k->d_latent ? nz_row(z, z->w->lat_out, i, rp, z->dl, k->compute_latent_out) : r[i];
 }
 
 NZ_FN void nz_shared(nz *z, const double *x, const double *sink, double *y) {
@@ -485,8 +485,8 @@ NZ_FN void nz_token(nz *z, const float *x, const int32_t *ids, const double *w, 
     double xd[512], xp[512], h[512], r[512];
     for (size_t i = 0; i < z->d; i++) xd[i] = h[i] = (double)x[i];
     if (k->d_latent) {
-        nz_prepare(z, k->compute_latent, xd, xp, z->d);
-        for (size_t i = 0; i < z->dl; i++) h[i] = nz_row(z, z->w->lat_in, i, xp, z->d, k->compute_latent);
+        nz_prepare(z, k->compute_latent_in, xd, xp, z->d);
+        for (size_t i = 0; i < z->dl; i++) h[i] = nz_row(z, z->w->lat_in, i, xp, z->d, k->compute_latent_in);
     }
     nz_slots(z, ids, w, passed, kept, h, r);
     nz_project(z, r, y);

@@ -123,7 +123,7 @@ typedef struct orc_knobs {
     /* What the implementation under test does; none of these changes an exact result but key_f32. */
     orc_compute compute_up, compute_down;               /* routed experts: W1 and W3, W2 */
     orc_compute compute_shared_up, compute_shared_down; /* shared experts */
-    orc_compute compute_latent;                         /* lat_in and lat_out */
+    orc_compute compute_latent_in, compute_latent_out;  /* lat_in, lat_out */
     double w_rel;     /* relative error of the weights it multiplies (2^-8: rounds them to bf16); 0: exact */
     int router_exact; /* router sums are exact in float32 (small integers): ties are then certain, not ambiguous */
     int key_f32;      /* form q in float32 as the contract says (decides only ties that float32 makes) */
@@ -1228,8 +1228,8 @@ ORC_FN void orc_inputs(const orc_knobs *k, const orc_weights *w, const float *x,
     orc_load(x, d, a->x);
     orc_copy(a->xs, a->x, d);
     if (k->d_latent) {
-        orc_prepare(k->compute_latent, a->xs, d);
-        orc_matvec(k, w->lat_in, a->xs, dl, d, k->compute_latent, a->h);
+        orc_prepare(k->compute_latent_in, a->xs, d);
+        orc_matvec(k, w->lat_in, a->xs, dl, d, k->compute_latent_in, a->h);
         orc_copy(a->xs, a->x, d);
     } else {
         orc_copy(a->h, a->x, d);
@@ -1283,9 +1283,9 @@ ORC_FN void orc_project(const orc_knobs *k, const orc_weights *w, orc_work *a) {
         orc_rms(r, dl, k->latent_norm_eps);
         for (size_t i = 0; i < dl; i++) r[i] = orc_mul(r[i], orc_exact((double)w->lat_norm[i]));
     }
-    if (k->d_latent) orc_prepare(k->compute_latent, r, dl);
+    if (k->d_latent) orc_prepare(k->compute_latent_out, r, dl);
     for (size_t i = 0; i < d; i++) {
-        a->total.s[i] = k->d_latent ? orc_dot(k, w->lat_out + i * dl, r, dl, k->compute_latent) : r[i];
+        a->total.s[i] = k->d_latent ? orc_dot(k, w->lat_out + i * dl, r, dl, k->compute_latent_out) : r[i];
         a->total.size[i] = fabs(a->total.s[i].v);
         if (!k->d_latent && !(k->latent_norm_eps > 0)) a->total.size[i] = a->routed.size[i];
     }
@@ -1363,7 +1363,8 @@ ORC_FN orc_knobs orc_defaults(void) {
 
 /* Every compute of the expert matrices at once. */
 ORC_FN void orc_set_compute(orc_knobs *k, orc_compute c) {
-    k->compute_up = k->compute_down = k->compute_shared_up = k->compute_shared_down = k->compute_latent = c;
+    k->compute_up = k->compute_down = k->compute_shared_up = k->compute_shared_down = c;
+    k->compute_latent_in = k->compute_latent_out = c;
 }
 
 ORC_FN void orc_result_new(const orc_knobs *k, size_t T, orc_result *o) {

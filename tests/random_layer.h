@@ -259,11 +259,14 @@ static inline void rl_router_knobs(rl_layer *l) {
         m->n_group = 4, k->n_group = 4;
         m->topk_group = 2, k->topk_group = 2;
         if (m->group != MOE_GROUP_PER_GROUP && n / 2 < (uint32_t)k->top_k) m->topk_group = 4, k->topk_group = 4;
-        if (m->group == MOE_GROUP_PER_GROUP && k->top_k / 4 > (int)n / 4) m->group = 0, k->group = ORC_GROUP_NONE;
+        if (m->group == MOE_GROUP_PER_GROUP && k->top_k / 4 > (int)n / 4)
+            m->group = m->n_group = m->topk_group = 0, k->group = ORC_GROUP_NONE;
     }
     if (rl_one_in(r, 8)) m->drop_below = 0.5f, k->drop_below = 0.5;
     if (rl_one_in(r, 8)) m->top_p = 0.75f, k->top_p = 0.75;
-    m->min_keep = 1 + rl_below(r, 2), k->min_keep = (int)m->min_keep;
+    m->min_keep = 1 + rl_below(r, 2);
+    if (m->min_keep > (uint32_t)k->top_k || (m->drop_below <= 0 && m->top_p <= 0)) m->min_keep = 1;
+    k->min_keep = (int)m->min_keep;
 }
 
 static inline void rl_ffn_knobs(rl_layer *l) {
@@ -275,7 +278,7 @@ static inline void rl_ffn_knobs(rl_layer *l) {
     f->ungated = (uint32_t)(f->activation != MOE_ACT_OAI && f->activation != MOE_ACT_SITU && rl_one_in(r, 5)),
     k->gated = !f->ungated;
     f->clamp = rl_below(r, 3), k->clamp = (orc_clamp)f->clamp;
-    f->limit = rl_one_in(r, 2) ? 1.5f : 0, k->limit = (double)f->limit;
+    f->limit = rl_one_in(r, 2) && f->clamp ? 1.5f : 0, k->limit = (double)f->limit;
     f->weight_at = rl_one_in(r, 3) ? 1 + rl_below(r, 2) : 0, k->weight_pos = (orc_pos)f->weight_at;
     f->combine_scale = rl_one_in(r, 4) ? 0.5f : 0, k->combine_scale = f->combine_scale != 0.0f ? 0.5 : 1.0;
     f->expert_out_scale = rl_one_in(r, 4) ? 0.75f : 0, k->expert_out_scale = f->expert_out_scale != 0.0f ? 0.75 : 1.0;
@@ -294,7 +297,7 @@ static inline void rl_shared_knobs(rl_layer *l, uint32_t unit) {
     k->n_shared = (int)s->count, k->d_ff_shared = (int)s->d_ff;
     if (s->gate_kind != MOE_SHARED_ROUTER_SINK) {
         s->clamp = rl_below(r, 3), k->shared_clamp = (orc_clamp)s->clamp;
-        s->limit = rl_one_in(r, 2) ? 1.0f : 0, k->shared_limit = (double)s->limit;
+        s->limit = rl_one_in(r, 2) && s->clamp ? 1.0f : 0, k->shared_limit = (double)s->limit;
     } else if (l->desc.router.norm && rl_one_in(r, 2)) {
         l->desc.router.norm = MOE_NORM_SUM_WITH_SHARED, k->norm_scope = ORC_SCOPE_ROUTED_AND_SHARED;
     }

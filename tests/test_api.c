@@ -134,7 +134,7 @@ static void test_plan(const char *what, const moe_desc *d) {
     size_t n = 4096, full = moe_workspace_size(&l, n, 4), least = moe_workspace_min(&l, n, 4);
     uint8_t *nowhere = (uint8_t *)(uintptr_t)((uintptr_t)1 << 20); /* 64-byte aligned, and never touched */
     io.x = nowhere, io.y = nowhere, io.x_type = io.y_type = MOE_TYPE_BF16, io.n_tokens = n, io.n_tasks = 4,
-    io.workspace = nowhere;
+    io.workspace = nowhere + ((size_t)1 << 30); /* behind the rows */
     io.workspace_size = full;
     uint32_t one_block = moe_phase_count(&l, &io), last;
     io.workspace_size = least;

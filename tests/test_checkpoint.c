@@ -606,6 +606,30 @@ static void test_json_syntax(void) {
     check(parses("{\"\":{\"\":1}}", err), "JSON", "empty keys: %s", err);
 }
 
+/* Every \\uXXXX alone, and the pairs around the edges of both surrogate ranges: the character, or refused. */
+static void test_escapes(void) {
+    static const uint32_t edges[] = {1,      0x41,   0xD7FF, 0xD800, 0xD801, 0xDBFF,
+                                     0xDC00, 0xDC01, 0xDE00, 0xDFFF, 0xE000, 0xFFFF};
+    enum { N = sizeof edges / sizeof *edges };
+    int wrong = 0;
+    for (uint32_t i = 0; i < 0x10000 + N * N; i++) {
+        uint32_t high = i < 0x10000 ? i : edges[(i - 0x10000) / N], low = i < 0x10000 ? 0 : edges[(i - 0x10000) % N];
+        int first = high >= 0xD800 && high < 0xDC00, second = low >= 0xDC00 && low < 0xE000;
+        int valid = high != 0 && (first ? second : high < 0xDC00 || high >= 0xE000) &&
+                    (first || low < 0xD800 || low >= 0xE000);
+        char text[40], want[9] = "", err[CKPT_ERR];
+        int n = snprintf(text, sizeof text, low ? "{\"a\":\"\\u%04x\\u%04X\"}" : "{\"a\":\"\\u%04x\"}",
+                         (unsigned)high, (unsigned)low);
+        size_t at = ckpti_put_utf8(want, first && second ? 0x10000 + ((high & 0x3FF) << 10) + (low & 0x3FF) : high);
+        if (low && !first) at += ckpti_put_utf8(want + at, low);
+        ckpt c;
+        int ok = ckpt_open_json(&c, "test.json", text, (size_t)n, err) == 0;
+        wrong += ok != valid || (ok && strcmp(ckpt_get_str(&c, "a", ""), want) != 0);
+        ckpt_close(&c);
+    }
+    check(wrong == 0, "JSON", "%d escapes", wrong);
+}
+
 /* Nesting up to the limit, and beyond it without recursion. */
 static void test_json_depth(void) {
     char err[CKPT_ERR];
@@ -1377,6 +1401,14 @@ static void test_write(void) {
     check(ckpt_write(temp_path("empty.safetensors"), NULL, 0, NULL, err) == 0, "write", "%s", err);
     check(ckpt_open(&c, temp_path("empty.safetensors"), err) == 0 && c.n_tensors == 0, "write", "%s", err);
     ckpt_close(&c);
+    int input = dup(0); /* a program without standard input: the next file is number 0 */
+    close(0);
+    check(ckpt_write(temp_path("zero.safetensors"), write_tensors, WRITE_TENSORS, NULL, err) == 0, "file 0", "%s",
+          err);
+    check(ckpt_open(&c, temp_path("zero.safetensors"), err) == 0 && c.n_tensors == WRITE_TENSORS, "file 0", "%s",
+          err);
+    ckpt_close(&c);
+    if (input >= 0) dup2(input, 0), close(input);
     remove_all();
 }
 
@@ -1466,6 +1498,7 @@ int main(int argc, char **argv) {
     test_integers();
     test_config();
     test_json_syntax();
+    test_escapes();
     test_json_depth();
     test_json_limits();
     test_locale();

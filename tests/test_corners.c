@@ -133,7 +133,7 @@ static void activations(void) {
         is(run_one(&t), pre[i], i ? silu((double)g[i]) * (double)u[i] + 1 : post[i], "before");
         t.d.ffn.clamp = MOE_CLAMP_POST;
         is(run_one(&t), post[i], i ? silu((double)g[i]) * (double)u[i] + 1 : pre[i], "after");
-        t.d.ffn.clamp = MOE_CLAMP_NONE, t.d.ffn.activation = MOE_ACT_SITU;
+        t.d.ffn.clamp = MOE_CLAMP_NONE, t.d.ffn.limit = 0, t.d.ffn.activation = MOE_ACT_SITU;
         is(run_one(&t), situ[i], silu((double)g[i]) * (double)u[i], "SiTU");
     }
     end();

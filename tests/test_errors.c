@@ -213,6 +213,7 @@ static void test_init_floats(void) {
             moe_desc d = good_desc();
             float value = v < 3 ? odd[v] : v < 5 ? ends[v - 3] : outside[v - 5];
             memcpy((char *)&d + floats[i].at, &value, 4);
+            d.ffn.clamp = d.shared.clamp = MOE_CLAMP_PRE; /* a limit needs one */
             int refused = value < floats[i].low || value > floats[i].high;
             expect_init(floats[i].field, &d,
                         v < 3     ? MOE_ERR_VALUE
@@ -367,10 +368,18 @@ static void test_init_matrices(void) {
         expect_init(arrays[i].field, &untyped, MOE_ERR_TYPE, "", arrays[i].field);
         ((moe_array *)(void *)((char *)&bad + arrays[i].at))->type = MOE_TYPE_F32;
         expect_init(arrays[i].field, &bad, MOE_ERR_NULL, "", arrays[i].field);
+        moe_array *a = (moe_array *)(void *)((char *)&bad + arrays[i].at);
+        bad.latent.norm_eps = 1e-6f, a->data = in.bias, a->stride = SIZE_MAX / 2;
+        expect_init(arrays[i].field, &bad, MOE_ERR_OVERFLOW, "", arrays[i].field);
+        a->stride = 0, a->offset = SIZE_MAX / 2;
+        expect_init(arrays[i].field, &bad, MOE_ERR_OVERFLOW, "", arrays[i].field);
+        a->offset = 0, a->expert_stride = SIZE_MAX / 2 + 1;
+        expect_init(arrays[i].field, &bad, MOE_ERR_OVERFLOW, "", arrays[i].field);
     }
 }
 
 static void test_init_combinations(void) {
+    static const void *const lists[] = {in.shared_up};
     uint32_t foreign = 0;
     for (uint32_t t = 0; t < MOE_TIER_COUNT; t++)
         if (!(moe_tiers() & MOE_TIER_BIT(t))) foreign |= MOE_TIER_BIT(t);
@@ -401,6 +410,11 @@ static void test_init_combinations(void) {
          d.router.table_stride = 4 * K - 1);
     INIT("table's long rows short", ERR_STRIDE, "", "router.table_stride", add_table(&d), d.router.table_bytes = 8,
          d.router.table_stride = 8 * K - 1);
+    INIT("table's rows apart", OK, "", "", add_table(&d), d.router.table_stride = 4 * K + 4);
+    INIT("experts too far apart", ERR_OVERFLOW, "up", "expert_stride", d.up.expert_stride = SIZE_MAX / E);
+    INIT("q8 of gate alone", ERR_COMPUTE, "", "compute", d.compute = MOE_COMPUTE_Q8, d.gate.format = MOE_FORMAT_Q8_0);
+    INIT("q8 of up alone", ERR_COMPUTE, "", "compute", d.compute = MOE_COMPUTE_Q8, d.up.format = MOE_FORMAT_Q8_0);
+    INIT("shared up as a list alone", ERR_KNOB, "", "shared.d_ff", d.shared.up.expert = lists);
     INIT("sparsemixer k 3", ERR_KNOB, "", "top_k", d.router.pick = MOE_PICK_SPARSEMIXER, d.top_k = 3);
     INIT("sparsemixer groups", ERR_KNOB, "", "router.group", d.router.pick = MOE_PICK_SPARSEMIXER,
          d.router.group = MOE_GROUP_MAX, d.router.n_group = 4, d.router.topk_group = 2);
@@ -421,6 +435,87 @@ static void test_init_combinations(void) {
     INIT("gate of shared experts unused", ERR_KNOB, "", "shared.gate_kind", add_shared(&d, 1, MOE_SHARED_SIGMOID),
          d.shared.gate_kind = MOE_SHARED_PLAIN);
     INIT("latent projections without a width", ERR_KNOB, "", "latent.d", add_latent(&d), d.latent.d = 0);
+}
+
+/* What another knob leaves unused, and what looks like it but isn't. */
+static void test_init_unused(void) {
+#define NORM(a) ((a).type = MOE_TYPE_F32, (a).data = in.bias)
+    INIT("groups without a rule", ERR_KNOB, "", "router.group", d.router.n_group = 2);
+    INIT("kept groups without a rule", ERR_KNOB, "", "router.group", d.router.topk_group = 2);
+    INIT("one group is none", OK, "", "", d.router.n_group = d.router.topk_group = 1);
+    INIT("limit without a clamp", ERR_KNOB, "", "ffn.clamp", d.ffn.limit = 7);
+    INIT("limit with a clamp", OK, "", "", d.ffn.limit = 7, d.ffn.clamp = MOE_CLAMP_POST);
+    INIT("clamp without a limit", OK, "", "", d.ffn.clamp = MOE_CLAMP_POST);
+    INIT("shared limit without a clamp", ERR_KNOB, "", "shared.clamp", add_shared(&d, 1, MOE_SHARED_PLAIN),
+         d.shared.limit = 7, d.ffn.clamp = MOE_CLAMP_PRE);
+    INIT("shared limit with a clamp", OK, "", "", add_shared(&d, 1, MOE_SHARED_PLAIN), d.shared.limit = 7,
+         d.shared.clamp = MOE_CLAMP_PRE);
+    INIT("a preset's shared limit, no shared experts", OK, "", "", d.shared.limit = 7,
+         d.shared.clamp = MOE_CLAMP_PRE);
+    INIT("two capacities", ERR_KNOB, "", "router.capacity", d.router.capacity = 3, d.router.capacity_factor = 1.5f);
+    INIT("a capacity", OK, "", "", d.router.capacity = 3);
+    INIT("a capacity factor", OK, "", "", d.router.capacity_factor = 1.5f);
+    INIT("min_keep of nothing", ERR_KNOB, "", "router.min_keep", d.router.min_keep = 2);
+    INIT("min_keep beyond k", ERR_KNOB, "", "router.min_keep", d.router.min_keep = K + 1, d.router.top_p = 0.5f);
+    INIT("min_keep 1", OK, "", "", d.router.min_keep = 1);
+    INIT("min_keep k of top_p", OK, "", "", d.router.min_keep = K, d.router.top_p = 0.5f);
+    INIT("min_keep k of drop_below", OK, "", "", d.router.min_keep = K, d.router.drop_below = 0.5f);
+    INIT("a table that is not asked for", ERR_KNOB, "", "router.pick", add_table(&d), d.router.pick = MOE_PICK_TOP_K);
+    INIT("latent norm without a width", ERR_KNOB, "", "latent.d", NORM(d.latent.norm), d.latent.norm_eps = 1e-6f);
+    INIT("latent norm without an eps", ERR_KNOB, "", "latent.norm_eps", add_latent(&d), NORM(d.latent.norm));
+    INIT("latent norm", OK, "", "", add_latent(&d), NORM(d.latent.norm), d.latent.norm_eps = 1e-6f);
+    INIT("latent norm of ones", OK, "", "", add_latent(&d), d.latent.norm_eps = 1e-6f);
+#undef NORM
+}
+
+/* Gate and up share what they read: the compute that both have. */
+static void test_init_computes(void) {
+    static const struct {
+        uint32_t gate, up, compute;
+    } pairs[] = {{MOE_FORMAT_Q8_0, MOE_FORMAT_Q8_0, MOE_COMPUTE_Q8},
+                 {MOE_FORMAT_F32, MOE_FORMAT_Q8_0, MOE_COMPUTE_F32},
+                 {MOE_FORMAT_Q8_0, MOE_FORMAT_F32, MOE_COMPUTE_F32},
+                 {MOE_FORMAT_F32, MOE_FORMAT_F16, MOE_COMPUTE_F32}};
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        moe_desc d = good_desc();
+        d.gate.format = pairs[i].gate, d.up.format = pairs[i].up;
+        moe_layer l = good_layer(&d);
+        check(moe_layer_compute(&l, MOE_GATE) == pairs[i].compute &&
+                  moe_layer_compute(&l, MOE_UP) == pairs[i].compute,
+              "gate and up", "another compute");
+        check(moe_layer_compute(&l, MOE_DOWN) == MOE_COMPUTE_F32, "down", "another compute");
+    }
+}
+
+/* Numbers that explain an error. */
+static void test_init_numbers(void) {
+    static const struct {
+        uint32_t scale, zero, cols;
+        uint64_t got, want;
+    } grids[] = {{MOE_TYPE_F32, 0, 12, 12, 32},
+                 {MOE_TYPE_U8, 0, 0, MOE_TYPE_U8, 0},
+                 {0, MOE_TYPE_U8, 12, 12, 32},
+                 {0, MOE_TYPE_E8M0, 0, MOE_TYPE_E8M0, 0}};
+    moe_layer l;
+    moe_error e;
+    for (size_t i = 0; i < sizeof grids / sizeof *grids; i++) {
+        moe_desc d = good_desc();
+        moe_grid *g = grids[i].zero ? &d.up.zero : &d.up.scale;
+        d.up.format = MOE_FORMAT_INT4_GROUP;
+        g->type = grids[i].zero ? grids[i].zero : grids[i].scale, g->data = in.bias, g->cols = grids[i].cols;
+        check(moe_layer_init(&l, &d, &e) && e.got == grids[i].got && e.want == grids[i].want, "got and want of grids",
+              "wrong");
+    }
+    moe_desc d = good_desc();
+    d.up.format = MOE_FORMAT_MXFP4_HF, d.up.scale.type = MOE_TYPE_E8M0, d.up.scale.data = in.bias,
+    d.up.scale.cols = 16;
+    check(moe_layer_init(&l, &d, &e) && e.got == 16 && e.want == 32, "got and want of MXFP4", "wrong");
+    d.up.format = MOE_FORMAT_NVFP4_HF, d.up.scale.type = MOE_TYPE_E4M3, d.up.scale.cols = 32;
+    check(moe_layer_init(&l, &d, &e) && e.got == 32 && e.want == 16, "got and want of NVFP4", "wrong");
+    d = good_desc(), d.router.min_keep = K + 1, d.router.top_p = 0.5f;
+    check(moe_layer_init(&l, &d, &e) && e.got == K + 1 && e.want == K, "got and want of min_keep", "wrong");
+    d = good_desc(), d.compute = MOE_COMPUTE_Q8;
+    check(moe_layer_init(&l, &d, &e) && e.got == MOE_COMPUTE_Q8 && e.want == 0, "got and want of compute", "wrong");
 }
 
 /* ---- calls ---- */
@@ -907,6 +1002,85 @@ static void test_overlap(void) {
     }
 }
 
+/* Every array that a call writes against all that it reads or writes: `at` bytes from the other's start. */
+static void test_aliases(void) {
+    static float room[8 * T * D]; /* y, x, router_x, logits and slots are cut from it */
+    moe_desc d = good_desc();
+    moe_layer l = good_layer(&d);
+    const size_t half = sizeof room / 2;
+    uint8_t *a = (uint8_t *)room;
+    enum { ROWS = 4 * T * D, IDS_ROWS = 4 * T * K, LOGITS = 4 * T * E };
+#define ALIAS(what, status, named, ...)                                                                              \
+    do {                                                                                                             \
+        moe_io io = good_io();                                                                                       \
+        moe_error e;                                                                                                 \
+        io.error = &e;                                                                                               \
+        fill_inputs();                                                                                               \
+        memcpy(room, in.x, sizeof in.x), memcpy(a + half, in.x, sizeof in.x);                                        \
+        __VA_ARGS__;                                                                                                 \
+        check(error_is(what, &e, moe_forward(&l, &io), MOE_##status, "", named), what, "wrong");                     \
+    } while (0)
+#define IDS(p)    ((int32_t *)(void *)(p))
+#define FLOATS(p) ((float *)(void *)(p))
+    ALIAS("ids in x", ERR_ALIAS, "ids_out", io.x = a, io.ids_out = IDS(a + ROWS - 4));
+    ALIAS("ids behind x", OK, "", io.x = a, io.ids_out = IDS(a + ROWS));
+    ALIAS("ids before x", OK, "", io.x = a + half, io.ids_out = IDS(a + half - IDS_ROWS));
+    ALIAS("ids before and in x", ERR_ALIAS, "ids_out", io.x = a + half, io.ids_out = IDS(a + half - IDS_ROWS + 4));
+    ALIAS("weights in x", ERR_ALIAS, "weights_out", io.x = a, io.weights_out = FLOATS(a));
+    ALIAS("logits in x", ERR_ALIAS, "logits_out", io.x = a, io.logits_out = FLOATS(a + 64));
+    ALIAS("logits before x", OK, "", io.x = a + half, io.logits_out = FLOATS(a + half - LOGITS));
+    ALIAS("slots in x", ERR_ALIAS, "slots_out", io.x = a, io.slots_out = FLOATS(a + ROWS - 4));
+    ALIAS("slots behind x", OK, "", io.x = a, io.slots_out = FLOATS(a + ROWS));
+    ALIAS("slots before and in x", ERR_ALIAS, "slots_out", io.x = a + half,
+          io.slots_out = FLOATS(a + half - K * ROWS + 4));
+    ALIAS("slots before x", OK, "", io.x = a + half, io.slots_out = FLOATS(a + half - K * ROWS));
+    ALIAS("slots and an unused y in x", OK, "", io.y = (void *)(uintptr_t)io.x, io.y_stride = 1,
+          io.slots_out = FLOATS(a));
+    ALIAS("ids in router_x", ERR_ALIAS, "ids_out", io.router_x = a, io.ids_out = IDS(a));
+    ALIAS("y == router_x", OK, "", io.router_x = a, io.y = a);
+    ALIAS("y in router_x", OK, "", io.router_x = a, io.y = a + 4);
+    ALIAS("y in ids_out", ERR_ALIAS, "y", io.y = a, io.ids_out = IDS(a + 8));
+    ALIAS("y in weights_in", ERR_ALIAS, "y", io.ids_in = in.ids_in, io.weights_in = FLOATS(a), io.y = a);
+    ALIAS("y in logits_in", ERR_ALIAS, "y", io.logits_in = FLOATS(a), io.y = a);
+    ALIAS("y in token ids", ERR_ALIAS, "y", io.token_ids = IDS(a), io.y = a);
+    ALIAS("y in the workspace", ERR_ALIAS, "y", io.y = workspace + workspace_size - 4);
+    ALIAS("ids in the workspace", ERR_ALIAS, "ids_out", io.ids_out = IDS(workspace));
+    ALIAS("x in the workspace", ERR_ALIAS, "workspace", io.x = workspace);
+    ALIAS("x at the workspace's end", ERR_ALIAS, "workspace", io.x = workspace + workspace_size - 1);
+    ALIAS("router_x in the workspace", ERR_ALIAS, "workspace", io.router_x = workspace);
+    ALIAS("ids == ids", OK, "", io.ids_in = in.ids_in, io.ids_out = in.ids_in);
+    ALIAS("ids == ids, weights == weights", OK, "", io.ids_in = io.ids_out = in.ids_in,
+          io.weights_in = io.weights_out = in.weights_in);
+    ALIAS("ids in ids", ERR_ALIAS, "ids_out", io.ids_in = in.ids_in, io.ids_out = in.ids_in + 1);
+    ALIAS("ids in ids, a row apart", ERR_ALIAS, "ids_out", io.ids_in = in.ids_in, io.ids_out = in.ids_in + K);
+    ALIAS("weights in weights", ERR_ALIAS, "weights_out", io.ids_in = in.ids_in, io.weights_in = in.weights_in + 1,
+          io.weights_out = in.weights_in);
+    ALIAS("weights == ids", ERR_ALIAS, "ids_out", io.weights_out = FLOATS(a), io.ids_out = IDS(a));
+    ALIAS("logits == logits", ERR_ALIAS, "logits_out", io.logits_in = io.logits_out = in.logits_in);
+    ALIAS("ids beside weights", OK, "", io.ids_out = IDS(a), io.weights_out = FLOATS(a + 4 * K),
+          io.ids_stride = io.weights_stride = 8 * K);
+    ALIAS("ids beside weights, too close", ERR_ALIAS, "ids_out", io.ids_out = IDS(a),
+          io.weights_out = FLOATS(a + 4 * K - 4), io.ids_stride = io.weights_stride = 8 * K);
+    ALIAS("ids beside weights, next row too close", ERR_ALIAS, "ids_out", io.ids_out = IDS(a),
+          io.weights_out = FLOATS(a + 4 * K + 4), io.ids_stride = io.weights_stride = 8 * K);
+    ALIAS("ids beside weights, other strides", ERR_ALIAS, "ids_out", io.ids_out = IDS(a),
+          io.weights_out = FLOATS(a + 4 * K), io.ids_stride = 8 * K, io.weights_stride = 8 * K + 4);
+    ALIAS("y beside x", OK, "", io.x = a, io.y = a + 4 * D, io.x_stride = io.y_stride = 8 * D);
+    moe_io io = good_io();
+    moe_error e;
+    io.error = &e;
+    memcpy(room, in.sums, sizeof in.sums), io.y = room;
+    moe_status s = moe_finish(&l, &io, room);
+    poison_outputs();
+    io.y = out.y;
+    check(!s && !moe_finish(&l, &io, in.sums) && !memcmp(room, out.y, sizeof out.y), "y == sums", "other bits");
+    io.y = room + 1;
+    check(error_is("y in sums", &e, moe_finish(&l, &io, room), MOE_ERR_ALIAS, "", "y"), "y in sums", "accepted");
+    io.y = room, io.y_type = MOE_TYPE_BF16;
+    check(error_is("y bf16 in sums", &e, moe_finish(&l, &io, room), MOE_ERR_ALIAS, "", "y"), "y in sums", "accepted");
+    fill_inputs();
+}
+
 /* y == x and y_add on random layers (all that reads x late: identity experts, shared gates, blocks). */
 static void one_in_place(uint64_t seed, uint32_t format, uint32_t type) {
     rl_layer l;
@@ -1154,6 +1328,9 @@ int main(void) {
     test_init_canaries();
     test_init_matrices();
     test_init_combinations();
+    test_init_unused();
+    test_init_computes();
+    test_init_numbers();
     test_call_pointers();
     test_call_workspace();
     test_call_phases();
@@ -1164,6 +1341,7 @@ int main(void) {
     test_call_gaps();
     test_ids_in();
     test_overlap();
+    test_aliases();
     test_in_place(120);
     test_select_errors();
     test_weight_errors();

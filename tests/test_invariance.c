@@ -188,6 +188,125 @@ static uint64_t fixed_hash(uint32_t format, uint32_t compute, uint32_t tiers) {
     return h;
 }
 
+/* Everything else that a desc or a call may ask for, one thing or two at a time, with weights in q8_0. */
+// clang-format off
+#define VARIANTS(X)                                                                                                  \
+    X(latent) X(sink) X(ungated) X(clamp_pre) X(clamp_post) X(weight_at_input) X(weight_at_hidden) X(group_max)      \
+    X(group_sum) X(per_group) X(sparsemixer) X(capacity) X(capacity_by_score) X(drop_below) X(top_p) X(zero_experts) \
+    X(router_norm) X(softmax_selected) X(rows_of_16_bits) X(given_ids) X(transposed)
+// clang-format on
+enum {
+#define X(name) V_##name,
+    VARIANTS(X)
+#undef X
+        N_VARIANTS
+};
+static const char *const variant_names[] = {
+#define X(name) #name,
+    VARIANTS(X)
+#undef X
+};
+
+static void variant_make(rl_layer *l, float *x, int v, uint32_t compute) {
+    moe_desc *d = &l->desc;
+    moe_router *r = &d->router;
+    fixed_make(l, x, v == V_transposed ? MOE_FORMAT_F32 : MOE_FORMAT_Q8_0, compute);
+    d->ffn.activation = (uint32_t)v % MOE_ACT_COUNT;
+    if (v == V_zero_experts || v == V_group_max || v == V_group_sum || v == V_per_group)
+        d->n_zero_experts = 1, fixed_array(l, &r->select_bias, MOE_TYPE_BF16, FIXED_E + 4, -4);
+    switch (v) {
+    case V_latent:
+        d->latent.d = 64, d->latent.norm_eps = 1e-6f;
+        fixed_matrix(l, &d->latent.in, MOE_FORMAT_Q8_0, 64, d->d_model);
+        fixed_matrix(l, &d->latent.out, MOE_FORMAT_Q8_0, d->d_model, 64);
+        fixed_array(l, &d->latent.norm, MOE_TYPE_F16, 64, -2);
+        break;
+    case V_sink:
+        d->shared.gate_kind = MOE_SHARED_ROUTER_SINK, d->shared.count = 2, r->norm = MOE_NORM_SUM_WITH_SHARED;
+        memset(&d->shared.gate_weight, 0, sizeof d->shared.gate_weight);
+        break;
+    case V_ungated:
+        d->ffn.ungated = 1;
+        memset(&d->gate, 0, sizeof d->gate), memset(&d->shared.gate, 0, sizeof d->shared.gate);
+        break;
+    case V_clamp_pre:
+        d->ffn.activation = MOE_ACT_OAI, d->ffn.clamp = d->shared.clamp = MOE_CLAMP_PRE;
+        d->ffn.limit = 1, d->shared.limit = 0.75f, d->ffn.alpha = 1.5f;
+        break;
+    case V_clamp_post:
+        d->ffn.activation = MOE_ACT_SITU, d->ffn.clamp = d->shared.clamp = MOE_CLAMP_POST;
+        d->ffn.limit = 1, d->shared.limit = 0.75f, d->ffn.beta = 2, d->ffn.linear_beta = 3;
+        break;
+    case V_weight_at_input: d->ffn.weight_at = MOE_WEIGHT_AT_INPUT; break;
+    case V_weight_at_hidden: d->ffn.weight_at = MOE_WEIGHT_AT_HIDDEN, d->ffn.combine_scale = 0.3f; break;
+    case V_group_max: r->group = MOE_GROUP_MAX, r->n_group = 3, r->topk_group = 1; break;
+    case V_group_sum: r->group = MOE_GROUP_TOP2_SUM, r->n_group = 2, r->topk_group = 1; break;
+    case V_per_group: r->group = MOE_GROUP_PER_GROUP, r->n_group = 2; break;
+    case V_sparsemixer:
+        r->pick = MOE_PICK_SPARSEMIXER, r->score = MOE_SCORE_SOFTMAX;
+        memset(&r->select_bias, 0, sizeof r->select_bias);
+        break;
+    case V_capacity: r->capacity = 2, r->capacity_drop = MOE_DROP_PASS_THROUGH; break;
+    case V_capacity_by_score:
+        r->capacity_factor = 0.25f, r->capacity_by_score = r->capacity_norm_after = 1, r->norm = MOE_NORM_SUM;
+        break;
+    case V_drop_below: r->drop_below = 0.9f, r->norm = MOE_NORM_SUM; break;
+    case V_top_p: r->top_p = 0.55f, r->norm = MOE_NORM_SUM; break;
+    case V_zero_experts: d->n_zero_experts = 4, r->routed_scale = 2.7f; break;
+    case V_router_norm:
+        r->input_norm_eps = 1e-6f, r->logit_bf16 = 1, r->softcap = 3;
+        fixed_array(l, &r->input_scale, MOE_TYPE_F32, d->d_model, 1);
+        fixed_array(l, &r->expert_scale, MOE_TYPE_F16, FIXED_E, -1);
+        break;
+    case V_softmax_selected:
+        r->weight_from = MOE_WEIGHT_SOFTMAX_SELECTED, r->select_on = MOE_SELECT_LOGIT;
+        d->shared.gate_kind = MOE_SHARED_SOFTMAX2, d->ffn.expert_out_scale = 0.7f;
+        fixed_array(l, &d->shared.gate_weight.bias, MOE_TYPE_F32, 2, -3);
+        fixed_array(l, &d->ffn.out_bias, MOE_TYPE_F16, d->d_model, -6);
+        break;
+    case V_transposed: /* [k][gate, up], interleaved outputs */
+        d->gate.k_stride = d->up.k_stride = 8 * (size_t)d->d_ff, d->gate.row_stride = d->up.row_stride = 8;
+        d->gate.expert_stride = d->up.expert_stride = 4 * (size_t)d->d_ff;
+        d->up.data = d->gate.data, d->up.offset = 4, d->down.k_stride = 4 * (size_t)d->d_model;
+        break;
+    default: break;
+    }
+}
+
+/* Hash of outputs, ids and weights; 0 if a status was returned. */
+static uint64_t variant_hash(int v, uint32_t compute, uint32_t tiers) {
+    static float x[FIXED_T * 256], y[FIXED_T * FIXED_K * 256], weights[FIXED_T * FIXED_K];
+    static uint16_t x16[FIXED_T * 256], y16[FIXED_T * 256];
+    static int32_t ids[FIXED_T * FIXED_K], given[FIXED_T * FIXED_K];
+    uint64_t h = 0;
+    rl_layer l;
+    moe_layer layer;
+    moe_io io;
+    if (v == V_transposed && compute != MOE_COMPUTE_F32) return 0;
+    variant_make(&l, x, v, compute);
+    l.desc.tiers = tiers;
+    memset(&io, 0, sizeof io), memset(y, 0, sizeof y);
+    size_t n = FIXED_T * (size_t)l.desc.d_model;
+    for (size_t i = 0; i < n; i++) x16[i] = (uint16_t)(moei_bits(x[i]) >> 16), y16[i] = 0x3c00;
+    for (size_t i = 0; i < COUNT(given); i++) given[i] = (int32_t)(i * i % (FIXED_E + 1)) - 1;
+    if (moe_layer_init(&layer, &l.desc, NULL) == MOE_OK) {
+        io.x = x, io.y = y, io.x_type = io.y_type = MOE_TYPE_F32, io.n_tokens = FIXED_T;
+        if (v == V_rows_of_16_bits)
+            io.x = x16, io.y = y16, io.x_type = MOE_TYPE_BF16, io.y_type = MOE_TYPE_F16, io.y_add = 1;
+        if (v == V_given_ids) io.ids_in = given, io.slots_out = y;
+        io.ids_out = ids, io.weights_out = weights, io.n_tasks = 2;
+        io.workspace_size = moe_workspace_size(&layer, FIXED_T, 2), io.workspace = grab(io.workspace_size);
+        if (moe_forward(&layer, &io) == MOE_OK) {
+            for (size_t i = 0; v == V_rows_of_16_bits && i < n; i++) y[i] = moei_float((uint32_t)y16[i] << 8);
+            h = hash_words(0xcbf29ce484222325u, y, v == V_given_ids ? n * FIXED_K : n);
+            h = hash_words(hash_words(h, ids, COUNT(ids)), weights, COUNT(weights));
+        }
+        free(io.workspace);
+    }
+    rl_free(&l);
+    return h;
+}
+
 /* The hardware's dot products of pairs differ between makers: BF16 has a hash for each of these tiers. */
 enum { BF16_TIERS = 2 };
 static const uint32_t bf16_tier[BF16_TIERS] = {MOE_TIER_AVX512BF16, MOE_TIER_NEONBF16};
@@ -217,8 +336,35 @@ static int print_hashes(void) {
                (unsigned long long)fixed_hash(f, MOE_COMPUTE_F32, MOE_TIER_BIT(MOE_TIER_C)),
                has_q8(f) ? (unsigned long long)fixed_hash(f, MOE_COMPUTE_Q8, MOE_TIER_BIT(MOE_TIER_C)) : 0,
                (unsigned long long)bf16_hash(f, 0), (unsigned long long)bf16_hash(f, 1));
+    printf(
+        "};\n\n/* The same of what a desc or a call may ask for besides, with weights in q8_0 (transposed: f32). */\n"
+        "static const stored_hash variant_hashes[] = {\n");
+    for (int v = 0; v < N_VARIANTS; v++)
+        printf("    {\"%s\", 0x%016llxu, 0x%016llxu, {0, 0}},\n", variant_names[v],
+               (unsigned long long)variant_hash(v, MOE_COMPUTE_F32, MOE_TIER_BIT(MOE_TIER_C)),
+               (unsigned long long)variant_hash(v, MOE_COMPUTE_Q8, MOE_TIER_BIT(MOE_TIER_C)));
     printf("};\n/* clang-format on */\n\n#endif\n");
     return 0;
+}
+
+static void test_variants(void) {
+    static const uint32_t computes[] = {MOE_COMPUTE_F32, MOE_COMPUTE_Q8};
+    for (int v = 0; v < N_VARIANTS; v++)
+        for (uint32_t t = 0; t < MOE_TIER_COUNT; t++)
+            for (int c = 0; c < 2 && has_tier(t); c++) {
+                const stored_hash *h = &variant_hashes[v];
+                uint64_t want = c ? h->q8 : h->f32, got = variant_hash(v, computes[c], moe_tier_mask(t));
+                if (got == want && !strcmp(h->format, variant_names[v]) && (got || (c && v == V_transposed)))
+                    passed++;
+                else
+                    FAIL("hash of %s %s on %s: %016llx, stored %016llx", variant_names[v],
+                         moe_compute_name(computes[c]), moe_tier_name(t), (unsigned long long)got,
+                         (unsigned long long)want);
+            }
+    for (int v = 0; v < N_VARIANTS; v++) /* each changes something */
+        for (int w = 0; w < v; w++)
+            if (variant_hashes[v].f32 == variant_hashes[w].f32)
+                FAIL("%s has the hash of %s", variant_names[v], variant_names[w]);
 }
 
 static void check_hash(uint32_t format, uint32_t compute, uint32_t tier, uint64_t want) {
@@ -263,7 +409,8 @@ typedef struct subject {
     moe_layer layer;
     char name[96];
     size_t d, k, rows, width; /* rows: of the router; width: of an expert's output */
-    uint32_t stride;          /* through long lists of schedules: more than 1 where a call is slow */
+    uint64_t seed;
+    uint32_t stride; /* through long lists of schedules: more than 1 where a call is slow */
     float *x, *rx;
     outs want;
 } subject;
@@ -328,6 +475,7 @@ static int subject_new(subject *s, uint64_t seed, uint32_t format, uint32_t comp
     uint32_t unit = least_unit(format, compute);
     moe_error e;
     memset(s, 0, sizeof *s);
+    s->seed = seed;
     rl_make(&s->l, seed, format, seed % 3 ? format : (uint32_t)MOE_FORMAT_BF16, unit,
             unit == 1   ? 90
             : unit > 64 ? 1
@@ -646,7 +794,7 @@ static void test_bad_tokens(const subject *s, outs *o) {
     moe_stats stats;
     for (int kind = 0; kind < BAD_KINDS; kind++) {
         int ok = 1;
-        size_t at = 0;
+        size_t at = s->stride > 1 ? (s->seed + (size_t)kind) % s->stride : 0; /* in all, every position */
         for (; at < M && ok; at += s->stride) {
             memcpy(x, s->x, M * s->d * 4);
             spoil(x + at * s->d, s->d, kind, at);
@@ -1101,7 +1249,7 @@ int main(int argc, char **argv) {
                (int)FLT_EVAL_METHOD);
         return 0;
     }
-    if (part != THREADS) test_hashes();
+    if (part != THREADS) test_hashes(), test_variants();
     if (part != HASHES) test_subjects(rounds > 0 ? rounds : 1, part);
     printf("test_invariance: %d passed, %d failed, %d skipped\n", passed, failed, skipped);
     return failed != 0;

@@ -67,7 +67,7 @@ static orc_compute orc_of(const struct moei_arith *a) {
 static void tell_computes(rl_layer *l, const moe_layer *m) {
     l->knobs.compute_up = orc_of(m->routed.in), l->knobs.compute_down = orc_of(m->routed.mid);
     l->knobs.compute_shared_up = orc_of(m->shared.in), l->knobs.compute_shared_down = orc_of(m->shared.mid);
-    l->knobs.compute_latent = orc_of(m->latent_in);
+    l->knobs.compute_latent_in = orc_of(m->latent_in), l->knobs.compute_latent_out = orc_of(m->latent_out);
     int bf16 = l->knobs.compute_up == ORC_BF16 || l->knobs.compute_down == ORC_BF16;
     l->knobs.w_rel = bf16 && l->format != MOE_FORMAT_BF16 ? ORC_UBF : 0;
 }

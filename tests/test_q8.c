@@ -230,12 +230,19 @@ static void define_q8(moei_q8 *to, size_t lane, const float *x) {
     }
     to->s[lane] = to->d[lane] * (float)to->sum[lane];
 }
-/* Bytes 8 j .. 8 j + 7 of block b are at 64 j + 8 times the slot of b: 0 1 4 5 2 3 6 7. */
+/* vnni: bytes 8 j .. 8 j + 7 of block b are at 64 j + 8 times the slot of b: 0 1 4 5 2 3 6 7. avx2 and avxvnni: bytes 4 j .. 4 j + 3
+   at 32 j + 4 b. */
 static const size_t slot_vnni[8] = {0, 1, 4, 5, 2, 3, 6, 7};
-static void lay_out_vnni(moei_q8 *q) {
-    int8_t to[256];
+static size_t place(uint32_t tier, size_t b, size_t i) {
+    if (tier == MOE_TIER_VNNI) return i / 8 * 64 + 8 * slot_vnni[b] + i % 8;
+    return tier == MOE_TIER_AVX2 || tier == MOE_TIER_AVXVNNI ? i / 4 * 32 + 4 * b + i % 4 : 32 * b + i;
+}
+static void lay_out(uint32_t tier, int back, moei_q8 *q) {
+    int8_t to[8][32], *flat = &to[0][0];
     for (size_t b = 0; b < 8; b++)
-        for (size_t i = 0; i < 32; i++) to[i / 8 * 64 + 8 * slot_vnni[b] + i % 8] = q->q[b][i];
+        for (size_t i = 0; i < 32; i++)
+            if (back) to[b][i] = ((int8_t *)q->q)[place(tier, b, i)];
+            else flat[place(tier, b, i)] = q->q[b][i];
     memcpy(q->q, to, sizeof to);
 }
 static int same(float a, float b) { return moei_bits(a) == moei_bits(b) || (a != a && b != b); }
@@ -272,7 +279,7 @@ static void test_prepare(const moei_arith *arith, const char *tier) {
             float *x = (float *)(void *)in.data;
             fill_x(x, k, kind);
             for (size_t b = 0; b < k / 32; b++) define_q8(&want[b / 8], b % 8, x + 32 * b);
-            for (size_t i = 0; i < n && arith->tier == MOE_TIER_VNNI; i++) lay_out_vnni(&want[i]);
+            for (size_t i = 0; i < n; i++) lay_out(arith->tier, 0, &want[i]);
             memset(out.data, 0xa5, arith->row_bytes(k));
             if (kind % 2) arith->prepare(out.data, x, 0, k, k);
             else
@@ -456,6 +463,10 @@ typedef struct tier {
     int runs;
 } tier;
 
+static void lay_out_all(uint32_t of, int back, const tokens *x, size_t k) {
+    for (size_t t = 0; t < MAX_TOKENS; t++)
+        for (size_t s = 0; s < (k + 255) / 256; s++) lay_out(of, back, (moei_q8 *)(void *)x->rows[t].data + s);
+}
 static void test_matrix(const tier *tiers, size_t n_tiers, uint32_t f, size_t k, const side_case *side, int content,
                         int every) {
     static const uint32_t counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 33, 40};
@@ -466,17 +477,18 @@ static void test_matrix(const tier *tiers, size_t n_tiers, uint32_t f, size_t k,
     tokens x;
     make_matrix(&m, f, most, k, side, content);
     make_tokens(&x, tiers[0].arith, k);
+    lay_out_all(tiers[0].arith->tier, 1, &x, k);
     define(&m.w, most, x.x, MAX_TOKENS, want);
     for (size_t i = 0; i < n_tiers; i++) {
         if (!tiers[i].runs || !tiers[i].arith->ops[f].dot) continue;
-        for (size_t t = 0; t < MAX_TOKENS && tiers[i].arith->tier == MOE_TIER_VNNI; t++) /* the last one */
-            for (size_t s = 0; s < (k + 255) / 256; s++) lay_out_vnni((moei_q8 *)(void *)x.rows[t].data + s);
+        lay_out_all(tiers[i].arith->tier, 0, &x, k);
         name_test("%s %s k=%zu content=%d scale=%u/%u zero=%u", tiers[i].name, formats[f].name, k, content,
                   side ? side->type : 0, side ? side->cols : 0, side ? side->zero : 0);
         for (size_t c = 0; c < MOEI_COUNT(counts); c++)
             for (uint32_t n = 1; n <= (every ? 33 : N); n += every || c < 2 ? 1 : 1 + rnd() % 6)
                 run_one(tiers[i].arith, &m, &x, want, most, n, counts[c]);
         for (uint32_t n = 44; every && n <= MAX_ROWS; n += 13) run_one(tiers[i].arith, &m, &x, want, most, n, 33);
+        lay_out_all(tiers[i].arith->tier, 1, &x, k);
     }
     for (int i = 0; i < MAX_TOKENS; i++) guarded_free(&x.rows[i]);
     free_matrix(&m);
@@ -507,6 +519,10 @@ int main(void) {
 #if MOEI_HAVE_AVX2
     tier avx2 = {"avx2", &moei_q8_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")};
     tiers[n_tiers++] = avx2;
+#endif
+#if MOEI_HAVE_AVXVNNI
+    tier avxvnni = {"avxvnni", &moei_q8_avxvnni, (int)(moe_tiers() >> MOE_TIER_AVXVNNI & 1)};
+    tiers[n_tiers++] = avxvnni;
 #endif
 #if MOEI_HAVE_VNNI
     tier vnni = {"vnni", &moei_q8_vnni, __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl")};

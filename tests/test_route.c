@@ -67,7 +67,9 @@ static int32_t ids[MAX_K]; /* results of the last select() */
 static float w[MAX_K];
 static moe_status select1(const moe_desc *d, const float *l) {
     for (int j = 0; j < MAX_K; j++) ids[j] = -7, w[j] = -7.0f;
-    return moe_select(d, l, 1, NULL, ids, w, NULL);
+    moe_status status = moe_select(d, l, 1, NULL, ids, w, NULL);
+    for (uint32_t j = status ? 0 : d->top_k; j < MAX_K; j++) CHECK(ids[j] == -7 && w[j] == -7.0f);
+    return status;
 }
 static int ids_are(const int32_t *want, uint32_t k) { return !memcmp(ids, want, k * sizeof *want); }
 static int weights_are(const double *want, uint32_t k, double tolerance) {
@@ -502,6 +504,18 @@ static void test_given(void) {
         moei_select_token(&r, l, NULL, 2, picked, own, NULL);
         moei_select_token(&r, l, picked, 2, ids, w, NULL);
         CHECK(ids_are(picked, 2) && !memcmp(own, w, sizeof own));
+        current = "the sparse mixer with a skipped slot before, after and between";
+        for (int at = 0; at < 3; at++) {
+            int32_t some[3] = {picked[0], picked[1], picked[1]};
+            for (int j = 2; j > at; j--) some[j] = some[j - 1];
+            some[at] = -1;
+            moei_router_begin(&r, &d, &moei_vec_c, 3, arena);
+            moei_select_token(&r, l, some, 3, ids, w, NULL);
+            CHECK(ids_are(some, 3) && moei_bits(w[at]) == 0);
+            CHECK(at == 0 ||
+                  (moei_bits(w[0]) == moei_bits(own[0]) && (at == 1 || moei_bits(w[1]) == moei_bits(own[1]))));
+            for (int j = 0; j < 3; j++) CHECK(w[j] >= 0 && w[j] <= 1);
+        }
     }
 }
 
@@ -850,6 +864,25 @@ static void test_exhaustive(void) {
     (void)key_value;
 }
 
+/* Leaves the stack full of bytes, so that what was not set shows. */
+static void fill_stack(int byte) {
+    volatile uint8_t room[2048];
+    for (size_t i = 0; i < sizeof room; i++) room[i] = (uint8_t)byte;
+}
+static void (*volatile const leave)(int) = fill_stack;
+
+/* The keys that reach a bound: at least k, all from the least one on, in order; of whole eights just those of the definition. */
+static int reaches(const moei_vec *v, const uint32_t *key, uint32_t n, uint32_t k) {
+    static uint64_t got[1300], want[1300];
+    leave(n % 2 ? 0x7f : 0x80);
+    uint32_t count = v->reach(got, key, n, k), all = moei_reach_c(want, key, n, k), least = UINT32_MAX, at = 0;
+    if (count < k || count > n || (n % 8 == 0 && (count != all || memcmp(got, want, all * sizeof *got)))) return 0;
+    for (uint32_t j = 0; j < count; j++) least = got[j] >> 32 < least ? (uint32_t)(got[j] >> 32) : least;
+    for (uint32_t i = 0; i < n; i++)
+        if (key[i] >= least && (at == count || got[at++] != ((uint64_t)key[i] << 32 | (uint32_t)~i))) return 0;
+    return at == count;
+}
+
 static void test_top_k(void) {
     static uint32_t key[600], other[600];
     static float q[600];
@@ -863,17 +896,18 @@ static void test_top_k(void) {
     for (seed = 5; seed != 0;) {
         uint32_t n = 1 + below(below(2) ? 600 : 100), k = 1 + below(below(2) && n > 12 ? 12 : n),
                  range = 1u << below(32), ok = 1;
-        uint32_t many_equal = below(4) == 0;
+        uint32_t many_equal = below(4) == 0, high = below(2);
         for (uint32_t i = 0; i < n; i++) {
             uint32_t bits = many_equal ? below(3) * 0x7f800000u : rnd();
             memcpy(&q[i], &bits, 4);
-            key[i] = below(range);
+            key[i] = below(range) + (high ? ~range + 1 : 0);
         }
         moei_top_few(key, n, k, few), moei_top_many(key, n, k, many);
         CHECK(!memcmp(few, many, k * sizeof *few));
         for (uint32_t v = 0; v <= wide && n >= 64 && k <= 12; v++) {
             moei_top_lanes(vecs[v], key, n, k, lanes);
             CHECK(!memcmp(few, lanes, k * sizeof *few));
+            CHECK(reaches(vecs[v], key, n, k));
         }
         vecs[wide]->order(other, q, n);
         for (uint32_t i = 0; i < n; i++) ok &= other[i] == moei_key(q[i]);

@@ -174,7 +174,7 @@ static size_t count_wrong(uint32_t row0, uint32_t n_rows, uint32_t n_tokens) {
 
 static const uint32_t row_counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 32};
 static const uint32_t token_counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 33};
-static const size_t depths[] = {1, 7, 15, 16, 17, 31, 33, 100, 768, 1000, 2048, 2053};
+static const size_t depths[] = {1, 7, 15, 16, 17, 31, 33, 100, 768, 1000, 2048, 2053, 4200};
 
 /* The first n tokens as the arithmetic wants them; exactly as many bytes as they need. */
 static guarded pack_tokens(const subject *s, const void *const *x, const void **packed, uint32_t n, size_t k,
@@ -236,6 +236,7 @@ static void check_views(const subject *s, uint32_t format, moei_rows *w, const v
         uint32_t n = row_counts[i];
         w->row0 = at_end ? ROWS - n : 0;
         w->prefetch = i & 1 ? w->data : NULL, w->prefetch_bytes = w->k * n;
+        w->next_x = i & 2 ? (const uint8_t *)x[0] : NULL, w->next_x_bytes = w->k * n;
         if (s->arith->ops[format].dot) check_dot(s, format, w, n, x);
         if (s->arith->panel && (i % 3 == 0 || s->arith->ops[format].decode)) check_panel(s, format, w, n, x, at_end);
     }
@@ -445,6 +446,14 @@ static void check_cpu(void) {
     check_decide("Alder Lake", &alder_lake, avx2 | avxvnni);
     check_decide("Skylake-X", &skylake_x, avx512 | intel);
     check_decide("Zen 5", &zen5, avx512 | avxvnni | vnni | bf16);
+    id = zen5, id.leaf7_ecx |= 1u << 1;
+    check_decide("VBMI", &id, avx512 | avxvnni | vnni | bf16 | MOE_TIER_BIT(MOEI_VBMI));
+    id = sapphire, id.leaf7_ecx |= 1u << 1;
+    check_decide("VBMI, Intel", &id,
+                 avx512 | intel | avxvnni | vnni | bf16 | intel_bf16 | amx | MOE_TIER_BIT(MOEI_VBMI) |
+                     MOE_TIER_BIT(MOEI_INTEL_VBMI));
+    id = zen5, id.leaf7_ecx |= 1u << 1, id.leaf7_1_eax = 0;
+    check_decide("VBMI, no BF16", &id, avx512 | vnni);
     check_decide("Sapphire Rapids, AMX permitted", &sapphire,
                  avx512 | intel | avxvnni | vnni | bf16 | intel_bf16 | amx);
     id = sapphire, id.permitted = 0x20000;
@@ -507,6 +516,10 @@ int main(void) {
 #if MOEI_HAVE_AVX512BF16
     check_arith(&moei_bf16_avx512bf16, "bf16 avx512bf16", 0);
     check_arith(&moei_bf16_avx512bf16_intel, "bf16 avx512bf16, as on Intel", 0);
+    if (moei_cpu() >> MOEI_VBMI & 1) {
+        check_arith(&moei_bf16_vbmi, "bf16 avx512bf16, fp8 by table", 0);
+        check_arith(&moei_bf16_vbmi_intel, "bf16 avx512bf16, fp8 by table, as on Intel", 0);
+    }
 #endif
 #if MOEI_HAVE_NEON
     check_vec(&moei_vec_neon, "elementwise neon", MOE_TIER_NEON);

@@ -36,6 +36,31 @@ static const stored_hash stored_hashes[] = {
     {"int8_channel", 0x3ac92f8abb0a6a88u, 0x8dd80efa53a24255u, {0x3688eda9b0609a0du, 0x7a48605a4ba4f072u}},
     {"int4_group", 0x6624835a90affba8u, 0x120ecdf9a5a50250u, {0x51c4ef06b46faff1u, 0xeeee5790f52f54bfu}},
 };
+
+/* The same of what a desc or a call may ask for besides, with weights in q8_0 (transposed: f32). */
+static const stored_hash variant_hashes[] = {
+    {"latent", 0x42180db730a407ccu, 0x7c753f0d16da288du, {0, 0}},
+    {"sink", 0xe860f60af0ea3223u, 0xad81183d826ae0f1u, {0, 0}},
+    {"ungated", 0x872588cf1a4ffd4du, 0x8feb1bf0d7ae9ed0u, {0, 0}},
+    {"clamp_pre", 0xf99841576432c202u, 0xbb8a14d94f094731u, {0, 0}},
+    {"clamp_post", 0x05817c59eae23892u, 0x29bf28af698631cbu, {0, 0}},
+    {"weight_at_input", 0x3976f04578afa992u, 0x557aeb0172812d5fu, {0, 0}},
+    {"weight_at_hidden", 0x1512a6f960aa44bfu, 0xfc3d46ee0005309cu, {0, 0}},
+    {"group_max", 0x90995233f5b3edccu, 0x065d7476eba5230bu, {0, 0}},
+    {"group_sum", 0xe30f278d56ba4503u, 0x67c304e021b0fdfcu, {0, 0}},
+    {"per_group", 0x7ac529a10d368578u, 0x1e56f605d425d00au, {0, 0}},
+    {"sparsemixer", 0xbee9d595fad7c4e2u, 0x953292e3aa181a8bu, {0, 0}},
+    {"capacity", 0xeffc3a339719b9a1u, 0x2279a76b678854adu, {0, 0}},
+    {"capacity_by_score", 0x472988c11de825a5u, 0xe60a1558db814d4du, {0, 0}},
+    {"drop_below", 0x312e1f14bb88fa18u, 0xef1e831d025ce291u, {0, 0}},
+    {"top_p", 0xe01cb3569b293fa1u, 0xd6f20088e42283cfu, {0, 0}},
+    {"zero_experts", 0xc5ae6892b9c71669u, 0xfe62af296b541625u, {0, 0}},
+    {"router_norm", 0x4a49bb4d69f015b8u, 0xade0121d1e4ba96fu, {0, 0}},
+    {"softmax_selected", 0xd0a28b30299c14c8u, 0xeea02ea41addd540u, {0, 0}},
+    {"rows_of_16_bits", 0x34a4e69e8c7d9bdcu, 0x6eaa7a8b3ed81f3eu, {0, 0}},
+    {"given_ids", 0x147acd4546754df9u, 0x340e60500308b88bu, {0, 0}},
+    {"transposed", 0xa4df4221155dbf09u, 0x0000000000000000u, {0, 0}},
+};
 /* clang-format on */
 
 #endif

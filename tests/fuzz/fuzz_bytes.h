@@ -37,12 +37,20 @@ static inline void *fuzz_new(fuzz_in *in, size_t bytes) {
     if (!p || in->n_blocks == 128) abort();
     return in->blocks[in->n_blocks++] = p;
 }
-/* Filled with what is left of the input over and over, or with the generator, or zeros. */
+/* Filled with what is left of the input over and over, or with the generator (or 1009 bytes of it, again and again), or zeros. Copied in pieces
+   that double: byte by byte, in a loop that counts its turns for the fuzzer, took nine tenths of the time. */
 static inline void *fuzz_filled(fuzz_in *in, size_t bytes) {
-    uint8_t *p = (uint8_t *)fuzz_new(in, bytes);
+    uint8_t seed[1009], *p = (uint8_t *)fuzz_new(in, bytes);
     uint32_t how = fuzz_below(in, 4);
-    for (size_t i = 0; i < bytes; i++)
-        p[i] = how == 0 ? 0 : how == 1 && in->n ? in->p[i % in->n] : (uint8_t)fuzz_mix(&in->s);
+    size_t have = 0, n = in->n < sizeof seed ? in->n : sizeof seed;
+    if (how == 0) return memset(p, 0, bytes);
+    if (how == 1 && n) memcpy(seed, in->p, n);
+    else
+        for (n = 0; n < sizeof seed && n < bytes; n++) seed[n] = (uint8_t)fuzz_mix(&in->s);
+    for (; have < bytes; have += n, n = have) {
+        if (n > bytes - have) n = bytes - have;
+        memcpy(p + have, have ? p : seed, n);
+    }
     return p;
 }
 static inline void fuzz_done(fuzz_in *in) {

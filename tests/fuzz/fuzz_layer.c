@@ -107,6 +107,17 @@ static void knobs(fuzz_in *in, moe_desc *d) {
         if (fuzz_one_in(in, 6)) *floats[i] = fuzz_float(in, 0);
 }
 
+/* Without what no knob uses, mostly: that is refused. */
+static void settle(fuzz_in *in, moe_desc *d) {
+    moe_router *r = &d->router;
+    if (fuzz_one_in(in, 16)) return;
+    if (!d->ffn.clamp) d->ffn.limit = 0;
+    if (!d->shared.clamp) d->shared.limit = 0;
+    if (!r->group) r->n_group = r->topk_group = 0;
+    if (r->capacity) r->capacity_factor = 0;
+    if (r->min_keep > d->top_k || !(r->drop_below > 0 || r->top_p > 0)) r->min_keep = 0;
+}
+
 static void make(fuzz_in *in, moe_desc *d) {
     uint32_t format = 1 + fuzz_below(in, MOE_FORMAT_COUNT - 1),
              other = fuzz_one_in(in, 3) ? 1 + fuzz_below(in, MOE_FORMAT_COUNT - 1) : format;
@@ -119,7 +130,9 @@ static void make(fuzz_in *in, moe_desc *d) {
     d->d_ff = (uint32_t)(unit * (1 + fuzz_below(in, (uint32_t)most)));
     d->n_experts = 1 + fuzz_below(in, 5), d->n_zero_experts = fuzz_one_in(in, 8) ? fuzz_below(in, 3) : 0;
     d->top_k = 1 + fuzz_below(in, d->n_experts + d->n_zero_experts), d->compute = fuzz_below(in, MOE_COMPUTE_COUNT);
-    knobs(in, d);
+    uint32_t tier = fuzz_below(in, MOE_TIER_COUNT); /* each that is here, else the best */
+    if (moe_tiers() & MOE_TIER_BIT(tier)) d->tiers = moe_tier_mask(tier);
+    knobs(in, d), settle(in, d);
     if (fuzz_one_in(in, 8))
         d->latent.d = (uint32_t)(unit * (1 + fuzz_below(in, (uint32_t)most))),
         d->latent.norm_eps = fuzz_one_in(in, 2) ? 1e-6f : 0;

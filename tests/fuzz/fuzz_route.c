@@ -108,7 +108,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         fuzz_require(r->pick == MOE_PICK_TABLE || known(&d, (uint32_t)ids_n, ids + t * k),
                      "ids not distinct or out of range");
         for (size_t j = 0; j < k; j++)
-            fuzz_require(ids[t * k + j] >= 0 && (size_t)ids[t * k + j] < ids_n, "an id out of range");
+            fuzz_require(ids[t * k + j] >= (r->pick == MOE_PICK_TABLE ? -1 : 0) && ids[t * k + j] < (int32_t)ids_n,
+                         "an id out of range"); /* a table may skip */
         fuzz_require(in_order(&d, (uint32_t)ids_n, logits + t * rows, ids + t * k), "order");
         int tame = finite && r->weight_from != MOE_WEIGHT_BIASED && !(fabsf(r->routed_scale) > 1e18f) &&
                    !(fabsf(r->softcap) > 1e18f);

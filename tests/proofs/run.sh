@@ -61,6 +61,7 @@ wp() { # wp NAME FUNCTION,... OPTION...: proved for all arguments
 }
 wp sizes moei_mul,moei_add,moei_take
 wp take ckpti_mul,ckpti_left,ckpti_take
+wp fit moei_fit_block
 wp gguf ckpti_left,ckpti_take,ckpti_u32,ckpti_u64,ckpti_gguf_string,ckpti_gguf_array,ckpti_gguf_value,ckpti_gguf_header -wp-model Typed+Cast
 echo "prove: $passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]
