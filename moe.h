@@ -3188,7 +3188,7 @@ MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int help, const int C, const moei
             }                                                                                                          \
     }
 MOEI_DOT_BF16(, MOEI_HELP_NONE)
-MOEI_DOT_BF16(_intel, MOEI_HELP_L1)
+MOEI_DOT_BF16(_near, MOEI_HELP_L1)
 static void moei_panel_bf16(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
     moei_rows rows = *w;
@@ -3377,9 +3377,9 @@ static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, NULL, NULL,
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                          \
     &moei_packing_bf16}
 MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(, bf16);
-MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16_intel = MOEI_BF16_AVX512(_intel, bf16);
+MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16_near = MOEI_BF16_AVX512(_near, bf16);
 MOEI_UNUSED static const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(, vbmi);
-MOEI_UNUSED static const moei_arith moei_bf16_vbmi_intel = MOEI_BF16_AVX512(_intel, vbmi);
+MOEI_UNUSED static const moei_arith moei_bf16_vbmi_near = MOEI_BF16_AVX512(_near, vbmi);
 // clang-format on
 #endif
 
@@ -6478,14 +6478,13 @@ MOEI_Q8_ARITH_NEON(I8MM, i8mm, moei_panel_bytes_q8_neon, moei_panel_q8_i8mm, MOE
 #define MOEI_TIERS_EMULATED 0u
 #endif
 
-/* Not tiers but the same on an Intel processor, whose conversions share the FMAs' ports and whose prefetchers need help; and
-   AVX512BF16 with AVX512-VBMI (all but Cooper Lake), which looks up bytes. */
-#define MOEI_VBMI 28u
-#define MOEI_INTEL_VBMI 29u
-#define MOEI_INTEL 30u
-#define MOEI_INTEL_BF16 31u
-#define MOEI_TRAITS_BF16 (MOE_TIER_BIT(MOEI_VBMI) | MOE_TIER_BIT(MOEI_INTEL_VBMI) | MOE_TIER_BIT(MOEI_INTEL_BF16))
-#define MOEI_TRAITS (MOE_TIER_BIT(MOEI_INTEL) | MOEI_TRAITS_BF16)
+/* What sets processors of one tier apart, above the tiers' bits. INTEL: conversions take the FMAs' ports, the prefetchers need help. NEAR:
+   one token's bf16 rows are read fastest if they are asked for to L1 (all of Intel's, and Zen 5: 92 % of the read bandwidth, without 84;
+   not Zen 4, which has no AVX-VNNI). VBMI: bytes are looked up (all with AVX512BF16 but Cooper Lake). */
+#define MOEI_INTEL (1u << 29)
+#define MOEI_NEAR (1u << 30)
+#define MOEI_VBMI (1u << 31)
+#define MOEI_TRAITS (MOEI_INTEL | MOEI_NEAR | MOEI_VBMI)
 
 /* x86: words of cpuid leaf 1, leaf 7 and leaf 7.1, XCR0 (what the OS saves), the XSAVE features this process may use. */
 typedef struct moei_cpuid {
@@ -6507,12 +6506,11 @@ MOEI_UNUSED static uint32_t moei_cpu_decide(const moei_cpuid *id) {
     if (!moei_has(id->leaf7_ebx, avx512_f_dq_bw_vl) || !moei_has(id->xcr0, zmm)) return tiers;
     tiers |= MOE_TIER_BIT(MOE_TIER_AVX512);
     const int intel = id->vendor == 0x756e6547u; /* "Genu", "ineI", "ntel" */
-    if (intel) tiers |= MOE_TIER_BIT(MOEI_INTEL);
+    if (intel) tiers |= MOEI_INTEL;
+    if (intel || moei_has(id->leaf7_1_eax, 1u << 4)) tiers |= MOEI_NEAR;
+    if (moei_has(id->leaf7_ecx, 1u << 1)) tiers |= MOEI_VBMI;
     if (moei_has(id->leaf7_ecx, 1u << 11)) tiers |= MOE_TIER_BIT(MOE_TIER_VNNI);
-    if (moei_has(id->leaf7_1_eax, 1u << 5)) {
-        tiers |= MOE_TIER_BIT(MOE_TIER_AVX512BF16) | (uint32_t)intel << MOEI_INTEL_BF16;
-        if (moei_has(id->leaf7_ecx, 1u << 1)) tiers |= MOE_TIER_BIT(MOEI_VBMI) | (uint32_t)intel << MOEI_INTEL_VBMI;
-    }
+    if (moei_has(id->leaf7_1_eax, 1u << 5)) tiers |= MOE_TIER_BIT(MOE_TIER_AVX512BF16);
     if (moei_has(id->leaf7_edx, amx_bf16_tile_int8) && moei_has(id->xcr0, tile_config_data) && moei_has(id->permitted, tile_data))
         tiers |= MOE_TIER_BIT(MOE_TIER_AMX);
     return tiers;
@@ -7601,61 +7599,62 @@ MOE_API void moe_stats_balance(const moe_stats *stats, uint32_t n_experts, moe_b
    One line per tier, worst first. A compute runs on the best allowed tier that provides it; so VNNI, say, keeps AVX-512's F32. */
 
 typedef struct moei_tier_row {
-    uint32_t tier;
+    uint32_t tier, traits; /* which the processor must have, all of them */
     const moei_vec *vec;
     const moei_arith *arith[MOE_COMPUTE_COUNT]; /* by moe_compute: default (unused), F32, BF16, Q8 */
 } moei_tier_row;
 
 // clang-format off
 static const moei_tier_row moei_tier_rows[] = {
-    {MOE_TIER_C,          &moei_vec_c,      {NULL, &moei_f32_c,      NULL,                    &moei_q8_c}},
+    {MOE_TIER_C,          0,                     &moei_vec_c,      {NULL, &moei_f32_c,            NULL,                        &moei_q8_c}},
 #if MOEI_HAVE_AVX2
-    {MOE_TIER_AVX2,       &moei_vec_avx2,   {NULL, &moei_f32_avx2,   NULL,                    &moei_q8_avx2}},
+    {MOE_TIER_AVX2,       0,                     &moei_vec_avx2,   {NULL, &moei_f32_avx2,         NULL,                        &moei_q8_avx2}},
 #endif
 #if MOEI_HAVE_AVXVNNI
-    {MOE_TIER_AVXVNNI,    NULL,             {NULL, NULL,             NULL,                    &moei_q8_avxvnni}},
+    {MOE_TIER_AVXVNNI,    0,                     NULL,             {NULL, NULL,                   NULL,                        &moei_q8_avxvnni}},
 #endif
 #if MOEI_HAVE_AVX512
-    {MOE_TIER_AVX512,     &moei_vec_avx512, {NULL, &moei_f32_avx512, NULL,                    NULL}},
-    {MOEI_INTEL,          NULL,             {NULL, &moei_f32_avx512_intel, NULL,              NULL}},
+    {MOE_TIER_AVX512,     0,                     &moei_vec_avx512, {NULL, &moei_f32_avx512,       NULL,                        NULL}},
+    {MOE_TIER_AVX512,     MOEI_INTEL,            NULL,             {NULL, &moei_f32_avx512_intel, NULL,                        NULL}},
 #endif
 #if MOEI_HAVE_VNNI
-    {MOE_TIER_VNNI,       NULL,             {NULL, NULL,             NULL,                    &moei_q8_vnni}},
+    {MOE_TIER_VNNI,       0,                     NULL,             {NULL, NULL,                   NULL,                        &moei_q8_vnni}},
 #endif
 #if MOEI_HAVE_AVX512BF16
-    {MOE_TIER_AVX512BF16, NULL,             {NULL, NULL,             &moei_bf16_avx512bf16,   NULL}},
-    {MOEI_INTEL_BF16,     NULL,             {NULL, NULL,             &moei_bf16_avx512bf16_intel, NULL}},
-    {MOEI_VBMI,           NULL,             {NULL, NULL,             &moei_bf16_vbmi,         NULL}},
-    {MOEI_INTEL_VBMI,     NULL,             {NULL, NULL,             &moei_bf16_vbmi_intel,   NULL}},
+    {MOE_TIER_AVX512BF16, 0,                     NULL,             {NULL, NULL,                   &moei_bf16_avx512bf16,       NULL}},
+    {MOE_TIER_AVX512BF16, MOEI_NEAR,             NULL,             {NULL, NULL,                   &moei_bf16_avx512bf16_near,  NULL}},
+    {MOE_TIER_AVX512BF16, MOEI_VBMI,             NULL,             {NULL, NULL,                   &moei_bf16_vbmi,             NULL}},
+    {MOE_TIER_AVX512BF16, MOEI_VBMI | MOEI_NEAR, NULL,             {NULL, NULL,                   &moei_bf16_vbmi_near,        NULL}},
 #endif
 #if MOEI_HAVE_AMX
-    {MOE_TIER_AMX,        NULL,             {NULL, NULL,             &moei_bf16_amx,          NULL}},
+    {MOE_TIER_AMX,        0,                     NULL,             {NULL, NULL,                   &moei_bf16_amx,              NULL}},
 #endif
 #if MOEI_HAVE_NEON
-    {MOE_TIER_NEON,       &moei_vec_neon,   {NULL, &moei_f32_neon,   NULL,                    &moei_q8_neon}},
+    {MOE_TIER_NEON,       0,                     &moei_vec_neon,   {NULL, &moei_f32_neon,         NULL,                        &moei_q8_neon}},
 #endif
 #if MOEI_HAVE_DOTPROD
-    {MOE_TIER_DOTPROD,    NULL,             {NULL, NULL,             NULL,                    &moei_q8_dotprod}},
+    {MOE_TIER_DOTPROD,    0,                     NULL,             {NULL, NULL,                   NULL,                        &moei_q8_dotprod}},
 #endif
 #if MOEI_HAVE_I8MM
-    {MOE_TIER_I8MM,       NULL,             {NULL, NULL,             NULL,                    &moei_q8_i8mm}},
+    {MOE_TIER_I8MM,       0,                     NULL,             {NULL, NULL,                   NULL,                        &moei_q8_i8mm}},
 #endif
 #if MOEI_HAVE_NEONBF16
-    {MOE_TIER_NEONBF16,   NULL,             {NULL, NULL,             &moei_bf16_neonbf16,     NULL}},
+    {MOE_TIER_NEONBF16,   0,                     NULL,             {NULL, NULL,                   &moei_bf16_neonbf16,         NULL}},
 #endif
 };
 // clang-format on
 
+static int moei_allows(uint32_t tiers, const moei_tier_row *r) { return tiers >> r->tier & 1 && (tiers & r->traits) == r->traits; }
+
 static const moei_arith *moei_choose_arith(uint32_t tiers, uint32_t compute) {
     for (size_t i = MOEI_COUNT(moei_tier_rows); i-- > 0;)
-        if ((tiers & MOE_TIER_BIT(moei_tier_rows[i].tier)) && moei_tier_rows[i].arith[compute])
-            return moei_tier_rows[i].arith[compute];
+        if (moei_allows(tiers, &moei_tier_rows[i]) && moei_tier_rows[i].arith[compute]) return moei_tier_rows[i].arith[compute];
     return NULL;
 }
 
 static const moei_vec *moei_choose_vec(uint32_t tiers) {
     for (size_t i = MOEI_COUNT(moei_tier_rows); i-- > 0;)
-        if ((tiers & MOE_TIER_BIT(moei_tier_rows[i].tier)) && moei_tier_rows[i].vec) return moei_tier_rows[i].vec;
+        if (moei_allows(tiers, &moei_tier_rows[i]) && moei_tier_rows[i].vec) return moei_tier_rows[i].vec;
     return &moei_vec_c;
 }
 
@@ -7899,9 +7898,7 @@ static moe_status moei_init(moe_layer *l, moe_error *e) {
     if (d->shared.gate_kind == MOE_SHARED_ROUTER_SINK && !d->shared.d_ff) return moei_fail(e, MOE_ERR_SIZE, "shared.d_ff", 0, 1);
     uint32_t have = moe_tiers(), tiers = d->tiers ? (d->tiers & have) : have;
     if (!tiers) return moei_fail(e, MOE_ERR_TIER, "tiers", d->tiers, have);
-    tiers |= MOE_TIER_BIT(MOE_TIER_C);
-    if (tiers & MOE_TIER_BIT(MOE_TIER_AVX512)) tiers |= moei_cpu() & MOE_TIER_BIT(MOEI_INTEL);
-    if (tiers & MOE_TIER_BIT(MOE_TIER_AVX512BF16)) tiers |= moei_cpu() & MOEI_TRAITS_BF16;
+    tiers |= MOE_TIER_BIT(MOE_TIER_C) | (moei_cpu() & MOEI_TRAITS);
     moei_fill_defaults(d);
     moei_make_banks(l);
     l->vec = moei_choose_vec(tiers);

@@ -426,8 +426,8 @@ static void check_cpu(void) {
     const uint32_t c = moe_tier_mask(MOE_TIER_C), avx2 = moe_tier_mask(MOE_TIER_AVX2),
                    avx512 = moe_tier_mask(MOE_TIER_AVX512);
     const uint32_t avxvnni = MOE_TIER_BIT(MOE_TIER_AVXVNNI), vnni = MOE_TIER_BIT(MOE_TIER_VNNI);
-    const uint32_t bf16 = MOE_TIER_BIT(MOE_TIER_AVX512BF16), amx = MOE_TIER_BIT(MOE_TIER_AMX),
-                   intel = MOE_TIER_BIT(MOEI_INTEL), intel_bf16 = MOE_TIER_BIT(MOEI_INTEL_BF16);
+    const uint32_t bf16 = MOE_TIER_BIT(MOE_TIER_AVX512BF16), amx = MOE_TIER_BIT(MOE_TIER_AMX), near = MOEI_NEAR,
+                   intel = MOEI_INTEL | near, vbmi = MOEI_VBMI;
     const uint32_t fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29,
                    leaf1 = fma | osxsave | avx | f16c;
     const uint32_t bmi = 1u << 3 | 1u << 8, b_avx2 = 1u << 5 | bmi,
@@ -445,21 +445,20 @@ static void check_cpu(void) {
     check_decide("Haswell", &haswell, avx2);
     check_decide("Alder Lake", &alder_lake, avx2 | avxvnni);
     check_decide("Skylake-X", &skylake_x, avx512 | intel);
-    check_decide("Zen 5", &zen5, avx512 | avxvnni | vnni | bf16);
+    check_decide("Zen 5", &zen5, avx512 | avxvnni | vnni | bf16 | near);
+    id = zen5, id.leaf7_1_eax = 1u << 5;
+    check_decide("Zen 4", &id, avx512 | vnni | bf16);
     id = zen5, id.leaf7_ecx |= 1u << 1;
-    check_decide("VBMI", &id, avx512 | avxvnni | vnni | bf16 | MOE_TIER_BIT(MOEI_VBMI));
+    check_decide("VBMI", &id, avx512 | avxvnni | vnni | bf16 | near | vbmi);
     id = sapphire, id.leaf7_ecx |= 1u << 1;
-    check_decide("VBMI, Intel", &id,
-                 avx512 | intel | avxvnni | vnni | bf16 | intel_bf16 | amx | MOE_TIER_BIT(MOEI_VBMI) |
-                     MOE_TIER_BIT(MOEI_INTEL_VBMI));
+    check_decide("VBMI, Intel", &id, avx512 | intel | avxvnni | vnni | bf16 | amx | vbmi);
     id = zen5, id.leaf7_ecx |= 1u << 1, id.leaf7_1_eax = 0;
-    check_decide("VBMI, no BF16", &id, avx512 | vnni);
-    check_decide("Sapphire Rapids, AMX permitted", &sapphire,
-                 avx512 | intel | avxvnni | vnni | bf16 | intel_bf16 | amx);
+    check_decide("VBMI, no BF16", &id, avx512 | vnni | vbmi);
+    check_decide("Sapphire Rapids, AMX permitted", &sapphire, avx512 | intel | avxvnni | vnni | bf16 | amx);
     id = sapphire, id.permitted = 0x20000;
-    check_decide("AMX not permitted", &id, avx512 | intel | avxvnni | vnni | bf16 | intel_bf16);
+    check_decide("AMX not permitted", &id, avx512 | intel | avxvnni | vnni | bf16);
     id = sapphire, id.xcr0 = 0xe7;
-    check_decide("AMX not saved by the OS", &id, avx512 | intel | avxvnni | vnni | bf16 | intel_bf16);
+    check_decide("AMX not saved by the OS", &id, avx512 | intel | avxvnni | vnni | bf16);
     id = zen5, id.xcr0 = 7;
     check_decide("no ZMM state", &id, avx2 | avxvnni);
     id = zen5, id.xcr0 = 3;
@@ -515,10 +514,10 @@ int main(void) {
 #endif
 #if MOEI_HAVE_AVX512BF16
     check_arith(&moei_bf16_avx512bf16, "bf16 avx512bf16", 0);
-    check_arith(&moei_bf16_avx512bf16_intel, "bf16 avx512bf16, as on Intel", 0);
-    if (moei_cpu() >> MOEI_VBMI & 1) {
+    check_arith(&moei_bf16_avx512bf16_near, "bf16 avx512bf16, to L1", 0);
+    if (moei_cpu() & MOEI_VBMI) {
         check_arith(&moei_bf16_vbmi, "bf16 avx512bf16, fp8 by table", 0);
-        check_arith(&moei_bf16_vbmi_intel, "bf16 avx512bf16, fp8 by table, as on Intel", 0);
+        check_arith(&moei_bf16_vbmi_near, "bf16 avx512bf16, fp8 by table, to L1", 0);
     }
 #endif
 #if MOEI_HAVE_NEON
