@@ -8692,7 +8692,6 @@ static void moei_read_next(moei_rows *w, const uint8_t *next, size_t rows) {
     w->prefetch_bytes = w->k_stride ? 0 : rows * w->row_stride;
 }
 
-/* Results of one matrix for a chunk of slots: products, then row scale, weight on the input, and bias. */
 /* Rows of an expert's gate or up from `row` on. */
 static void moei_up_view(const moei_plan *p, const moei_group *g, const moe_matrix *m, int which, uint32_t expert, uint32_t row, moei_rows *w) {
     const moei_bank *b = g->bank;
@@ -8706,6 +8705,7 @@ static void moei_up_view(const moei_plan *p, const moei_group *g, const moe_matr
         moei_read_next(w, after.data, MOEI_UP_ROWS);
     }
 }
+/* What follows the products of one matrix with n slots: row scale, weight on the input, and bias. */
 static void moei_up_affine(const moei_plan *p, const moei_scratch *s, const moei_group *g, const moe_matrix *m, int which, uint32_t expert,
                            uint32_t row, uint32_t n_rows, uint32_t slot, uint32_t n, float *out) {
     const moei_bank *b = g->bank;

@@ -112,7 +112,7 @@ typedef struct orc_knobs {
     double latent_norm_eps; /* > 0: RMS norm with lat_norm on the routed sum */
     int n_shared, d_ff_shared;
     orc_gate shared_gate;
-    orc_clamp shared_clamp; /* not used with ROUTER_SINK, as in moe_ref */
+    orc_clamp shared_clamp;
     double shared_limit;
     double combine_scale, expert_out_scale;
     int capacity; /* places per expert; 0: no limit */
@@ -532,7 +532,6 @@ ORC_FN orc_ffn orc_expert(const orc_knobs *k, const orc_weights *w, size_t e) {
 /* Shared expert j; without ROUTER_SINK there is one, of the summed width. */
 ORC_FN orc_ffn orc_shared(const orc_knobs *k, const orc_weights *w, size_t j) {
     size_t d = (size_t)k->d_model, ff = (size_t)k->d_ff_shared;
-    int sink = k->shared_gate == ORC_GATE_ROUTER_SINK;
     orc_ffn f = {orc_at(w->sw1, j * ff * d),
                  orc_at(w->sw3, j * ff * d),
                  orc_at(w->sw2, j * ff * d),
@@ -541,7 +540,7 @@ ORC_FN orc_ffn orc_shared(const orc_knobs *k, const orc_weights *w, size_t j) {
                  NULL,
                  d,
                  ff,
-                 sink ? ORC_CLAMP_NONE : k->shared_clamp,
+                 k->shared_clamp,
                  k->shared_limit,
                  k->compute_shared_up,
                  k->compute_shared_down};

@@ -295,12 +295,10 @@ static inline void rl_shared_knobs(rl_layer *l, uint32_t unit) {
     s->count = s->gate_kind == MOE_SHARED_ROUTER_SINK ? 1 + rl_below(r, 3) : 1;
     s->d_ff = unit * (1 + rl_below(r, 3));
     k->n_shared = (int)s->count, k->d_ff_shared = (int)s->d_ff;
-    if (s->gate_kind != MOE_SHARED_ROUTER_SINK) {
-        s->clamp = rl_below(r, 3), k->shared_clamp = (orc_clamp)s->clamp;
-        s->limit = rl_one_in(r, 2) && s->clamp ? 1.0f : 0, k->shared_limit = (double)s->limit;
-    } else if (l->desc.router.norm && rl_one_in(r, 2)) {
+    s->clamp = rl_below(r, 3), k->shared_clamp = (orc_clamp)s->clamp;
+    s->limit = rl_one_in(r, 2) && s->clamp ? 1.0f : 0, k->shared_limit = (double)s->limit;
+    if (s->gate_kind == MOE_SHARED_ROUTER_SINK && l->desc.router.norm && rl_one_in(r, 2))
         l->desc.router.norm = MOE_NORM_SUM_WITH_SHARED, k->norm_scope = ORC_SCOPE_ROUTED_AND_SHARED;
-    }
 }
 
 /* ---- all of it ---- */
