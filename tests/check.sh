@@ -119,6 +119,7 @@ check python3 "every family's checkpoint against the oracle" "python3 -c 'import
 check clang-format "format of the tests, examples (but the manual's) and benches" "clang-format --dry-run -Werror tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch] $(ls examples/*.[ch] | grep -v minimal.c | tr '\n' ' ')"
 check grep "the version is the newest released one of the changelog" "grep -m1 '^## [0-9]' CHANGELOG.md | grep -q \"^## \$(sed -n 's/^#define MOE_VERSION_\\(MAJOR\\|MINOR\\|PATCH\\) *\\([0-9]*\\).*/\\2/p' moe.h | paste -sd.)\""
 
+[ "$n" -gt 0 ] || { echo "check: nothing has '${ONLY:-}' in its name"; exit 1; }
 seq $n | xargs -P "$(getconf _NPROCESSORS_ONLN)" -I{} sh tests/check.sh --one {}
 cat $all/*/result >$all/results
 count() { grep -c "^$1 " $all/results; }
