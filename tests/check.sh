@@ -115,6 +115,7 @@ for build in "gcc -O2" "clang -O1" "gcc -O2 -DMOE_NO_SIMD"; do
 done
 check gcc "fuzz corpora" "for f in tests/fuzz/fuzz_*.c; do n=\$(basename \$f .c) && gcc -std=c11 -O1 $T \$f -o @/\$n -lm && @/\$n tests/fuzz/corpus/\${n#fuzz_}/* || exit 1; done"
 check python3 "oracle against the golden layers" "python3 -c 'import numpy' && python3 tests/tools/oracle_vs_golden.py"
+check python3 "mutants: six semantic ones, others every day" "python3 tests/mutate.py --semantic --sample 6 --seed $(date +%j)"
 check python3 "every family's checkpoint against the oracle" "python3 -c 'import numpy' && python3 tests/tools/families.py"
 check clang-format "format of the tests, examples (but the manual's) and benches" "clang-format --dry-run -Werror tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch] $(ls examples/*.[ch] | grep -v minimal.c | tr '\n' ' ')"
 check grep "the version is the newest released one of the changelog" "grep -m1 '^## [0-9]' CHANGELOG.md | grep -q \"^## \$(sed -n 's/^#define MOE_VERSION_\\(MAJOR\\|MINOR\\|PATCH\\) *\\([0-9]*\\).*/\\2/p' moe.h | paste -sd.)\""

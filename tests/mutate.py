@@ -292,7 +292,7 @@ class Judge:
 
 def main():
     ap = argparse.ArgumentParser()
-    ap.add_argument("--sample", type=int, default=40)
+    ap.add_argument("--sample", type=int, help="of the generic ones (40); with --semantic, of those (all)")
     ap.add_argument("--seed", type=int, default=1)
     ap.add_argument("--section", default="", help="one or more, with commas")
     ap.add_argument("--semantic", action="store_true")
@@ -303,7 +303,10 @@ def main():
     wanted = [s for s in args.section.split(",") if s]
     todo = [] if args.generic else [("semantic",) + m for m in semantic() if not wanted or m[4] in wanted]
     if not args.semantic:
-        todo += [("generic",) + m for m, _ in zip(generic(args.seed, wanted, args.by_size), range(args.sample))]
+        todo += [("generic",) + m for m, _ in zip(generic(args.seed, wanted, args.by_size), range(args.sample or 40))]
+    elif args.sample:  # those that are gone all the same
+        chosen = random.Random(args.seed).sample(range(len(todo)), min(args.sample, len(todo)))
+        todo = [m for i, m in enumerate(todo) if i in chosen or m[4] is None]
     counts, bad, known, start = {}, 0, listed(), time.time()
     for section, line, _ in known:
         if not any(line in source for source in SOURCES.values()):
