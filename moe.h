@@ -3879,10 +3879,15 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_scales_mxfp4(const uint8_t *p, moei_q8s *s) {
     MOEI_UNROLL for (size_t b = 0; b < 8; b++) e |= (uint64_t)p[17 * b] << (8 * b);
     s->d = moei_q8_half_e8m0(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)e)));
 }
+/* A dword of each of 4 rows or blocks. (Of _mm_setr_epi32 gcc makes vectors in memory, written in parts: Q5_1 on AVX2, one core of a Zen 5,
+   10 GB/s, inserted 20.) */
+MOEI_FORCE MOEI_AVX2 __m128i moei_q8_dwords4(const uint8_t *p, size_t stride) {
+    __m128i v = moei_q8_ld32(p);
+    v = _mm_insert_epi32(v, (int)moei_q8_u32(p + stride), 1), v = _mm_insert_epi32(v, (int)moei_q8_u32(p + 2 * stride), 2);
+    return _mm_insert_epi32(v, (int)moei_q8_u32(p + 3 * stride), 3);
+}
 MOEI_FORCE MOEI_AVX2 void moei_q8_scales_nvfp4(const uint8_t *p, moei_q8s *s) {
-    __m128i b = moei_q8_ld32(p);
-    b = _mm_insert_epi32(b, (int)moei_q8_u32(p + 36), 1), b = _mm_insert_epi32(b, (int)moei_q8_u32(p + 72), 2);
-    b = _mm_insert_epi32(b, (int)moei_q8_u32(p + 108), 3);
+    __m128i b = moei_q8_dwords4(p, 36);
     b = _mm_andnot_si128(_mm_cmpeq_epi8(b, _mm_set1_epi8(0x7f)), b); /* as ggml: the sign is ignored, 0x7f is 0 */
     s->d = moei_q8_half_e4m3(b), s->m = moei_q8_half_e4m3(_mm_srli_epi16(b, 8));
 }
@@ -3967,8 +3972,9 @@ typedef struct moei_q8entry {
     moei_q8s s;
 } moei_q8entry;
 
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_both128(__m128i a, __m128i b) { return _mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1); }
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_two(const uint8_t *p, const uint8_t *q) { /* 16 bytes of each */
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(moei_q8_ld128(p)), moei_q8_ld128(q), 1);
+    return moei_q8_both128(moei_q8_ld128(p), moei_q8_ld128(q));
 }
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_low4(__m256i v) { return moei_q8_and(v, 15); }
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_high4(__m256i v) { return moei_q8_and(_mm256_srli_epi16(v, 4), 15); }
@@ -3983,7 +3989,7 @@ MOEI_FORCE MOEI_AVX2 __m256i moei_q8_each4(__m256i v, size_t j) { /* dword j of 
 /* 16 bytes with a bit per block: those of blocks 0 - 3 from bit `to` on in the low half, those of 4 - 7 in the high half. */
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_planes(const uint8_t *p, int to) {
     const __m128i b = moei_q8_ld128(p);
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_slli_epi32(b, to)), to == 4 ? b : _mm_srli_epi32(b, 4 - to), 1);
+    return moei_q8_both128(_mm_slli_epi32(b, to), to == 4 ? b : _mm_srli_epi32(b, 4 - to));
 }
 /* t[j] = dword j of 16 bytes of every block; the second and the third block are `one` and `two` bytes behind the first. */
 MOEI_FORCE MOEI_AVX2 void moei_q8_columns_avx2(const uint8_t *p, size_t one, size_t two, __m256i t[4]) {
@@ -4013,16 +4019,9 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_nibbles_avx2(uint32_t f, const __m256i t[4], _
         else v[j] = low, v[j + 4] = high;
     }
 }
-/* A dword of each of 4 blocks. (Of _mm_setr_epi32 gcc makes vectors in memory, written in parts: Q5_1, one core of a Zen 5: 10 GB/s, inserted 20.) */
-MOEI_FORCE MOEI_AVX2 __m128i moei_q8_dwords4_avx2(const uint8_t *p, size_t size) {
-    __m128i v = moei_q8_ld32(p);
-    v = _mm_insert_epi32(v, (int)moei_q8_u32(p + size), 1), v = _mm_insert_epi32(v, (int)moei_q8_u32(p + 2 * size), 2);
-    return _mm_insert_epi32(v, (int)moei_q8_u32(p + 3 * size), 3);
-}
 /* + 16 where a block's word at p has bit 4 j + i, for byte i. */
 MOEI_FORCE MOEI_AVX2 void moei_q8_fifth_avx2(const uint8_t *p, size_t size, __m256i v[8]) {
-    const __m256i low4 = _mm256_castsi128_si256(moei_q8_dwords4_avx2(p, size));
-    const __m256i word = _mm256_inserti128_si256(low4, moei_q8_dwords4_avx2(p + 4 * size, size), 1);
+    const __m256i word = moei_q8_both128(moei_q8_dwords4(p, size), moei_q8_dwords4(p + 4 * size, size));
     const __m256i byte = moei_q8_both(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
     MOEI_UNROLL for (int j = 0; j < 8; j++) {
         const __m256i bit = _mm256_set1_epi32(j % 2 ? (int)0x80402010u : 0x08040201);
@@ -4818,7 +4817,6 @@ MOEI_FORCE MOEI_VNNI __m128i moei_q8_raw(uint32_t f, const uint8_t *p, const __m
     }
     return moei_q8_ld128(f == MOE_FORMAT_Q3_K ? p + 94 : p); /* Q2_K, Q4_K, Q5_K; Q3_K: 12 bytes from the third on, and d */
 }
-MOEI_FORCE MOEI_VNNI __m256i moei_q8_both128(__m128i a, __m128i b) { return _mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1); }
 /* As moei_q8_scales_k. */
 MOEI_FORCE MOEI_VNNI void moei_q8_scales2_k(__m128i a, __m128i b, __m512 *d, __m512 *m) {
     const __m256i h = moei_q8_both128(a, b), high6 = _mm256_setr_epi32(0, 0x30303030, 0, 0x30303030, 0, 0x30303030, 0, 0x30303030);
@@ -5404,10 +5402,7 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_fifth(__m512i bits, size_t j) {
     const __m512i four = _mm512_and_si512(_mm512_srlv_epi32(bits, _mm512_set1_epi32((int)(4 * j))), _mm512_set1_epi32(15));
     return moei_q8_zand(_mm512_mullo_epi32(four, _mm512_set1_epi32(1 << 4 | 1 << 11 | 1 << 18 | 1 << 25)), 16);
 }
-MOEI_FORCE MOEI_VNNI __m128i moei_q8_dwords4(const uint8_t *p, size_t stride) { /* one of each of 4 rows */
-    return _mm_setr_epi32((int)moei_q8_u32(p), (int)moei_q8_u32(p + stride), (int)moei_q8_u32(p + 2 * stride), (int)moei_q8_u32(p + 3 * stride));
-}
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_dwords(const uint8_t *p, size_t stride) { /* of 16; (through memory they would wait for it) */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_dwords(const uint8_t *p, size_t stride) { /* of 16 rows */
     __m512i v = _mm512_castsi128_si512(moei_q8_dwords4(p, stride));
     v = _mm512_inserti32x4(v, moei_q8_dwords4(p + 4 * stride, stride), 1);
     v = _mm512_inserti32x4(v, moei_q8_dwords4(p + 8 * stride, stride), 2);
