@@ -7945,9 +7945,12 @@ enum {                 /* what a phase does */
 };
 
 #define MOEI_PARTS ((size_t)256)         /* slots of one expert that a tile takes at a time */
-#define MOEI_TILE_FLOATS ((size_t)65536) /* a tile's results */
-#define MOEI_PACKED_BYTES ((size_t)2 << 20) /* of packed tokens at a time, or 64 of them */
+#define MOEI_PACKED_BYTES ((size_t)4 << 20) /* of packed tokens at a time, or 64 of them */
 #define MOEI_UP_ROWS 32u     /* rows of gate and up that one piece of work covers: h is prepared in blocks of 32 */
+/* Output rows that a task sums at a time: the h of all experts is read once for them, so there are many (Zen 5, layer, Q8_0, against 65536
+   floats of sums, which stay in L2: Mixtral 512 tokens 51 and 58 % of the peak, 2048 tokens 51 and 58, Qwen3-30B 512 tokens 51 and 51, 4096
+   tokens 49 and 59). */
+#define MOEI_SLICE ((size_t)512)
 
 /* Slots of one bank of experts in the current block, sorted by expert. */
 typedef struct moei_group {
@@ -7991,7 +7994,8 @@ typedef struct moei_plan {
     size_t latent_row_stride;
     moei_work *work;
     uint8_t *scratch;                      /* [n_tasks] */
-    size_t scratch_bytes, slice;           /* slice: output rows that a task sums at a time */
+    size_t scratch_bytes;
+    float *sum;                            /* [tasks][block][moei_slice()] */
 } moei_plan;
 
 /* Rows of prepared values lie an odd number of cache lines apart: powers of two would share a few cache sets. */
@@ -8021,35 +8025,36 @@ static size_t moei_most(const moei_arith *a, size_t k) {
     if (!a->packing) return MOEI_PARTS;
     return moei_min(MOEI_PARTS, moei_max(MOEI_PACKED_BYTES / a->row_bytes(k), 64)) / a->packing->group * a->packing->group;
 }
-/* As many of `left` tokens, at most `limit`; what remains must not be too few to be packed. */
-static uint32_t moei_chunk(const moei_arith *a, size_t k, size_t limit, size_t left) {
+/* As many of `left` tokens; what remains must not be too few to be packed. */
+static uint32_t moei_chunk(const moei_arith *a, size_t k, size_t left) {
     const moei_packing *p = a->packing;
-    size_t most = moei_min(limit, moei_most(a, k));
+    size_t most = moei_most(a, k);
     if (left <= most) return (uint32_t)left;
-    if (p) most = most / p->group * p->group;
     while (p && left - most < p->min) most -= p->group;
     return (uint32_t)most;
 }
 
-/* Output rows per slice: a private [block][slice] sum should stay in the second-level cache. */
-#define MOEI_SLICE_MIN ((size_t)64)
-#define MOEI_SLICE_MAX ((size_t)1024)
-static size_t moei_slice_rows(size_t block) {
-    size_t rows = block ? (size_t)65536 / block / 16 * 16 : MOEI_SLICE_MAX;
-    return moei_min(moei_max(rows, MOEI_SLICE_MIN), MOEI_SLICE_MAX);
+/* The rows of a slice where nth tasks share d rows: a task's own, or MOEI_SLICE of them. */
+static size_t moei_slice(size_t d, size_t nth) { return moei_min(((d + 15) / 16 + nth - 1) / nth * 16, MOEI_SLICE); }
+static size_t moei_widest_out(const moei_plan *p) { return moei_max(p->layer->desc.d_model, p->layer->desc.latent.d); }
+/* Room for the slices of up to n_tasks tasks: more tasks never need less. */
+static void moei_lay_sum(moei_plan *p) {
+    size_t floats, ends;
+    if (!moei_mul(p->n_tasks, MOEI_SLICE, &floats) || !moei_add(moei_widest_out(p), (size_t)p->n_tasks * 16, &ends) ||
+        !moei_mul(moei_min(floats, ends), sizeof(float), &floats)) floats = SIZE_MAX;
+    p->sum = (float *)moei_take(p, p->block, floats);
 }
 
 static size_t moei_panel_scratch(const moei_arith *a, size_t k) {
     return a && a->panel ? a->panel_bytes(MOEI_UP_ROWS, k) + 64 : 0;
 }
 
-/* A task's scratch: tile pointers, a tile's results, row scales and biases, a panel, the slice's sums, an f32 row. Slices shrink in
-   steps as blocks grow, so what holds one is as large as the largest of any smaller block: more tokens never need less. */
+/* A task's scratch: tile pointers, a tile's results, row scales and biases, a panel, the slice's sums (moei_plan), an f32 row. */
 typedef struct moei_scratch {
     const void **x;        /* [MOEI_PARTS] */
-    float *out[2];         /* gate's results, up's or down's: [MOEI_TILE_FLOATS] */
+    float *out[2];         /* [MOEI_PARTS][MOEI_UP_ROWS] gate's results, [MOEI_PARTS][MOEI_SLICE] up's or down's */
     float *act;            /* [MOEI_PARTS][MOEI_UP_ROWS] for activations */
-    float *scale[2], *bias[2]; /* [slice], room for MOEI_SLICE_MAX */
+    float *scale[2], *bias[2]; /* [MOEI_SLICE] */
     float *sum;            /* [block][slice] */
     float *row;            /* [widest] */
     void *route;           /* moei_router's */
@@ -8060,11 +8065,10 @@ typedef struct moei_scratch {
 static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
     const moe_layer *l = p->layer;
     const moe_desc *d = &l->desc;
-    size_t rows = MOEI_SLICE_MAX, widest = moei_max(moei_max(d->d_model, l->routed.d_in), rows);
+    size_t widest = moei_max(moei_max(d->d_model, l->routed.d_in), MOEI_SLICE);
     const moei_arith *const ariths[] = {l->router, l->routed.in, l->routed.mid, l->shared.in, l->shared.mid, l->latent_in, l->latent_out};
     const size_t ks[] = {d->d_model, l->routed.d_in, l->routed.d_ff, l->shared.d_in, l->shared.d_ff, d->d_model, d->latent.d};
     size_t panel = 0, packed = 0, tokens = moei_min(MOEI_PARTS, p->block * p->k);
-    size_t sums = moei_max(p->block, moei_min(p->block, 64) * (MOEI_SLICE_MAX / MOEI_SLICE_MIN)); /* in units of SLICE_MIN */
     for (size_t i = 0; i < MOEI_COUNT(ariths); i++) {
         panel = moei_max(panel, moei_panel_scratch(ariths[i], ks[i]));
         if (!ariths[i] || !ariths[i]->packing) continue;
@@ -8074,12 +8078,12 @@ static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
     }
     s->x = (const void **)moei_take(p, MOEI_PARTS, sizeof(void *));
     for (int i = 0; i < 2; i++) {
-        s->out[i] = (float *)moei_take(p, i ? MOEI_TILE_FLOATS : MOEI_PARTS * MOEI_UP_ROWS, sizeof(float));
-        s->scale[i] = (float *)moei_take(p, rows, sizeof(float));
-        s->bias[i] = (float *)moei_take(p, rows, sizeof(float));
+        s->out[i] = (float *)moei_take(p, MOEI_PARTS * (i ? MOEI_SLICE : MOEI_UP_ROWS), sizeof(float));
+        s->scale[i] = (float *)moei_take(p, MOEI_SLICE, sizeof(float));
+        s->bias[i] = (float *)moei_take(p, MOEI_SLICE, sizeof(float));
     }
     s->act = (float *)moei_take(p, MOEI_PARTS * MOEI_UP_ROWS, sizeof(float));
-    s->sum = (float *)moei_take(p, sums, MOEI_SLICE_MIN * sizeof(float));
+    s->sum = NULL;
     s->row = (float *)moei_take(p, widest + 64, 2 * sizeof(float));
     s->route = moei_take(p, moei_select_scratch(d, p->k), 1);
     s->panel = (uint8_t *)moei_take(p, panel, 1);
@@ -8106,7 +8110,6 @@ static void moei_lay_out(moei_plan *p) {
     size_t slots = 0, all = 0, shared = 0, work;
     moei_scratch s;
     p->used = 0;
-    p->slice = moei_slice_rows(p->block);
     if (!moei_mul(p->block, p->k, &slots) || !moei_mul(p->n_tokens, p->k, &all) || slots > UINT32_MAX / 2 ||
         !moei_mul(p->block, l->shared.n_experts, &shared) || shared > UINT32_MAX / 2) { /* slots are counted in 32 bits */
         p->used = SIZE_MAX;
@@ -8134,6 +8137,7 @@ static void moei_lay_out(moei_plan *p) {
         p->latent_row_stride = moei_max(moei_prepared_stride(l->latent_in, d->d_model), moei_prepared_stride(l->latent_out, d->latent.d));
         p->latent_row = (uint8_t *)moei_take(p, p->block, p->latent_row_stride);
     }
+    moei_lay_sum(p);
     work = moei_min(slots, l->routed.n_experts) + l->shared.n_experts + 1;
     p->work = (moei_work *)moei_take(p, work, sizeof(moei_work));
     size_t before = p->used;
@@ -8380,13 +8384,13 @@ static void moei_project(const moei_plan *p, const moei_arith *a, const moe_matr
     moei_view(m, NULL, MOE_UP, 0, rows, k, &w);
     w.row0 = (uint32_t)r0;
     for (size_t t = t0, part; t < t1; t += part) {
-        part = moei_chunk(a, k, MOEI_PARTS, t1 - t);
+        part = moei_chunk(a, k, t1 - t);
         for (uint32_t i = 0; i < part; i++) s.x[i] = x + (t + i) * x_stride;
         moei_pack(a, s.x, (uint32_t)part, k, s.packed);
         moei_multiply(a, &w, (uint32_t)(r1 - r0), s.x, (uint32_t)part, out + t * rows + r0, rows, s.panel);
     }
-    for (size_t r = r0; r < r1; r += p->slice) {
-        size_t part = moei_min(p->slice, r1 - r);
+    for (size_t r = r0; r < r1; r += MOEI_SLICE) {
+        size_t part = moei_min(MOEI_SLICE, r1 - r);
         if (!moei_row_affine(m, NULL, MOE_UP, 0, rows, r, part, k, s.scale[0], s.bias[0])) break;
         for (size_t t = t0; t < t1; t++) p->layer->vec->affine(out + t * rows + r, s.scale[0], s.bias[0], part);
     }
@@ -8801,10 +8805,10 @@ static void moei_up_blocks(const moei_plan *p, const moei_scratch *s, const moei
                            uint64_t to) {
     const moei_bank *b = g->bank;
     uint32_t end = g->start[expert + 1], n = end - g->start[expert];
-    uint64_t run = moei_chunk(b->in, b->d_in, MOEI_PARTS, n) == n ? to - from : 8;
+    uint64_t run = moei_chunk(b->in, b->d_in, n) == n ? to - from : 8;
     for (uint64_t at = from; at < to; at += run)
         for (uint32_t slot = g->start[expert]; slot < end; slot += n) {
-            n = moei_chunk(b->in, b->d_in, MOEI_PARTS, end - slot);
+            n = moei_chunk(b->in, b->d_in, end - slot);
             for (uint32_t i = 0; i < n; i++) s->x[i] = g->x + g->token[slot + i] * g->x_stride;
             moei_pack(b->in, s->x, n, b->d_in, s->packed);
             for (uint64_t i = at; i < to && i < at + run; i++) moei_up_block(p, s, g, expert, (uint32_t)i, slot, n);
@@ -8848,7 +8852,7 @@ static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moe
         }
         int affine = moei_row_affine(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, row, n, b->d_ff, s->scale[0], s->bias[0]);
         for (uint32_t slot = g->start[e], tokens; slot < g->start[e + 1]; slot += tokens) {
-            tokens = moei_chunk(b->mid, b->d_ff, moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n), g->start[e + 1] - slot);
+            tokens = moei_chunk(b->mid, b->d_ff, g->start[e + 1] - slot);
             for (uint32_t i = 0; i < tokens; i++) s->x[i] = g->h + (slot + i) * g->h_stride;
             moei_multiply(b->mid, &w, (uint32_t)n, s->x, tokens, s->out[1], n, s->panel);
             for (uint32_t i = 0; i < tokens; i++) {
@@ -8884,7 +8888,7 @@ static void moei_latent_out(const moei_plan *p, const moei_scratch *s, size_t to
     w.row0 = (uint32_t)row;
     int affine = moei_row_affine(m, NULL, MOE_DOWN, 0, d, row, n, k, s->scale[0], s->bias[0]);
     for (size_t t = 0, part; t < tokens; t += part) {
-        part = moei_chunk(l->latent_out, k, moei_min(MOEI_PARTS, MOEI_TILE_FLOATS / n), tokens - t);
+        part = moei_chunk(l->latent_out, k, tokens - t);
         for (uint32_t i = 0; i < part; i++) s->x[i] = p->latent_row + (t + i) * p->latent_row_stride;
         moei_pack(l->latent_out, s->x, (uint32_t)part, k, s->packed);
         moei_multiply(l->latent_out, &w, (uint32_t)n, s->x, (uint32_t)part, s->sum + t * n, n, s->panel);
@@ -8949,9 +8953,11 @@ static void moei_down(const moei_plan *p, size_t block, int finish, uint32_t ith
     size_t first = block * p->block, tokens = moei_min(p->block, p->n_tokens - first), lo, hi;
     int narrow = d->latent.d && !finish, whole = !narrow && (d->expert_count == d->n_experts || p->sums);
     moei_scratch s = moei_task_scratch(p, ith);
+    size_t slice = moei_slice(moei_widest_out(p), nth);
+    s.sum = p->sum + ith * p->block * slice;
     moei_span(narrow ? d->latent.d : d->d_model, 16, ith, nth, &lo, &hi);
-    for (size_t row = lo; row < hi; row += p->slice) {
-        size_t n = moei_min(p->slice, hi - row);
+    for (size_t row = lo; row < hi; row += slice) {
+        size_t n = moei_min(slice, hi - row);
         moei_routed_sum(p, &s, finish, first, tokens, row, n);
         if (p->io->slots_out) {
             moei_clear_slots(p, first, tokens, row, n);

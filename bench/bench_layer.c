@@ -795,7 +795,7 @@ static void measure_row(row *out, pool *p, const model *m, uint32_t n_tokens, do
    does. */
 static double combine_seconds(const moe_layer *l, uint32_t n_tokens) {
     const moe_desc *d = &l->desc;
-    size_t width = moei_min(moei_slice_rows(n_tokens), d->d_model), slots = (size_t)n_tokens * d->top_k;
+    size_t width = moei_min(moei_slice(d->d_model, 1), d->d_model), slots = (size_t)n_tokens * d->top_k;
     float *sum = (float *)allocate(n_tokens * width * sizeof *sum),
           *out = (float *)allocate(64 * width * sizeof *out), best = 0;
     random_fill(out, 64 * width, SEED_OTHER, 1.0f), random_fill(sum, n_tokens * width, SEED_OTHER, 1.0f);
