@@ -3278,12 +3278,40 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_look_e4m3(__m512i codes, const __m512i t[4],
     const __m512i both = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(-128), 0x78); /* high ^ the sign */
     v[0] = _mm512_unpacklo_epi8(low, both), v[1] = _mm512_unpackhi_epi8(low, both);
 }
-/* 64 codes (or what is left of them, up to 32 or more) of R rows: times C tokens, or (C = 0) to a panel. */
+/* MXFP8: 32 weights share a power of two, so there is one table of what codes are without it, and exponents are added to all but zeros.
+   That is right where no sum leaves bf16's normal numbers; rows with other scales, or with a NaN, are done again from what
+   moei_decode_row says. (Zen 5, one token in cache: 27 GB/s by conversions, 61 by table.) */
+enum { MOEI_PART_MX = 1024, MOEI_NAN_MX = 15 }; /* weights whose scales are at hand; bits of a NaN that no number has */
+typedef struct moei_mx {
+    uint32_t add[4][MOEI_PART_MX / 32 + 16]; /* rows' exponents, twice 16 bits for every 32 weights */
+    __mmask16 far;                           /* whether a scale was too small or too large */
+} moei_mx;
+/* Scales of n weights. */
+MOEI_FORCE MOEI_BF16_VBMI void moei_scales_mx(const uint8_t *p, size_t n, uint32_t *add, moei_mx *mx) {
+    for (size_t i = 0, left; i < (n + 31) / 32; i += 16) {
+        left = (n + 31) / 32 - i;
+        const __mmask16 some = (__mmask16)(left < 16 ? (1u << left) - 1 : 0xffff);
+        const __m512i e = _mm512_cvtepu8_epi32(_mm_mask_loadu_epi8(_mm_set1_epi8(127), some, p + i));
+        mx->far |= _mm512_cmpgt_epu32_mask(_mm512_sub_epi32(e, _mm512_set1_epi32(10)), _mm512_set1_epi32(246 - 10));
+        const __m512i word = _mm512_slli_epi16(_mm512_sub_epi16(e, _mm512_set1_epi32(127)), 7);
+        _mm512_storeu_si512(add + i, _mm512_mask_mov_epi16(_mm512_slli_epi32(word, 16), 0x55555555, word));
+    }
+}
+MOEI_FORCE MOEI_BF16_VBMI __m512i moei_add_mx(__m512i v, uint32_t add) {
+    return _mm512_mask_add_epi16(v, _mm512_test_epi16_mask(v, _mm512_set1_epi16(0x7fff)), v, _mm512_set1_epi32((int)add));
+}
+/* 64 codes (or what is left of them, up to 32 or more) of R rows: times C tokens, or (C = 0) to a panel. `mx` is NULL, or MXFP8's and
+   `at` where its scales are; bits: of all weights so far, ored. */
 MOEI_FORCE MOEI_BF16_VBMI void moei_step_table(const int C, const uint32_t R, const __m512i t[4], const __m512i *codes, const int two,
-                                               const uint8_t *x, uint8_t *panel, __m512 sums[4][3]) {
+                                               const moei_mx *mx, size_t at, __m512i *bits, const uint8_t *x, uint8_t *panel, __m512 sums[4][3]) {
     MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
         __m512i v[2];
         moei_look_e4m3(codes[i], t, v);
+        if (mx) {
+            *bits = _mm512_ternarylogic_epi32(*bits, v[0], v[1], 0xfe);
+            v[0] = moei_add_mx(v[0], mx->add[i][at]);
+            if (two) v[1] = moei_add_mx(v[1], mx->add[i][at + 1]);
+        }
         if (C == 0) _mm512_storeu_si512(panel, v[0]);
         if (C == 0 && two) _mm512_storeu_si512(panel + 64, v[1]);
         MOEI_UNROLL for (int c = 0; c < C; c++) {
@@ -3292,11 +3320,11 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_step_table(const int C, const uint32_t R, co
         }
     }
 }
-/* Weights k .. end of R rows, of one scale. */
-MOEI_FORCE MOEI_BF16_VBMI void moei_block_table(const int C, const uint32_t R, const moei_table_e4m3 *table, const uint8_t *const *p,
-                                                const uint8_t *const *later, size_t along, size_t k, size_t end, const uint8_t *x,
-                                                uint8_t *panel, __m512 sums[4][3]) {
-    const size_t token = 2 * (size_t)C, whole = k + ((end - k) & ~(size_t)63);
+/* Weights k .. end of R rows, of one table. */
+MOEI_FORCE MOEI_BF16_VBMI void moei_block_table(const int C, const uint32_t R, const moei_table_e4m3 *table, const moei_mx *mx, __m512i *bits,
+                                                const uint8_t *const *p, const uint8_t *const *later, size_t along, size_t k, size_t end,
+                                                const uint8_t *x, uint8_t *panel, __m512 sums[4][3]) {
+    const size_t token = 2 * (size_t)C, whole = k + ((end - k) & ~(size_t)63), begin = k;
     __m512i t[4], codes[4];
     MOEI_UNROLL for (int i = 0; i < 2; i++) t[i] = _mm512_loadu_si512(table->low + 64 * i), t[2 + i] = _mm512_loadu_si512(table->high + 64 * i);
     for (; k < whole; k += 64) {
@@ -3304,12 +3332,12 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_block_table(const int C, const uint32_t R, c
             if (C) MOEI_PREFETCH_L2(later[i] + along * k);
             codes[i] = _mm512_loadu_si512(p[i] + k);
         }
-        moei_step_table(C, R, t, codes, 1, x + token * k, panel + 2 * k, sums);
+        moei_step_table(C, R, t, codes, 1, mx, (k - begin) / 32, bits, x + token * k, panel + 2 * k, sums);
     }
     if (k == end) return;
     MOEI_UNROLL for (uint32_t i = 0; i < R; i++) codes[i] = _mm512_maskz_loadu_epi8(((uint64_t)1 << (end - k)) - 1, p[i] + k);
-    if (end - k > 32) moei_step_table(C, R, t, codes, 1, x + token * k, panel + 2 * k, sums);
-    else moei_step_table(C, R, t, codes, 0, x + token * k, panel + 2 * k, sums);
+    if (end - k > 32) moei_step_table(C, R, t, codes, 1, mx, (k - begin) / 32, bits, x + token * k, panel + 2 * k, sums);
+    else moei_step_table(C, R, t, codes, 0, mx, (k - begin) / 32, bits, x + token * k, panel + 2 * k, sums);
 }
 MOEI_FORCE MOEI_BF16 void moei_fill_line_e4m3(const moei_rows *w, size_t line, size_t run, moei_table_e4m3 *tables) {
     const uint32_t type = w->scale.data ? w->scale.type : (uint32_t)MOE_TYPE_NONE;
@@ -3318,51 +3346,72 @@ MOEI_FORCE MOEI_BF16 void moei_fill_line_e4m3(const moei_rows *w, size_t line, s
         moei_fill_e4m3(type ? moei_scalar(type, scale) : 1.0f, &tables[b]);
     }
 }
-MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int C, const moei_rows *w, uint32_t n_rows, const uint8_t *x, uint8_t *out,
+/* run: weights of a table along a row; MXFP8 (is_mx) has one. */
+MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int is_mx, const int C, const moei_rows *w, uint32_t n_rows, const uint8_t *x, uint8_t *out,
                                                size_t out_stride, size_t run) {
     const uint32_t R = C == 0 ? 1 : 4;
-    const size_t grid_rows = w->scale.data ? w->scale.rows : UINT32_MAX, rows = moei_rows_ahead(w, MOEI_AHEAD_BYTES);
+    const size_t grid_rows = w->scale.data && !is_mx ? w->scale.rows : UINT32_MAX, rows = moei_rows_ahead(w, MOEI_AHEAD_BYTES);
     const int tight = w->row_stride == w->k; /* then they are prefetched in the order of memory (Zen 5, k = 2048: 92 % of the read
                                                 bandwidth, row by row 77) */
     moei_table_e4m3 tables[MOEI_TABLES_E4M3];
+    moei_mx mx;
+    if (is_mx) moei_fill_e4m3(1.0f, tables), tables[0].low[127] |= MOEI_NAN_MX;
     for (uint32_t r = 0, n; r < n_rows; r += n) {
         const size_t in = (w->row0 + r) % grid_rows, left = grid_rows - in, ahead = moei_ahead_at(w, n_rows, r, rows < R ? R : rows);
-        const uint8_t *p[4], *later[4];
+        const uint8_t *p[4], *later[4], *scales[4];
         __m512 sums[4][3];
-        if (r == 0 || in == 0) moei_fill_line_e4m3(w, (w->row0 + r) / grid_rows, run, tables);
+        if (!is_mx && (r == 0 || in == 0)) moei_fill_line_e4m3(w, (w->row0 + r) / grid_rows, run, tables);
         n = n_rows - r < R ? n_rows - r : R;
         if (left < n) n = (uint32_t)left;
         MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
-            p[i] = moei_row(w, r + (i < n ? i : n - 1));
+            const uint32_t row = r + (i < n ? i : n - 1);
+            p[i] = moei_row(w, row);
             later[i] = p[0] + ahead + (tight ? 64 : w->row_stride) * i;
+            if (is_mx) scales[i] = moei_side_at(&w->scale, w->row0 + row, 0);
+            if (is_mx && C) moei_side_ahead(&w->scale, w->row0 + row + (rows < R ? R : rows), w->k / 32);
             MOEI_UNROLL for (int c = 0; c < C; c++) sums[i][c] = _mm512_setzero_ps();
         }
         uint8_t *panel = out + (C ? 0 : r * moei_bf16_row_bytes(w->k));
-        for (size_t k = 0, b = 0; k < w->k; k += run, b++)
-            moei_block_table(C, R, &tables[b], p, later, tight ? R : 1, k, w->k - k < run ? w->k : k + run, x, panel, sums);
+        __m512i bits = _mm512_setzero_si512();
+        mx.far = 0;
+        for (size_t k = 0, b = 0, end; k < w->k; k = end, b += !is_mx) {
+            end = w->k - k < run ? w->k : k + run;
+            MOEI_UNROLL for (uint32_t i = 0; i < R && is_mx; i++) moei_scales_mx(scales[i] + k / 32, end - k, mx.add[i], &mx);
+            moei_block_table(C, R, &tables[b], is_mx ? &mx : NULL, &bits, p, later, tight ? R : 1, k, end, x, panel, sums);
+        }
         MOEI_UNROLL for (uint32_t i = 0; i < R; i++)
             MOEI_UNROLL for (int c = 0; c < C; c++)
                 if (i < n) ((float *)(void *)out)[(size_t)c * out_stride + r + i] = moei_sum_avx512(sums[i][c]);
+        if (is_mx && (mx.far || _mm512_test_epi16_mask(bits, _mm512_set1_epi16(MOEI_NAN_MX))))
+            for (uint32_t i = 0; i < n; i++)
+                moei_again_e4m3_bf16(w, r + i, (uint32_t)C, x, C ? (float *)(void *)out + r + i : (float *)(void *)panel, out_stride);
     }
 }
-/* Weights of a scale along a row, if there are tables for all of it, or 0. */
+/* Weights of a table along a row, if there are tables for all of it, or 0. */
 static size_t moei_run_e4m3(const moei_rows *w) {
     const size_t run = w->scale.data && w->scale.cols < w->k ? w->scale.cols : moei_round_up(w->k, 64);
+    if (w->scale.data && w->scale.type == MOE_TYPE_E8M0 && w->scale.cols == 32) return MOEI_PART_MX;
     return run % 64 == 0 && (w->k + run - 1) / run <= MOEI_TABLES_E4M3 ? run : 0;
+}
+MOEI_FORCE MOEI_BF16_VBMI void moei_few_table(const int is_mx, const moei_rows *w, uint32_t n_rows, const uint8_t *x, uint32_t n, float *out,
+                                              size_t out_stride, size_t run) {
+    if (n == 1) moei_rows_table(is_mx, 1, w, n_rows, x, (uint8_t *)out, out_stride, run);
+    else if (n == 2) moei_rows_table(is_mx, 2, w, n_rows, x, (uint8_t *)out, out_stride, run);
+    else moei_rows_table(is_mx, 3, w, n_rows, x, (uint8_t *)out, out_stride, run);
 }
 MOEI_BF16_VBMI static void moei_dot_e4m3_vbmi(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                                               size_t out_stride) {
     const uint8_t *group = (const uint8_t *)x[0];
     const size_t run = moei_run_e4m3(w);
     if (!run) moei_dot_e4m3_bf16(w, n_rows, x, n_tokens, out, out_stride);
-    else if (n_tokens == 1) moei_rows_table(1, w, n_rows, group, (uint8_t *)out, out_stride, run);
-    else if (n_tokens == 2) moei_rows_table(2, w, n_rows, group, (uint8_t *)out, out_stride, run);
-    else moei_rows_table(3, w, n_rows, group, (uint8_t *)out, out_stride, run);
+    else if (run == MOEI_PART_MX && w->scale.data && w->scale.cols == 32) moei_few_table(1, w, n_rows, group, n_tokens, out, out_stride, run);
+    else moei_few_table(0, w, n_rows, group, n_tokens, out, out_stride, run);
 }
 MOEI_BF16_VBMI static void moei_decode_fp8_vbmi(const moei_rows *w, uint32_t n_rows, void *panel) {
     const size_t run = moei_run_e4m3(w);
     if (!run) moei_decode_fp8_bf16(w, n_rows, panel);
-    else moei_rows_table(0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
+    else if (run == MOEI_PART_MX && w->scale.data && w->scale.cols == 32) moei_rows_table(1, 0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
+    else moei_rows_table(0, 0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
 }
 
 static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, NULL, NULL, NULL};
