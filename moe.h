@@ -8481,21 +8481,33 @@ static int moei_has_row_scale(const moe_matrix *m, size_t k) {
     return m->scale2.type || (m->scale.type && moei_row_constant(m->format, &s, k));
 }
 
-/* Row factors and biases of rows [row, row + n) as one fma per result. 0 if the matrix has neither. */
+static void moei_scalars(uint32_t type, const uint8_t *p, size_t stride, size_t n, float *out) {
+    if (type == MOE_TYPE_F32) moei_dense_f32(p, stride, n, out, 1);
+    else if (type == MOE_TYPE_BF16) moei_dense_bf16(p, stride, n, out, 1);
+    else
+        for (size_t i = 0; i < n; i++) out[i] = moei_scalar(type, p + i * stride);
+}
+static void moei_all(float v, size_t n, float *out) {
+    for (size_t i = 0; i < n; i++) out[i] = v;
+}
+/* Row factors and biases of rows [row, row + n) as one fma per result. 0 if the matrix has neither. (Memory waits meanwhile: Zen 5, one
+   token of qwen3-30b as INT8_CHANNEL, row by row 9 % of the time.) */
 static int moei_row_affine(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert, size_t rows, size_t row,
                            size_t n, size_t k, float *scale, float *bias) {
-    moe_array b = m->bias;
     const moei_side s = moei_scale_of(m, over, which, expert, rows, k);
     const float scale2 = moei_scale2_of(m, over, which, expert);
-    int scaled = moei_has_row_scale(m, k);
-    if (over && over->bias[which]) b.expert = over->bias[which];
-    if (!scaled && !b.type) return 0;
-    for (size_t i = 0; i < n; i++) {
-        moei_factor f = {1.0f, 1.0f};
-        if (scaled) f = moei_row_factor(m, &s, scale2, k, row + i);
-        scale[i] = f.divide == 1.0f ? f.multiply : (float)((double)f.multiply / (double)f.divide);
-        bias[i] = b.type ? moei_array_at(&b, expert, rows, row + i) : -0.0f; /* v * 1 + -0 is v, zeros' signs included */
-    }
+    const int own = s.data && moei_row_constant(m->format, &s, k);
+    size_t stride;
+    const uint8_t *b = moei_array_of(&m->bias, over ? over->bias[which] : NULL, expert, rows, &stride);
+    if (!moei_has_row_scale(m, k) && !m->bias.type) return 0;
+    if (!own) moei_all(1.0f, n, scale);
+    else if (s.rows == 1) moei_scalars(s.type, s.data + row * s.row_stride, s.row_stride, n, scale);
+    else
+        for (size_t i = 0; i < n; i++) scale[i] = moei_scale_at(&s, row + i, 0);
+    for (size_t i = 0; i < n && scale2 != 1.0f; i++)
+        scale[i] = m->scale2_divides ? (float)((double)scale[i] / (double)scale2) : scale[i] * scale2;
+    if (b) moei_scalars(m->bias.type, b + row * stride, stride, n, bias);
+    else moei_all(-0.0f, n, bias); /* v * 1 + -0 is v, zeros' signs included */
     return 1;
 }
 
@@ -8812,11 +8824,13 @@ static void moei_sort_shared(const moei_plan *p, size_t first, size_t n) {
     g->start[g->bank->n_experts] = (uint32_t)(g->bank->n_experts * n);
 }
 
-/* Rough nanoseconds of a block of h rows, for an even split: bytes at 16 GB/s, multiply-adds at 32 a nanosecond. */
+/* Rough nanoseconds of a block of h rows, for an even split: bytes at 16 GB/s, multiply-adds at 96 or (of 8 and 16 bits) 256 a nanosecond:
+   few tokens cost hardly more than one, which waits for memory. */
 static uint64_t moei_up_cost(const moei_bank *b, uint32_t tokens) {
+    const uint64_t rate = b->in->compute == MOE_COMPUTE_F32 ? 96 : 256;
     uint64_t matrices = b->gate.format ? 2 : 1, weights = (uint64_t)MOEI_UP_ROWS * b->d_in * matrices;
     uint64_t bytes = (uint64_t)MOEI_UP_ROWS * matrices * moe_row_bytes(b->up.format, b->d_in);
-    return bytes / 16 + weights * tokens / 32 + 1;
+    return bytes / 16 + weights * tokens / rate + 1;
 }
 
 static void moei_list_work(const moei_plan *p) {
@@ -8905,13 +8919,14 @@ static void moei_read_next(moei_rows *w, const uint8_t *next, size_t rows) {
     w->prefetch_bytes = w->k_stride ? 0 : rows * w->row_stride;
 }
 
-/* Rows of an expert's gate or up from `row` on. */
-static void moei_up_view(const moei_plan *p, const moei_group *g, const moe_matrix *m, int which, uint32_t expert, uint32_t row, moei_rows *w) {
+/* `wide` rows of an expert's gate or up from `row` on. */
+static void moei_up_view(const moei_plan *p, const moei_group *g, const moe_matrix *m, int which, uint32_t expert, uint32_t row, uint32_t wide,
+                         moei_rows *w) {
     const moei_bank *b = g->bank;
     moei_view(m, moei_over(p, g), which, expert, b->d_ff, b->d_in, w);
     w->row0 = row;
     uint32_t next = moei_next_expert(g, expert + 1);
-    if (row + 2 * MOEI_UP_ROWS <= b->d_ff) moei_read_next(w, w->data + (row + MOEI_UP_ROWS) * w->row_stride, MOEI_UP_ROWS);
+    if (row + wide + MOEI_UP_ROWS <= b->d_ff) moei_read_next(w, w->data + (row + wide) * w->row_stride, moei_min(wide, b->d_ff - row - wide));
     else if (next < b->n_experts && b->d_ff >= MOEI_UP_ROWS) {
         moei_rows after;
         moei_view(m, moei_over(p, g), which, next, b->d_ff, b->d_in, &after);
@@ -8920,7 +8935,7 @@ static void moei_up_view(const moei_plan *p, const moei_group *g, const moe_matr
 }
 /* What follows the products of one matrix with n slots: row scale, weight on the input, and bias. */
 static void moei_up_affine(const moei_plan *p, const moei_scratch *s, const moei_group *g, const moe_matrix *m, int which, uint32_t expert,
-                           uint32_t row, uint32_t n_rows, uint32_t slot, uint32_t n, float *out) {
+                           uint32_t row, uint32_t n_rows, uint32_t wide, uint32_t slot, uint32_t n, float *out) {
     const moei_bank *b = g->bank;
     const moei_vec *v = p->layer->vec;
     int at_input = g == &p->groups[0] && p->layer->desc.ffn.weight_at == MOE_WEIGHT_AT_INPUT;
@@ -8930,7 +8945,7 @@ static void moei_up_affine(const moei_plan *p, const moei_scratch *s, const moei
     for (uint32_t i = 0; i < n; i++) {
         for (uint32_t r = 0; r < n_rows && at_input; r++) weighted[r] = (affine ? scale[r] : 1.0f) * g->weight[slot + i];
         for (uint32_t r = 0; r < n_rows && !affine; r++) bias[r] = -0.0f;
-        v->affine(out + (size_t)i * MOEI_UP_ROWS, at_input ? weighted : scale, bias, n_rows);
+        v->affine(out + (size_t)i * wide, at_input ? weighted : scale, bias, n_rows);
     }
 }
 /* Whether rows of gate and up (and of their scales) lie in turns, as gpt-oss has them. */
@@ -8943,73 +8958,75 @@ static int moei_in_turns(const moei_rows *a, const moei_rows *b) {
     return half * 2 == a->row_stride && a->row_stride == b->row_stride && b->data == a->data + half;
 }
 #define MOEI_TURNS 4u /* tokens */
-/* gate and up: [n][MOEI_UP_ROWS]. Few tokens wait for memory, which is read in its order (gpt-oss-20b, one core of a Zen 5: matrix by
+#define MOEI_UP_FEW 4u /* blocks that these take at a time */
+/* gate and up: [n][wide]. Few tokens wait for memory, which is read in its order (gpt-oss-20b, one core of a Zen 5: matrix by
    matrix its gate and up are read at 27 GB/s, its down at 33). */
 static void moei_up_matrices(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint32_t row, uint32_t rows,
-                             uint32_t slot, uint32_t n, float *gate, float *up) {
+                             uint32_t wide, uint32_t slot, uint32_t n, float *gate, float *up) {
     const moei_bank *b = g->bank;
     moei_rows w[2];
     moei_affine_ahead(&b->up, moei_over(p, g), MOE_UP, expert, b->d_ff, row, rows, b->d_in);
     if (gate) moei_affine_ahead(&b->gate, moei_over(p, g), MOE_GATE, expert, b->d_ff, row, rows, b->d_in);
-    moei_up_view(p, g, &b->up, MOE_UP, expert, row, &w[1]);
-    if (gate) moei_up_view(p, g, &b->gate, MOE_GATE, expert, row, &w[0]);
+    moei_up_view(p, g, &b->up, MOE_UP, expert, row, wide, &w[1]);
+    if (gate) moei_up_view(p, g, &b->gate, MOE_GATE, expert, row, wide, &w[0]);
     if (gate && n <= MOEI_TURNS && moei_in_turns(&w[0], &w[1])) {
         float *both = s->act;
         w[0].row_stride /= 2, w[0].scale.row_stride /= 2, w[0].row0 *= 2;
-        moei_multiply(b->in, &w[0], 2 * rows, s->x, n, both, 2 * MOEI_UP_ROWS, s->panel);
-        for (uint32_t i = 0; i < n; i++, both += 2 * MOEI_UP_ROWS)
-            for (uint32_t r = 0; r < rows; r++) gate[i * MOEI_UP_ROWS + r] = both[2 * r], up[i * MOEI_UP_ROWS + r] = both[2 * r + 1];
+        moei_multiply(b->in, &w[0], 2 * rows, s->x, n, both, 2 * wide, s->panel);
+        for (uint32_t i = 0; i < n; i++, both += 2 * wide)
+            for (uint32_t r = 0; r < rows; r++) gate[i * wide + r] = both[2 * r], up[i * wide + r] = both[2 * r + 1];
     } else {
-        if (gate) moei_multiply(b->in, &w[0], rows, s->x, n, gate, MOEI_UP_ROWS, s->panel);
-        moei_multiply(b->in, &w[1], rows, s->x, n, up, MOEI_UP_ROWS, s->panel);
+        if (gate) moei_multiply(b->in, &w[0], rows, s->x, n, gate, wide, s->panel);
+        moei_multiply(b->in, &w[1], rows, s->x, n, up, wide, s->panel);
     }
-    if (gate) moei_up_affine(p, s, g, &b->gate, MOE_GATE, expert, row, rows, slot, n, gate);
-    moei_up_affine(p, s, g, &b->up, MOE_UP, expert, row, rows, slot, n, up);
+    if (gate) moei_up_affine(p, s, g, &b->gate, MOE_GATE, expert, row, rows, wide, slot, n, gate);
+    moei_up_affine(p, s, g, &b->up, MOE_UP, expert, row, rows, wide, slot, n, up);
 }
 
 /* A block of rows of n slots' h, prepared for down: rows of their own, or the groups that down multiplies, at their first slot. */
-static void moei_keep_h(const moei_group *g, uint32_t slot, uint32_t n, uint32_t row, uint32_t rows, const float *h) {
+static void moei_keep_h(const moei_group *g, uint32_t slot, uint32_t n, uint32_t row, uint32_t rows, const float *h, uint32_t wide) {
     const moei_arith *a = g->bank->mid;
     uint64_t one[MOEI_GROUP][sizeof(moei_q8) / 8]; /* 32 values of any arithmetic */
     const void *x[MOEI_GROUP];
     int packs = a->packing && n >= a->packing->min;
     for (uint32_t i = 0; !packs && i < n; i++)
-        a->prepare(g->h + (slot + i) * g->h_stride, h + (size_t)i * MOEI_UP_ROWS, row, rows, g->bank->d_ff);
+        a->prepare(g->h + (slot + i) * g->h_stride, h + (size_t)i * wide, row, rows, g->bank->d_ff);
     for (uint32_t i = 0, group; packs && i < n; i += group) {
         group = n - i < a->packing->group ? n - i : a->packing->group;
         uint8_t *to = g->h + (slot + i) * g->h_stride;
-        const float *from = h + (size_t)i * MOEI_UP_ROWS;
+        const float *from = h + (size_t)i * wide;
         if (a->packing->prepare) {
-            a->packing->prepare(to, from, MOEI_UP_ROWS, group, row, rows, g->bank->d_ff);
+            a->packing->prepare(to, from, wide, group, row, rows, g->bank->d_ff);
             continue;
         }
-        for (uint32_t j = 0; j < group; j++) a->prepare(one[j], from + (size_t)j * MOEI_UP_ROWS, 0, rows, rows), x[j] = one[j];
+        for (uint32_t j = 0; j < group; j++) a->prepare(one[j], from + (size_t)j * wide, 0, rows, rows), x[j] = one[j];
         a->packing->pack(to, x, group, row, rows, g->bank->d_ff);
     }
 }
 
-/* One block of rows of h for n slots of one expert. */
-static void moei_up_block(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint32_t block,
+/* Blocks of rows of h for n slots of one expert. */
+static void moei_up_block(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint32_t block, uint32_t blocks,
                           uint32_t slot, uint32_t n) {
     const moei_bank *b = g->bank;
     const moe_ffn *f = &p->layer->desc.ffn;
-    uint32_t row = block * MOEI_UP_ROWS, rows = b->d_ff - row < MOEI_UP_ROWS ? b->d_ff - row : MOEI_UP_ROWS;
+    uint32_t row = block * MOEI_UP_ROWS, wide = blocks * MOEI_UP_ROWS, rows = b->d_ff - row < wide ? b->d_ff - row : wide;
     int at_hidden = g == &p->groups[0] && f->weight_at == MOE_WEIGHT_AT_HIDDEN, gated = b->gate.format != 0;
     float *up = s->out[1], *gate = gated ? s->out[0] : up, *scratch = s->act;
-    moei_up_matrices(p, s, g, expert, row, rows, slot, n, gated ? gate : NULL, up);
-    if (rows == MOEI_UP_ROWS) { /* the results lie densely: one long run */
+    moei_up_matrices(p, s, g, expert, row, rows, wide, slot, n, gated ? gate : NULL, up);
+    if (rows == wide) { /* the results lie densely: one long run */
         moei_glu(p->layer->vec, f, b->clamp, b->limit, gate, gated ? up : NULL, scratch, (size_t)n * rows);
     } else {
         for (uint32_t i = 0; i < n; i++)
-            moei_glu(p->layer->vec, f, b->clamp, b->limit, gate + i * MOEI_UP_ROWS, gated ? up + i * MOEI_UP_ROWS : NULL, scratch, rows);
+            moei_glu(p->layer->vec, f, b->clamp, b->limit, gate + i * wide, gated ? up + i * wide : NULL, scratch, rows);
     }
     for (uint32_t i = 0; i < n && at_hidden; i++)
-        for (uint32_t r = 0; r < rows; r++) gate[i * MOEI_UP_ROWS + r] = gate[i * MOEI_UP_ROWS + r] * g->weight[slot + i];
-    moei_keep_h(g, slot, n, row, rows, gate);
+        for (uint32_t r = 0; r < rows; r++) gate[i * wide + r] = gate[i * wide + r] * g->weight[slot + i];
+    for (uint32_t r = 0; r < rows; r += MOEI_UP_ROWS)
+        moei_keep_h(g, slot, n, row + r, rows - r < MOEI_UP_ROWS ? rows - r : MOEI_UP_ROWS, gate + r, wide);
 }
 
 /* Blocks [from, to) of an expert. Tokens are packed once for all of them, or in chunks for several blocks, whose weights stay in
-   the last cache while the chunks pass over them. */
+   the last cache while the chunks pass over them. Few tokens take several blocks at a time: memory waits where each ends. */
 static void moei_up_blocks(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint64_t from,
                            uint64_t to) {
     const moei_bank *b = g->bank;
@@ -9020,7 +9037,10 @@ static void moei_up_blocks(const moei_plan *p, const moei_scratch *s, const moei
             n = moei_chunk(b->in, b->d_in, MOEI_PARTS, end - slot);
             for (uint32_t i = 0; i < n; i++) s->x[i] = g->x + g->token[slot + i] * g->x_stride;
             moei_pack(b->in, s->x, n, b->d_in, s->packed);
-            for (uint64_t i = at; i < to && i < at + run; i++) moei_up_block(p, s, g, expert, (uint32_t)i, slot, n);
+            for (uint64_t i = at, last = to - at < run ? to : at + run, blocks; i < last; i += blocks) {
+                blocks = n > MOEI_TURNS ? 1 : last - i < MOEI_UP_FEW ? last - i : MOEI_UP_FEW;
+                moei_up_block(p, s, g, expert, (uint32_t)i, (uint32_t)blocks, slot, n);
+            }
         }
 }
 
