@@ -3321,15 +3321,15 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_step_table(const int C, const uint32_t R, co
     }
 }
 /* Weights k .. end of R rows, of one table. */
-MOEI_FORCE MOEI_BF16_VBMI void moei_block_table(const int C, const uint32_t R, const moei_table_e4m3 *table, const moei_mx *mx, __m512i *bits,
-                                                const uint8_t *const *p, const uint8_t *const *later, size_t along, size_t k, size_t end,
-                                                const uint8_t *x, uint8_t *panel, __m512 sums[4][3]) {
+MOEI_FORCE MOEI_BF16_VBMI void moei_block_table(const int help, const int C, const uint32_t R, const moei_table_e4m3 *table,
+                                                const moei_mx *mx, __m512i *bits, const uint8_t *const *p, const uint8_t *const *later,
+                                                size_t along, size_t k, size_t end, const uint8_t *x, uint8_t *panel, __m512 sums[4][3]) {
     const size_t token = 2 * (size_t)C, whole = k + ((end - k) & ~(size_t)63), begin = k;
     __m512i t[4], codes[4];
     MOEI_UNROLL for (int i = 0; i < 2; i++) t[i] = _mm512_loadu_si512(table->low + 64 * i), t[2 + i] = _mm512_loadu_si512(table->high + 64 * i);
     for (; k < whole; k += 64) {
         MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
-            if (C) MOEI_PREFETCH_L2(later[i] + along * k);
+            moei_help(help, later[i] + along * k);
             codes[i] = _mm512_loadu_si512(p[i] + k);
         }
         moei_step_table(C, R, t, codes, 1, mx, (k - begin) / 32, bits, x + token * k, panel + 2 * k, sums);
@@ -3347,17 +3347,17 @@ MOEI_FORCE MOEI_BF16 void moei_fill_line_e4m3(const moei_rows *w, size_t line, s
     }
 }
 /* run: weights of a table along a row; MXFP8 (is_mx) has one. */
-MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int is_mx, const int C, const moei_rows *w, uint32_t n_rows, const uint8_t *x, uint8_t *out,
-                                               size_t out_stride, size_t run) {
+MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int help, const int is_mx, const int C, const moei_rows *w, uint32_t n_rows,
+                                               const uint8_t *x, uint8_t *out, size_t out_stride, size_t run) {
     const uint32_t R = C == 0 ? 1 : 4;
     const size_t grid_rows = w->scale.data && !is_mx ? w->scale.rows : UINT32_MAX, rows = moei_rows_ahead(w, MOEI_AHEAD_BYTES);
-    const int tight = w->row_stride == w->k; /* then they are prefetched in the order of memory (Zen 5, k = 2048: 92 % of the read
-                                                bandwidth, row by row 77) */
+    const int tight = w->row_stride == w->k; /* then they are prefetched in the order of memory (Zen 5, k = 2048, two cores: 92 % of the
+                                                read bandwidth, to L1 95, row by row 77) */
     moei_table_e4m3 tables[MOEI_TABLES_E4M3];
     moei_mx mx;
     if (is_mx) moei_fill_e4m3(1.0f, tables), tables[0].low[127] |= MOEI_NAN_MX;
     for (uint32_t r = 0, n; r < n_rows; r += n) {
-        const size_t in = (w->row0 + r) % grid_rows, left = grid_rows - in, ahead = moei_ahead_at(w, n_rows, r, rows < R ? R : rows);
+        const size_t in = (w->row0 + r) % grid_rows, left = grid_rows - in, far = rows < R ? R : rows, ahead = moei_ahead_at(w, n_rows, r, far);
         const uint8_t *p[4], *later[4], *scales[4];
         __m512 sums[4][3];
         if (!is_mx && (r == 0 || in == 0)) moei_fill_line_e4m3(w, (w->row0 + r) / grid_rows, run, tables);
@@ -3368,7 +3368,7 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int is_mx, const int C, con
             p[i] = moei_row(w, row);
             later[i] = p[0] + ahead + (tight ? 64 : w->row_stride) * i;
             if (is_mx) scales[i] = moei_side_at(&w->scale, w->row0 + row, 0);
-            if (is_mx && C) moei_side_ahead(&w->scale, w->row0 + row + (rows < R ? R : rows), w->k / 32);
+            if (is_mx && C) moei_side_ahead(&w->scale, w->row0 + row + far, w->k / 32);
             MOEI_UNROLL for (int c = 0; c < C; c++) sums[i][c] = _mm512_setzero_ps();
         }
         uint8_t *panel = out + (C ? 0 : r * moei_bf16_row_bytes(w->k));
@@ -3377,7 +3377,7 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int is_mx, const int C, con
         for (size_t k = 0, b = 0, end; k < w->k; k = end, b += !is_mx) {
             end = w->k - k < run ? w->k : k + run;
             MOEI_UNROLL for (uint32_t i = 0; i < R && is_mx; i++) moei_scales_mx(scales[i] + k / 32, end - k, mx.add[i], &mx);
-            moei_block_table(C, R, &tables[b], is_mx ? &mx : NULL, &bits, p, later, tight ? R : 1, k, end, x, panel, sums);
+            moei_block_table(help, C, R, &tables[b], is_mx ? &mx : NULL, &bits, p, later, tight ? R : 1, k, end, x, panel, sums);
         }
         MOEI_UNROLL for (uint32_t i = 0; i < R; i++)
             MOEI_UNROLL for (int c = 0; c < C; c++)
@@ -3387,36 +3387,42 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int is_mx, const int C, con
                 moei_again_e4m3_bf16(w, r + i, (uint32_t)C, x, C ? (float *)(void *)out + r + i : (float *)(void *)panel, out_stride);
     }
 }
+static int moei_is_mx(const moei_rows *w) {
+    return w->scale.data && w->scale.type == MOE_TYPE_E8M0 && w->scale.rows == 1 && w->scale.cols == 32;
+}
 /* Weights of a table along a row, if there are tables for all of it, or 0. */
 static size_t moei_run_e4m3(const moei_rows *w) {
     const size_t run = w->scale.data && w->scale.cols < w->k ? w->scale.cols : moei_round_up(w->k, 64);
-    if (w->scale.data && w->scale.type == MOE_TYPE_E8M0 && w->scale.cols == 32) return MOEI_PART_MX;
+    if (moei_is_mx(w)) return MOEI_PART_MX;
     return run % 64 == 0 && (w->k + run - 1) / run <= MOEI_TABLES_E4M3 ? run : 0;
 }
-MOEI_FORCE MOEI_BF16_VBMI void moei_few_table(const int is_mx, const moei_rows *w, uint32_t n_rows, const uint8_t *x, uint32_t n, float *out,
-                                              size_t out_stride, size_t run) {
-    if (n == 1) moei_rows_table(is_mx, 1, w, n_rows, x, (uint8_t *)out, out_stride, run);
-    else if (n == 2) moei_rows_table(is_mx, 2, w, n_rows, x, (uint8_t *)out, out_stride, run);
-    else moei_rows_table(is_mx, 3, w, n_rows, x, (uint8_t *)out, out_stride, run);
+MOEI_FORCE MOEI_BF16_VBMI void moei_few_table(const int help, const int is_mx, const moei_rows *w, uint32_t n_rows, const uint8_t *x,
+                                              uint32_t n, float *out, size_t out_stride, size_t run) {
+    if (n == 1) moei_rows_table(help, is_mx, 1, w, n_rows, x, (uint8_t *)out, out_stride, run);
+    else if (n == 2) moei_rows_table(help, is_mx, 2, w, n_rows, x, (uint8_t *)out, out_stride, run);
+    else moei_rows_table(help, is_mx, 3, w, n_rows, x, (uint8_t *)out, out_stride, run);
 }
-MOEI_BF16_VBMI static void moei_dot_e4m3_vbmi(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
-                                              size_t out_stride) {
-    const uint8_t *group = (const uint8_t *)x[0];
-    const size_t run = moei_run_e4m3(w);
-    if (!run) moei_dot_e4m3_bf16(w, n_rows, x, n_tokens, out, out_stride);
-    else if (run == MOEI_PART_MX && w->scale.data && w->scale.cols == 32) moei_few_table(1, w, n_rows, group, n_tokens, out, out_stride, run);
-    else moei_few_table(0, w, n_rows, group, n_tokens, out, out_stride, run);
-}
+#define MOEI_DOT_VBMI(name, help)                                                                                      \
+    MOEI_BF16_VBMI static void moei_dot_e4m3_##name(const moei_rows *w, uint32_t n_rows, const void *const *x,         \
+                                                    uint32_t n_tokens, float *out, size_t out_stride) {                \
+        const uint8_t *group = (const uint8_t *)x[0];                                                                  \
+        const size_t run = moei_run_e4m3(w);                                                                           \
+        if (!run) moei_dot_e4m3_bf16(w, n_rows, x, n_tokens, out, out_stride);                                         \
+        else if (moei_is_mx(w)) moei_few_table(help, 1, w, n_rows, group, n_tokens, out, out_stride, run);             \
+        else moei_few_table(help, 0, w, n_rows, group, n_tokens, out, out_stride, run);                                \
+    }
+MOEI_DOT_VBMI(vbmi, MOEI_HELP_L2)
+MOEI_DOT_VBMI(vbmi_near, MOEI_HELP_L1)
 MOEI_BF16_VBMI static void moei_decode_fp8_vbmi(const moei_rows *w, uint32_t n_rows, void *panel) {
     const size_t run = moei_run_e4m3(w);
     if (!run) moei_decode_fp8_bf16(w, n_rows, panel);
-    else if (run == MOEI_PART_MX && w->scale.data && w->scale.cols == 32) moei_rows_table(1, 0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
-    else moei_rows_table(0, 0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
+    else if (moei_is_mx(w)) moei_rows_table(MOEI_HELP_NONE, 1, 0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
+    else moei_rows_table(MOEI_HELP_NONE, 0, 0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
 }
 
 static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, NULL, NULL, NULL};
 // clang-format off
-#define MOEI_BF16_AVX512(name, fp8) {                                                                                               \
+#define MOEI_BF16_AVX512(name, dot, fp8) {                                                                                               \
     MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_bf16_row_bytes, moei_prepare_bf16_avx512, moei_panel_bytes_bf16, moei_panel_bf16, {\
         /* NONE         */ MOEI_NO_OPS,                                                                                        \
         /* F32          */ {NULL, moei_decode_f32_bf16, 0},                                                                    \
@@ -3426,15 +3432,15 @@ static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, NULL, NULL,
         /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                    \
         /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,                                                                           \
         /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                                 \
-        /* MXFP8        */ {moei_dot_e4m3_##fp8, moei_decode_fp8_##fp8, 3},                                                        \
-        /* FP8_BLOCK    */ {moei_dot_e4m3_##fp8, moei_decode_fp8_##fp8, 3},                                                        \
-        /* FP8_CHANNEL  */ {moei_dot_e4m3_##fp8, moei_decode_fp8_##fp8, 3},                                                        \
+        /* MXFP8        */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, 3},                                                        \
+        /* FP8_BLOCK    */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, 3},                                                        \
+        /* FP8_CHANNEL  */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, 3},                                                        \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                          \
     &moei_packing_bf16}
-MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(, bf16);
-MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16_near = MOEI_BF16_AVX512(_near, bf16);
-MOEI_UNUSED static const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(, vbmi);
-MOEI_UNUSED static const moei_arith moei_bf16_vbmi_near = MOEI_BF16_AVX512(_near, vbmi);
+MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(, bf16, bf16);
+MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16_near = MOEI_BF16_AVX512(_near, bf16, bf16);
+MOEI_UNUSED static const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(, vbmi, vbmi);
+MOEI_UNUSED static const moei_arith moei_bf16_vbmi_near = MOEI_BF16_AVX512(_near, vbmi_near, vbmi);
 // clang-format on
 #endif
 
@@ -4022,11 +4028,17 @@ MOEI_FORCE MOEI_AVX2 __m256i moei_q8_grid_at(const moei_q8grid *g, size_t first,
 /* The scales of step i as they are: 8 bytes of MXFP4_HF, 16 of NVFP4_HF (those of first halves first), or 8 words. */
 MOEI_FORCE MOEI_AVX2 __m128i moei_q8_grid_raw(uint32_t f, const moei_q8grid *g, size_t i) {
     const int mx = f == MOE_FORMAT_MXFP4_HF, nv = f == MOE_FORMAT_NVFP4_HF;
-    const size_t first = nv ? 16 * i : 8 * i >> (mx ? 0 : g->log2);
-    size_t skip;
-    const __m128i v = _mm256_castsi256_si128(moei_q8_grid_at(g, first, mx || nv ? 1 : 2, nv ? 16 : mx ? 8 : g->few, &skip));
-    if (mx) return _mm_srl_epi64(v, _mm_cvtsi64_si128((long long)(8 * skip)));
+    const size_t first = nv ? 16 * i : 8 * i >> (mx ? 0 : g->log2), size = mx || nv ? 1 : 2, n = nv ? 16 : mx ? 8 : g->few;
     const __m128i from = nv ? _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15) : g->spread;
+    size_t skip = 0;
+    if (g->n - first >= n) { /* all but the last steps */
+        const uint8_t *p = g->p + size * first;
+        const __m128i v = size * n == 16 ? moei_q8_ld128(p) : moei_q8_ld64(p);
+        return mx ? v : _mm_shuffle_epi8(v, from);
+    }
+    const __m128i v = _mm256_castsi256_si128(moei_q8_grid_at(g, first, size, n, &skip)), some = _mm_set1_epi8(0x20);
+    if (mx) /* what is beyond the end must be no subnormal number: 120 cycles each */
+        return _mm_xor_si128(_mm_srl_epi64(_mm_xor_si128(v, some), _mm_cvtsi64_si128((long long)(8 * skip))), some);
     return _mm_shuffle_epi8(v, _mm_add_epi8(from, _mm_set1_epi8((char)(nv ? skip : 2 * skip))));
 }
 /* The zero points of step i. */
