@@ -3250,7 +3250,7 @@ MOEI_E4M3(bf16, MOEI_BF16, 1, 32, moei_use_bf16)
 /* ---- fp8 by table, on AVX512-VBMI ----
    The 128 magnitudes times a scale are as many bf16 numbers, and a block of scales has many weights: their bytes in four registers
    are looked up, NaN and Inf like any others, in place of conversions, multiplications and the search for codes that f16 cannot be.
-   SHAPES      4 rows x up to 3 tokens (a row's sum is one chain), 1 row to a panel (C = 0)
+   SHAPES      4 rows x up to 3 tokens (a row's sum is one chain), 2 rows x 4 to 6, 1 row to a panel (C = 0)
    COST        of 64 weights 8 micro-ops for the first token. */
 typedef struct moei_table_e4m3 {
     uint8_t low[128], high[128]; /* bytes of bf16 */
@@ -3303,7 +3303,8 @@ MOEI_FORCE MOEI_BF16_VBMI __m512i moei_add_mx(__m512i v, uint32_t add) {
 /* 64 codes (or what is left of them, up to 32 or more) of R rows: times C tokens, or (C = 0) to a panel. `mx` is NULL, or MXFP8's and
    `at` where its scales are; bits: of all weights so far, ored. */
 MOEI_FORCE MOEI_BF16_VBMI void moei_step_table(const int C, const uint32_t R, const __m512i t[4], const __m512i *codes, const int two,
-                                               const moei_mx *mx, size_t at, __m512i *bits, const uint8_t *x, uint8_t *panel, __m512 sums[4][3]) {
+                                               const moei_mx *mx, size_t at, __m512i *bits, const void *const *x, size_t k, uint8_t *panel,
+                                               __m512 sums[4][6]) {
     MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
         __m512i v[2];
         moei_look_e4m3(codes[i], t, v);
@@ -3315,16 +3316,16 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_step_table(const int C, const uint32_t R, co
         if (C == 0) _mm512_storeu_si512(panel, v[0]);
         if (C == 0 && two) _mm512_storeu_si512(panel + 64, v[1]);
         MOEI_UNROLL for (int c = 0; c < C; c++) {
-            sums[i][c] = _mm512_dpbf16_ps(sums[i][c], (__m512bh)v[0], (__m512bh)_mm512_loadu_si512(x + 64 * c));
-            if (two) sums[i][c] = _mm512_dpbf16_ps(sums[i][c], (__m512bh)v[1], (__m512bh)_mm512_loadu_si512(x + 64 * (C + c)));
+            sums[i][c] = _mm512_dpbf16_ps(sums[i][c], (__m512bh)v[0], (__m512bh)_mm512_loadu_si512(moei_line_bf16(C, x, k, c)));
+            if (two) sums[i][c] = _mm512_dpbf16_ps(sums[i][c], (__m512bh)v[1], (__m512bh)_mm512_loadu_si512(moei_line_bf16(C, x, k + 32, c)));
         }
     }
 }
 /* Weights k .. end of R rows, of one table. */
 MOEI_FORCE MOEI_BF16_VBMI void moei_block_table(const int help, const int C, const uint32_t R, const moei_table_e4m3 *table,
                                                 const moei_mx *mx, __m512i *bits, const uint8_t *const *p, const uint8_t *const *later,
-                                                size_t along, size_t k, size_t end, const uint8_t *x, uint8_t *panel, __m512 sums[4][3]) {
-    const size_t token = 2 * (size_t)C, whole = k + ((end - k) & ~(size_t)63), begin = k;
+                                                size_t along, size_t k, size_t end, const void *const *x, uint8_t *panel, __m512 sums[4][6]) {
+    const size_t whole = k + ((end - k) & ~(size_t)63), begin = k;
     __m512i t[4], codes[4];
     MOEI_UNROLL for (int i = 0; i < 2; i++) t[i] = _mm512_loadu_si512(table->low + 64 * i), t[2 + i] = _mm512_loadu_si512(table->high + 64 * i);
     for (; k < whole; k += 64) {
@@ -3332,12 +3333,12 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_block_table(const int help, const int C, con
             moei_help(help, later[i] + along * k);
             codes[i] = _mm512_loadu_si512(p[i] + k);
         }
-        moei_step_table(C, R, t, codes, 1, mx, (k - begin) / 32, bits, x + token * k, panel + 2 * k, sums);
+        moei_step_table(C, R, t, codes, 1, mx, (k - begin) / 32, bits, x, k, panel + 2 * k, sums);
     }
     if (k == end) return;
     MOEI_UNROLL for (uint32_t i = 0; i < R; i++) codes[i] = _mm512_maskz_loadu_epi8(((uint64_t)1 << (end - k)) - 1, p[i] + k);
-    if (end - k > 32) moei_step_table(C, R, t, codes, 1, mx, (k - begin) / 32, bits, x + token * k, panel + 2 * k, sums);
-    else moei_step_table(C, R, t, codes, 0, mx, (k - begin) / 32, bits, x + token * k, panel + 2 * k, sums);
+    if (end - k > 32) moei_step_table(C, R, t, codes, 1, mx, (k - begin) / 32, bits, x, k, panel + 2 * k, sums);
+    else moei_step_table(C, R, t, codes, 0, mx, (k - begin) / 32, bits, x, k, panel + 2 * k, sums);
 }
 MOEI_FORCE MOEI_BF16 void moei_fill_line_e4m3(const moei_rows *w, size_t line, size_t run, moei_table_e4m3 *tables) {
     const uint32_t type = w->scale.data ? w->scale.type : (uint32_t)MOE_TYPE_NONE;
@@ -3348,8 +3349,8 @@ MOEI_FORCE MOEI_BF16 void moei_fill_line_e4m3(const moei_rows *w, size_t line, s
 }
 /* run: weights of a table along a row; MXFP8 (is_mx) has one. */
 MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int help, const int is_mx, const int C, const moei_rows *w, uint32_t n_rows,
-                                               const uint8_t *x, uint8_t *out, size_t out_stride, size_t run) {
-    const uint32_t R = C == 0 ? 1 : 4;
+                                               const void *const *x, uint8_t *out, size_t out_stride, size_t run) {
+    const uint32_t R = C == 0 ? 1 : C > 3 ? 2 : 4, tokens = (uint32_t)C;
     const size_t grid_rows = w->scale.data && !is_mx ? w->scale.rows : UINT32_MAX, rows = moei_rows_ahead(w, MOEI_AHEAD_BYTES);
     const int tight = w->row_stride == w->k; /* then they are prefetched in the order of memory (Zen 5, k = 2048, two cores: 92 % of the
                                                 read bandwidth, to L1 95, row by row 77) */
@@ -3359,7 +3360,7 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int help, const int is_mx, 
     for (uint32_t r = 0, n; r < n_rows; r += n) {
         const size_t in = (w->row0 + r) % grid_rows, left = grid_rows - in, far = rows < R ? R : rows, ahead = moei_ahead_at(w, n_rows, r, far);
         const uint8_t *p[4], *later[4], *scales[4];
-        __m512 sums[4][3];
+        __m512 sums[4][6];
         if (!is_mx && (r == 0 || in == 0)) moei_fill_line_e4m3(w, (w->row0 + r) / grid_rows, run, tables);
         n = n_rows - r < R ? n_rows - r : R;
         if (left < n) n = (uint32_t)left;
@@ -3384,7 +3385,10 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int help, const int is_mx, 
                 if (i < n) ((float *)(void *)out)[(size_t)c * out_stride + r + i] = moei_sum_avx512(sums[i][c]);
         if (is_mx && (mx.far || _mm512_test_epi16_mask(bits, _mm512_set1_epi16(MOEI_NAN_MX))))
             for (uint32_t i = 0; i < n; i++)
-                moei_again_e4m3_bf16(w, r + i, (uint32_t)C, x, C ? (float *)(void *)out + r + i : (float *)(void *)panel, out_stride);
+                for (uint32_t c = 0; c < tokens || !c; c += 3) {
+                    float *to = C ? (float *)(void *)out + c * out_stride + r + i : (float *)(void *)panel;
+                    moei_again_e4m3_bf16(w, r + i, tokens - c < 3 ? tokens - c : 3, C ? (const uint8_t *)x[c] : NULL, to, out_stride);
+                }
     }
 }
 static int moei_is_mx(const moei_rows *w) {
@@ -3396,20 +3400,27 @@ static size_t moei_run_e4m3(const moei_rows *w) {
     if (moei_is_mx(w)) return MOEI_PART_MX;
     return run % 64 == 0 && (w->k + run - 1) / run <= MOEI_TABLES_E4M3 ? run : 0;
 }
-MOEI_FORCE MOEI_BF16_VBMI void moei_few_table(const int help, const int is_mx, const moei_rows *w, uint32_t n_rows, const uint8_t *x,
+#define MOEI_FEW_TABLE(help, is_mx, C) case C: moei_rows_table(help, is_mx, C, w, n_rows, x, (uint8_t *)out, out_stride, run); break
+MOEI_FORCE MOEI_BF16_VBMI void moei_few_table(const int help, const int is_mx, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                               uint32_t n, float *out, size_t out_stride, size_t run) {
-    if (n == 1) moei_rows_table(help, is_mx, 1, w, n_rows, x, (uint8_t *)out, out_stride, run);
-    else if (n == 2) moei_rows_table(help, is_mx, 2, w, n_rows, x, (uint8_t *)out, out_stride, run);
-    else moei_rows_table(help, is_mx, 3, w, n_rows, x, (uint8_t *)out, out_stride, run);
+    switch (n) {
+        MOEI_FEW_TABLE(help, is_mx, 1);
+        MOEI_FEW_TABLE(help, is_mx, 2);
+        MOEI_FEW_TABLE(help, is_mx, 3);
+        MOEI_FEW_TABLE(help, is_mx, 4);
+        MOEI_FEW_TABLE(help, is_mx, 5);
+        MOEI_FEW_TABLE(help, is_mx, 6);
+    }
 }
 #define MOEI_DOT_VBMI(name, help)                                                                                      \
     MOEI_BF16_VBMI static void moei_dot_e4m3_##name(const moei_rows *w, uint32_t n_rows, const void *const *x,         \
                                                     uint32_t n_tokens, float *out, size_t out_stride) {                \
-        const uint8_t *group = (const uint8_t *)x[0];                                                                  \
         const size_t run = moei_run_e4m3(w);                                                                           \
-        if (!run) moei_dot_e4m3_bf16(w, n_rows, x, n_tokens, out, out_stride);                                         \
-        else if (moei_is_mx(w)) moei_few_table(help, 1, w, n_rows, group, n_tokens, out, out_stride, run);             \
-        else moei_few_table(help, 0, w, n_rows, group, n_tokens, out, out_stride, run);                                \
+        for (uint32_t i = 0; i < n_tokens && !run; i += 3)                                                             \
+            moei_dot_e4m3_bf16(w, n_rows, x + i, n_tokens - i < 3 ? n_tokens - i : 3, out + i * out_stride, out_stride); \
+        if (!run) return;                                                                                              \
+        if (moei_is_mx(w)) moei_few_table(help, 1, w, n_rows, x, n_tokens, out, out_stride, run);                      \
+        else moei_few_table(help, 0, w, n_rows, x, n_tokens, out, out_stride, run);                                    \
     }
 MOEI_DOT_VBMI(vbmi, MOEI_HELP_L2)
 MOEI_DOT_VBMI(vbmi_near, MOEI_HELP_L1)
@@ -3422,7 +3433,7 @@ MOEI_BF16_VBMI static void moei_decode_fp8_vbmi(const moei_rows *w, uint32_t n_r
 
 static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, NULL, NULL, NULL};
 // clang-format off
-#define MOEI_BF16_AVX512(name, dot, fp8) {                                                                                               \
+#define MOEI_BF16_AVX512(name, dot, fp8, most) {                                                                                               \
     MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_bf16_row_bytes, moei_prepare_bf16_avx512, moei_panel_bytes_bf16, moei_panel_bf16, {\
         /* NONE         */ MOEI_NO_OPS,                                                                                        \
         /* F32          */ {NULL, moei_decode_f32_bf16, 0},                                                                    \
@@ -3432,15 +3443,15 @@ static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, NULL, NULL,
         /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                    \
         /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,                                                                           \
         /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                                 \
-        /* MXFP8        */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, 3},                                                        \
-        /* FP8_BLOCK    */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, 3},                                                        \
-        /* FP8_CHANNEL  */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, 3},                                                        \
+        /* MXFP8        */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, most},                                                        \
+        /* FP8_BLOCK    */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, most},                                                        \
+        /* FP8_CHANNEL  */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, most},                                                        \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                          \
     &moei_packing_bf16}
-MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(, bf16, bf16);
-MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16_near = MOEI_BF16_AVX512(_near, bf16, bf16);
-MOEI_UNUSED static const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(, vbmi, vbmi);
-MOEI_UNUSED static const moei_arith moei_bf16_vbmi_near = MOEI_BF16_AVX512(_near, vbmi_near, vbmi);
+MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(, bf16, bf16, 3);
+MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16_near = MOEI_BF16_AVX512(_near, bf16, bf16, 3);
+MOEI_UNUSED static const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(, vbmi, vbmi, 6);
+MOEI_UNUSED static const moei_arith moei_bf16_vbmi_near = MOEI_BF16_AVX512(_near, vbmi_near, vbmi, 6);
 // clang-format on
 #endif
 
