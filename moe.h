@@ -3251,24 +3251,33 @@ MOEI_E4M3(bf16, MOEI_BF16, 1, 32, moei_use_bf16)
    The 128 magnitudes times a scale are as many bf16 numbers, and a block of scales has many weights: their bytes in four registers
    are looked up, NaN and Inf like any others, in place of conversions, multiplications and the search for codes that f16 cannot be.
    SHAPES      4 rows x up to 3 tokens (a row's sum is one chain), 2 rows x 4 to 6, 1 row to a panel (C = 0)
-   COST        of 64 weights 8 micro-ops for the first token. */
+   COST        of 64 weights 8 micro-ops for the first token. (8 rows x 1 token: 10 points of the read bandwidth slower, Zen 5.) */
 typedef struct moei_table_e4m3 {
     uint8_t low[128], high[128]; /* bytes of bf16 */
 } moei_table_e4m3;
 enum { MOEI_TABLES_E4M3 = 128 }; /* at most */
-MOEI_FORCE MOEI_BF16 void moei_fill_e4m3(float scale, moei_table_e4m3 *to) {
+/* The 128 values. Their fields are moved into those of f16. */
+MOEI_FORCE MOEI_BF16 void moei_values_e4m3(float v[128]) {
     const __m256i lane = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (int i = 0; i < 4; i++) {
-        __m512 v[2];
-        MOEI_UNROLL for (int j = 0; j < 2; j++) { /* their fields are moved into those of f16 */
-            const __m256i codes = _mm256_add_epi16(lane, _mm256_set1_epi16((short)(32 * i + 16 * j)));
-            v[j] = _mm512_mul_ps(_mm512_cvtph_ps(_mm256_slli_epi16(codes, 7)), _mm512_set1_ps(256.0f));
+    for (int i = 0; i < 128; i += 16) {
+        const __m256i codes = _mm256_add_epi16(lane, _mm256_set1_epi16((short)i));
+        _mm512_storeu_ps(v + i, _mm512_mul_ps(_mm512_cvtph_ps(_mm256_slli_epi16(codes, 7)), _mm512_set1_ps(256.0f)));
+    }
+    v[127] = moei_float(0x7fc00000u);
+}
+MOEI_FORCE MOEI_BF16_VBMI void moei_fill_e4m3(const float v[128], float scale, moei_table_e4m3 *to) {
+    const __m512i two = _mm512_set1_epi16(2), word = _mm512_cvtepi8_epi16(_mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
+                                                                          16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31));
+    const __m512i even = _mm512_add_epi16(_mm512_mullo_epi16(word, _mm512_set1_epi16(0x404)), _mm512_slli_epi16(two, 8));
+    const __m512 by = _mm512_set1_ps(scale);
+    MOEI_UNROLL for (int i = 0; i < 128; i += 64) {
+        __m512i b[2];
+        MOEI_UNROLL for (int j = 0; j < 2; j++) {
+            const float *from = v + i + 32 * j;
+            b[j] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_loadu_ps(from + 16), by), _mm512_mul_ps(_mm512_loadu_ps(from), by));
         }
-        if (i == 3) v[1] = _mm512_mask_mov_ps(v[1], 0x8000, _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
-        const __m512 by = _mm512_set1_ps(scale);
-        const __m512i b = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(v[1], by), _mm512_mul_ps(v[0], by));
-        _mm256_storeu_si256((__m256i *)(void *)(to->low + 32 * i), _mm512_cvtepi16_epi8(b));
-        _mm256_storeu_si256((__m256i *)(void *)(to->high + 32 * i), _mm512_cvtepi16_epi8(_mm512_srli_epi16(b, 8)));
+        _mm512_storeu_si512(to->low + i, _mm512_permutex2var_epi8(b[0], even, b[1]));
+        _mm512_storeu_si512(to->high + i, _mm512_permutex2var_epi8(b[0], _mm512_add_epi8(even, _mm512_set1_epi8(1)), b[1]));
     }
 }
 /* 64 codes to bf16, in order. */
@@ -3340,11 +3349,11 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_block_table(const int help, const int C, con
     if (end - k > 32) moei_step_table(C, R, t, codes, 1, mx, (k - begin) / 32, bits, x, k, panel + 2 * k, sums);
     else moei_step_table(C, R, t, codes, 0, mx, (k - begin) / 32, bits, x, k, panel + 2 * k, sums);
 }
-MOEI_FORCE MOEI_BF16 void moei_fill_line_e4m3(const moei_rows *w, size_t line, size_t run, moei_table_e4m3 *tables) {
+MOEI_FORCE MOEI_BF16_VBMI void moei_fill_line_e4m3(const float v[128], const moei_rows *w, size_t line, size_t run, moei_table_e4m3 *tables) {
     const uint32_t type = w->scale.data ? w->scale.type : (uint32_t)MOE_TYPE_NONE;
     for (size_t b = 0; b * run < w->k; b++) {
         const uint8_t *scale = w->scale.data + line * w->scale.row_stride + b * moei_type_bytes[type];
-        moei_fill_e4m3(type ? moei_scalar(type, scale) : 1.0f, &tables[b]);
+        moei_fill_e4m3(v, type ? moei_scalar(type, scale) : 1.0f, &tables[b]);
     }
 }
 /* run: weights of a table along a row; MXFP8 (is_mx) has one. */
@@ -3356,12 +3365,14 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int help, const int is_mx, 
                                                 read bandwidth, to L1 95, row by row 77) */
     moei_table_e4m3 tables[MOEI_TABLES_E4M3];
     moei_mx mx;
-    if (is_mx) moei_fill_e4m3(1.0f, tables), tables[0].low[127] |= MOEI_NAN_MX;
+    float v[128];
+    moei_values_e4m3(v);
+    if (is_mx) moei_fill_e4m3(v, 1.0f, tables), tables[0].low[127] |= MOEI_NAN_MX;
     for (uint32_t r = 0, n; r < n_rows; r += n) {
         const size_t in = (w->row0 + r) % grid_rows, left = grid_rows - in, far = rows < R ? R : rows, ahead = moei_ahead_at(w, n_rows, r, far);
         const uint8_t *p[4], *later[4], *scales[4];
         __m512 sums[4][6];
-        if (!is_mx && (r == 0 || in == 0)) moei_fill_line_e4m3(w, (w->row0 + r) / grid_rows, run, tables);
+        if (!is_mx && (r == 0 || in == 0)) moei_fill_line_e4m3(v, w, (w->row0 + r) / grid_rows, run, tables);
         n = n_rows - r < R ? n_rows - r : R;
         if (left < n) n = (uint32_t)left;
         MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
