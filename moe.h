@@ -4220,8 +4220,8 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_q2k_avx2(const uint8_t *p, __m256i v[8]) { /* 
         v[j] = moei_q8_and(_mm256_srlv_epi32(moei_q8_each4(moei_q8_two(q, q + 32), j % 4), shift), 3);
     }
 }
-/* As Q2_K, and a bit more: first all three of a weight to a nibble, those of blocks 0 and 2 (4 and 6) to one byte, of 1 and 3 to another;
-   the bits of four blocks, a nibble too, are looked up. (Zen 5, in cache: bit by bit 14 GB/s, so 18.) */
+/* As Q2_K, and a bit more: first all three bits of a weight to a nibble, those of blocks 0 and 2 (4 and 6) to one byte, of 1 and 3 to another;
+   the bits of four blocks, a nibble too, are looked up. (Zen 5, in cache: bit by bit 14 GB/s, so 16.) */
 MOEI_FORCE MOEI_AVX2 void moei_q8_q3k_avx2(const uint8_t *p, __m256i v[8]) {
     const __m256i even_bits = moei_q8_both(_mm_setr_epi8(0, 4, 0, 4, 64, 68, 64, 68, 0, 4, 0, 4, 64, 68, 64, 68));
     const __m256i odd_bits = moei_q8_both(_mm_setr_epi8(0, 0, 4, 4, 0, 0, 4, 4, 64, 64, 68, 68, 64, 64, 68, 68));
@@ -4368,8 +4368,27 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_scales_k_avx2(const uint8_t *p, __m256 *d, __m
     *d = _mm256_mul_ps(_mm256_broadcastss_ps(f), moei_q8_i8f(_mm_cvtsi64_si128((long long)((six & 0xffffffffu) | more << 32))));
     *m = _mm256_mul_ps(_mm256_broadcastss_ps(_mm_movehdup_ps(f)), moei_q8_i8f(_mm_cvtsi64_si128((long long)(six >> 32 | (more >> 32 << 32)))));
 }
+/* As moei_q8_scales_q3, likewise. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_scales_q3_avx2(const uint8_t *p) {
+    const uint64_t a = moei_q8_u32(p) | (uint64_t)moei_q8_u32(p + 4) << 32, c = moei_q8_u32(p + 8);
+    const uint64_t four = 0x0f0f0f0f0f0f0f0fu, two = 0x3030303030303030u;
+    const uint64_t low = (a & four) | ((c << 4 | c << 34) & two), high = (a >> 4 & four) | ((c | c >> 2 << 32) & two);
+    const __m128i b = _mm_insert_epi64(_mm_cvtsi64_si128((long long)low), (long long)high, 1);
+    return _mm256_cvtepi8_epi16(_mm_sub_epi8(b, _mm_set1_epi8(32)));
+}
+/* As moei_q8_scales_iq4xs, likewise: nibbles and pairs of bits are spread to bytes. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_scales_iq4xs_avx2(const uint8_t *p) {
+    uint64_t low = moei_q8_u32(p + 4), high = moei_q8_u16(p + 2);
+    low = (low | low << 16) & 0x0000ffff0000ffffu, high = (high | high << 24) & 0x000000ff000000ffu;
+    low = (low | low << 8) & 0x00ff00ff00ff00ffu, high = (high | high << 12) & 0x000f000f000f000fu;
+    low = (low | low << 4) & 0x0f0f0f0f0f0f0f0fu, high = (high | high << 6) & 0x0303030303030303u;
+    const __m128i b = _mm_sub_epi8(_mm_cvtsi64_si128((long long)(low | high << 4)), _mm_set1_epi8(32));
+    return _mm256_mul_ps(moei_q8_half1(p), moei_q8_i8f(b));
+}
 MOEI_FORCE MOEI_AVX2 void moei_q8_entry_avx2(uint32_t f, int vex, int sorted, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8entry *e) {
     if (f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K) moei_q8_scales_k_avx2(p, &e->s.d, &e->s.m);
+    else if (f == MOE_FORMAT_Q3_K) e->s.d = moei_q8_half1(p + 108), e->s.sub = moei_q8_scales_q3_avx2(p + 96);
+    else if (f == MOE_FORMAT_IQ4_XS) e->s.d = moei_q8_scales_iq4xs_avx2(p);
     else moei_q8_scales(f, p, side, j, &e->s);
     moei_q8_bytes_avx2(f, vex, sorted, p, e->v);
 }
@@ -4378,7 +4397,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_entry_avx2(uint32_t f, int vex, int sorted, co
 
 /* COST        of one token on Zen 5, GB/s in cache (avxvnni), where memory gives a core 38 and two 31 each: Q8_0 51 (56), Q4_0 34 (34),
                Q4_1 36 (39), Q6_K 32 (34), Q4_K 30 (31), INT4_GROUP 28, MXFP4_HF 26 (28), MXFP4 25 (28), NVFP4 25 (28), Q5_K 24 (26),
-               IQ4_NL 24 (29), Q5_0 22 (23), NVFP4_HF 21, IQ4_XS 21 (24), Q2_K 19 (18), Q3_K 16 (17): 16 to 29 cycles a step, 4 vector
+               IQ4_NL 24 (29), Q5_0 22 (23), NVFP4_HF 21, IQ4_XS 22 (24), Q2_K 19 (18), Q3_K 17 (18): 16 to 27 cycles a step, 4 vector
                instructions in each. A block to a register and its sums folded for every token (34 instructions a token) was as fast at
                one token (Q5_K: 27), and at 4 tokens 10.5 GB/s where this has 15 (Q4_0; avxvnni 18). */
 enum { MOEI_Q8_SHARE = 4 }; /* up to so many tokens share a step that stays in registers, more go through panels */
