@@ -2064,6 +2064,12 @@ MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r,
     return moei_ahead_at(w, n_rows, r, moei_rows_ahead(w, bytes));
 }
 #define MOEI_AHEAD_ROWS ((size_t)32 << 10) /* of a tile */
+/* The cache lines that begin in a later row's scales: each of them once. The hardware would find out about so short a stream again for
+   every few rows (Zen 5, one token of qwen3-30b as MXFP4_HF, two cores: without this 89 % of the read bandwidth). */
+MOEI_FORCE void moei_side_ahead(const moei_side *s, size_t row, size_t bytes) {
+    const uint8_t *p = s->data + (s->rows == 1 ? row : row / s->rows) * s->row_stride;
+    for (size_t i = (64 - ((uintptr_t)p & 63)) & 63; i < bytes; i += 64) MOEI_PREFETCH(p + i);
+}
 #define MOEI_AHEAD_BYTES 8192 /* of a single row */
 /* Tokens from `at` to end - 1 times one tile of rows; each group prefetches `share` bytes of rows and `x_share` of tokens. Where k is
    small, each instruction between two tiles counts. The groups go to and fro, so that those a tile begins with are in L1: its rows are
@@ -3244,25 +3250,34 @@ MOEI_E4M3(bf16, MOEI_BF16, 1, 32, moei_use_bf16)
 /* ---- fp8 by table, on AVX512-VBMI ----
    The 128 magnitudes times a scale are as many bf16 numbers, and a block of scales has many weights: their bytes in four registers
    are looked up, NaN and Inf like any others, in place of conversions, multiplications and the search for codes that f16 cannot be.
-   SHAPES      4 rows x up to 3 tokens (a row's sum is one chain), 1 row to a panel (C = 0)
-   COST        of 64 weights 8 micro-ops for the first token. */
+   SHAPES      4 rows x up to 3 tokens (a row's sum is one chain), 2 rows x 4 to 6, 1 row to a panel (C = 0)
+   COST        of 64 weights 8 micro-ops for the first token. (8 rows x 1 token: 10 points of the read bandwidth slower, Zen 5.) */
 typedef struct moei_table_e4m3 {
     uint8_t low[128], high[128]; /* bytes of bf16 */
 } moei_table_e4m3;
 enum { MOEI_TABLES_E4M3 = 128 }; /* at most */
-MOEI_FORCE MOEI_BF16 void moei_fill_e4m3(float scale, moei_table_e4m3 *to) {
+/* The 128 values. Their fields are moved into those of f16. */
+MOEI_FORCE MOEI_BF16 void moei_values_e4m3(float v[128]) {
     const __m256i lane = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (int i = 0; i < 4; i++) {
-        __m512 v[2];
-        MOEI_UNROLL for (int j = 0; j < 2; j++) { /* their fields are moved into those of f16 */
-            const __m256i codes = _mm256_add_epi16(lane, _mm256_set1_epi16((short)(32 * i + 16 * j)));
-            v[j] = _mm512_mul_ps(_mm512_cvtph_ps(_mm256_slli_epi16(codes, 7)), _mm512_set1_ps(256.0f));
+    for (int i = 0; i < 128; i += 16) {
+        const __m256i codes = _mm256_add_epi16(lane, _mm256_set1_epi16((short)i));
+        _mm512_storeu_ps(v + i, _mm512_mul_ps(_mm512_cvtph_ps(_mm256_slli_epi16(codes, 7)), _mm512_set1_ps(256.0f)));
+    }
+    v[127] = moei_float(0x7fc00000u);
+}
+MOEI_FORCE MOEI_BF16_VBMI void moei_fill_e4m3(const float v[128], float scale, moei_table_e4m3 *to) {
+    const __m512i two = _mm512_set1_epi16(2), word = _mm512_cvtepi8_epi16(_mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
+                                                                          16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31));
+    const __m512i even = _mm512_add_epi16(_mm512_mullo_epi16(word, _mm512_set1_epi16(0x404)), _mm512_slli_epi16(two, 8));
+    const __m512 by = _mm512_set1_ps(scale);
+    MOEI_UNROLL for (int i = 0; i < 128; i += 64) {
+        __m512i b[2];
+        MOEI_UNROLL for (int j = 0; j < 2; j++) {
+            const float *from = v + i + 32 * j;
+            b[j] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_loadu_ps(from + 16), by), _mm512_mul_ps(_mm512_loadu_ps(from), by));
         }
-        if (i == 3) v[1] = _mm512_mask_mov_ps(v[1], 0x8000, _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
-        const __m512 by = _mm512_set1_ps(scale);
-        const __m512i b = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(v[1], by), _mm512_mul_ps(v[0], by));
-        _mm256_storeu_si256((__m256i *)(void *)(to->low + 32 * i), _mm512_cvtepi16_epi8(b));
-        _mm256_storeu_si256((__m256i *)(void *)(to->high + 32 * i), _mm512_cvtepi16_epi8(_mm512_srli_epi16(b, 8)));
+        _mm512_storeu_si512(to->low + i, _mm512_permutex2var_epi8(b[0], even, b[1]));
+        _mm512_storeu_si512(to->high + i, _mm512_permutex2var_epi8(b[0], _mm512_add_epi8(even, _mm512_set1_epi8(1)), b[1]));
     }
 }
 /* 64 codes to bf16, in order. */
@@ -3272,96 +3287,164 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_look_e4m3(__m512i codes, const __m512i t[4],
     const __m512i both = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(-128), 0x78); /* high ^ the sign */
     v[0] = _mm512_unpacklo_epi8(low, both), v[1] = _mm512_unpackhi_epi8(low, both);
 }
-/* 64 codes (or what is left of them, up to 32 or more) of R rows: times C tokens, or (C = 0) to a panel. */
+/* MXFP8: 32 weights share a power of two, so there is one table of what codes are without it, and exponents are added to all but zeros.
+   That is right where no sum leaves bf16's normal numbers; rows with other scales, or with a NaN, are done again from what
+   moei_decode_row says. (Zen 5, one token in cache: 27 GB/s by conversions, 61 by table.) */
+enum { MOEI_PART_MX = 1024, MOEI_NAN_MX = 15 }; /* weights whose scales are at hand; bits of a NaN that no number has */
+typedef struct moei_mx {
+    uint32_t add[4][MOEI_PART_MX / 32 + 16]; /* rows' exponents, twice 16 bits for every 32 weights */
+    __mmask16 far;                           /* whether a scale was too small or too large */
+} moei_mx;
+/* Scales of n weights. */
+MOEI_FORCE MOEI_BF16_VBMI void moei_scales_mx(const uint8_t *p, size_t n, uint32_t *add, moei_mx *mx) {
+    for (size_t i = 0, left; i < (n + 31) / 32; i += 16) {
+        left = (n + 31) / 32 - i;
+        const __mmask16 some = (__mmask16)(left < 16 ? (1u << left) - 1 : 0xffff);
+        const __m512i e = _mm512_cvtepu8_epi32(_mm_mask_loadu_epi8(_mm_set1_epi8(127), some, p + i));
+        mx->far |= _mm512_cmpgt_epu32_mask(_mm512_sub_epi32(e, _mm512_set1_epi32(10)), _mm512_set1_epi32(246 - 10));
+        const __m512i word = _mm512_slli_epi16(_mm512_sub_epi16(e, _mm512_set1_epi32(127)), 7);
+        _mm512_storeu_si512(add + i, _mm512_mask_mov_epi16(_mm512_slli_epi32(word, 16), 0x55555555, word));
+    }
+}
+MOEI_FORCE MOEI_BF16_VBMI __m512i moei_add_mx(__m512i v, uint32_t add) {
+    return _mm512_mask_add_epi16(v, _mm512_test_epi16_mask(v, _mm512_set1_epi16(0x7fff)), v, _mm512_set1_epi32((int)add));
+}
+/* 64 codes (or what is left of them, up to 32 or more) of R rows: times C tokens, or (C = 0) to a panel. `mx` is NULL, or MXFP8's and
+   `at` where its scales are; bits: of all weights so far, ored. */
 MOEI_FORCE MOEI_BF16_VBMI void moei_step_table(const int C, const uint32_t R, const __m512i t[4], const __m512i *codes, const int two,
-                                               const uint8_t *x, uint8_t *panel, __m512 sums[4][3]) {
+                                               const moei_mx *mx, size_t at, __m512i *bits, const void *const *x, size_t k, uint8_t *panel,
+                                               __m512 sums[4][6]) {
     MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
         __m512i v[2];
         moei_look_e4m3(codes[i], t, v);
+        if (mx) {
+            *bits = _mm512_ternarylogic_epi32(*bits, v[0], v[1], 0xfe);
+            v[0] = moei_add_mx(v[0], mx->add[i][at]);
+            if (two) v[1] = moei_add_mx(v[1], mx->add[i][at + 1]);
+        }
         if (C == 0) _mm512_storeu_si512(panel, v[0]);
         if (C == 0 && two) _mm512_storeu_si512(panel + 64, v[1]);
         MOEI_UNROLL for (int c = 0; c < C; c++) {
-            sums[i][c] = _mm512_dpbf16_ps(sums[i][c], (__m512bh)v[0], (__m512bh)_mm512_loadu_si512(x + 64 * c));
-            if (two) sums[i][c] = _mm512_dpbf16_ps(sums[i][c], (__m512bh)v[1], (__m512bh)_mm512_loadu_si512(x + 64 * (C + c)));
+            sums[i][c] = _mm512_dpbf16_ps(sums[i][c], (__m512bh)v[0], (__m512bh)_mm512_loadu_si512(moei_line_bf16(C, x, k, c)));
+            if (two) sums[i][c] = _mm512_dpbf16_ps(sums[i][c], (__m512bh)v[1], (__m512bh)_mm512_loadu_si512(moei_line_bf16(C, x, k + 32, c)));
         }
     }
 }
-/* Weights k .. end of R rows, of one scale. */
-MOEI_FORCE MOEI_BF16_VBMI void moei_block_table(const int C, const uint32_t R, const moei_table_e4m3 *table, const uint8_t *const *p,
-                                                const uint8_t *const *later, size_t along, size_t k, size_t end, const uint8_t *x,
-                                                uint8_t *panel, __m512 sums[4][3]) {
-    const size_t token = 2 * (size_t)C, whole = k + ((end - k) & ~(size_t)63);
+/* Weights k .. end of R rows, of one table. */
+MOEI_FORCE MOEI_BF16_VBMI void moei_block_table(const int help, const int C, const uint32_t R, const moei_table_e4m3 *table,
+                                                const moei_mx *mx, __m512i *bits, const uint8_t *const *p, const uint8_t *const *later,
+                                                size_t along, size_t k, size_t end, const void *const *x, uint8_t *panel, __m512 sums[4][6]) {
+    const size_t whole = k + ((end - k) & ~(size_t)63), begin = k;
     __m512i t[4], codes[4];
     MOEI_UNROLL for (int i = 0; i < 2; i++) t[i] = _mm512_loadu_si512(table->low + 64 * i), t[2 + i] = _mm512_loadu_si512(table->high + 64 * i);
     for (; k < whole; k += 64) {
         MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
-            if (C) MOEI_PREFETCH_L2(later[i] + along * k);
+            moei_help(help, later[i] + along * k);
             codes[i] = _mm512_loadu_si512(p[i] + k);
         }
-        moei_step_table(C, R, t, codes, 1, x + token * k, panel + 2 * k, sums);
+        moei_step_table(C, R, t, codes, 1, mx, (k - begin) / 32, bits, x, k, panel + 2 * k, sums);
     }
     if (k == end) return;
     MOEI_UNROLL for (uint32_t i = 0; i < R; i++) codes[i] = _mm512_maskz_loadu_epi8(((uint64_t)1 << (end - k)) - 1, p[i] + k);
-    if (end - k > 32) moei_step_table(C, R, t, codes, 1, x + token * k, panel + 2 * k, sums);
-    else moei_step_table(C, R, t, codes, 0, x + token * k, panel + 2 * k, sums);
+    if (end - k > 32) moei_step_table(C, R, t, codes, 1, mx, (k - begin) / 32, bits, x, k, panel + 2 * k, sums);
+    else moei_step_table(C, R, t, codes, 0, mx, (k - begin) / 32, bits, x, k, panel + 2 * k, sums);
 }
-MOEI_FORCE MOEI_BF16 void moei_fill_line_e4m3(const moei_rows *w, size_t line, size_t run, moei_table_e4m3 *tables) {
+MOEI_FORCE MOEI_BF16_VBMI void moei_fill_line_e4m3(const float v[128], const moei_rows *w, size_t line, size_t run, moei_table_e4m3 *tables) {
     const uint32_t type = w->scale.data ? w->scale.type : (uint32_t)MOE_TYPE_NONE;
     for (size_t b = 0; b * run < w->k; b++) {
         const uint8_t *scale = w->scale.data + line * w->scale.row_stride + b * moei_type_bytes[type];
-        moei_fill_e4m3(type ? moei_scalar(type, scale) : 1.0f, &tables[b]);
+        moei_fill_e4m3(v, type ? moei_scalar(type, scale) : 1.0f, &tables[b]);
     }
 }
-MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int C, const moei_rows *w, uint32_t n_rows, const uint8_t *x, uint8_t *out,
-                                               size_t out_stride, size_t run) {
-    const uint32_t R = C == 0 ? 1 : 4;
-    const size_t grid_rows = w->scale.data ? w->scale.rows : UINT32_MAX, rows = moei_rows_ahead(w, MOEI_AHEAD_BYTES);
-    const int tight = w->row_stride == w->k; /* then they are prefetched in the order of memory (Zen 5, k = 2048: 92 % of the read
-                                                bandwidth, row by row 77) */
+/* run: weights of a table along a row; MXFP8 (is_mx) has one. */
+MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int help, const int is_mx, const int C, const moei_rows *w, uint32_t n_rows,
+                                               const void *const *x, uint8_t *out, size_t out_stride, size_t run) {
+    const uint32_t R = C == 0 ? 1 : C > 3 ? 2 : 4, tokens = (uint32_t)C;
+    const size_t grid_rows = w->scale.data && !is_mx ? w->scale.rows : UINT32_MAX, rows = moei_rows_ahead(w, MOEI_AHEAD_BYTES);
+    const int tight = w->row_stride == w->k; /* then they are prefetched in the order of memory (Zen 5, k = 2048, two cores: 92 % of the
+                                                read bandwidth, to L1 95, row by row 77) */
     moei_table_e4m3 tables[MOEI_TABLES_E4M3];
+    moei_mx mx;
+    float v[128];
+    moei_values_e4m3(v);
+    if (is_mx) moei_fill_e4m3(v, 1.0f, tables), tables[0].low[127] |= MOEI_NAN_MX;
     for (uint32_t r = 0, n; r < n_rows; r += n) {
-        const size_t in = (w->row0 + r) % grid_rows, left = grid_rows - in, ahead = moei_ahead_at(w, n_rows, r, rows < R ? R : rows);
-        const uint8_t *p[4], *later[4];
-        __m512 sums[4][3];
-        if (r == 0 || in == 0) moei_fill_line_e4m3(w, (w->row0 + r) / grid_rows, run, tables);
+        const size_t in = (w->row0 + r) % grid_rows, left = grid_rows - in, far = rows < R ? R : rows, ahead = moei_ahead_at(w, n_rows, r, far);
+        const uint8_t *p[4], *later[4], *scales[4];
+        __m512 sums[4][6];
+        if (!is_mx && (r == 0 || in == 0)) moei_fill_line_e4m3(v, w, (w->row0 + r) / grid_rows, run, tables);
         n = n_rows - r < R ? n_rows - r : R;
         if (left < n) n = (uint32_t)left;
         MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
-            p[i] = moei_row(w, r + (i < n ? i : n - 1));
+            const uint32_t row = r + (i < n ? i : n - 1);
+            p[i] = moei_row(w, row);
             later[i] = p[0] + ahead + (tight ? 64 : w->row_stride) * i;
+            if (is_mx) scales[i] = moei_side_at(&w->scale, w->row0 + row, 0);
+            if (is_mx && C) moei_side_ahead(&w->scale, w->row0 + row + far, w->k / 32);
             MOEI_UNROLL for (int c = 0; c < C; c++) sums[i][c] = _mm512_setzero_ps();
         }
         uint8_t *panel = out + (C ? 0 : r * moei_bf16_row_bytes(w->k));
-        for (size_t k = 0, b = 0; k < w->k; k += run, b++)
-            moei_block_table(C, R, &tables[b], p, later, tight ? R : 1, k, w->k - k < run ? w->k : k + run, x, panel, sums);
+        __m512i bits = _mm512_setzero_si512();
+        mx.far = 0;
+        for (size_t k = 0, b = 0, end; k < w->k; k = end, b += !is_mx) {
+            end = w->k - k < run ? w->k : k + run;
+            MOEI_UNROLL for (uint32_t i = 0; i < R && is_mx; i++) moei_scales_mx(scales[i] + k / 32, end - k, mx.add[i], &mx);
+            moei_block_table(help, C, R, &tables[b], is_mx ? &mx : NULL, &bits, p, later, tight ? R : 1, k, end, x, panel, sums);
+        }
         MOEI_UNROLL for (uint32_t i = 0; i < R; i++)
             MOEI_UNROLL for (int c = 0; c < C; c++)
                 if (i < n) ((float *)(void *)out)[(size_t)c * out_stride + r + i] = moei_sum_avx512(sums[i][c]);
+        if (is_mx && (mx.far || _mm512_test_epi16_mask(bits, _mm512_set1_epi16(MOEI_NAN_MX))))
+            for (uint32_t i = 0; i < n; i++)
+                for (uint32_t c = 0; c < tokens || !c; c += 3) {
+                    float *to = C ? (float *)(void *)out + c * out_stride + r + i : (float *)(void *)panel;
+                    moei_again_e4m3_bf16(w, r + i, tokens - c < 3 ? tokens - c : 3, C ? (const uint8_t *)x[c] : NULL, to, out_stride);
+                }
     }
 }
-/* Weights of a scale along a row, if there are tables for all of it, or 0. */
+static int moei_is_mx(const moei_rows *w) {
+    return w->scale.data && w->scale.type == MOE_TYPE_E8M0 && w->scale.rows == 1 && w->scale.cols == 32;
+}
+/* Weights of a table along a row, if there are tables for all of it, or 0. */
 static size_t moei_run_e4m3(const moei_rows *w) {
     const size_t run = w->scale.data && w->scale.cols < w->k ? w->scale.cols : moei_round_up(w->k, 64);
+    if (moei_is_mx(w)) return MOEI_PART_MX;
     return run % 64 == 0 && (w->k + run - 1) / run <= MOEI_TABLES_E4M3 ? run : 0;
 }
-MOEI_BF16_VBMI static void moei_dot_e4m3_vbmi(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
-                                              size_t out_stride) {
-    const uint8_t *group = (const uint8_t *)x[0];
-    const size_t run = moei_run_e4m3(w);
-    if (!run) moei_dot_e4m3_bf16(w, n_rows, x, n_tokens, out, out_stride);
-    else if (n_tokens == 1) moei_rows_table(1, w, n_rows, group, (uint8_t *)out, out_stride, run);
-    else if (n_tokens == 2) moei_rows_table(2, w, n_rows, group, (uint8_t *)out, out_stride, run);
-    else moei_rows_table(3, w, n_rows, group, (uint8_t *)out, out_stride, run);
+#define MOEI_FEW_TABLE(help, is_mx, C) case C: moei_rows_table(help, is_mx, C, w, n_rows, x, (uint8_t *)out, out_stride, run); break
+MOEI_FORCE MOEI_BF16_VBMI void moei_few_table(const int help, const int is_mx, const moei_rows *w, uint32_t n_rows, const void *const *x,
+                                              uint32_t n, float *out, size_t out_stride, size_t run) {
+    switch (n) {
+        MOEI_FEW_TABLE(help, is_mx, 1);
+        MOEI_FEW_TABLE(help, is_mx, 2);
+        MOEI_FEW_TABLE(help, is_mx, 3);
+        MOEI_FEW_TABLE(help, is_mx, 4);
+        MOEI_FEW_TABLE(help, is_mx, 5);
+        MOEI_FEW_TABLE(help, is_mx, 6);
+    }
 }
+#define MOEI_DOT_VBMI(name, help)                                                                                      \
+    MOEI_BF16_VBMI static void moei_dot_e4m3_##name(const moei_rows *w, uint32_t n_rows, const void *const *x,         \
+                                                    uint32_t n_tokens, float *out, size_t out_stride) {                \
+        const size_t run = moei_run_e4m3(w);                                                                           \
+        for (uint32_t i = 0; i < n_tokens && !run; i += 3)                                                             \
+            moei_dot_e4m3_bf16(w, n_rows, x + i, n_tokens - i < 3 ? n_tokens - i : 3, out + i * out_stride, out_stride); \
+        if (!run) return;                                                                                              \
+        if (moei_is_mx(w)) moei_few_table(help, 1, w, n_rows, x, n_tokens, out, out_stride, run);                      \
+        else moei_few_table(help, 0, w, n_rows, x, n_tokens, out, out_stride, run);                                    \
+    }
+MOEI_DOT_VBMI(vbmi, MOEI_HELP_L2)
+MOEI_DOT_VBMI(vbmi_near, MOEI_HELP_L1)
 MOEI_BF16_VBMI static void moei_decode_fp8_vbmi(const moei_rows *w, uint32_t n_rows, void *panel) {
     const size_t run = moei_run_e4m3(w);
     if (!run) moei_decode_fp8_bf16(w, n_rows, panel);
-    else moei_rows_table(0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
+    else if (moei_is_mx(w)) moei_rows_table(MOEI_HELP_NONE, 1, 0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
+    else moei_rows_table(MOEI_HELP_NONE, 0, 0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
 }
 
 static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, NULL, NULL, NULL};
 // clang-format off
-#define MOEI_BF16_AVX512(name, fp8) {                                                                                               \
+#define MOEI_BF16_AVX512(name, dot, fp8, most) {                                                                                               \
     MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_bf16_row_bytes, moei_prepare_bf16_avx512, moei_panel_bytes_bf16, moei_panel_bf16, {\
         /* NONE         */ MOEI_NO_OPS,                                                                                        \
         /* F32          */ {NULL, moei_decode_f32_bf16, 0},                                                                    \
@@ -3371,15 +3454,15 @@ static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, NULL, NULL,
         /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                    \
         /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,                                                                           \
         /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                                 \
-        /* MXFP8        */ {moei_dot_e4m3_##fp8, moei_decode_fp8_##fp8, 3},                                                        \
-        /* FP8_BLOCK    */ {moei_dot_e4m3_##fp8, moei_decode_fp8_##fp8, 3},                                                        \
-        /* FP8_CHANNEL  */ {moei_dot_e4m3_##fp8, moei_decode_fp8_##fp8, 3},                                                        \
+        /* MXFP8        */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, most},                                                        \
+        /* FP8_BLOCK    */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, most},                                                        \
+        /* FP8_CHANNEL  */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, most},                                                        \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                          \
     &moei_packing_bf16}
-MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(, bf16);
-MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16_near = MOEI_BF16_AVX512(_near, bf16);
-MOEI_UNUSED static const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(, vbmi);
-MOEI_UNUSED static const moei_arith moei_bf16_vbmi_near = MOEI_BF16_AVX512(_near, vbmi);
+MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(, bf16, bf16, 3);
+MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16_near = MOEI_BF16_AVX512(_near, bf16, bf16, 3);
+MOEI_UNUSED static const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(, vbmi, vbmi, 6);
+MOEI_UNUSED static const moei_arith moei_bf16_vbmi_near = MOEI_BF16_AVX512(_near, vbmi_near, vbmi, 6);
 // clang-format on
 #endif
 
@@ -3673,6 +3756,8 @@ MOEI_FORCE int moei_q8_offset(uint32_t f) {
     if (moei_q8_is_wide(f)) return 128;
     return f == MOE_FORMAT_Q6_K ? 32 : f == MOE_FORMAT_Q5_0 || moei_q8_is_e2m1(f) ? 16 : f == MOE_FORMAT_Q4_0 ? 8 : f == MOE_FORMAT_Q3_K ? 4 : 0;
 }
+/* Nibbles are in order. */
+MOEI_FORCE int moei_q8_has_order(uint32_t f) { return f == MOE_FORMAT_MXFP4_HF || f == MOE_FORMAT_NVFP4_HF || f == MOE_FORMAT_INT4_GROUP; }
 /* Bytes of a step. */
 MOEI_FORCE size_t moei_q8_step_bytes(uint32_t f) {
     switch (f) {
@@ -3919,6 +4004,80 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_scales(uint32_t f, const uint8_t *p, const moe
     }
 }
 
+/* A row of scales or zero points that live apart, straight from memory: where each belongs to a power of two of blocks. Through memory
+   (moei_q8_sides) they take as long as half the weights (Zen 5, in cache: MXFP4_HF 34 GB/s, now 44; AVX2 20, now 23). */
+typedef struct moei_q8grid {
+    const uint8_t *p;
+    size_t log2, n, few; /* blocks of each; of a row; enough for a step */
+    int shift;      /* of the row's nibble in U4X8 */
+    __m128i spread; /* words to blocks */
+} moei_q8grid;
+MOEI_FORCE size_t moei_q8_log2(size_t n) { /* of a power of two, else 32 */
+    size_t i = 0;
+    while (i < 32 && (size_t)1 << i != n) i++;
+    return i;
+}
+/* What is taken apart on the way. */
+MOEI_FORCE int moei_q8_grid_is(uint32_t f, const moei_side *scale, const moei_side *zero) {
+    if (!moei_q8_has_side(f)) return 0;
+    if (!scale->data) return f == MOE_FORMAT_INT8_CHANNEL;
+    if (f == MOE_FORMAT_MXFP4_HF) return scale->type == MOE_TYPE_E8M0 && scale->cols == 32;
+    if (f == MOE_FORMAT_NVFP4_HF) return scale->type == MOE_TYPE_E4M3 && scale->cols == 16;
+    if (f == MOE_FORMAT_INT4_GROUP && zero->data && moei_q8_log2(zero->cols / 32) > 31) return 0;
+    return (scale->type == MOE_TYPE_BF16 || scale->type == MOE_TYPE_F16) && moei_q8_log2(scale->cols / 32) < 32;
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_grid_of(const moei_side *s, size_t k, moei_q8grid *g) {
+    g->p = NULL, g->log2 = moei_q8_log2(s->cols / 32), g->n = s->data ? (k + s->cols - 1) / s->cols : 0, g->shift = 0;
+    g->few = g->log2 ? 4 : 8;
+    const __m128i word = _mm_srl_epi16(_mm_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7), _mm_cvtsi64_si128((long long)g->log2));
+    g->spread = _mm_add_epi16(_mm_mullo_epi16(word, _mm_set1_epi16(0x0202)), _mm_set1_epi16(0x0100));
+}
+MOEI_FORCE void moei_q8_grid_row(moei_q8grid *g, const moei_side *s, size_t row, size_t far) {
+    const size_t line = s->rows == 1 ? row : row / s->rows;
+    if (far) moei_side_ahead(s, row + far, g->n * moei_q8_side_bytes(s->type));
+    g->p = s->data + (s->type == MOE_TYPE_U4X8 ? line / 8 : line) * s->row_stride, g->shift = (int)(4 * (line % 8));
+}
+/* n values of a row from `first` on, or, where there are fewer, its last n, the first *skip of them to be left out. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_grid_at(const moei_q8grid *g, size_t first, size_t size, size_t n, size_t *skip) {
+    const size_t at = g->n - first >= n || g->n < n ? first : g->n - n;
+    const uint8_t *p = g->p + size * at;
+    uint8_t tail[32];
+    if (g->n < n) p = (const uint8_t *)memcpy(memset(tail, 0x20, sizeof tail), p, size * (g->n - first)); /* no subnormals of any type */
+    *skip = first - at;
+    if (size * n == 32) return moei_q8_ld256(p);
+    return _mm256_castsi128_si256(size * n == 16 ? moei_q8_ld128(p) : size * n == 8 ? moei_q8_ld64(p) : moei_q8_ld32(p));
+}
+/* The scales of step i as they are: 8 bytes of MXFP4_HF, 16 of NVFP4_HF (those of first halves first), or 8 words. */
+MOEI_FORCE MOEI_AVX2 __m128i moei_q8_grid_raw(uint32_t f, const moei_q8grid *g, size_t i) {
+    const int mx = f == MOE_FORMAT_MXFP4_HF, nv = f == MOE_FORMAT_NVFP4_HF;
+    const size_t first = nv ? 16 * i : 8 * i >> (mx ? 0 : g->log2), size = mx || nv ? 1 : 2, n = nv ? 16 : mx ? 8 : g->few;
+    const __m128i from = nv ? _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15) : g->spread;
+    size_t skip = 0;
+    if (g->n - first >= n) { /* all but the last steps */
+        const uint8_t *p = g->p + size * first;
+        const __m128i v = size * n == 16 ? moei_q8_ld128(p) : moei_q8_ld64(p);
+        return mx ? v : _mm_shuffle_epi8(v, from);
+    }
+    const __m128i v = _mm256_castsi256_si128(moei_q8_grid_at(g, first, size, n, &skip)), some = _mm_set1_epi8(0x20);
+    if (mx) /* what is beyond the end must be no subnormal number: 120 cycles each */
+        return _mm_xor_si128(_mm_srl_epi64(_mm_xor_si128(v, some), _mm_cvtsi64_si128((long long)(8 * skip))), some);
+    return _mm_shuffle_epi8(v, _mm_add_epi8(from, _mm_set1_epi8((char)(nv ? skip : 2 * skip))));
+}
+/* The zero points of step i. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_grid_zero(uint32_t type, const moei_q8grid *g, size_t i) {
+    size_t skip;
+    const __m256i from = moei_q8_grid_at(g, 8 * i >> g->log2, type == MOE_TYPE_U8 ? 1 : 4, g->few, &skip);
+    const __m256i v = type == MOE_TYPE_U8 ? moei_q8_side_of(MOE_TYPE_U8, from, 1.0f, 0) : moei_q8_side_of(MOE_TYPE_U4X8, from, 1.0f, g->shift);
+    const __m256i lane = _mm256_srl_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm_cvtsi64_si128((long long)g->log2));
+    return _mm256_permutevar8x32_epi32(v, _mm256_add_epi32(lane, _mm256_set1_epi32((int)skip)));
+}
+MOEI_FORCE int moei_q8_has_zeros(uint32_t f, const moei_rows *w) { return f == MOE_FORMAT_INT4_GROUP && w->zero.data; }
+/* Before the steps of row r: where its scales and zero points are; far: rows to what is prefetched of them, or 0. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_grid_rows(uint32_t f, const moei_rows *w, size_t r, size_t far, moei_q8grid g[2]) {
+    if (w->scale.data) moei_q8_grid_row(&g[0], &w->scale, w->row0 + r, far);
+    if (moei_q8_has_zeros(f, w)) moei_q8_grid_row(&g[1], &w->zero, w->row0 + r, far);
+}
+
 /* ---- from integer sums to the accumulators ---- */
 
 /* What times sum16 is to be added to the sums over the first and second 16 of every block: the offset that is still in the weights,
@@ -3978,19 +4137,12 @@ MOEI_FORCE MOEI_AVX2 __m256i moei_q8_two(const uint8_t *p, const uint8_t *q) { /
 }
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_low4(__m256i v) { return moei_q8_and(v, 15); }
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_high4(__m256i v) { return moei_q8_and(_mm256_srli_epi16(v, 4), 15); }
-/* v | what w has of mask after lane b was shifted right by shift[b % 4] */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_or(__m256i v, __m256i w, int s0, int s1, int s2, int s3, int mask) {
-    return _mm256_or_si256(v, moei_q8_and(_mm256_srlv_epi32(w, _mm256_setr_epi32(s0, s1, s2, s3, s0, s1, s2, s3)), mask));
-}
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_each4(__m256i v, size_t j) { /* dword j of 4 to all 4 */
     const __m256i first = _mm256_set1_epi32(0x03020100);
     return _mm256_shuffle_epi8(v, _mm256_add_epi8(first, _mm256_set1_epi8((char)(4 * j))));
 }
-/* 16 bytes with a bit per block: those of blocks 0 - 3 from bit `to` on in the low half, those of 4 - 7 in the high half. */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_planes(const uint8_t *p, int to) {
-    const __m128i b = moei_q8_ld128(p);
-    return moei_q8_both128(_mm_slli_epi32(b, to), to == 4 ? b : _mm_srli_epi32(b, 4 - to));
-}
+/* 16 bytes with a bit per block: those of blocks 0 - 3 from bit 4 on in the low half, those of 4 - 7 in the high half. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_planes(const uint8_t *p) { return moei_q8_both128(_mm_slli_epi32(moei_q8_ld128(p), 4), moei_q8_ld128(p)); }
 /* t[j] = dword j of 16 bytes of every block; the second and the third block are `one` and `two` bytes behind the first. */
 MOEI_FORCE MOEI_AVX2 void moei_q8_columns_avx2(const uint8_t *p, size_t one, size_t two, __m256i t[4]) {
     __m256i a[4], b[4];
@@ -4008,14 +4160,14 @@ MOEI_FORCE MOEI_AVX2 __m128i moei_q8_e2m1_table(void) { return _mm_setr_epi8(16,
 MOEI_FORCE MOEI_AVX2 __m128i moei_q8_iq4_table(void) {
     return _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);
 }
-/* Low nibbles are the first half of a block (of 16 weights in NVFP4), or nibbles are in order. */
-MOEI_FORCE MOEI_AVX2 void moei_q8_nibbles_avx2(uint32_t f, const __m256i t[4], __m256i v[8]) {
+/* Low nibbles are the first half of a block (of 16 weights in NVFP4), or nibbles are in order; sorted: as moei_q8_sort_256 has them. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_nibbles_avx2(uint32_t f, int sorted, const __m256i t[4], __m256i v[8]) {
     MOEI_UNROLL for (int j = 0; j < 4; j++) {
         const __m256i low = moei_q8_low4(t[j]), high = moei_q8_high4(t[j]);
-        if (f == MOE_FORMAT_MXFP4_HF || f == MOE_FORMAT_NVFP4_HF || f == MOE_FORMAT_INT4_GROUP) {
+        if (moei_q8_has_order(f) && !sorted) {
             const __m256 a = _mm256_castsi256_ps(_mm256_unpacklo_epi8(low, high)), b = _mm256_castsi256_ps(_mm256_unpackhi_epi8(low, high));
             v[2 * j] = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), v[2 * j + 1] = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
-        } else if (f == MOE_FORMAT_NVFP4) v[j / 2 * 4 + j % 2] = low, v[j / 2 * 4 + j % 2 + 2] = high;
+        } else if (f == MOE_FORMAT_NVFP4 || moei_q8_has_order(f)) v[j / 2 * 4 + j % 2] = low, v[j / 2 * 4 + j % 2 + 2] = high;
         else v[j] = low, v[j + 4] = high;
     }
 }
@@ -4036,7 +4188,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_q45k_avx2(uint32_t f, const uint8_t *p, __m256
     MOEI_UNROLL for (int h = 0; h < 2; h++) {
         const uint8_t *q = p + (five ? 48 : 16) + 16 * h;
         const __m256i a = moei_q8_two(q, q + 64), b = moei_q8_two(q + 32, q + 96);
-        const __m256i bits = moei_q8_planes(p + 16 + 16 * h, 4), bits2 = _mm256_srli_epi16(bits, 2);
+        const __m256i bits = moei_q8_planes(p + 16 + 16 * h), bits2 = _mm256_srli_epi16(bits, 2);
         MOEI_UNROLL for (int i = 0; i < 2; i++) {
             const __m256i u = i ? _mm256_unpackhi_epi32(a, b) : _mm256_unpacklo_epi32(a, b);
             __m256i even = moei_q8_low4(u), odd = moei_q8_high4(u);
@@ -4061,15 +4213,31 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_q6k_avx2(const uint8_t *p, __m256i v[8]) { /* 
         }
     }
 }
-MOEI_FORCE MOEI_AVX2 void moei_q8_q23k_avx2(uint32_t f, const uint8_t *p, __m256i v[8]) { /* 32 bytes hold four blocks */
-    const __m256i none = _mm256_setzero_si256();
+MOEI_FORCE MOEI_AVX2 void moei_q8_q2k_avx2(const uint8_t *p, __m256i v[8]) { /* 32 bytes hold four blocks */
+    const __m256i shift = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
     MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
-        const uint8_t *q = p + (f == MOE_FORMAT_Q3_K ? 32 : 16) + j / 4 * 16;
-        v[j] = moei_q8_or(none, moei_q8_each4(moei_q8_two(q, q + 32), j % 4), 0, 2, 4, 6, 3);
-        if (f == MOE_FORMAT_Q3_K) v[j] = moei_q8_or(v[j], moei_q8_each4(moei_q8_planes(p + j / 4 * 16, 2), j % 4), 0, 1, 2, 3, 4);
+        const uint8_t *q = p + 16 + j / 4 * 16;
+        v[j] = moei_q8_and(_mm256_srlv_epi32(moei_q8_each4(moei_q8_two(q, q + 32), j % 4), shift), 3);
     }
 }
-MOEI_FORCE MOEI_AVX2 void moei_q8_bytes_avx2(uint32_t f, int vex, const uint8_t *p, __m256i v[8]) {
+/* As Q2_K, and a bit more: first all three bits of a weight to a nibble, those of blocks 0 and 2 (4 and 6) to one byte, of 1 and 3 to another;
+   the bits of four blocks, a nibble too, are looked up. (Zen 5, in cache: bit by bit 14 GB/s, so 16.) */
+MOEI_FORCE MOEI_AVX2 void moei_q8_q3k_avx2(const uint8_t *p, __m256i v[8]) {
+    const __m256i even_bits = moei_q8_both(_mm_setr_epi8(0, 4, 0, 4, 64, 68, 64, 68, 0, 4, 0, 4, 64, 68, 64, 68));
+    const __m256i odd_bits = moei_q8_both(_mm_setr_epi8(0, 0, 4, 4, 0, 0, 4, 4, 64, 64, 68, 68, 64, 64, 68, 68));
+    MOEI_UNROLL for (int h = 0; h < 2; h++) {
+        const __m256i q = moei_q8_two(p + 32 + 16 * h, p + 64 + 16 * h);
+        const __m256i bits = moei_q8_low4(_mm256_srlv_epi64(moei_q8_both(moei_q8_ld128(p + 16 * h)), _mm256_setr_epi64x(0, 0, 4, 4)));
+        const __m256i even = moei_q8_plus(_mm256_shuffle_epi8(even_bits, bits), q, 0x33);
+        const __m256i odd = moei_q8_plus(_mm256_shuffle_epi8(odd_bits, bits), _mm256_srli_epi16(q, 2), 0x33);
+        MOEI_UNROLL for (int i = 0; i < 2; i++) {
+            const __m256i u = i ? _mm256_unpackhi_epi32(even, odd) : _mm256_unpacklo_epi32(even, odd);
+            const __m256i low = moei_q8_low4(u), high = moei_q8_high4(u);
+            v[4 * h + 2 * i] = _mm256_unpacklo_epi64(low, high), v[4 * h + 2 * i + 1] = _mm256_unpackhi_epi64(low, high);
+        }
+    }
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_bytes_avx2(uint32_t f, int vex, int sorted, const uint8_t *p, __m256i v[8]) {
     const size_t size = moei_q8_step_bytes(f) / 8; /* of a block, where blocks are of 32 */
     __m256i t[4];
     switch (f) {
@@ -4080,13 +4248,13 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_bytes_avx2(uint32_t f, int vex, const uint8_t 
     case MOE_FORMAT_Q4_K:
     case MOE_FORMAT_Q5_K: moei_q8_q45k_avx2(f, p, v); break;
     case MOE_FORMAT_Q6_K: moei_q8_q6k_avx2(p, v); break;
-    case MOE_FORMAT_Q2_K:
-    case MOE_FORMAT_Q3_K: moei_q8_q23k_avx2(f, p, v); break;
+    case MOE_FORMAT_Q2_K: moei_q8_q2k_avx2(p, v); break;
+    case MOE_FORMAT_Q3_K: moei_q8_q3k_avx2(p, v); break;
     default:
         if (f == MOE_FORMAT_NVFP4) moei_q8_columns_avx2(p + 4, 16, 36, t);
         else if (f == MOE_FORMAT_IQ4_XS) moei_q8_columns_avx2(p + 8, 16, 32, t);
         else moei_q8_columns_avx2(p + size - 16, size, 2 * size, t);
-        moei_q8_nibbles_avx2(f, t, v);
+        moei_q8_nibbles_avx2(f, sorted, t, v);
     }
     if (f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1) moei_q8_fifth_avx2(p + size - 20, size, v);
     MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
@@ -4165,11 +4333,11 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_step_avx2(uint32_t f, int vex, int rows, int c
         by[0][r] = by[1][r] = _mm256_set1_epi16(1);
         moei_q8_less(f, offset, &e[r]->s, less[r]);
         if (!sub) continue;
-        const __m256i up = _mm256_slli_epi32(e[r]->s.sub, 16);
-        if (vex) by[0][r] = _mm256_srai_epi32(up, 16), by[1][r] = _mm256_srai_epi32(e[r]->s.sub, 16);
-        else {
-            by[0][r] = _mm256_blend_epi16(e[r]->s.sub, up, 0xaa);
-            by[1][r] = _mm256_blend_epi16(_mm256_srli_epi32(e[r]->s.sub, 16), e[r]->s.sub, 0xaa);
+        if (vex) by[0][r] = _mm256_srai_epi32(_mm256_slli_epi32(e[r]->s.sub, 16), 16), by[1][r] = _mm256_srai_epi32(e[r]->s.sub, 16);
+        else { /* twice each */
+            const __m256i first = moei_q8_both(_mm_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13));
+            by[0][r] = _mm256_shuffle_epi8(e[r]->s.sub, first);
+            by[1][r] = _mm256_shuffle_epi8(e[r]->s.sub, _mm256_add_epi8(first, _mm256_set1_epi8(2)));
         }
     }
     MOEI_UNROLL for (int h = 0; h <= halves; h++) {
@@ -4200,56 +4368,159 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_scales_k_avx2(const uint8_t *p, __m256 *d, __m
     *d = _mm256_mul_ps(_mm256_broadcastss_ps(f), moei_q8_i8f(_mm_cvtsi64_si128((long long)((six & 0xffffffffu) | more << 32))));
     *m = _mm256_mul_ps(_mm256_broadcastss_ps(_mm_movehdup_ps(f)), moei_q8_i8f(_mm_cvtsi64_si128((long long)(six >> 32 | (more >> 32 << 32)))));
 }
-MOEI_FORCE MOEI_AVX2 void moei_q8_entry_avx2(uint32_t f, int vex, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8entry *e) {
+/* As moei_q8_scales_q3, likewise. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_scales_q3_avx2(const uint8_t *p) {
+    const uint64_t a = moei_q8_u32(p) | (uint64_t)moei_q8_u32(p + 4) << 32, c = moei_q8_u32(p + 8);
+    const uint64_t four = 0x0f0f0f0f0f0f0f0fu, two = 0x3030303030303030u;
+    const uint64_t low = (a & four) | ((c << 4 | c << 34) & two), high = (a >> 4 & four) | ((c | c >> 2 << 32) & two);
+    const __m128i b = _mm_insert_epi64(_mm_cvtsi64_si128((long long)low), (long long)high, 1);
+    return _mm256_cvtepi8_epi16(_mm_sub_epi8(b, _mm_set1_epi8(32)));
+}
+/* As moei_q8_scales_iq4xs, likewise: nibbles and pairs of bits are spread to bytes. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_scales_iq4xs_avx2(const uint8_t *p) {
+    uint64_t low = moei_q8_u32(p + 4), high = moei_q8_u16(p + 2);
+    low = (low | low << 16) & 0x0000ffff0000ffffu, high = (high | high << 24) & 0x000000ff000000ffu;
+    low = (low | low << 8) & 0x00ff00ff00ff00ffu, high = (high | high << 12) & 0x000f000f000f000fu;
+    low = (low | low << 4) & 0x0f0f0f0f0f0f0f0fu, high = (high | high << 6) & 0x0303030303030303u;
+    const __m128i b = _mm_sub_epi8(_mm_cvtsi64_si128((long long)(low | high << 4)), _mm_set1_epi8(32));
+    return _mm256_mul_ps(moei_q8_half1(p), moei_q8_i8f(b));
+}
+MOEI_FORCE MOEI_AVX2 void moei_q8_entry_avx2(uint32_t f, int vex, int sorted, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8entry *e) {
     if (f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K) moei_q8_scales_k_avx2(p, &e->s.d, &e->s.m);
+    else if (f == MOE_FORMAT_Q3_K) e->s.d = moei_q8_half1(p + 108), e->s.sub = moei_q8_scales_q3_avx2(p + 96);
+    else if (f == MOE_FORMAT_IQ4_XS) e->s.d = moei_q8_scales_iq4xs_avx2(p);
     else moei_q8_scales(f, p, side, j, &e->s);
-    moei_q8_bytes_avx2(f, vex, p, e->v);
+    moei_q8_bytes_avx2(f, vex, sorted, p, e->v);
 }
 
 /* ---- 256 bits: straight from the rows ---- */
 
 /* COST        of one token on Zen 5, GB/s in cache (avxvnni), where memory gives a core 38 and two 31 each: Q8_0 51 (56), Q4_0 34 (34),
-               Q4_1 36 (39), Q6_K 32 (34), Q4_K 30 (31), MXFP4 25 (28), NVFP4 25 (28), Q5_K 24 (26), IQ4_NL 24 (29), Q5_0 22 (23),
-               IQ4_XS 21 (24), Q2_K 18 (18), Q3_K 13 (12): 16 to 37 cycles a step, 4 vector instructions in each. A block to a register
-               and its sums folded for every token (34 instructions a token) was as fast at one token (Q5_K, Q3_K: 27, 14), and at 4
-               tokens 10.5 GB/s where this has 15 (Q4_0; avxvnni 18). */
+               Q4_1 36 (39), Q6_K 32 (34), Q4_K 30 (31), INT4_GROUP 28, MXFP4_HF 26 (28), MXFP4 25 (28), NVFP4 25 (28), Q5_K 24 (26),
+               IQ4_NL 24 (29), Q5_0 22 (23), NVFP4_HF 21, IQ4_XS 22 (24), Q2_K 19 (18), Q3_K 17 (18): 16 to 27 cycles a step, 4 vector
+               instructions in each. A block to a register and its sums folded for every token (34 instructions a token) was as fast at
+               one token (Q5_K: 27), and at 4 tokens 10.5 GB/s where this has 15 (Q4_0; avxvnni 18). */
 enum { MOEI_Q8_SHARE = 4 }; /* up to so many tokens share a step that stays in registers, more go through panels */
 
-/* Rows times n tokens, a constant. */
-MOEI_FORCE MOEI_AVX2 void moei_q8_rows_256(uint32_t f, int vex, const moei_rows *w, uint32_t n_rows, const void *const *x, int n, float *out,
-                                           size_t out_stride) {
-    const size_t full = w->k / 256, steps = (w->k + 255) / 256;
+/* Scales of step i from memory. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_near_256(uint32_t f, const moei_rows *w, const moei_q8grid g[2], size_t i, moei_q8s *s) {
+    const __m256i one = _mm256_castps_si256(_mm256_set1_ps(1.0f)), raw = w->scale.data ? _mm256_castsi128_si256(moei_q8_grid_raw(f, &g[0], i)) : one;
+    if (moei_q8_is_nvfp4(f)) {
+        s->d = _mm256_castsi256_ps(moei_q8_side_of(MOE_TYPE_E4M3, raw, 0.5f, 0));
+        s->m = _mm256_castsi256_ps(moei_q8_side_of(MOE_TYPE_E4M3, _mm256_bsrli_epi128(raw, 8), 0.5f, 0));
+    } else if (f == MOE_FORMAT_MXFP4_HF) s->d = _mm256_castsi256_ps(moei_q8_side_of(MOE_TYPE_E8M0, raw, 0.5f, 0));
+    else if (!w->scale.data) s->d = _mm256_castsi256_ps(one);
+    else if (w->scale.type == MOE_TYPE_BF16) s->d = _mm256_castsi256_ps(moei_q8_side_of(MOE_TYPE_BF16, raw, 1.0f, 0));
+    else s->d = _mm256_castsi256_ps(moei_q8_side_of(MOE_TYPE_F16, raw, 1.0f, 0));
+    if (f == MOE_FORMAT_INT4_GROUP) s->zero = w->zero.data ? moei_q8_grid_zero(w->zero.type, &g[1], i) : _mm256_set1_epi32(8);
+}
+/* Steps k .. k_end of rows that begin there, times n tokens, a constant; where k does not begin or end, sums are in memory. */
+typedef struct moei_q8sums { /* of a row or two */
+    float v[MOEI_Q8_SHARE][16];
+} moei_q8sums;
+typedef void moei_q8_few_fn(const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end, const moei_q8 *const *x, moei_q8sums *sums, float *out,
+                            size_t out_stride);
+MOEI_FORCE MOEI_AVX2 void moei_q8_rows_256(uint32_t f, int vex, int near, const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,
+                                           const moei_q8 *const *x, int n, moei_q8sums *sums, float *out, size_t out_stride) {
+    const size_t full = w->k / 256, steps = (w->k + 255) / 256, size = moei_q8_step_bytes(f);
+    const size_t far = MOEI_AHEAD_BYTES / ((k_end - k) * size + 1) + 1;
     uint8_t tail[272];
     moei_q8side side;
+    moei_q8grid grid[2];
+    if (near) moei_q8_grid_of(&w->scale, w->k, &grid[0]), moei_q8_grid_of(&w->zero, w->k, &grid[1]);
     for (uint32_t r = 0; r < n_rows; r++) {
-        const size_t ahead = moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
+        const size_t ahead = moei_ahead_at(w, n_rows, r, far);
         const uint8_t *p = moei_row(w, r);
         __m256 acc[MOEI_Q8_SHARE];
-        MOEI_UNROLL for (int t = 0; t < n; t++) acc[t] = _mm256_setzero_ps();
-        for (size_t i = 0; i < steps; i++, p += moei_q8_step_bytes(f)) {
+        if (near) moei_q8_grid_rows(f, w, r, k ? 0 : far, grid);
+        MOEI_UNROLL for (int t = 0; t < n; t++) acc[t] = k ? _mm256_loadu_ps(sums[r].v[t]) : _mm256_setzero_ps();
+        for (size_t i = k; i < k_end; i++, p += size) {
             moei_q8entry step;
             const moei_q8entry *e = &step;
             const moei_q8 *q[MOEI_Q8_SHARE];
             if (i == full) p = moei_q8_tail(f, w, p, tail);
-            else moei_q8_prefetch(p + ahead, moei_q8_step_bytes(f));
-            if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
-            moei_q8_entry_avx2(f, vex, p, &side, i % MOEI_Q8_CHUNK, &step);
-            MOEI_UNROLL for (int t = 0; t < n; t++) q[t] = (const moei_q8 *)x[t] + i;
+            else moei_q8_prefetch(p + ahead, size);
+            if (near) {
+                moei_q8_near_256(f, w, grid, i, &step.s);
+                moei_q8_bytes_avx2(f, vex, 1, p, step.v);
+            } else {
+                if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
+                moei_q8_entry_avx2(f, vex, 1, p, &side, i % MOEI_Q8_CHUNK, &step);
+            }
+            MOEI_UNROLL for (int t = 0; t < n; t++) q[t] = x[t] + (i - k);
             moei_q8_step_avx2(f, vex, 1, n, &e, q, acc);
         }
-        MOEI_UNROLL for (int t = 0; t < n; t++) out[(size_t)t * out_stride + r] = moei_q8_tree(acc[t]);
+        MOEI_UNROLL for (int t = 0; t < n; t++) {
+            if (k_end < steps) _mm256_storeu_ps(sums[r].v[t], acc[t]);
+            else out[(size_t)t * out_stride + r] = moei_q8_tree(acc[t]);
+        }
     }
 }
-MOEI_FORCE MOEI_AVX2 void moei_q8_dot_256(uint32_t f, int vex, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
-                                          float *out, size_t out_stride) {
-    if (n_tokens == 1) moei_q8_rows_256(f, vex, w, n_rows, x, 1, out, out_stride);
-    else if (n_tokens == 2) moei_q8_rows_256(f, vex, w, n_rows, x, 2, out, out_stride);
-    else if (n_tokens == 3) moei_q8_rows_256(f, vex, w, n_rows, x, 3, out, out_stride);
-    else moei_q8_rows_256(f, vex, w, n_rows, x, MOEI_Q8_SHARE, out, out_stride);
+/* All but q. (gcc copies structs by rep movs, 50 cycles.) */
+MOEI_FORCE MOEI_AVX2 void moei_q8_copy_rest(const moei_q8 *from, moei_q8 *to) {
+    _mm256_storeu_ps(to->d, _mm256_loadu_ps(from->d)), _mm256_storeu_ps(to->s, _mm256_loadu_ps(from->s));
+    _mm256_storeu_si256((__m256i *)(void *)to->sum, moei_q8_ld256(from->sum));
+    _mm256_storeu_si256((__m256i *)(void *)to->sum16, moei_q8_ld256(from->sum16));
 }
+/* Where nibbles are in order: of every 8 values of a block the even ones, then the odd ones (of 16, as NVFP4 has its own), once for all
+   rows rather than of every row's weights (Zen 5, one token in cache, AVX2: MXFP4_HF 20 GB/s, so 24). */
+static MOEI_AVX2 void moei_q8_sort_256(const moei_q8 *from, moei_q8 *to) {
+    const __m256i two = moei_q8_both(_mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
+    moei_q8_copy_rest(from, to);
+    MOEI_UNROLL for (int j = 0; j < 4; j++) {
+        const __m256i a = _mm256_shuffle_epi8(moei_q8_ld256(from->q[2 * j]), two), b = _mm256_shuffle_epi8(moei_q8_ld256(from->q[2 * j + 1]), two);
+        const int at = j / 2 * 4 + j % 2;
+        _mm256_storeu_si256((__m256i *)(void *)to->q[at], _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa));
+        _mm256_storeu_si256((__m256i *)(void *)to->q[at + 2], _mm256_blend_epi16(_mm256_srli_epi32(a, 16), b, 0xaa));
+    }
+}
+/* Up to MOEI_Q8_SHARE tokens: all steps of rows or, where the tokens would not stay in L1, rows in turns, a part of k at a time: else they
+   came from L2 for every row (Zen 5, VNNI, two cores, k = 14336, % of the read bandwidth at 2, 3 and 4 tokens: Q4_K 83 86 84, was
+   77 55 51; MXFP4_HF 88 89 74, was 65 49 36. Parts of 16 or 32 steps are up to 15 points slower at 2 tokens). */
+enum { MOEI_Q8_PART = 8, MOEI_Q8_ROUND = 32, MOEI_Q8_L1 = 48, MOEI_Q8_ONE = 64 }; /* steps; rows; steps of all tokens, of one, in L1 */
+static MOEI_AVX2 void moei_q8_turns(moei_q8_few_fn *few, void (*sort)(const moei_q8 *, moei_q8 *), const moei_rows *w, uint32_t n_rows,
+                                    const void *const *x, uint32_t n, float *out, size_t out_stride) {
+    const size_t steps = (w->k + 255) / 256, step = moei_q8_step_bytes(w->format);
+    const int turns = steps * n > (n == 1 ? MOEI_Q8_ONE : MOEI_Q8_L1);
+    uint8_t room[MOEI_Q8_ONE * sizeof(moei_q8) + 63];
+    moei_q8 *const sorted = (moei_q8 *)(void *)(((uintptr_t)room + 63) & ~(uintptr_t)63);
+    moei_q8sums sums[MOEI_Q8_ROUND];
+    moei_rows part = *w;
+    for (uint32_t r = 0, rows; r < n_rows; r += rows) {
+        rows = turns && n_rows - r > MOEI_Q8_ROUND ? (uint32_t)MOEI_Q8_ROUND : n_rows - r, part.row0 = w->row0 + r;
+        for (size_t k = 0, end; k < steps; k = end) {
+            const moei_q8 *q[MOEI_Q8_SHARE];
+            end = turns && steps - k > MOEI_Q8_PART ? k + MOEI_Q8_PART : steps;
+            for (uint32_t t = 0; t < n; t++) {
+                q[t] = (const moei_q8 *)x[t] + k;
+                if (!sort) continue;
+                moei_q8 *to = sorted + t * (end - k);
+                for (size_t i = 0; i < end - k; i++) sort(q[t] + i, to + i);
+                q[t] = to;
+            }
+            part.data = w->data + k * step;
+            part.prefetch = end < steps ? moei_row(w, r) + end * step : r + rows < n_rows ? moei_row(w, r + rows) : w->prefetch;
+            few(&part, rows, k, end, q, sums, out + r, out_stride);
+        }
+    }
+}
+#define MOEI_Q8_TIMES_256(isa, vex, f, n)                                                                                \
+    static MOEI_AVX2 void moei_q8_times##n##_##isa##_##f(const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,    \
+                                                         const moei_q8 *const *x, moei_q8sums *sums, float *out, size_t out_stride) { \
+        if (moei_q8_grid_is(MOE_FORMAT_##f, &w->scale, &w->zero))                                                        \
+            moei_q8_rows_256(MOE_FORMAT_##f, vex, 1, w, n_rows, k, k_end, x, n, sums, out, out_stride);                  \
+        else moei_q8_rows_256(MOE_FORMAT_##f, vex, 0, w, n_rows, k, k_end, x, n, sums, out, out_stride);                 \
+    }
+#define MOEI_Q8_TURNS(isa, target, f, sort)                                                                              \
+    static target void moei_q8_dot_##isa##_##f(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, \
+                                               float *out, size_t out_stride) {                                          \
+        static moei_q8_few_fn *const few[] = {moei_q8_times1_##isa##_##f, moei_q8_times2_##isa##_##f, moei_q8_times3_##isa##_##f, \
+                                              moei_q8_times4_##isa##_##f};                                               \
+        moei_q8_turns(few[n_tokens - 1], moei_q8_has_order(MOE_FORMAT_##f) ? sort : NULL, w, n_rows, x, n_tokens, out, out_stride); \
+    }
 #define MOEI_Q8_DOT_256(isa, vex, f)                                                                                     \
-    static MOEI_AVX2 void moei_q8_dot_##isa##_##f(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, \
-        float *out, size_t out_stride) { moei_q8_dot_256(MOE_FORMAT_##f, vex, w, n_rows, x, n_tokens, out, out_stride); }
+    MOEI_Q8_TIMES_256(isa, vex, f, 1) MOEI_Q8_TIMES_256(isa, vex, f, 2) MOEI_Q8_TIMES_256(isa, vex, f, 3)                \
+    MOEI_Q8_TIMES_256(isa, vex, f, 4) MOEI_Q8_TURNS(isa, MOEI_AVX2, f, moei_q8_sort_256)
 #define MOEI_Q8_FORMATS(X, isa, target)                                                                                  \
     X(isa, target, Q8_0) X(isa, target, Q4_0) X(isa, target, Q4_1) X(isa, target, Q5_0) X(isa, target, Q5_1)             \
     X(isa, target, Q2_K) X(isa, target, Q3_K) X(isa, target, Q4_K) X(isa, target, Q5_K) X(isa, target, Q6_K)             \
@@ -4383,7 +4654,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_256(uint32_t f, int vex, const moei_row
     moei_q8side side;
     if (moei_q8_has_side(f)) moei_q8_sides(f, w, r, i, &side);
     for (size_t j = 0; j < n; j++, p += moei_q8_step_bytes(f))
-        moei_q8_entry_avx2(f, vex, i + j == full ? moei_q8_tail(f, w, p, tail) : p, &side, j, e + j);
+        moei_q8_entry_avx2(f, vex, 0, i + j == full ? moei_q8_tail(f, w, p, tail) : p, &side, j, e + j);
 }
 #define MOEI_Q8_UNPACK_256(isa, vex, f)                                                                                  \
     static MOEI_AVX2 void moei_q8_unpack_##isa##_##f(const moei_rows *w, size_t r, size_t i, moei_q8entry *e) {          \
@@ -4483,11 +4754,10 @@ MOEI_Q8_ARITH_256(AVXVNNI, avxvnni)
                sums in order. What puts the weights there is paid once per step and not once per token.
    COST        on Zen 5 (4 vector micro-ops a cycle: dot products and multiplications go to pipes 0 and 1, permutations to 1 and 2,
                shifts and conversions to 2 and 3, logic, unpacking and shufps anywhere; 2.7 are reached; a load that crosses a line
-               takes two of two). GB/s in cache with 1, 2 and 4 tokens, where memory gives 36 to one core and 60 to two: Q8_0 70 53 34,
-               Q4_0 58 42 27, Q4_1 58 43 27, Q5_0 44 36 25, Q5_1 47 38 27, Q4_K 48 37 24, Q5_K 51 39 27, Q6_K 50 42 28, IQ4_NL 57 41 25,
-               IQ4_XS 44 35 23, MXFP4 44 32 22, MXFP4_HF 43 32 21, NVFP4 41 31 18, INT4_GROUP 45 36 23, INT8_CHANNEL 83 57 35. Bound by
-               it: NVFP4_HF 34 26 18, Q3_K 32 25 16, Q2_K 31 21 14: few bytes for the dot products of 256 weights.
-               (One token in twos: see moei_q8_together.) */
+               takes two of two). GB/s in cache with 1, 2 and 4 tokens, where memory gives 36 to one core and 60 to two: Q8_0 71 52 34,
+               Q4_0 56 40 26, Q4_1 58 43 27, Q5_0 44 36 25, Q5_1 47 38 27, Q4_K 42 34 24, Q5_K 51 39 27, Q6_K 50 42 28, IQ4_NL 57 41 25,
+               IQ4_XS 44 35 23, MXFP4 44 32 22, MXFP4_HF 41 32 22, NVFP4 40 31 19, INT4_GROUP 36 29 20, INT8_CHANNEL 78 50 33. Bound by
+               it: NVFP4_HF 34 27 18, Q3_K 31 25 16, Q2_K 27 21 14: few bytes for the dot products of 256 weights. */
 
 #if defined(__GNUC__) || defined(__clang__)
 #define MOEI_PIN512(v) __asm__("" : "+v"(v)) /* as MOEI_PIN */
@@ -4578,20 +4848,6 @@ MOEI_FORCE MOEI_VNNI void moei_q8_znibbles(__m512i low, __m512i m0, __m512i m1, 
     v[0] = _mm512_and_si512(m0, low), v[2] = _mm512_and_si512(_mm512_srli_epi16(m0, 4), low);
     v[1] = _mm512_and_si512(m1, low), v[3] = _mm512_and_si512(_mm512_srli_epi16(m1, 4), low);
 }
-/* Nibbles in order: v[0], v[1] are the even and the odd ones of v[0], v[1] yet to be interleaved, v[2] and v[3] too. */
-MOEI_FORCE MOEI_VNNI void moei_q8_znibbles_hf(__m512i low, const __m512i *z, __m512i v[4]) {
-    MOEI_UNROLL for (int i = 0; i < 4; i += 2) { /* in 16 bytes a dword of two blocks, and the next one */
-        const __m512i from = _mm512_add_epi32(_mm512_setr_epi32(0, 4, 1, 5, 16, 20, 17, 21, 8, 12, 9, 13, 24, 28, 25, 29), _mm512_set1_epi32(i));
-        const __m512i m = _mm512_permutex2var_epi32(z[0], from, z[1]);
-        v[i] = _mm512_and_si512(m, low), v[i + 1] = _mm512_and_si512(_mm512_srli_epi16(m, 4), low);
-    }
-}
-MOEI_FORCE MOEI_VNNI void moei_q8_interleave(__m512i v[4]) {
-    MOEI_UNROLL for (int i = 0; i < 4; i += 2) {
-        const __m512i low = v[i], high = v[i + 1];
-        v[i] = _mm512_unpacklo_epi8(low, high), v[i + 1] = _mm512_unpackhi_epi8(low, high);
-    }
-}
 /* 8 blocks of 32 bytes, `size` apart. */
 MOEI_FORCE MOEI_VNNI void moei_q8_z8bit(const uint8_t *p, size_t size, __m512i v[4]) {
     __m512i z[4], t[4];
@@ -4652,7 +4908,6 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_zfifth(__m512i v, __m512i head, __m512i six
 }
 MOEI_FORCE MOEI_VNNI void moei_q8_bytes_vnni(uint32_t f, const uint8_t *p, const __m512i *z, const moei_q8fixed *c, __m512i v[4]) {
     const size_t size = moei_q8_step_bytes(f) / 8;
-    const int hf = f == MOE_FORMAT_MXFP4_HF || f == MOE_FORMAT_NVFP4_HF || f == MOE_FORMAT_INT4_GROUP;
     switch (f) {
     case MOE_FORMAT_Q8_0: moei_q8_z8bit(p + 2, 34, v); break;
     case MOE_FORMAT_INT8_CHANNEL: moei_q8_z8bit(p, 32, v); break;
@@ -4669,16 +4924,16 @@ MOEI_FORCE MOEI_VNNI void moei_q8_bytes_vnni(uint32_t f, const uint8_t *p, const
         const __m512i from = _mm512_setr_epi32(1, 2, 5, 6, 17, 18, 21, 22, 10, 11, 14, 15, 26, 27, 30, 31);
         const __m512i m0 = _mm512_permutex2var_epi32(z[0], from, z[1]);
         moei_q8_znibbles(c->low, m0, _mm512_permutex2var_epi32(z[2], from, z[3]), v);
-        const __m512i swap = v[1]; /* 8 bytes are half a block here */
-        v[1] = v[2], v[2] = swap;
         break;
     }
     case MOE_FORMAT_IQ4_XS:
-        moei_q8_znibbles(c->low, moei_q8_qwords(z[0], z[1], 0, 2, 4, 6, 8, 10, 12, 14), moei_q8_qwords(z[0], z[1], 1, 3, 5, 7, 9, 11, 13, 15), v);
-        break;
-    case MOE_FORMAT_MXFP4_HF:
+    case MOE_FORMAT_MXFP4_HF: /* these three as moei_q8_sort_vnni has them */
     case MOE_FORMAT_NVFP4_HF:
-    case MOE_FORMAT_INT4_GROUP: moei_q8_znibbles_hf(c->low, z, v); break;
+    case MOE_FORMAT_INT4_GROUP: {
+        const __m512i m1 = moei_q8_qwords(z[0], z[1], 1, 3, 5, 7, 9, 11, 13, 15);
+        moei_q8_znibbles(c->low, moei_q8_qwords(z[0], z[1], 0, 2, 4, 6, 8, 10, 12, 14), m1, v);
+        break;
+    }
     case MOE_FORMAT_Q4_0:
     case MOE_FORMAT_IQ4_NL: {
         const __m512i from = moei_q8_words(1, 10, 19, 28, 33, 42, 51, 60);
@@ -4693,7 +4948,10 @@ MOEI_FORCE MOEI_VNNI void moei_q8_bytes_vnni(uint32_t f, const uint8_t *p, const
         if (f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1) v[j] = moei_q8_zfifth(v[j], head, c->high, size - 20 + (size_t)j);
         if (moei_q8_is_e2m1(f) || f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS) v[j] = _mm512_shuffle_epi8(c->table, v[j]);
     }
-    if (hf) moei_q8_interleave(v);
+    if (f == MOE_FORMAT_NVFP4 || moei_q8_has_order(f)) { /* 8 bytes are 16 weights in a row */
+        const __m512i swap = v[1];
+        v[1] = v[2], v[2] = swap;
+    }
 }
 
 /* Scales as moei_q8_scales; where a few registers hold all of a step, one permutation replaces 8 scalar loads. */
@@ -4754,11 +5012,10 @@ MOEI_FORCE MOEI_VNNI void moei_q8_sums2(uint32_t f, __m512i a, __m512i b, __m512
 }
 enum { MOEI_Q8_FEW = 4 }; /* up to so many tokens share an unpacked step, more go through panels: 3 to 8 were tried (Zen 4) */
 
-/* The last, partial step of the row at p. It is copied when the row begins: read at once, its lines would wait for the stores to reach L1
+/* The last, partial step of a row, at p. It is copied when the row begins: read at once, its lines would wait for the stores to reach L1
    (Zen 5, k = 2880: Q4_0 30 GB/s in cache, so 54). Padded with what is a small normal number in any type of scale: 0 in e8m0 is not. */
-MOEI_FORCE MOEI_VNNI void moei_q8_cut(uint32_t f, const moei_rows *w, const uint8_t *p, uint8_t *tail) {
-    const size_t step = moei_q8_step_bytes(f), n = w->k % 256 / 32 * (step / 8);
-    p += w->k / 256 * step;
+MOEI_FORCE MOEI_VNNI void moei_q8_cut(uint32_t f, size_t k, const uint8_t *p, uint8_t *tail) {
+    const size_t step = moei_q8_step_bytes(f), n = k % 256 / 32 * (step / 8);
     if (n)
         MOEI_UNROLL for (size_t i = 0; i < step; i += 64) {
             const uint64_t some = n <= i ? 0 : n - i < 64 ? ((uint64_t)1 << (n - i)) - 1 : ~(uint64_t)0;
@@ -4767,20 +5024,32 @@ MOEI_FORCE MOEI_VNNI void moei_q8_cut(uint32_t f, const moei_rows *w, const uint
 }
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_both256(__m256i a, __m256i b) { return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1); }
 MOEI_FORCE MOEI_VNNI __m512 moei_q8_both256f(__m256 a, __m256 b) { return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1); }
-/* acc + one step of two rows: as moei_q8_add. */
-MOEI_FORCE MOEI_VNNI __m512 moei_q8_add2(uint32_t f, __m512 d, __m512 m, __m512i min, const __m512i less[2], __m512i h[2], const moei_q8 *x,
-                                         __m512 acc) {
-    const int offset = moei_q8_offset(f);
-    const __m512 dx = _mm512_broadcast_f32x8(_mm256_loadu_ps(x->d));
-    const int nv = moei_q8_is_nvfp4(f);
-    const __m512i sum16 = moei_q8_is_less(f, offset) || f == MOE_FORMAT_Q2_K ? _mm512_broadcast_i64x4(moei_q8_ld256(x->sum16)) : h[0];
+/* Of two steps' activations 8 floats of each. */
+MOEI_FORCE MOEI_VNNI __m512 moei_q8_floats2(const float *a, const float *b) {
+    return a == b ? _mm512_broadcast_f32x8(_mm256_loadu_ps(a)) : moei_q8_both256f(_mm256_loadu_ps(a), _mm256_loadu_ps(b));
+}
+/* acc + a step of two rows (then x == y) or, turns being how many, one or two steps of one row: as moei_q8_add. */
+MOEI_FORCE MOEI_VNNI __m512 moei_q8_add2(uint32_t f, int turns, __m512 d, __m512 m, __m512i min, const __m512i less[2], __m512i h[2],
+                                         const moei_q8 *x, const moei_q8 *y, __m512 acc) {
+    const int nv = moei_q8_is_nvfp4(f), terms = nv || f == MOE_FORMAT_Q2_K || moei_q8_has_min(f) ? 2 : 1;
+    const int sums = moei_q8_is_less(f, moei_q8_offset(f)) || f == MOE_FORMAT_Q2_K;
+    const __m512 dx = moei_q8_floats2(x->d, y->d);
+    __m512 v[2] = {d, m}, s[2];
+    __m512i sum16 = h[0];
+    if (sums) sum16 = x == y ? _mm512_broadcast_i64x4(moei_q8_ld256(x->sum16)) : moei_q8_both256(moei_q8_ld256(x->sum16), moei_q8_ld256(y->sum16));
     MOEI_UNROLL for (int j = 0; j <= nv; j++)
-        if (moei_q8_is_less(f, offset)) h[j] = _mm512_dpwssd_epi32(h[j], less[j], sum16);
-    acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(h[0]), _mm512_mul_ps(d, dx), acc);
-    if (nv) acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(h[1]), _mm512_mul_ps(m, dx), acc);
-    if (moei_q8_has_min(f)) acc = _mm512_fmadd_ps(m, _mm512_broadcast_f32x8(_mm256_loadu_ps(x->s)), acc);
-    if (f == MOE_FORMAT_Q2_K) acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_madd_epi16(min, sum16)), _mm512_mul_ps(m, dx), acc);
-    return acc;
+        if (moei_q8_is_less(f, moei_q8_offset(f))) h[j] = _mm512_dpwssd_epi32(h[j], less[j], sum16);
+    if (f == MOE_FORMAT_Q2_K) h[1] = _mm512_madd_epi16(min, sum16);
+    MOEI_UNROLL for (int j = 0; j < terms; j++) {
+        if (j && moei_q8_has_min(f)) s[j] = moei_q8_floats2(x->s, y->s);
+        else s[j] = _mm512_mul_ps(v[j], dx), v[j] = _mm512_cvtepi32_ps(h[j]);
+        if (!turns) acc = _mm512_fmadd_ps(v[j], s[j], acc);
+    }
+    __m256 a = _mm512_castps512_ps256(acc);
+    MOEI_UNROLL for (int j = 0; j < terms && turns; j++) a = _mm256_fmadd_ps(_mm512_castps512_ps256(v[j]), _mm512_castps512_ps256(s[j]), a);
+    MOEI_UNROLL for (int j = 0; j < terms && turns == 2; j++)
+        a = _mm256_fmadd_ps(_mm512_extractf32x8_ps(v[j], 1), _mm512_extractf32x8_ps(s[j], 1), a);
+    return turns ? _mm512_castps256_ps512(a) : acc;
 }
 /* A step of one row times n tokens, before its sums are in order. */
 typedef struct moei_q8step {
@@ -4883,60 +5152,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_scales2(uint32_t f, uint32_t type, __m128i a, 
         *d = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(moei_q8_both128(a, b)), 16));
     else *d = _mm512_cvtph_ps(moei_q8_both128(a, b));
 }
-/* A row of scales or zero points that live apart, straight from memory: where each belongs to a power of two of blocks. Through memory
-   (moei_q8_sides) they take as long as half the weights (Zen 5, in cache: MXFP4_HF 34 GB/s, now 44). */
-typedef struct moei_q8grid {
-    const uint8_t *p;
-    size_t log2, n; /* blocks of each; of a row */
-    int shift;      /* of the row's nibble in U4X8 */
-    __m128i spread; /* words to blocks */
-} moei_q8grid;
-MOEI_FORCE size_t moei_q8_log2(size_t n) { /* of a power of two, else 32 */
-    size_t i = 0;
-    while (i < 32 && (size_t)1 << i != n) i++;
-    return i;
-}
-/* What is taken apart on the way. */
-MOEI_FORCE int moei_q8_grid_is(uint32_t f, const moei_side *scale, const moei_side *zero) {
-    if (!scale->data) return f == MOE_FORMAT_INT8_CHANNEL;
-    if (f == MOE_FORMAT_MXFP4_HF) return scale->type == MOE_TYPE_E8M0 && scale->cols == 32;
-    if (f == MOE_FORMAT_NVFP4_HF) return scale->type == MOE_TYPE_E4M3 && scale->cols == 16;
-    if (f == MOE_FORMAT_INT4_GROUP && zero->data && moei_q8_log2(zero->cols / 32) > 31) return 0;
-    return (scale->type == MOE_TYPE_BF16 || scale->type == MOE_TYPE_F16) && moei_q8_log2(scale->cols / 32) < 32;
-}
-MOEI_FORCE MOEI_VNNI void moei_q8_grid_of(const moei_side *s, size_t k, moei_q8grid *g) {
-    const __m128i word = _mm_srl_epi16(_mm_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7), _mm_cvtsi64_si128((long long)moei_q8_log2(s->cols / 32)));
-    g->spread = _mm_add_epi16(_mm_mullo_epi16(word, _mm_set1_epi16(0x0202)), _mm_set1_epi16(0x0100));
-    g->p = NULL, g->log2 = moei_q8_log2(s->cols / 32), g->n = s->data ? (k + s->cols - 1) / s->cols : 0, g->shift = 0;
-}
-MOEI_FORCE void moei_q8_grid_row(moei_q8grid *g, const moei_side *s, size_t row) {
-    const size_t line = s->rows == 1 ? row : row / s->rows;
-    g->p = s->data + (s->type == MOE_TYPE_U4X8 ? line / 8 : line) * s->row_stride, g->shift = (int)(4 * (line % 8));
-}
-/* The scales of step i as they are: 8 bytes of MXFP4_HF, 16 of NVFP4_HF (those of first halves first), or 8 words. What is
-   beyond the end is no subnormal number. */
-MOEI_FORCE MOEI_VNNI __m128i moei_q8_grid_raw(uint32_t f, const moei_q8grid *g, size_t i) {
-    const size_t first = f == MOE_FORMAT_NVFP4_HF ? 16 * i : f == MOE_FORMAT_MXFP4_HF ? 8 * i : 8 * i >> g->log2, left = g->n - first;
-    if (f == MOE_FORMAT_MXFP4_HF)
-        return left < 8 ? _mm_mask_loadu_epi8(_mm_set1_epi8(0x20), (__mmask16)((1u << left) - 1), g->p + first) : moei_q8_ld64(g->p + first);
-    if (f != MOE_FORMAT_NVFP4_HF) {
-        const uint8_t *p = g->p + 2 * first;
-        return _mm_shuffle_epi8(left < 8 ? _mm_maskz_loadu_epi16((__mmask8)((1u << left) - 1), p) : moei_q8_ld128(p), g->spread);
-    }
-    const __m128i b = left < 16 ? _mm_maskz_loadu_epi8((__mmask16)((1u << left) - 1), g->p + first) : moei_q8_ld128(g->p + first);
-    return _mm_shuffle_epi8(b, _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
-}
-/* The zero points of step i. */
-MOEI_FORCE MOEI_VNNI __m256i moei_q8_grid_zero(uint32_t type, const moei_q8grid *g, size_t i) {
-    const size_t first = 8 * i >> g->log2, left = g->n - first;
-    const __mmask8 some = (__mmask8)(left < 8 ? (1u << left) - 1 : 255);
-    const __m256i lane = _mm256_srl_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm_cvtsi64_si128((long long)g->log2));
-    const __m256i v = type == MOE_TYPE_U8
-                          ? moei_q8_side_of(MOE_TYPE_U8, _mm256_castsi128_si256(_mm_maskz_loadu_epi8(some, g->p + first)), 1.0f, 0)
-                          : moei_q8_side_of(MOE_TYPE_U4X8, _mm256_maskz_loadu_epi32(some, g->p + 4 * first), 1.0f, g->shift);
-    return _mm256_permutevar8x32_epi32(v, lane);
-}
-MOEI_FORCE MOEI_VNNI void moei_q8_step_vnni(uint32_t f, const uint8_t *p, size_t i, const void *const *x, uint32_t n, const moei_q8fixed *c,
+MOEI_FORCE MOEI_VNNI void moei_q8_step_vnni(uint32_t f, const uint8_t *p, size_t j, const moei_q8 *const *x, uint32_t n, const moei_q8fixed *c,
                                             moei_q8step *to) {
     __m512i z[4], v[4], pair[2];
     __m256i less[2];
@@ -4946,105 +5162,155 @@ MOEI_FORCE MOEI_VNNI void moei_q8_step_vnni(uint32_t f, const uint8_t *p, size_t
     else if (!moei_q8_has_side(f)) moei_q8_scales_z(f, p, z, NULL, 0, &to->s);
     if (f == MOE_FORMAT_Q2_K) to->more = moei_q8_ld32(p + 80);
     if (f == MOE_FORMAT_Q6_K) moei_q8_spread_q6(to->s.sub, pair), moei_q8_less(f, moei_q8_offset(f), &to->s, less), to->less = less[0];
-    MOEI_UNROLL for (uint32_t t = 0; t < n; t++) to->h[t] = moei_q8_dot8_vnni(f, v, pair, c->one, (const moei_q8 *)x[t] + i);
+    MOEI_UNROLL for (uint32_t t = 0; t < n; t++) to->h[t] = moei_q8_dot8_vnni(f, v, pair, c->one, x[t] + j);
 }
-/* acc + one step of two rows (or of one, a and b): as moei_q8_add. apart: scales are in s; own: zero points are in less. */
-MOEI_FORCE MOEI_VNNI void moei_q8_join_vnni(uint32_t f, uint32_t type, int apart, int own, const moei_q8step *a, const moei_q8step *b, size_t i,
-                                            const void *const *x, uint32_t n, const moei_q8fixed *c, __m512 *acc) {
+/* What does not change from row to row. near: scales that live apart are taken from memory on the way. */
+typedef struct moei_q8scan {
+    moei_q8grid grid[2]; /* scales, zero points */
+    moei_q8side side; /* where they are not near */
+    moei_q8fixed fixed;
+} moei_q8scan;
+MOEI_FORCE MOEI_VNNI void moei_q8_scan_of(uint32_t f, const moei_rows *w, moei_q8scan *to) {
+    moei_q8_fix(f, &to->fixed);
+    if (moei_q8_has_side(f)) moei_q8_grid_of(&w->scale, w->k, &to->grid[0]), moei_q8_grid_of(&w->zero, w->k, &to->grid[1]);
+}
+/* acc + one step of two rows (a step b and y == x) or one or two steps of one (turns): as moei_q8_add. */
+MOEI_FORCE MOEI_VNNI void moei_q8_join_vnni(uint32_t f, int near, const moei_rows *w, int turns, const moei_q8scan *rows, const moei_q8step *a,
+                                            const moei_q8step *b, size_t j, const moei_q8 *const *x, uint32_t n, __m512 *acc) {
+    const moei_q8fixed *c = &rows->fixed;
+    const uint32_t type = w->scale.data ? w->scale.type : (uint32_t)MOE_TYPE_NONE;
     __m512i less[2] = {c->less[0], c->less[1]}, sub = c->one, min = c->one, sums[2];
     __m512 d, m = _mm512_setzero_ps();
     if (f == MOE_FORMAT_Q2_K) moei_q8_scales2_q2(a, b, &d, &m, &sub, &min);
     else if (f == MOE_FORMAT_Q3_K) moei_q8_scales2_q3(a, b, &d, &sub), less[0] = _mm512_mullo_epi16(sub, c->less[0]);
-    else if (!apart) moei_q8_scales2(f, type, a->raw, b->raw, &d, &m);
+    else if (moei_q8_is_raw(f) || near) moei_q8_scales2(f, type, a->raw, b->raw, &d, &m);
     else {
         d = moei_q8_both256f(a->s.d, b->s.d);
         if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f)) m = moei_q8_both256f(a->s.m, b->s.m);
     }
-    if (own) less[0] = moei_q8_both256(a->less, b->less);
+    if (f == MOE_FORMAT_Q6_K || moei_q8_has_zeros(f, w) || (f == MOE_FORMAT_INT4_GROUP && !near)) less[0] = moei_q8_both256(a->less, b->less);
     const __m512i first = moei_q8_halves_at(), second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
     const __m512i of_a = _mm512_permutexvar_epi16(first, sub), of_b = _mm512_permutexvar_epi16(second, sub);
     MOEI_UNROLL for (uint32_t t = 0; t < n; t++) {
+        const moei_q8 *q = x[t] + j;
         __m512i h[2] = {a->h[t], b->h[t]};
         if (moei_q8_is_q23(f)) h[0] = _mm512_madd_epi16(h[0], of_a), h[1] = _mm512_madd_epi16(h[1], of_b);
         moei_q8_sums2(f, h[0], h[1], sums);
-        acc[t] = moei_q8_add2(f, d, m, min, less, sums, (const moei_q8 *)x[t] + i, acc[t]);
+        acc[t] = moei_q8_add2(f, turns, d, m, min, less, sums, q, turns == 2 ? q + 1 : q, acc[t]);
     }
 }
-enum { MOEI_Q8_KEEP = 16 }; /* steps */
-/* How many rows share what follows the dot products: one token's are alone where that is as fast as memory, which is slower to bring long
-   rows in turns (Zen 5, one core, % of the read bandwidth at k = 14336, alone and in twos: Q5_K 95 68, MXFP4 90 72; 2 tokens of Q8_0,
-   k = 2048: 100 90). */
-MOEI_FORCE uint32_t moei_q8_together(uint32_t f, uint32_t n) {
-    if (n == 1) return moei_q8_is_q23(f) || f == MOE_FORMAT_NVFP4_HF ? 2 : 1;
-    return f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_INT8_CHANNEL ? 1 : 2;
+/* Step i of row r, at p, and j of the tokens. */
+MOEI_FORCE MOEI_VNNI void moei_q8_take_vnni(uint32_t f, int near, const moei_rows *w, size_t r, size_t i, const uint8_t *p, size_t j,
+                                            const moei_q8 *const *x, uint32_t n, moei_q8scan *rows, moei_q8step *to) {
+    if (near) {
+        to->raw = w->scale.data ? moei_q8_grid_raw(f, &rows->grid[0], i) : _mm_setzero_si128();
+        if (moei_q8_has_zeros(f, w)) to->s.zero = moei_q8_grid_zero(w->zero.type, &rows->grid[1], i);
+    } else if (moei_q8_has_side(f)) {
+        if (i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &rows->side);
+        moei_q8_scales(f, p, &rows->side, i % MOEI_Q8_CHUNK, &to->s);
+    }
+    __m256i less[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    if (moei_q8_has_zeros(f, w) || !near) moei_q8_less(f, 0, &to->s, less);
+    if (f == MOE_FORMAT_INT4_GROUP) to->less = less[0];
+    moei_q8_step_vnni(f, p, j, x, n, &rows->fixed, to);
+}
+/* SHAPES      1 row x 1 token, two steps at a time: they share what follows the dot products, and memory is read in order (of two rows
+               in turns, one core of a Zen 5 reads 68 % of its bandwidth where k = 14336, Q5_K, of one 95). Q2_K and Q3_K, where a step is
+               short and a third one by itself is dear, have two rows where k is short (768, in cache: 24 and 27 GB/s, by steps 20 and 22). */
+MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, int near, const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,
+                                           const moei_q8 *const *x, moei_q8sums *sums, float *out) {
+    const size_t full = w->k / 256, step = moei_q8_step_bytes(f), far = MOEI_AHEAD_BYTES / ((k_end - k) * step + 1) + 1;
+    uint8_t tail[5 * 64];
+    moei_q8scan rows;
+    moei_q8step a, b;
+    moei_q8_scan_of(f, w, &rows);
+    for (uint32_t r = 0; r < n_rows; r++) {
+        const size_t ahead = moei_ahead_at(w, n_rows, r, far);
+        const uint8_t *p = moei_row(w, r);
+        __m512 acc = _mm512_castps256_ps512(k ? _mm256_loadu_ps(sums[r].v[0]) : _mm256_setzero_ps());
+        if (full < k_end) moei_q8_cut(f, w->k, p + (full - k) * step, tail);
+        if (near) moei_q8_grid_rows(f, w, r, k ? 0 : far, rows.grid);
+        for (size_t i = k; i < k_end; i += 2, p += 2 * step) {
+            if (i == full) p = tail;
+            else moei_q8_prefetch(p + ahead, 2 * step);
+            moei_q8_take_vnni(f, near, w, r, i, p, i - k, x, 1, &rows, &a);
+            if (i + 1 == k_end) {
+                moei_q8_join_vnni(f, near, w, 1, &rows, &a, &a, i - k, x, 1, &acc);
+                break;
+            }
+            moei_q8_take_vnni(f, near, w, r, i + 1, i + 1 == full ? tail : p + step, i + 1 - k, x, 1, &rows, &b);
+            moei_q8_join_vnni(f, near, w, 2, &rows, &a, &b, i - k, x, 1, &acc);
+        }
+        if (k_end * 256 < w->k) _mm256_storeu_ps(sums[r].v[0], _mm512_castps512_ps256(acc));
+        else out[r] = moei_q8_tree(_mm512_castps512_ps256(acc));
+    }
 }
 /* SHAPES      1 or 2 rows x n tokens, constants: the accumulators stay in registers. Of two rows the first one's products wait in L1
                for the second one's, so that memory is read in order; then a token costs 4 dot products and half of about 9 micro-ops
-               per row, where a row by itself costs 4 and 8. */
-MOEI_FORCE MOEI_VNNI void moei_q8_rows_vnni(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n, float *out,
-                                            size_t out_stride) {
+               per row, where a row by itself costs 4 and 8. (Zen 5, one core, % of the read bandwidth, 2 tokens of Q8_0, k = 2048:
+               1 row 100, 2 rows 90.) */
+MOEI_FORCE MOEI_VNNI void moei_q8_rows_vnni(uint32_t f, int near, const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,
+                                            const moei_q8 *const *x, uint32_t n, moei_q8sums *sums, float *out, size_t out_stride) {
     const size_t full = w->k / 256, steps = (w->k + 255) / 256, step = moei_q8_step_bytes(f);
-    const uint32_t rows = moei_q8_together(f, n);
-    const int near = moei_q8_has_side(f) && moei_q8_grid_is(f, &w->scale, &w->zero), zeros = f == MOE_FORMAT_INT4_GROUP && w->zero.data;
-    const int apart = !moei_q8_is_raw(f) && !near, own = f == MOE_FORMAT_Q6_K || zeros || (f == MOE_FORMAT_INT4_GROUP && !near);
-    moei_q8grid grid[2];
+    const size_t far = MOEI_AHEAD_BYTES / ((k_end - k) * step + 1) + 1;
+    const uint32_t pair = f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_INT8_CHANNEL ? 1 : 2;
     uint8_t tail[2][5 * 64];
-    moei_q8side side;
-    moei_q8step keep[MOEI_Q8_KEEP], now;
-    moei_q8fixed fixed;
-    const uint8_t *p[2];
-    __m512 acc[MOEI_Q8_FEW];
-    moei_q8_fix(f, &fixed);
-    moei_q8_grid_of(&w->scale, w->k, &grid[0]), moei_q8_grid_of(&w->zero, w->k, &grid[1]);
-    if (moei_q8_has_side(f)) memset(keep, 0, sizeof keep), memset(&now, 0, sizeof now); /* some are not used, which gcc cannot see */
-    for (uint32_t r = 0; r < n_rows; r += rows) {
-        const size_t ahead = moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
-        MOEI_UNROLL for (uint32_t a = 0; a < rows; a++) p[a] = moei_row(w, r + (a && r + 1 < n_rows));
-        MOEI_UNROLL for (uint32_t t = 0; t < n; t++) acc[t] = _mm512_setzero_ps();
-        for (size_t i0 = 0, end; i0 < steps; i0 = end) {
-            end = steps - i0 < MOEI_Q8_KEEP ? steps : i0 + MOEI_Q8_KEEP;
-            MOEI_UNROLL for (uint32_t a = 0; a < rows; a++) {
-                const size_t row = r + (a && r + 1 < n_rows);
-                if (near && w->scale.data) moei_q8_grid_row(&grid[0], &w->scale, w->row0 + row);
-                if (near && zeros) moei_q8_grid_row(&grid[1], &w->zero, w->row0 + row);
-                if (i0 == 0) moei_q8_cut(f, w, p[a], tail[a]);
-                for (size_t i = i0; i < end; i++, p[a] += step) {
-                    moei_q8step *const to = a + 1 < rows ? &keep[i - i0] : &now;
-                    const moei_q8step *const b = rows == 2 ? &keep[i - i0] : &now;
-                    if (i == full) p[a] = tail[a];
-                    else moei_q8_prefetch(p[a] + ahead, step);
-                    if (near && w->scale.data) to->raw = moei_q8_grid_raw(f, &grid[0], i);
-                    if (near && zeros) to->s.zero = moei_q8_grid_zero(w->zero.type, &grid[1], i);
-                    if (moei_q8_has_side(f) && !near) {
-                        if (i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, row, i, &side);
-                        moei_q8_scales(f, p[a], &side, i % MOEI_Q8_CHUNK, &to->s);
-                    }
-                    if (f == MOE_FORMAT_INT4_GROUP && own) {
-                        __m256i less[2];
-                        moei_q8_less(f, 0, &to->s, less), to->less = less[0];
-                    }
-                    moei_q8_step_vnni(f, p[a], i, x, n, &fixed, to);
-                    if (a + 1 == rows) moei_q8_join_vnni(f, w->scale.data ? w->scale.type : 0, apart, own, b, &now, i, x, n, &fixed, acc);
-                }
+    moei_q8scan scan;
+    moei_q8step keep[MOEI_Q8_L1 / 2], now;
+    moei_q8_scan_of(f, w, &scan);
+    for (uint32_t r = 0; r < n_rows; r += pair) {
+        const size_t ahead = moei_ahead_at(w, n_rows, r, far);
+        __m512 acc[MOEI_Q8_FEW];
+        MOEI_UNROLL for (uint32_t t = 0; t < n; t++) acc[t] = k ? _mm512_loadu_ps(sums[r].v[t]) : _mm512_setzero_ps();
+        MOEI_UNROLL for (uint32_t a = 0; a < pair; a++) {
+            const size_t row = r + (a && r + 1 < n_rows);
+            const uint8_t *p = moei_row(w, row);
+            if (near) moei_q8_grid_rows(f, w, row, k ? 0 : far, scan.grid);
+            if (k_end == steps) moei_q8_cut(f, w->k, p + (full - k) * step, tail[a]);
+            for (size_t i = k; i < k_end; i++, p += step) {
+                moei_q8step *const to = a + 1 < pair ? &keep[i - k] : &now;
+                if (i == full) p = tail[a];
+                else moei_q8_prefetch(p + ahead, step);
+                moei_q8_take_vnni(f, near, w, row, i, p, i - k, x, n, &scan, to);
+                if (a + 1 == pair) moei_q8_join_vnni(f, near, w, 0, &scan, pair == 2 ? &keep[i - k] : &now, &now, i - k, x, n, acc);
             }
         }
         MOEI_UNROLL for (uint32_t t = 0; t < n; t++) {
+            if (k_end < steps) {
+                _mm512_storeu_ps(sums[r].v[t], acc[t]);
+                continue;
+            }
             out[t * out_stride + r] = moei_q8_tree(_mm512_castps512_ps256(acc[t]));
-            if (rows == 2 && r + 1 < n_rows) out[t * out_stride + r + 1] = moei_q8_tree(_mm512_extractf32x8_ps(acc[t], 1));
+            if (pair == 2 && r + 1 < n_rows) out[t * out_stride + r + 1] = moei_q8_tree(_mm512_extractf32x8_ps(acc[t], 1));
         }
     }
 }
-/* More tokens than share a step take turns at a few rows, which stay in L1. */
-MOEI_FORCE MOEI_VNNI void moei_q8_dot_vnni(uint32_t f, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
-                                           float *out, size_t out_stride) {
-    if (n_tokens == 1) moei_q8_rows_vnni(f, w, n_rows, x, 1, out, out_stride);
-    else if (n_tokens == 2) moei_q8_rows_vnni(f, w, n_rows, x, 2, out, out_stride);
-    else if (n_tokens == 3) moei_q8_rows_vnni(f, w, n_rows, x, 3, out, out_stride);
-    else moei_q8_rows_vnni(f, w, n_rows, x, MOEI_Q8_FEW, out, out_stride);
+MOEI_FORCE MOEI_VNNI void moei_q8_few_vnni(uint32_t f, int near, const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,
+                                           const moei_q8 *const *x, uint32_t n, moei_q8sums *sums, float *out, size_t out_stride) {
+    if (n == 1 && !(moei_q8_is_q23(f) && k_end - k <= MOEI_Q8_L1 / 2)) moei_q8_row_vnni(f, near, w, n_rows, k, k_end, x, sums, out);
+    else moei_q8_rows_vnni(f, near, w, n_rows, k, k_end, x, n, sums, out, out_stride);
 }
+/* As moei_q8_sort_256, but the even ones of 16, then the odd ones. */
+static MOEI_VNNI void moei_q8_sort_vnni(const moei_q8 *from, moei_q8 *to) {
+    const __m512i four = moei_q8_z128(_mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+    moei_q8_copy_rest(from, to);
+    MOEI_UNROLL for (int j = 0; j < 8; j += 4) {
+        const __m512i a = _mm512_shuffle_epi8(moei_q8_ld512(from->q[j]), four), b = _mm512_shuffle_epi8(moei_q8_ld512(from->q[j + 2]), four);
+        const __m512i low = _mm512_unpacklo_epi32(a, b), high = _mm512_unpackhi_epi32(a, b);
+        _mm512_storeu_si512(to->q[j], _mm512_unpacklo_epi64(low, high));
+        _mm512_storeu_si512(to->q[j + 2], _mm512_unpackhi_epi64(low, high));
+    }
+}
+#define MOEI_Q8_TIMES(isa, target, f, n)                                                                                 \
+    static target void moei_q8_times##n##_##isa##_##f(const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,      \
+                                                      const moei_q8 *const *x, moei_q8sums *sums, float *out, size_t out_stride) { \
+        if (moei_q8_grid_is(MOE_FORMAT_##f, &w->scale, &w->zero))                                                        \
+            moei_q8_few_##isa(MOE_FORMAT_##f, 1, w, n_rows, k, k_end, x, n, sums, out, out_stride);                      \
+        else moei_q8_few_##isa(MOE_FORMAT_##f, 0, w, n_rows, k, k_end, x, n, sums, out, out_stride);                     \
+    }
 #define MOEI_Q8_DOT(isa, target, f)                                                                                      \
-    static target void moei_q8_dot_##isa##_##f(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, \
-        float *out, size_t out_stride) { moei_q8_dot_##isa(MOE_FORMAT_##f, w, n_rows, x, n_tokens, out, out_stride); }
+    MOEI_Q8_TIMES(isa, target, f, 1) MOEI_Q8_TIMES(isa, target, f, 2) MOEI_Q8_TIMES(isa, target, f, 3) MOEI_Q8_TIMES(isa, target, f, 4) \
+    MOEI_Q8_TURNS(isa, target, f, moei_q8_sort_vnni)
 MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
 
 /* ---- AVX512-VNNI: many tokens ----
@@ -8285,21 +8551,33 @@ static int moei_has_row_scale(const moe_matrix *m, size_t k) {
     return m->scale2.type || (m->scale.type && moei_row_constant(m->format, &s, k));
 }
 
-/* Row factors and biases of rows [row, row + n) as one fma per result. 0 if the matrix has neither. */
+static void moei_scalars(uint32_t type, const uint8_t *p, size_t stride, size_t n, float *out) {
+    if (type == MOE_TYPE_F32) moei_dense_f32(p, stride, n, out, 1);
+    else if (type == MOE_TYPE_BF16) moei_dense_bf16(p, stride, n, out, 1);
+    else
+        for (size_t i = 0; i < n; i++) out[i] = moei_scalar(type, p + i * stride);
+}
+static void moei_all(float v, size_t n, float *out) {
+    for (size_t i = 0; i < n; i++) out[i] = v;
+}
+/* Row factors and biases of rows [row, row + n) as one fma per result. 0 if the matrix has neither. (Memory waits meanwhile: Zen 5, one
+   token of qwen3-30b as INT8_CHANNEL, row by row 9 % of the time.) */
 static int moei_row_affine(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert, size_t rows, size_t row,
                            size_t n, size_t k, float *scale, float *bias) {
-    moe_array b = m->bias;
     const moei_side s = moei_scale_of(m, over, which, expert, rows, k);
     const float scale2 = moei_scale2_of(m, over, which, expert);
-    int scaled = moei_has_row_scale(m, k);
-    if (over && over->bias[which]) b.expert = over->bias[which];
-    if (!scaled && !b.type) return 0;
-    for (size_t i = 0; i < n; i++) {
-        moei_factor f = {1.0f, 1.0f};
-        if (scaled) f = moei_row_factor(m, &s, scale2, k, row + i);
-        scale[i] = f.divide == 1.0f ? f.multiply : (float)((double)f.multiply / (double)f.divide);
-        bias[i] = b.type ? moei_array_at(&b, expert, rows, row + i) : -0.0f; /* v * 1 + -0 is v, zeros' signs included */
-    }
+    const int own = s.data && moei_row_constant(m->format, &s, k);
+    size_t stride;
+    const uint8_t *b = moei_array_of(&m->bias, over ? over->bias[which] : NULL, expert, rows, &stride);
+    if (!moei_has_row_scale(m, k) && !m->bias.type) return 0;
+    if (!own) moei_all(1.0f, n, scale);
+    else if (s.rows == 1) moei_scalars(s.type, s.data + row * s.row_stride, s.row_stride, n, scale);
+    else
+        for (size_t i = 0; i < n; i++) scale[i] = moei_scale_at(&s, row + i, 0);
+    for (size_t i = 0; i < n && scale2 != 1.0f; i++)
+        scale[i] = m->scale2_divides ? (float)((double)scale[i] / (double)scale2) : scale[i] * scale2;
+    if (b) moei_scalars(m->bias.type, b + row * stride, stride, n, bias);
+    else moei_all(-0.0f, n, bias); /* v * 1 + -0 is v, zeros' signs included */
     return 1;
 }
 
@@ -8616,11 +8894,13 @@ static void moei_sort_shared(const moei_plan *p, size_t first, size_t n) {
     g->start[g->bank->n_experts] = (uint32_t)(g->bank->n_experts * n);
 }
 
-/* Rough nanoseconds of a block of h rows, for an even split: bytes at 16 GB/s, multiply-adds at 32 a nanosecond. */
+/* Rough nanoseconds of a block of h rows, for an even split: bytes at 16 GB/s, multiply-adds at 96 or (of 8 and 16 bits) 256 a nanosecond:
+   few tokens cost hardly more than one, which waits for memory. */
 static uint64_t moei_up_cost(const moei_bank *b, uint32_t tokens) {
+    const uint64_t rate = b->in->compute == MOE_COMPUTE_F32 ? 96 : 256;
     uint64_t matrices = b->gate.format ? 2 : 1, weights = (uint64_t)MOEI_UP_ROWS * b->d_in * matrices;
     uint64_t bytes = (uint64_t)MOEI_UP_ROWS * matrices * moe_row_bytes(b->up.format, b->d_in);
-    return bytes / 16 + weights * tokens / 32 + 1;
+    return bytes / 16 + weights * tokens / rate + 1;
 }
 
 static void moei_list_work(const moei_plan *p) {
@@ -8709,13 +8989,14 @@ static void moei_read_next(moei_rows *w, const uint8_t *next, size_t rows) {
     w->prefetch_bytes = w->k_stride ? 0 : rows * w->row_stride;
 }
 
-/* Rows of an expert's gate or up from `row` on. */
-static void moei_up_view(const moei_plan *p, const moei_group *g, const moe_matrix *m, int which, uint32_t expert, uint32_t row, moei_rows *w) {
+/* `wide` rows of an expert's gate or up from `row` on. */
+static void moei_up_view(const moei_plan *p, const moei_group *g, const moe_matrix *m, int which, uint32_t expert, uint32_t row, uint32_t wide,
+                         moei_rows *w) {
     const moei_bank *b = g->bank;
     moei_view(m, moei_over(p, g), which, expert, b->d_ff, b->d_in, w);
     w->row0 = row;
     uint32_t next = moei_next_expert(g, expert + 1);
-    if (row + 2 * MOEI_UP_ROWS <= b->d_ff) moei_read_next(w, w->data + (row + MOEI_UP_ROWS) * w->row_stride, MOEI_UP_ROWS);
+    if (row + wide + MOEI_UP_ROWS <= b->d_ff) moei_read_next(w, w->data + (row + wide) * w->row_stride, moei_min(wide, b->d_ff - row - wide));
     else if (next < b->n_experts && b->d_ff >= MOEI_UP_ROWS) {
         moei_rows after;
         moei_view(m, moei_over(p, g), which, next, b->d_ff, b->d_in, &after);
@@ -8724,7 +9005,7 @@ static void moei_up_view(const moei_plan *p, const moei_group *g, const moe_matr
 }
 /* What follows the products of one matrix with n slots: row scale, weight on the input, and bias. */
 static void moei_up_affine(const moei_plan *p, const moei_scratch *s, const moei_group *g, const moe_matrix *m, int which, uint32_t expert,
-                           uint32_t row, uint32_t n_rows, uint32_t slot, uint32_t n, float *out) {
+                           uint32_t row, uint32_t n_rows, uint32_t wide, uint32_t slot, uint32_t n, float *out) {
     const moei_bank *b = g->bank;
     const moei_vec *v = p->layer->vec;
     int at_input = g == &p->groups[0] && p->layer->desc.ffn.weight_at == MOE_WEIGHT_AT_INPUT;
@@ -8734,7 +9015,7 @@ static void moei_up_affine(const moei_plan *p, const moei_scratch *s, const moei
     for (uint32_t i = 0; i < n; i++) {
         for (uint32_t r = 0; r < n_rows && at_input; r++) weighted[r] = (affine ? scale[r] : 1.0f) * g->weight[slot + i];
         for (uint32_t r = 0; r < n_rows && !affine; r++) bias[r] = -0.0f;
-        v->affine(out + (size_t)i * MOEI_UP_ROWS, at_input ? weighted : scale, bias, n_rows);
+        v->affine(out + (size_t)i * wide, at_input ? weighted : scale, bias, n_rows);
     }
 }
 /* Whether rows of gate and up (and of their scales) lie in turns, as gpt-oss has them. */
@@ -8747,73 +9028,75 @@ static int moei_in_turns(const moei_rows *a, const moei_rows *b) {
     return half * 2 == a->row_stride && a->row_stride == b->row_stride && b->data == a->data + half;
 }
 #define MOEI_TURNS 4u /* tokens */
-/* gate and up: [n][MOEI_UP_ROWS]. Few tokens wait for memory, which is read in its order (gpt-oss-20b, one core of a Zen 5: matrix by
+#define MOEI_UP_FEW 4u /* blocks that these take at a time */
+/* gate and up: [n][wide]. Few tokens wait for memory, which is read in its order (gpt-oss-20b, one core of a Zen 5: matrix by
    matrix its gate and up are read at 27 GB/s, its down at 33). */
 static void moei_up_matrices(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint32_t row, uint32_t rows,
-                             uint32_t slot, uint32_t n, float *gate, float *up) {
+                             uint32_t wide, uint32_t slot, uint32_t n, float *gate, float *up) {
     const moei_bank *b = g->bank;
     moei_rows w[2];
     moei_affine_ahead(&b->up, moei_over(p, g), MOE_UP, expert, b->d_ff, row, rows, b->d_in);
     if (gate) moei_affine_ahead(&b->gate, moei_over(p, g), MOE_GATE, expert, b->d_ff, row, rows, b->d_in);
-    moei_up_view(p, g, &b->up, MOE_UP, expert, row, &w[1]);
-    if (gate) moei_up_view(p, g, &b->gate, MOE_GATE, expert, row, &w[0]);
+    moei_up_view(p, g, &b->up, MOE_UP, expert, row, wide, &w[1]);
+    if (gate) moei_up_view(p, g, &b->gate, MOE_GATE, expert, row, wide, &w[0]);
     if (gate && n <= MOEI_TURNS && moei_in_turns(&w[0], &w[1])) {
         float *both = s->act;
         w[0].row_stride /= 2, w[0].scale.row_stride /= 2, w[0].row0 *= 2;
-        moei_multiply(b->in, &w[0], 2 * rows, s->x, n, both, 2 * MOEI_UP_ROWS, s->panel);
-        for (uint32_t i = 0; i < n; i++, both += 2 * MOEI_UP_ROWS)
-            for (uint32_t r = 0; r < rows; r++) gate[i * MOEI_UP_ROWS + r] = both[2 * r], up[i * MOEI_UP_ROWS + r] = both[2 * r + 1];
+        moei_multiply(b->in, &w[0], 2 * rows, s->x, n, both, 2 * wide, s->panel);
+        for (uint32_t i = 0; i < n; i++, both += 2 * wide)
+            for (uint32_t r = 0; r < rows; r++) gate[i * wide + r] = both[2 * r], up[i * wide + r] = both[2 * r + 1];
     } else {
-        if (gate) moei_multiply(b->in, &w[0], rows, s->x, n, gate, MOEI_UP_ROWS, s->panel);
-        moei_multiply(b->in, &w[1], rows, s->x, n, up, MOEI_UP_ROWS, s->panel);
+        if (gate) moei_multiply(b->in, &w[0], rows, s->x, n, gate, wide, s->panel);
+        moei_multiply(b->in, &w[1], rows, s->x, n, up, wide, s->panel);
     }
-    if (gate) moei_up_affine(p, s, g, &b->gate, MOE_GATE, expert, row, rows, slot, n, gate);
-    moei_up_affine(p, s, g, &b->up, MOE_UP, expert, row, rows, slot, n, up);
+    if (gate) moei_up_affine(p, s, g, &b->gate, MOE_GATE, expert, row, rows, wide, slot, n, gate);
+    moei_up_affine(p, s, g, &b->up, MOE_UP, expert, row, rows, wide, slot, n, up);
 }
 
 /* A block of rows of n slots' h, prepared for down: rows of their own, or the groups that down multiplies, at their first slot. */
-static void moei_keep_h(const moei_group *g, uint32_t slot, uint32_t n, uint32_t row, uint32_t rows, const float *h) {
+static void moei_keep_h(const moei_group *g, uint32_t slot, uint32_t n, uint32_t row, uint32_t rows, const float *h, uint32_t wide) {
     const moei_arith *a = g->bank->mid;
     uint64_t one[MOEI_GROUP][sizeof(moei_q8) / 8]; /* 32 values of any arithmetic */
     const void *x[MOEI_GROUP];
     int packs = a->packing && n >= a->packing->min;
     for (uint32_t i = 0; !packs && i < n; i++)
-        a->prepare(g->h + (slot + i) * g->h_stride, h + (size_t)i * MOEI_UP_ROWS, row, rows, g->bank->d_ff);
+        a->prepare(g->h + (slot + i) * g->h_stride, h + (size_t)i * wide, row, rows, g->bank->d_ff);
     for (uint32_t i = 0, group; packs && i < n; i += group) {
         group = n - i < a->packing->group ? n - i : a->packing->group;
         uint8_t *to = g->h + (slot + i) * g->h_stride;
-        const float *from = h + (size_t)i * MOEI_UP_ROWS;
+        const float *from = h + (size_t)i * wide;
         if (a->packing->prepare) {
-            a->packing->prepare(to, from, MOEI_UP_ROWS, group, row, rows, g->bank->d_ff);
+            a->packing->prepare(to, from, wide, group, row, rows, g->bank->d_ff);
             continue;
         }
-        for (uint32_t j = 0; j < group; j++) a->prepare(one[j], from + (size_t)j * MOEI_UP_ROWS, 0, rows, rows), x[j] = one[j];
+        for (uint32_t j = 0; j < group; j++) a->prepare(one[j], from + (size_t)j * wide, 0, rows, rows), x[j] = one[j];
         a->packing->pack(to, x, group, row, rows, g->bank->d_ff);
     }
 }
 
-/* One block of rows of h for n slots of one expert. */
-static void moei_up_block(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint32_t block,
+/* Blocks of rows of h for n slots of one expert. */
+static void moei_up_block(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint32_t block, uint32_t blocks,
                           uint32_t slot, uint32_t n) {
     const moei_bank *b = g->bank;
     const moe_ffn *f = &p->layer->desc.ffn;
-    uint32_t row = block * MOEI_UP_ROWS, rows = b->d_ff - row < MOEI_UP_ROWS ? b->d_ff - row : MOEI_UP_ROWS;
+    uint32_t row = block * MOEI_UP_ROWS, wide = blocks * MOEI_UP_ROWS, rows = b->d_ff - row < wide ? b->d_ff - row : wide;
     int at_hidden = g == &p->groups[0] && f->weight_at == MOE_WEIGHT_AT_HIDDEN, gated = b->gate.format != 0;
     float *up = s->out[1], *gate = gated ? s->out[0] : up, *scratch = s->act;
-    moei_up_matrices(p, s, g, expert, row, rows, slot, n, gated ? gate : NULL, up);
-    if (rows == MOEI_UP_ROWS) { /* the results lie densely: one long run */
+    moei_up_matrices(p, s, g, expert, row, rows, wide, slot, n, gated ? gate : NULL, up);
+    if (rows == wide) { /* the results lie densely: one long run */
         moei_glu(p->layer->vec, f, b->clamp, b->limit, gate, gated ? up : NULL, scratch, (size_t)n * rows);
     } else {
         for (uint32_t i = 0; i < n; i++)
-            moei_glu(p->layer->vec, f, b->clamp, b->limit, gate + i * MOEI_UP_ROWS, gated ? up + i * MOEI_UP_ROWS : NULL, scratch, rows);
+            moei_glu(p->layer->vec, f, b->clamp, b->limit, gate + i * wide, gated ? up + i * wide : NULL, scratch, rows);
     }
     for (uint32_t i = 0; i < n && at_hidden; i++)
-        for (uint32_t r = 0; r < rows; r++) gate[i * MOEI_UP_ROWS + r] = gate[i * MOEI_UP_ROWS + r] * g->weight[slot + i];
-    moei_keep_h(g, slot, n, row, rows, gate);
+        for (uint32_t r = 0; r < rows; r++) gate[i * wide + r] = gate[i * wide + r] * g->weight[slot + i];
+    for (uint32_t r = 0; r < rows; r += MOEI_UP_ROWS)
+        moei_keep_h(g, slot, n, row + r, rows - r < MOEI_UP_ROWS ? rows - r : MOEI_UP_ROWS, gate + r, wide);
 }
 
 /* Blocks [from, to) of an expert. Tokens are packed once for all of them, or in chunks for several blocks, whose weights stay in
-   the last cache while the chunks pass over them. */
+   the last cache while the chunks pass over them. Few tokens take several blocks at a time: memory waits where each ends. */
 static void moei_up_blocks(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint64_t from,
                            uint64_t to) {
     const moei_bank *b = g->bank;
@@ -8824,7 +9107,10 @@ static void moei_up_blocks(const moei_plan *p, const moei_scratch *s, const moei
             n = moei_chunk(b->in, b->d_in, end - slot);
             for (uint32_t i = 0; i < n; i++) s->x[i] = g->x + g->token[slot + i] * g->x_stride;
             moei_pack(b->in, s->x, n, b->d_in, s->packed);
-            for (uint64_t i = at; i < to && i < at + run; i++) moei_up_block(p, s, g, expert, (uint32_t)i, slot, n);
+            for (uint64_t i = at, last = to - at < run ? to : at + run, blocks; i < last; i += blocks) {
+                blocks = n > MOEI_TURNS ? 1 : last - i < MOEI_UP_FEW ? last - i : MOEI_UP_FEW;
+                moei_up_block(p, s, g, expert, (uint32_t)i, (uint32_t)blocks, slot, n);
+            }
         }
 }
 

@@ -493,6 +493,28 @@ static void test_matrix(const tier *tiers, size_t n_tiers, uint32_t f, size_t k,
     for (int i = 0; i < MAX_TOKENS; i++) guarded_free(&x.rows[i]);
     free_matrix(&m);
 }
+/* Rows of more steps than stay in L1: tokens go through them in parts of k, 32 rows at a time. */
+static void test_turns(const tier *tiers, size_t n_tiers, uint32_t f, size_t k, const side_case *side) {
+    enum { N = 40, FEW = 4 };
+    static const uint32_t rows[] = {1, 33, N};
+    static float want[FEW * N];
+    matrix m;
+    tokens x;
+    make_matrix(&m, f, N, k, side, 0);
+    make_tokens(&x, tiers[0].arith, k);
+    lay_out_all(tiers[0].arith->tier, 1, &x, k);
+    define(&m.w, N, x.x, FEW, want);
+    for (size_t i = 0; i < n_tiers; i++) {
+        if (!tiers[i].runs || !tiers[i].arith->ops[f].dot) continue;
+        lay_out_all(tiers[i].arith->tier, 0, &x, k);
+        name_test("%s %s k=%zu in turns", tiers[i].name, formats[f].name, k);
+        for (uint32_t n = 1; n <= FEW; n++)
+            for (size_t j = 0; j < MOEI_COUNT(rows); j++) run_one(tiers[i].arith, &m, &x, want, N, rows[j], n);
+        lay_out_all(tiers[i].arith->tier, 1, &x, k);
+    }
+    for (int i = 0; i < MAX_TOKENS; i++) guarded_free(&x.rows[i]);
+    free_matrix(&m);
+}
 
 int main(void) {
     static const size_t ks[] = {32, 64, 256, 288, 768, 2048, 2880};
@@ -560,6 +582,9 @@ int main(void) {
                     if (ks[ki] % formats[f].elements == 0 && (content == 0 || ki % 3 == (size_t)content % 3))
                         test_matrix(tiers, n_tiers, f, ks[ki], is_side_format(f) ? &sides[s] : NULL, content,
                                     content == 0 && s == 0 && ks[ki] == (288 % formats[f].elements ? 256 : 288));
+        for (size_t s = 0; s < n && s < 2; s++)
+            test_turns(tiers, n_tiers, f, formats[f].elements > 32 ? 16640 : 16672,
+                       is_side_format(f) ? &sides[s] : NULL);
     }
     /* longer than one fill of the side values */
     for (size_t s = 0; n_tiers && tiers[0].runs && s < MOEI_COUNT(i4); s++)

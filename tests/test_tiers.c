@@ -307,6 +307,15 @@ static void check_fp8(const subject *s, uint32_t format, size_t k, uint32_t type
                     weight[r][i] = define_e4m3(g.data[r * w.row_stride + i]) * edges[e];
         }
     }
+    if (type == MOE_TYPE_E8M0 && rows == 1 &&
+        n_cols > 1) { /* those between which exponents may be added, and the last ones */
+        static const uint8_t edges[] = {0, 9, 10, 246, 247, 254, 255};
+        for (size_t e = 0; e < MOEI_COUNT(edges) && 5 * e < ROWS; e++) {
+            grid.data[1 + 5 * e * w.scale.row_stride + e % n_cols] = edges[e];
+            for (size_t i = e % n_cols * cols; i < (e % n_cols + 1) * cols && i < k; i++)
+                weight[5 * e][i] = define_e4m3(g.data[5 * e * w.row_stride + i]) * moei_e8m0(edges[e]);
+        }
+    }
     fill_tokens(k);
     guarded tokens = prepare_tokens(s, k, at_end, x);
     check_views(s, format, &w, x, at_end);
