@@ -7933,6 +7933,7 @@ enum {                 /* what a phase does */
     MOEI_PREPARE_ROUTER, /* token rows to the form that the router reads (and, in a single block, what PREPARE does) */
     MOEI_PREPARE,      /* token rows to the forms that experts and shared experts read; shared gates */
     MOEI_LOGITS,       /* router matrix times tokens */
+    MOEI_PREPARE_LOGITS, /* both at once */
     MOEI_SELECT,       /* logits to ids and weights */
     MOEI_SETTLE,       /* serial: check ids, capacity, statistics; nothing was written before */
     MOEI_SORT,         /* serial: slots by expert, the list of work */
@@ -7947,6 +7948,8 @@ enum {                 /* what a phase does */
 #define MOEI_PARTS ((size_t)256)         /* slots of one expert that a tile takes at a time */
 #define MOEI_TILE_FLOATS ((size_t)65536) /* a tile's results */
 #define MOEI_PACKED_BYTES ((size_t)2 << 20) /* of packed tokens at a time, or 64 of them */
+#define MOEI_ROUTE_BYTES ((size_t)384 << 10) /* the same for the router, whose tokens come from L2 again for every few rows */
+#define MOEI_MANY 8u         /* tokens of a task that are split among tasks by themselves, not by rows */
 #define MOEI_UP_ROWS 32u     /* rows of gate and up that one piece of work covers: h is prepared in blocks of 32 */
 
 /* Slots of one bank of experts in the current block, sorted by expert. */
@@ -8305,12 +8308,11 @@ static void moei_affine_ahead(const moe_matrix *m, const moe_experts *over, int 
 /* ---- prepare ---- */
 
 /* RMSNorm of the router's input with its own weight (Gemma-4): x / sqrt(mean(x^2) + eps) * scale / sqrt(d). */
-static void moei_router_norm(const moe_desc *d, float *x) {
+static void moei_router_norm(const moe_desc *d, const float *x, float *y) {
     float sum = 0.0f, n = (float)d->d_model;
-    if (!d->router.input_scale.type) return;
     for (size_t i = 0; i < d->d_model; i++) sum = moei_fma(x[i], x[i], sum);
     float mean = sum / n, factor = 1.0f / sqrtf(mean + d->router.input_norm_eps), root = 1.0f / sqrtf(n);
-    for (size_t i = 0; i < d->d_model; i++) x[i] = x[i] * factor * (moei_array_at(&d->router.input_scale, 0, d->d_model, i) * root);
+    for (size_t i = 0; i < d->d_model; i++) y[i] = x[i] * factor * (moei_array_at(&d->router.input_scale, 0, d->d_model, i) * root);
 }
 
 /* The shared experts' gate (sigmoid of a dot product, or a softmax of two), which reads x itself. `row` is prepared scratch. */
@@ -8337,20 +8339,27 @@ static void moei_shared_gate(const moei_plan *p, const moei_scratch *s, const fl
     }
 }
 
-static void moei_prepare_router_row(const moei_plan *p, size_t token, size_t at, float *x) {
+/* A caller's row as f32: itself, or read to `space`. */
+static const float *moei_values(const uint8_t *row, uint32_t type, size_t n, float *space) {
+    if (type == MOE_TYPE_F32 && (uintptr_t)row % sizeof(float) == 0) return (const float *)(const void *)row;
+    moei_read_row(space, row, type, 0, n);
+    return space;
+}
+
+static void moei_prepare_router_row(const moei_plan *p, size_t token, size_t at, float *space) {
     const moe_io *io = p->io;
     const moe_layer *l = p->layer;
     size_t d = l->desc.d_model;
     const uint8_t *row = io->router_x ? (const uint8_t *)io->router_x + token * io->router_x_stride : moei_x_row(p, token);
-    moei_read_row(x, row, io->x_type, 0, d);
-    moei_router_norm(&l->desc, x);
+    const float *x = moei_values(row, io->x_type, d, space);
+    if (l->desc.router.input_scale.type) moei_router_norm(&l->desc, x, space), x = space;
     l->router->prepare(p->router_x + at * p->router_x_stride, x, 0, d, d);
 }
 
-static void moei_prepare_expert_row(const moei_plan *p, const moei_scratch *s, size_t token, size_t at, float *x, float *row) {
+static void moei_prepare_expert_row(const moei_plan *p, const moei_scratch *s, size_t token, size_t at, float *space, float *row) {
     const moe_layer *l = p->layer;
     size_t d = l->desc.d_model;
-    moei_read_row(x, moei_x_row(p, token), p->io->x_type, 0, d);
+    const float *x = moei_values(moei_x_row(p, token), p->io->x_type, d, space);
     if (p->sums) (void)row;
     else if (l->desc.latent.d) l->latent_in->prepare(p->latent_row + at * p->latent_row_stride, x, 0, d, d);
     else l->routed.in->prepare(p->groups[0].x + at * p->groups[0].x_stride, x, 0, d, d);
@@ -8359,24 +8368,37 @@ static void moei_prepare_expert_row(const moei_plan *p, const moei_scratch *s, s
     moei_shared_gate(p, s, x, row, p->gates + token * p->gates_per_token);
 }
 
+/* Tokens [lo, hi) of the block that begins with `first`; for the router to its rows from `at` on. */
+static void moei_prepare_rows(const moei_plan *p, const moei_scratch *s, size_t first, size_t lo, size_t hi, int router, size_t at, int experts) {
+    float *space = s->row, *row = s->row + (moei_max(p->layer->desc.d_model, 1) + 63) / 64 * 64;
+    for (size_t t = lo; t < hi; t++) {
+        if (router) moei_prepare_router_row(p, first + t, at + (t - lo), space);
+        if (experts) moei_prepare_expert_row(p, s, first + t, t, space, row);
+    }
+}
 static void moei_prepare(const moei_plan *p, size_t block, int router, int experts, uint32_t ith, uint32_t nth) {
     size_t first = block * p->block, n = moei_min(p->block, p->n_tokens - first), lo, hi;
     moei_scratch s = moei_task_scratch(p, ith);
-    float *x = s.row, *row = s.row + (moei_max(p->layer->desc.d_model, 1) + 63) / 64 * 64;
     moei_span(n, 1, ith, nth, &lo, &hi);
-    for (size_t t = lo; t < hi; t++) {
-        if (router) moei_prepare_router_row(p, first + t, t, x);
-        if (experts) moei_prepare_expert_row(p, &s, first + t, t, x, row);
-    }
+    moei_prepare_rows(p, &s, first, lo, hi, router, lo, experts);
 }
 
+/* Scales and biases of rows [r0, r1) to results of tokens [t0, t1). */
+static void moei_project_affine(const moei_plan *p, const moei_scratch *s, const moe_matrix *m, size_t rows, size_t k, float *out,
+                                size_t t0, size_t t1, size_t r0, size_t r1) {
+    for (size_t r = r0; r < r1; r += p->slice) {
+        size_t part = moei_min(p->slice, r1 - r);
+        if (!moei_row_affine(m, NULL, MOE_UP, 0, rows, r, part, k, s->scale[0], s->bias[0])) break;
+        for (size_t t = t0; t < t1; t++) p->layer->vec->affine(out + t * rows + r, s->scale[0], s->bias[0], part);
+    }
+}
 /* out[t][rows] = matrix * prepared rows of the block, few tokens split by rows, many by tokens. */
 static void moei_project(const moei_plan *p, const moei_arith *a, const moe_matrix *m, size_t rows, size_t k, const uint8_t *x,
                          size_t x_stride, size_t n, float *out, uint32_t ith, uint32_t nth) {
     moei_scratch s = moei_task_scratch(p, ith);
     moei_rows w;
     size_t t0 = 0, t1 = n, r0 = 0, r1 = rows;
-    if (n >= 8 * (size_t)nth) moei_span(n, 1, ith, nth, &t0, &t1);
+    if (n >= (size_t)MOEI_MANY * nth) moei_span(n, 1, ith, nth, &t0, &t1);
     else moei_span(rows, 8, ith, nth, &r0, &r1);
     if (r0 == r1) return;
     moei_view(m, NULL, MOE_UP, 0, rows, k, &w);
@@ -8387,11 +8409,7 @@ static void moei_project(const moei_plan *p, const moei_arith *a, const moe_matr
         moei_pack(a, s.x, (uint32_t)part, k, s.packed);
         moei_multiply(a, &w, (uint32_t)(r1 - r0), s.x, (uint32_t)part, out + t * rows + r0, rows, s.panel);
     }
-    for (size_t r = r0; r < r1; r += p->slice) {
-        size_t part = moei_min(p->slice, r1 - r);
-        if (!moei_row_affine(m, NULL, MOE_UP, 0, rows, r, part, k, s.scale[0], s.bias[0])) break;
-        for (size_t t = t0; t < t1; t++) p->layer->vec->affine(out + t * rows + r, s.scale[0], s.bias[0], part);
-    }
+    moei_project_affine(p, &s, m, rows, k, out, t0, t1, r0, r1);
 }
 
 /* ---- route ---- */
@@ -8407,6 +8425,31 @@ static void moei_logits(const moei_plan *p, size_t block, uint32_t ith, uint32_t
     size_t first = block * p->block, n = moei_min(p->block, p->n_tokens - first);
     moei_project(p, l->router, &l->desc.router.weight, l->router_rows, l->desc.d_model, p->router_x, p->router_x_stride, n,
                  p->logits, ith, nth);
+}
+
+/* Many tokens: a task prepares its own, packs a group while it is in L1, and multiplies as many as stay in L2. */
+static void moei_prepare_logits(const moei_plan *p, size_t block, uint32_t ith, uint32_t nth) {
+    const moe_layer *l = p->layer;
+    const moei_arith *a = l->router;
+    const moei_packing *pack = a->packing;
+    size_t first = block * p->block, n = moei_min(p->block, p->n_tokens - first), d = l->desc.d_model, rows = l->router_rows, lo, hi;
+    moei_scratch s = moei_task_scratch(p, ith);
+    moei_rows w;
+    moei_span(n, 1, ith, nth, &lo, &hi);
+    moei_view(&l->desc.router.weight, NULL, MOE_UP, 0, rows, d, &w);
+    for (size_t t = lo, part; t < hi; t += part) {
+        part = moei_chunk(a, d, moei_max(MOEI_ROUTE_BYTES / a->row_bytes(d), 2 * MOEI_GROUP), hi - t);
+        size_t packs = pack && part >= pack->min, most = packs ? pack->group : part;
+        for (size_t i = 0, group; i < part; i += group) {
+            group = moei_min(most, part - i);
+            moei_prepare_rows(p, &s, first, t + i, t + i + group, 1, lo, p->prepare_once);
+            for (size_t j = 0; j < group; j++) s.x[i + j] = p->router_x + (lo + j) * p->router_x_stride;
+            uint8_t *to = s.packed + i * a->row_bytes(d);
+            if (packs) pack->pack(to, s.x + i, (uint32_t)group, 0, d, d), s.x[i] = to;
+        }
+        moei_multiply(a, &w, (uint32_t)rows, s.x, (uint32_t)part, p->logits + t * rows, rows, s.panel);
+    }
+    moei_project_affine(p, &s, &l->desc.router.weight, rows, d, p->logits, lo, hi, 0, rows);
 }
 
 /* The ids that a table or the caller gives; those out of range count as skipped here and are reported by SETTLE. */
@@ -9038,6 +9081,7 @@ static void moei_run_task(const moei_plan *p, uint32_t kind, size_t block, uint3
     switch (kind) {
     case MOEI_PREPARE_ROUTER: moei_prepare(p, block, 1, p->prepare_once, ith, nth); break;
     case MOEI_LOGITS: moei_logits(p, block, ith, nth); break;
+    case MOEI_PREPARE_LOGITS: moei_prepare_logits(p, block, ith, nth); break;
     case MOEI_SELECT: moei_select_block(p, block, ith, nth); break;
     case MOEI_SETTLE: moei_settle(p); break;
     case MOEI_PREPARE: moei_prepare(p, block, 0, 1, ith, nth); break;
@@ -9176,8 +9220,10 @@ static void moei_list_phases(moei_plan *p, int needs_route, int needs_logits) {
     int latent = p->layer->desc.latent.d != 0, narrow_only = p->io->slots_out || p->layer->desc.expert_count < p->layer->desc.n_experts;
     int project = needs_logits && !p->io->logits_in, prepared = project && p->n_blocks == 1;
     p->n_route = p->n_block = 0;
-    moei_add_phase(p->route_phases, &p->n_route, project, MOEI_PREPARE_ROUTER);
-    moei_add_phase(p->route_phases, &p->n_route, project, MOEI_LOGITS);
+    int many = p->block >= (size_t)MOEI_MANY * p->n_tasks; /* tokens of a task: enough to split the router's product by them */
+    moei_add_phase(p->route_phases, &p->n_route, project && many, MOEI_PREPARE_LOGITS);
+    moei_add_phase(p->route_phases, &p->n_route, project && !many, MOEI_PREPARE_ROUTER);
+    moei_add_phase(p->route_phases, &p->n_route, project && !many, MOEI_LOGITS);
     moei_add_phase(p->route_phases, &p->n_route, needs_route, MOEI_SELECT);
     if (p->route_only) return;
     p->prepare_once = prepared;
