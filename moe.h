@@ -2126,6 +2126,10 @@ MOEI_UNUSED static void moei_pack_bf16(void *to, const void *const *x, uint32_t 
     moei_pack_lines((uint8_t *)to + 2 * k0 * n, x, n, 0, moei_bf16_row_bytes(len) / 64, 64);
 }
 
+/* h is written a block of rows at a time and was last seen a layer ago: the place of the next block is asked for meanwhile. */
+MOEI_FORCE void moei_expect(const uint8_t *p, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH_L2(p + i);
+}
 /* Prepared rows x of n tokens become what the arithmetic multiplies; `to` has room for n of them. */
 MOEI_UNUSED static void moei_pack(const moei_arith *a, const void **x, uint32_t n, size_t k, uint8_t *to) {
     const moei_packing *p = a->packing;
@@ -3209,6 +3213,13 @@ MOEI_BF16 static void moei_prepare_bf16_avx512(void *row, const float *x, size_t
         moei_store_bf16(o + i, _mm512_maskz_loadu_ps((__mmask16)m, x + i), high);
     }
 }
+MOEI_BF16 static void moei_prepare_group_bf16(void *to, const float *x, size_t x_stride, uint32_t n, size_t k0, size_t len, size_t k) {
+    uint8_t *o = (uint8_t *)to + 2 * k0 * n;
+    (void)k;
+    for (size_t i = 0; i < len; i += 32)
+        for (uint32_t c = 0; c < n; c++, o += 64) moei_prepare_bf16_avx512(o, x + c * x_stride + i, 0, len - i < 32 ? len - i : 32, 32);
+    moei_expect(o, 64 * n);
+}
 MOEI_FORCE MOEI_BF16 void moei_decode_bf16(const uint32_t format, const moei_rows *w, uint32_t n_rows, void *panel) {
     const size_t size = format == MOE_FORMAT_F32 ? 4 : 2;
     uint8_t *o = (uint8_t *)panel;
@@ -3359,7 +3370,7 @@ MOEI_BF16_VBMI static void moei_decode_fp8_vbmi(const moei_rows *w, uint32_t n_r
     else moei_rows_table(0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
 }
 
-static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, NULL, NULL, NULL};
+static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, moei_prepare_group_bf16, NULL, NULL};
 // clang-format off
 #define MOEI_BF16_AVX512(name, fp8) {                                                                                               \
     MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_bf16_row_bytes, moei_prepare_bf16_avx512, moei_panel_bytes_bf16, moei_panel_bf16, {\
@@ -5341,6 +5352,8 @@ static MOEI_VNNI void moei_q8_prepare_group(void *to, const float *x, size_t x_s
         if (n == MOEI_Q8_TOKENS) moei_q8_group_block(at, from, MOEI_Q8_TOKENS, i);
         else moei_q8_group_block(at, from, n, i);
     }
+    const size_t b = (k0 + len) / 32;
+    moei_expect((uint8_t *)to + (b % 8 * steps + b / 8) * moei_q8_group_bytes(n), moei_q8_group_bytes(n));
 }
 static const moei_packing moei_packing_vnni = {MOEI_Q8_TOKENS, MOEI_Q8_FEW + 1, moei_q8_pack, moei_q8_prepare_group, NULL, NULL};
 

@@ -184,6 +184,20 @@ static guarded pack_tokens(const subject *s, const void *const *x, const void **
     moei_pack(s->arith, packed, n, k, g.data);
     return g;
 }
+/* Values packed as they come, a block at a time, are what prepared rows are packed to. */
+static void check_group(const subject *s, size_t k, const void *const *x, int at_end) {
+    const moei_packing *p = s->arith->packing;
+    for (uint32_t n = 1; p && p->prepare && n <= p->group; n++) {
+        size_t bytes = n * s->arith->row_bytes(k);
+        guarded a = guarded_new(bytes, at_end), b = guarded_new(bytes, at_end);
+        memset(a.data, 0xff, bytes), memset(b.data, 0x55, bytes);
+        p->pack(a.data, x, n, 0, k, k);
+        for (size_t k0 = 0; k0 < k; k0 += 32)
+            p->prepare(b.data, token[0] + k0, MOEI_COUNT(token[0]), n, k0, k - k0 < 32 ? k - k0 : 32, k);
+        check(!memcmp(a.data, b.data, bytes), s->name, "values packed at once, %u tokens, k = %zu", n, k);
+        guarded_free(&a), guarded_free(&b);
+    }
+}
 static void check_dot(const subject *s, uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x) {
     for (size_t i = 0; i < MOEI_COUNT(token_counts) && token_counts[i] <= s->arith->ops[format].dot_max; i++) {
         const void *tokens[TOKENS];
@@ -255,6 +269,7 @@ static void check_dense(const subject *s, uint32_t format, size_t k, int at_end)
             put_weight(format, g.data + r * w.row_stride + i * size, random_weight(), &weight[r][i]);
     guarded tokens = prepare_tokens(s, k, at_end, x);
     check_prepared(s, k, x);
+    check_group(s, k, x, at_end);
     check_views(s, format, &w, x, at_end);
     guarded_free(&tokens), guarded_free(&g);
 }
