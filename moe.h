@@ -966,6 +966,8 @@ typedef struct moei_vec {       /* elementwise, of one tier; each equal to its s
     void (*clamp)(float *v, float low, float high, float plus, size_t n);         /* v = moei_clamp(v, low, high, plus) */
     void (*order)(uint32_t *key, const float *v, size_t n);                       /* key = moei_key(v) */
     uint32_t (*reach)(uint64_t *best, const uint32_t *key, uint32_t n, uint32_t k); /* the k largest and few others: moei_reach_c */
+    void (*read16)(float *y, const void *x, int bf16, size_t n);                  /* y = moei_bf16(x) or moei_f16(x) */
+    void (*write16)(void *y, int bf16, const float *x, size_t n);                 /* y = moei_to_bf16(x) or moei_to_f16(x) */
 } moei_vec;
 
 /* ==== >>formats: what the bytes mean ===============================================================================
@@ -1989,8 +1991,22 @@ static uint32_t moei_reach_c(uint64_t *best, const uint32_t *key, uint32_t n, ui
     }
     return count;
 }
-MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c,   moei_sigmoid_c, moei_axpy_c,  moei_affine_c,
-                                                moei_times_c, moei_clamp_c,   moei_order_c, moei_reach_c};
+/* Callers' rows are in the machine's byte order, unlike weights. */
+static void moei_read16_c(float *y, const void *x, int bf16, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h;
+        memcpy(&h, (const uint8_t *)x + 2 * i, 2);
+        y[i] = bf16 ? moei_bf16(h) : moei_f16(h);
+    }
+}
+static void moei_write16_c(void *y, int bf16, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h = bf16 ? moei_to_bf16(x[i]) : moei_to_f16(x[i]);
+        memcpy((uint8_t *)y + 2 * i, &h, 2);
+    }
+}
+MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c,   moei_sigmoid_c, moei_axpy_c,  moei_affine_c, moei_times_c,
+                                                moei_clamp_c, moei_order_c,   moei_reach_c, moei_read16_c, moei_write16_c};
 
 /* ==== >>dense: loops around the register tiles of f32 and bf16 arithmetic ==============================================
    A tile is 4 or 8 rows times a group of 3 tokens, its sums in registers. Rows are read where they lie, tokens line
@@ -2796,8 +2812,33 @@ MOEI_AVX2 static uint32_t moei_vreach_avx2(uint64_t *best, const uint32_t *key, 
     }
     return count;
 }
-MOEI_UNUSED static const moei_vec moei_vec_avx2 = {moei_vexp_avx2,   moei_vsigmoid_avx2, moei_vaxpy_avx2,  moei_vaffine_avx2,
-                                                   moei_vtimes_avx2, moei_vclamp_avx2,   moei_vorder_avx2, moei_vreach_avx2};
+MOEI_AVX2 static void moei_vread16_avx2(float *y, const void *x, int bf16, size_t n) {
+    const uint8_t *p = (const uint8_t *)x;
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const __m128i h = _mm_loadu_si128((const __m128i *)(const void *)(p + 2 * i));
+        _mm256_storeu_ps(y + i, bf16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)) : _mm256_cvtph_ps(h));
+    }
+    moei_read16_c(y + i, p + 2 * i, bf16, n - i);
+}
+MOEI_FORCE MOEI_AVX2 __m128i moei_to_bf16_avx2(__m256 x) {
+    const __m256i u = _mm256_castps_si256(x), last = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    const __m256i even = _mm256_add_epi32(u, _mm256_add_epi32(last, _mm256_set1_epi32(0x7fff)));
+    const __m256i nan = _mm256_cmpgt_epi32(_mm256_and_si256(u, _mm256_set1_epi32(0x7fffffff)), _mm256_set1_epi32(0x7f800000));
+    const __m256i h = _mm256_srli_epi32(_mm256_blendv_epi8(even, _mm256_or_si256(u, _mm256_set1_epi32(0x400000)), nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
+}
+MOEI_AVX2 static void moei_vwrite16_avx2(void *y, int bf16, const float *x, size_t n) {
+    uint8_t *p = (uint8_t *)y;
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const __m256 v = _mm256_loadu_ps(x + i);
+        _mm_storeu_si128((__m128i *)(void *)(p + 2 * i), bf16 ? moei_to_bf16_avx2(v) : _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    }
+    moei_write16_c(p + 2 * i, bf16, x + i, n - i);
+}
+MOEI_UNUSED static const moei_vec moei_vec_avx2 = {moei_vexp_avx2,   moei_vsigmoid_avx2, moei_vaxpy_avx2,  moei_vaffine_avx2, moei_vtimes_avx2,
+                                                   moei_vclamp_avx2, moei_vorder_avx2,   moei_vreach_avx2, moei_vread16_avx2, moei_vwrite16_avx2};
 #endif
 
 /* ==== >>avx512: F32 on AVX-512 F/BW/DQ/VL ============================================================================== */
@@ -3096,8 +3137,8 @@ MOEI_AVX512 static void moei_vclamp_avx512(float *v, float low, float high, floa
     }
 }
 MOEI_UNUSED static const moei_vec moei_vec_avx512 = {
-    moei_vexp_avx512,   moei_vsigmoid_avx512, moei_vaxpy_avx512, moei_vaffine_avx512,
-    moei_vtimes_avx512, moei_vclamp_avx512,   moei_vorder_avx2,  moei_vreach_avx2};
+    moei_vexp_avx512,   moei_vsigmoid_avx512, moei_vaxpy_avx512, moei_vaffine_avx512, moei_vtimes_avx512,
+    moei_vclamp_avx512, moei_vorder_avx2,     moei_vreach_avx2,  moei_vread16_avx2,   moei_vwrite16_avx2};
 #endif
 
 /* ==== >>bf16: BF16 on AVX512-BF16 ======================================================================================
@@ -6009,7 +6050,8 @@ static void moei_vclamp_neon(float *v, float low, float high, float plus, size_t
     moei_clamp_c(v + i, low, high, plus, n - i);
 }
 MOEI_UNUSED static const moei_vec moei_vec_neon = {moei_vexp_neon,   moei_vsigmoid_neon, moei_vaxpy_neon, moei_vaffine_neon,
-                                                   moei_vtimes_neon, moei_vclamp_neon,   moei_order_c,    moei_reach_c};
+                                                   moei_vtimes_neon, moei_vclamp_neon,   moei_order_c,    moei_reach_c,
+                                                   moei_read16_c,    moei_write16_c};
 
 /* ---- Q8 ------------------------------------------------------------------------------------------------------------
    A step is 256 weights of a row, unpacked by one function per format, which the direct dot products and the panels of
@@ -8248,30 +8290,16 @@ static void moei_span(size_t n, size_t unit, uint32_t ith, uint32_t nth, size_t 
 
 static size_t moei_element(uint32_t type) { return type == MOE_TYPE_F32 ? 4 : 2; }
 
-/* A caller's row to f32. Rows are in the machine's byte order, unlike weights. */
-static void moei_read_row(float *out, const uint8_t *row, uint32_t type, size_t first, size_t n) {
-    uint16_t h;
+/* Values `first` .. first + n of a caller's row as f32, and back. */
+static void moei_read_row(const moei_vec *v, float *out, const uint8_t *row, uint32_t type, size_t first, size_t n) {
     row += first * moei_element(type);
-    if (type == MOE_TYPE_F32) {
-        memcpy(out, row, n * sizeof(float));
-        return;
-    }
-    for (size_t i = 0; i < n; i++) {
-        memcpy(&h, row + 2 * i, 2);
-        out[i] = type == MOE_TYPE_BF16 ? moei_bf16(h) : moei_f16(h);
-    }
+    if (type == MOE_TYPE_F32) memcpy(out, row, n * sizeof(float));
+    else v->read16(out, row, type == MOE_TYPE_BF16, n);
 }
-
-static void moei_write_row(uint8_t *row, uint32_t type, size_t first, size_t n, const float *v) {
+static void moei_write_row(const moei_vec *v, uint8_t *row, uint32_t type, size_t first, size_t n, const float *values) {
     row += first * moei_element(type);
-    if (type == MOE_TYPE_F32) {
-        memcpy(row, v, n * sizeof(float));
-        return;
-    }
-    for (size_t i = 0; i < n; i++) {
-        uint16_t h = type == MOE_TYPE_BF16 ? moei_to_bf16(v[i]) : moei_to_f16(v[i]);
-        memcpy(row + 2 * i, &h, 2);
-    }
+    if (type == MOE_TYPE_F32) memcpy(row, values, n * sizeof(float));
+    else v->write16(row, type == MOE_TYPE_BF16, values, n);
 }
 
 static const uint8_t *moei_x_row(const moei_plan *p, size_t token) { return (const uint8_t *)p->io->x + token * p->io->x_stride; }
@@ -8376,9 +8404,9 @@ static void moei_shared_gate(const moei_plan *p, const moei_scratch *s, const fl
 }
 
 /* A caller's row as f32: itself, or read to `space`. */
-static const float *moei_values(const uint8_t *row, uint32_t type, size_t n, float *space) {
+static const float *moei_values(const moei_vec *v, const uint8_t *row, uint32_t type, size_t n, float *space) {
     if (type == MOE_TYPE_F32 && (uintptr_t)row % sizeof(float) == 0) return (const float *)(const void *)row;
-    moei_read_row(space, row, type, 0, n);
+    moei_read_row(v, space, row, type, 0, n);
     return space;
 }
 
@@ -8387,7 +8415,7 @@ static void moei_prepare_router_row(const moei_plan *p, size_t token, size_t at,
     const moe_layer *l = p->layer;
     size_t d = l->desc.d_model;
     const uint8_t *row = io->router_x ? (const uint8_t *)io->router_x + token * io->router_x_stride : moei_x_row(p, token);
-    const float *x = moei_values(row, io->x_type, d, space);
+    const float *x = moei_values(l->vec, row, io->x_type, d, space);
     if (l->desc.router.input_scale.type) moei_router_norm(&l->desc, x, space), x = space;
     l->router->prepare(p->router_x + at * p->router_x_stride, x, 0, d, d);
 }
@@ -8395,7 +8423,7 @@ static void moei_prepare_router_row(const moei_plan *p, size_t token, size_t at,
 static void moei_prepare_expert_row(const moei_plan *p, const moei_scratch *s, size_t token, size_t at, float *space, float *row) {
     const moe_layer *l = p->layer;
     size_t d = l->desc.d_model;
-    const float *x = moei_values(moei_x_row(p, token), p->io->x_type, d, space);
+    const float *x = moei_values(l->vec, moei_x_row(p, token), p->io->x_type, d, space);
     if (p->sums) (void)row;
     else if (l->desc.latent.d) l->latent_in->prepare(p->latent_row + at * p->latent_row_stride, x, 0, d, d);
     else l->routed.in->prepare(p->groups[0].x + at * p->groups[0].x_stride, x, 0, d, d);
@@ -8966,7 +8994,7 @@ static void moei_pass_through(const moei_plan *p, const moei_scratch *s, size_t 
     for (uint32_t slot = g->start[g->bank->n_experts]; slot < g->start[g->bank->n_experts + 1]; slot++) {
         const float *x = s->row;
         if (p->layer->desc.latent.d) x = p->latent_x + g->token[slot] * width + row;
-        else moei_read_row(s->row, moei_x_row(p, first + g->token[slot]), p->io->x_type, row, n);
+        else moei_read_row(p->layer->vec, s->row, moei_x_row(p, first + g->token[slot]), p->io->x_type, row, n);
         if (p->io->slots_out) moei_give_slots(p, g, slot, first, row, n, x);
         else p->layer->vec->axpy(s->sum + g->token[slot] * n, x, g->weight[slot], n);
     }
@@ -9004,10 +9032,10 @@ static void moei_give_rows(const moei_plan *p, const moei_scratch *s, size_t fir
         uint8_t *y = (uint8_t *)io->y + (first + t) * io->y_stride;
         if (affine) p->layer->vec->affine(v, s->scale[0], s->bias[0], n);
         if (io->y_add) {
-            moei_read_row(s->row, y, io->y_type, row, n);
+            moei_read_row(p->layer->vec, s->row, y, io->y_type, row, n);
             for (size_t i = 0; i < n; i++) v[i] = s->row[i] + v[i];
         }
-        moei_write_row(y, io->y_type, row, n, v);
+        moei_write_row(p->layer->vec, y, io->y_type, row, n, v);
     }
 }
 
