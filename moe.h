@@ -966,6 +966,8 @@ typedef struct moei_vec {       /* elementwise, of one tier; each equal to its s
     void (*clamp)(float *v, float low, float high, float plus, size_t n);         /* v = moei_clamp(v, low, high, plus) */
     void (*order)(uint32_t *key, const float *v, size_t n);                       /* key = moei_key(v) */
     uint32_t (*reach)(uint64_t *best, const uint32_t *key, uint32_t n, uint32_t k); /* the k largest and few others: moei_reach_c */
+    void (*read16)(float *y, const void *x, int bf16, size_t n);                  /* y = moei_bf16(x) or moei_f16(x) */
+    void (*write16)(void *y, int bf16, const float *x, size_t n);                 /* y = moei_to_bf16(x) or moei_to_f16(x) */
 } moei_vec;
 
 /* ==== >>formats: what the bytes mean ===============================================================================
@@ -1989,8 +1991,22 @@ static uint32_t moei_reach_c(uint64_t *best, const uint32_t *key, uint32_t n, ui
     }
     return count;
 }
-MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c,   moei_sigmoid_c, moei_axpy_c,  moei_affine_c,
-                                                moei_times_c, moei_clamp_c,   moei_order_c, moei_reach_c};
+/* Callers' rows are in the machine's byte order, unlike weights. */
+static void moei_read16_c(float *y, const void *x, int bf16, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h;
+        memcpy(&h, (const uint8_t *)x + 2 * i, 2);
+        y[i] = bf16 ? moei_bf16(h) : moei_f16(h);
+    }
+}
+static void moei_write16_c(void *y, int bf16, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h = bf16 ? moei_to_bf16(x[i]) : moei_to_f16(x[i]);
+        memcpy((uint8_t *)y + 2 * i, &h, 2);
+    }
+}
+MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c,   moei_sigmoid_c, moei_axpy_c,  moei_affine_c, moei_times_c,
+                                                moei_clamp_c, moei_order_c,   moei_reach_c, moei_read16_c, moei_write16_c};
 
 /* ==== >>dense: loops around the register tiles of f32 and bf16 arithmetic ==============================================
    A tile is 4 or 8 rows times a group of 3 tokens, its sums in registers. Rows are read where they lie, tokens line
@@ -2132,6 +2148,10 @@ MOEI_UNUSED static void moei_pack_bf16(void *to, const void *const *x, uint32_t 
     moei_pack_lines((uint8_t *)to + 2 * k0 * n, x, n, 0, moei_bf16_row_bytes(len) / 64, 64);
 }
 
+/* h is written a block of rows at a time and was last seen a layer ago: the place of the next block is asked for meanwhile. */
+MOEI_FORCE void moei_expect(const uint8_t *p, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH_L2(p + i);
+}
 /* Prepared rows x of n tokens become what the arithmetic multiplies; `to` has room for n of them. */
 MOEI_UNUSED static void moei_pack(const moei_arith *a, const void **x, uint32_t n, size_t k, uint8_t *to) {
     const moei_packing *p = a->packing;
@@ -2798,8 +2818,33 @@ MOEI_AVX2 static uint32_t moei_vreach_avx2(uint64_t *best, const uint32_t *key, 
     }
     return count;
 }
-MOEI_UNUSED static const moei_vec moei_vec_avx2 = {moei_vexp_avx2,   moei_vsigmoid_avx2, moei_vaxpy_avx2,  moei_vaffine_avx2,
-                                                   moei_vtimes_avx2, moei_vclamp_avx2,   moei_vorder_avx2, moei_vreach_avx2};
+MOEI_AVX2 static void moei_vread16_avx2(float *y, const void *x, int bf16, size_t n) {
+    const uint8_t *p = (const uint8_t *)x;
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const __m128i h = _mm_loadu_si128((const __m128i *)(const void *)(p + 2 * i));
+        _mm256_storeu_ps(y + i, bf16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)) : _mm256_cvtph_ps(h));
+    }
+    moei_read16_c(y + i, p + 2 * i, bf16, n - i);
+}
+MOEI_FORCE MOEI_AVX2 __m128i moei_to_bf16_avx2(__m256 x) {
+    const __m256i u = _mm256_castps_si256(x), last = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    const __m256i even = _mm256_add_epi32(u, _mm256_add_epi32(last, _mm256_set1_epi32(0x7fff)));
+    const __m256i nan = _mm256_cmpgt_epi32(_mm256_and_si256(u, _mm256_set1_epi32(0x7fffffff)), _mm256_set1_epi32(0x7f800000));
+    const __m256i h = _mm256_srli_epi32(_mm256_blendv_epi8(even, _mm256_or_si256(u, _mm256_set1_epi32(0x400000)), nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
+}
+MOEI_AVX2 static void moei_vwrite16_avx2(void *y, int bf16, const float *x, size_t n) {
+    uint8_t *p = (uint8_t *)y;
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const __m256 v = _mm256_loadu_ps(x + i);
+        _mm_storeu_si128((__m128i *)(void *)(p + 2 * i), bf16 ? moei_to_bf16_avx2(v) : _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    }
+    moei_write16_c(p + 2 * i, bf16, x + i, n - i);
+}
+MOEI_UNUSED static const moei_vec moei_vec_avx2 = {moei_vexp_avx2,   moei_vsigmoid_avx2, moei_vaxpy_avx2,  moei_vaffine_avx2, moei_vtimes_avx2,
+                                                   moei_vclamp_avx2, moei_vorder_avx2,   moei_vreach_avx2, moei_vread16_avx2, moei_vwrite16_avx2};
 #endif
 
 /* ==== >>avx512: F32 on AVX-512 F/BW/DQ/VL ============================================================================== */
@@ -3098,8 +3143,8 @@ MOEI_AVX512 static void moei_vclamp_avx512(float *v, float low, float high, floa
     }
 }
 MOEI_UNUSED static const moei_vec moei_vec_avx512 = {
-    moei_vexp_avx512,   moei_vsigmoid_avx512, moei_vaxpy_avx512, moei_vaffine_avx512,
-    moei_vtimes_avx512, moei_vclamp_avx512,   moei_vorder_avx2,  moei_vreach_avx2};
+    moei_vexp_avx512,   moei_vsigmoid_avx512, moei_vaxpy_avx512, moei_vaffine_avx512, moei_vtimes_avx512,
+    moei_vclamp_avx512, moei_vorder_avx2,     moei_vreach_avx2,  moei_vread16_avx2,   moei_vwrite16_avx2};
 #endif
 
 /* ==== >>bf16: BF16 on AVX512-BF16 ======================================================================================
@@ -3214,6 +3259,13 @@ MOEI_BF16 static void moei_prepare_bf16_avx512(void *row, const float *x, size_t
         __m512 high = _mm512_maskz_loadu_ps((__mmask16)(m >> 16), x + i + 16);
         moei_store_bf16(o + i, _mm512_maskz_loadu_ps((__mmask16)m, x + i), high);
     }
+}
+MOEI_BF16 static void moei_prepare_group_bf16(void *to, const float *x, size_t x_stride, uint32_t n, size_t k0, size_t len, size_t k) {
+    uint8_t *o = (uint8_t *)to + 2 * k0 * n;
+    (void)k;
+    for (size_t i = 0; i < len; i += 32)
+        for (uint32_t c = 0; c < n; c++, o += 64) moei_prepare_bf16_avx512(o, x + c * x_stride + i, 0, len - i < 32 ? len - i : 32, 32);
+    moei_expect(o, 64 * n);
 }
 MOEI_FORCE MOEI_BF16 void moei_decode_bf16(const uint32_t format, const moei_rows *w, uint32_t n_rows, void *panel) {
     const size_t size = format == MOE_FORMAT_F32 ? 4 : 2;
@@ -3442,7 +3494,7 @@ MOEI_BF16_VBMI static void moei_decode_fp8_vbmi(const moei_rows *w, uint32_t n_r
     else moei_rows_table(MOEI_HELP_NONE, 0, 0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
 }
 
-static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, NULL, NULL, NULL};
+static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, moei_prepare_group_bf16, NULL, NULL};
 // clang-format off
 #define MOEI_BF16_AVX512(name, dot, fp8, most) {                                                                                               \
     MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_bf16_row_bytes, moei_prepare_bf16_avx512, moei_panel_bytes_bf16, moei_panel_bf16, {\
@@ -5495,7 +5547,6 @@ static moei_q8_times_fn *const *moei_q8_tiles(uint32_t f, uint32_t panels) {
     default: return moei_q8_tiles_Q8_0[panels - 1];
     }
 }
-static MOEI_AVX2 void moei_q8_prepare_vnni(void *row, const float *x, size_t k0, size_t n, size_t k) { moei_q8_blocks(1, row, x, k0, n, k); }
 /* Part `part` of n tokens' block: of a tile's tokens, then of the others. (gcc makes an extraction and a masked store one instruction,
    and that one faults where it does not store.) */
 MOEI_FORCE MOEI_VNNI void moei_q8_keep(uint8_t *to, size_t part, uint32_t n, __m256i v) {
@@ -5560,18 +5611,21 @@ static MOEI_VNNI void moei_q8_pack(void *to, const void *const *x, uint32_t n, s
         else moei_q8_pack_step(at, from, n, n_blocks);
     }
 }
-/* moei_q8_block of 8 tokens at once. */
-MOEI_FORCE MOEI_VNNI void moei_q8_group_block(uint8_t *to, const float *const *x, uint32_t n, size_t at) {
+/* moei_q8_block of 8 blocks at once, of as many tokens or of one: dword i of each to v[i]; d, s and the sums of q's halves. */
+typedef struct moei_q8_eight {
+    __m256i v[8], d, s, sum, sum16;
+} moei_q8_eight;
+MOEI_FORCE MOEI_VNNI void moei_q8_quantise(const float *const *x, size_t at, moei_q8_eight *e) {
     const __m512i sign = _mm512_set1_epi32(0x7fffffff);
     __m512i m[8], b[8];
-    __m256i rows[8], v[8];
+    __m256i rows[8];
     MOEI_UNROLL for (int t = 0; t < 8; t++)
         m[t] = _mm512_max_epi32(_mm512_and_si512(_mm512_loadu_si512(x[t] + at), sign), _mm512_and_si512(_mm512_loadu_si512(x[t] + at + 16), sign));
     MOEI_UNROLL for (int t = 0; t < 8; t += 2)
         b[t / 2] = _mm512_max_epi32(_mm512_unpacklo_epi32(m[t], m[t + 1]), _mm512_unpackhi_epi32(m[t], m[t + 1]));
     MOEI_UNROLL for (int t = 0; t < 4; t += 2)
         m[t / 2] = _mm512_max_epi32(_mm512_unpacklo_epi64(b[t], b[t + 1]), _mm512_unpackhi_epi64(b[t], b[t + 1]));
-    m[0] = _mm512_max_epi32(_mm512_shuffle_i32x4(m[0], m[1], 0x44), _mm512_shuffle_i32x4(m[0], m[1], 0xee)); /* tokens 0 - 3 twice, then 4 - 7 */
+    m[0] = _mm512_max_epi32(_mm512_shuffle_i32x4(m[0], m[1], 0x44), _mm512_shuffle_i32x4(m[0], m[1], 0xee)); /* 0 - 3 twice, then 4 - 7 */
     m[0] = _mm512_max_epi32(m[0], _mm512_shuffle_i32x4(m[0], m[0], 0xb1));
     const __m256i bits = _mm512_castsi512_si256(_mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 4, 5, 0, 0, 0, 0), m[0]));
     const __m256 amax = _mm256_castsi256_ps(bits);
@@ -5588,14 +5642,35 @@ MOEI_FORCE MOEI_VNNI void moei_q8_group_block(uint8_t *to, const float *const *x
         const __m128i q0 = _mm512_cvtepi32_epi8(_mm512_castps_si512(lo)), q1 = _mm512_cvtepi32_epi8(_mm512_castps_si512(hi));
         rows[t] = _mm256_inserti128_si256(_mm256_castsi128_si256(q0), q1, 1);
     }
-    moei_transpose_avx2((const uint8_t *)rows, 32, v);
+    moei_transpose_avx2((const uint8_t *)rows, 32, e->v);
     __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    MOEI_UNROLL for (size_t i = 0; i < 8; i++) {
-        moei_q8_keep(to, i, n, v[i]);
-        sum[i / 4] = _mm256_dpbusd_epi32(sum[i / 4], _mm256_set1_epi8(1), v[i]);
+    MOEI_UNROLL for (size_t i = 0; i < 8; i++) sum[i / 4] = _mm256_dpbusd_epi32(sum[i / 4], _mm256_set1_epi8(1), e->v[i]);
+    e->sum = _mm256_add_epi32(sum[0], sum[1]);
+    e->sum16 = _mm256_mask_blend_epi16(0xaaaa, sum[0], _mm256_slli_epi32(sum[1], 16));
+    e->d = _mm256_castps_si256(d), e->s = _mm256_castps_si256(_mm256_mul_ps(d, _mm256_cvtepi32_ps(e->sum)));
+}
+/* A token's 8 blocks (Zen 5: 3 ns a block, one by one 9). */
+static MOEI_VNNI void moei_q8_prepare_vnni(void *row, const float *x, size_t k0, size_t n, size_t k) {
+    for (; n >= 256 && k0 % 256 == 0; x += 256, k0 += 256, n -= 256) {
+        moei_q8 *to = (moei_q8 *)row + k0 / 256;
+        const float *from[8];
+        moei_q8_eight e;
+        MOEI_UNROLL for (int t = 0; t < 8; t++) from[t] = x + 32 * t;
+        moei_q8_quantise(from, 0, &e);
+        MOEI_UNROLL for (int j = 0; j < 8; j += 2) { /* in their order, 0 1 4 5 2 3 6 7 */
+            _mm256_storeu_si256((__m256i *)(void *)to->q[j], _mm256_unpacklo_epi32(e.v[j], e.v[j + 1]));
+            _mm256_storeu_si256((__m256i *)(void *)to->q[j + 1], _mm256_unpackhi_epi32(e.v[j], e.v[j + 1]));
+        }
+        _mm256_storeu_si256((__m256i *)(void *)to->d, e.d), _mm256_storeu_si256((__m256i *)(void *)to->s, e.s);
+        _mm256_storeu_si256((__m256i *)(void *)to->sum, e.sum), _mm256_storeu_si256((__m256i *)(void *)to->sum16, e.sum16);
     }
-    const __m256 s = _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_add_epi32(sum[0], sum[1])));
-    moei_q8_keep_parts(to, n, _mm256_castps_si256(d), _mm256_castps_si256(s), _mm256_mask_blend_epi16(0xaaaa, sum[0], _mm256_slli_epi32(sum[1], 16)));
+    if (n) moei_q8_blocks(1, row, x, k0, n, k);
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_group_block(uint8_t *to, const float *const *x, uint32_t n, size_t at) {
+    moei_q8_eight e;
+    moei_q8_quantise(x, at, &e);
+    MOEI_UNROLL for (size_t i = 0; i < 8; i++) moei_q8_keep(to, i, n, e.v[i]);
+    moei_q8_keep_parts(to, n, e.d, e.s, e.sum16);
 }
 static MOEI_VNNI void moei_q8_prepare_group(void *to, const float *x, size_t x_stride, uint32_t n, size_t k0, size_t len, size_t k) {
     const size_t steps = (k + 255) / 256;
@@ -5607,6 +5682,8 @@ static MOEI_VNNI void moei_q8_prepare_group(void *to, const float *x, size_t x_s
         if (n == MOEI_Q8_TOKENS) moei_q8_group_block(at, from, MOEI_Q8_TOKENS, i);
         else moei_q8_group_block(at, from, n, i);
     }
+    const size_t b = (k0 + len) / 32;
+    moei_expect((uint8_t *)to + (b % 8 * steps + b / 8) * moei_q8_group_bytes(n), moei_q8_group_bytes(n));
 }
 static const moei_packing moei_packing_vnni = {MOEI_Q8_TOKENS, MOEI_Q8_FEW + 1, moei_q8_pack, moei_q8_prepare_group, NULL, NULL};
 
@@ -6252,7 +6329,8 @@ static void moei_vclamp_neon(float *v, float low, float high, float plus, size_t
     moei_clamp_c(v + i, low, high, plus, n - i);
 }
 MOEI_UNUSED static const moei_vec moei_vec_neon = {moei_vexp_neon,   moei_vsigmoid_neon, moei_vaxpy_neon, moei_vaffine_neon,
-                                                   moei_vtimes_neon, moei_vclamp_neon,   moei_order_c,    moei_reach_c};
+                                                   moei_vtimes_neon, moei_vclamp_neon,   moei_order_c,    moei_reach_c,
+                                                   moei_read16_c,    moei_write16_c};
 
 /* ---- Q8 ------------------------------------------------------------------------------------------------------------
    A step is 256 weights of a row, unpacked by one function per format, which the direct dot products and the panels of
@@ -7096,6 +7174,26 @@ static float moei_route_max(const float *x, uint32_t n) {
     return a[0];
 }
 
+/* y = x - a and y = y / a, 8 at a time: so compilers make them vectors at -O2 (Zen 5, 128 experts: a token 430 and 370 ns). */
+static void moei_route_less(float *y, const float *x, float a, uint32_t n) {
+    uint32_t i, j, whole = n & ~7u;
+    float v[8];
+    for (i = 0; i < whole; i += 8) {
+        for (j = 0; j < 8; j++) v[j] = x[i + j] - a;
+        memcpy(y + i, v, sizeof v);
+    }
+    for (; i < n; i++) y[i] = x[i] - a;
+}
+static void moei_route_share(float *y, float a, uint32_t n) {
+    uint32_t i, j, whole = n & ~7u;
+    float v[8];
+    for (i = 0; i < whole; i += 8) {
+        for (j = 0; j < 8; j++) v[j] = y[i + j] / a;
+        memcpy(y + i, v, sizeof v);
+    }
+    for (; i < n; i++) y[i] = y[i] / a;
+}
+
 /* y = softmax(x); y may be x. +Inf share the mass, all -Inf give zeros. */
 static void moei_softmax(const moei_router *r, float *y, const float *x, uint32_t n) {
     float top = n ? moei_route_max(x, n) : 0.0f, sum;
@@ -7106,11 +7204,11 @@ static void moei_softmax(const moei_router *r, float *y, const float *x, uint32_
         for (i = 0; i < n; i++) y[i] = 0.0f;
         return;
     } else {
-        for (i = 0; i < n; i++) y[i] = x[i] - top;
+        moei_route_less(y, x, top, n);
         r->vec->exp(y, y, n);
     }
     sum = moei_route_sum(y, n);
-    for (i = 0; i < n; i++) y[i] /= sum;
+    moei_route_share(y, sum, n);
 }
 
 /* sqrt(softplus), with moei_log1p_exp's exp done by the tier */
@@ -8212,6 +8310,7 @@ enum {                 /* what a phase does */
     MOEI_PREPARE_ROUTER, /* token rows to the form that the router reads (and, in a single block, what PREPARE does) */
     MOEI_PREPARE,      /* token rows to the forms that experts and shared experts read; shared gates */
     MOEI_LOGITS,       /* router matrix times tokens */
+    MOEI_PREPARE_LOGITS, /* both at once */
     MOEI_SELECT,       /* logits to ids and weights */
     MOEI_SETTLE,       /* serial: check ids, capacity, statistics; nothing was written before */
     MOEI_SORT,         /* serial: slots by expert, the list of work */
@@ -8225,6 +8324,8 @@ enum {                 /* what a phase does */
 
 #define MOEI_PARTS ((size_t)256)         /* slots of one expert that a tile takes at a time */
 #define MOEI_PACKED_BYTES ((size_t)4 << 20) /* of packed tokens at a time, or 64 of them */
+#define MOEI_ROUTE_BYTES ((size_t)384 << 10) /* the same for the router, whose tokens come from L2 again for every few rows */
+#define MOEI_MANY 8u         /* tokens of a task that are split among tasks by themselves, not by rows */
 #define MOEI_UP_ROWS 32u     /* rows of gate and up that one piece of work covers: h is prepared in blocks of 32 */
 /* Output rows that a task sums at a time: the h of all experts is read once for them, so there are many (Zen 5, layer, Q8_0, against 65536
    floats of sums, which stay in L2: Mixtral 512 tokens 51 and 58 % of the peak, 2048 tokens 51 and 58, Qwen3-30B 512 tokens 51 and 51, 4096
@@ -8304,11 +8405,12 @@ static size_t moei_most(const moei_arith *a, size_t k) {
     if (!a->packing) return MOEI_PARTS;
     return moei_min(MOEI_PARTS, moei_max(MOEI_PACKED_BYTES / a->row_bytes(k), 64)) / a->packing->group * a->packing->group;
 }
-/* As many of `left` tokens; what remains must not be too few to be packed. */
-static uint32_t moei_chunk(const moei_arith *a, size_t k, size_t left) {
+/* As many of `left` tokens, at most `limit`; what remains must not be too few to be packed. */
+static uint32_t moei_chunk(const moei_arith *a, size_t k, size_t limit, size_t left) {
     const moei_packing *p = a->packing;
-    size_t most = moei_most(a, k);
+    size_t most = moei_min(limit, moei_most(a, k));
     if (left <= most) return (uint32_t)left;
+    if (p) most = most / p->group * p->group;
     while (p && left - most < p->min) most -= p->group;
     return (uint32_t)most;
 }
@@ -8492,30 +8594,16 @@ static void moei_span(size_t n, size_t unit, uint32_t ith, uint32_t nth, size_t 
 
 static size_t moei_element(uint32_t type) { return type == MOE_TYPE_F32 ? 4 : 2; }
 
-/* A caller's row to f32. Rows are in the machine's byte order, unlike weights. */
-static void moei_read_row(float *out, const uint8_t *row, uint32_t type, size_t first, size_t n) {
-    uint16_t h;
+/* Values `first` .. first + n of a caller's row as f32, and back. */
+static void moei_read_row(const moei_vec *v, float *out, const uint8_t *row, uint32_t type, size_t first, size_t n) {
     row += first * moei_element(type);
-    if (type == MOE_TYPE_F32) {
-        memcpy(out, row, n * sizeof(float));
-        return;
-    }
-    for (size_t i = 0; i < n; i++) {
-        memcpy(&h, row + 2 * i, 2);
-        out[i] = type == MOE_TYPE_BF16 ? moei_bf16(h) : moei_f16(h);
-    }
+    if (type == MOE_TYPE_F32) memcpy(out, row, n * sizeof(float));
+    else v->read16(out, row, type == MOE_TYPE_BF16, n);
 }
-
-static void moei_write_row(uint8_t *row, uint32_t type, size_t first, size_t n, const float *v) {
+static void moei_write_row(const moei_vec *v, uint8_t *row, uint32_t type, size_t first, size_t n, const float *values) {
     row += first * moei_element(type);
-    if (type == MOE_TYPE_F32) {
-        memcpy(row, v, n * sizeof(float));
-        return;
-    }
-    for (size_t i = 0; i < n; i++) {
-        uint16_t h = type == MOE_TYPE_BF16 ? moei_to_bf16(v[i]) : moei_to_f16(v[i]);
-        memcpy(row + 2 * i, &h, 2);
-    }
+    if (type == MOE_TYPE_F32) memcpy(row, values, n * sizeof(float));
+    else v->write16(row, type == MOE_TYPE_BF16, values, n);
 }
 
 static const uint8_t *moei_x_row(const moei_plan *p, size_t token) { return (const uint8_t *)p->io->x + token * p->io->x_stride; }
@@ -8547,8 +8635,9 @@ static void moei_multiply(const moei_arith *a, const moei_rows *w, uint32_t n_ro
 
 /* Whether results must be multiplied by a factor of their row. */
 static int moei_has_row_scale(const moe_matrix *m, size_t k) {
+    if (!m->scale.type) return m->scale2.type != MOE_TYPE_NONE;
     moei_side s = moei_scale_of(m, NULL, MOE_UP, 0, 1, k);
-    return m->scale2.type || (m->scale.type && moei_row_constant(m->format, &s, k));
+    return m->scale2.type || moei_row_constant(m->format, &s, k);
 }
 
 static void moei_scalars(uint32_t type, const uint8_t *p, size_t stride, size_t n, float *out) {
@@ -8564,12 +8653,12 @@ static void moei_all(float v, size_t n, float *out) {
    token of qwen3-30b as INT8_CHANNEL, row by row 9 % of the time.) */
 static int moei_row_affine(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert, size_t rows, size_t row,
                            size_t n, size_t k, float *scale, float *bias) {
+    if (!moei_has_row_scale(m, k) && !m->bias.type) return 0;
     const moei_side s = moei_scale_of(m, over, which, expert, rows, k);
     const float scale2 = moei_scale2_of(m, over, which, expert);
     const int own = s.data && moei_row_constant(m->format, &s, k);
     size_t stride;
     const uint8_t *b = moei_array_of(&m->bias, over ? over->bias[which] : NULL, expert, rows, &stride);
-    if (!moei_has_row_scale(m, k) && !m->bias.type) return 0;
     if (!own) moei_all(1.0f, n, scale);
     else if (s.rows == 1) moei_scalars(s.type, s.data + row * s.row_stride, s.row_stride, n, scale);
     else
@@ -8588,6 +8677,7 @@ static void moei_prefetch_rows(const uint8_t *p, size_t stride, size_t row, size
    core, one token of gpt-oss-20b: INT8_CHANNEL 78 % of the read bandwidth, with this 83). */
 static void moei_affine_ahead(const moe_matrix *m, const moe_experts *over, int which, uint32_t expert, size_t rows, size_t row, size_t n,
                               size_t k) {
+    if (!m->scale.type && !m->bias.type) return;
     const moei_side s = moei_scale_of(m, over, which, expert, rows, k);
     size_t stride;
     const uint8_t *bias = moei_array_of(&m->bias, over ? over->bias[which] : NULL, expert, rows, &stride);
@@ -8598,12 +8688,11 @@ static void moei_affine_ahead(const moe_matrix *m, const moe_experts *over, int 
 /* ---- prepare ---- */
 
 /* RMSNorm of the router's input with its own weight (Gemma-4): x / sqrt(mean(x^2) + eps) * scale / sqrt(d). */
-static void moei_router_norm(const moe_desc *d, float *x) {
+static void moei_router_norm(const moe_desc *d, const float *x, float *y) {
     float sum = 0.0f, n = (float)d->d_model;
-    if (!d->router.input_scale.type) return;
     for (size_t i = 0; i < d->d_model; i++) sum = moei_fma(x[i], x[i], sum);
     float mean = sum / n, factor = 1.0f / sqrtf(mean + d->router.input_norm_eps), root = 1.0f / sqrtf(n);
-    for (size_t i = 0; i < d->d_model; i++) x[i] = x[i] * factor * (moei_array_at(&d->router.input_scale, 0, d->d_model, i) * root);
+    for (size_t i = 0; i < d->d_model; i++) y[i] = x[i] * factor * (moei_array_at(&d->router.input_scale, 0, d->d_model, i) * root);
 }
 
 /* The shared experts' gate (sigmoid of a dot product, or a softmax of two), which reads x itself. `row` is prepared scratch. */
@@ -8630,20 +8719,27 @@ static void moei_shared_gate(const moei_plan *p, const moei_scratch *s, const fl
     }
 }
 
-static void moei_prepare_router_row(const moei_plan *p, size_t token, size_t at, float *x) {
+/* A caller's row as f32: itself, or read to `space`. */
+static const float *moei_values(const moei_vec *v, const uint8_t *row, uint32_t type, size_t n, float *space) {
+    if (type == MOE_TYPE_F32 && (uintptr_t)row % sizeof(float) == 0) return (const float *)(const void *)row;
+    moei_read_row(v, space, row, type, 0, n);
+    return space;
+}
+
+static void moei_prepare_router_row(const moei_plan *p, size_t token, size_t at, float *space) {
     const moe_io *io = p->io;
     const moe_layer *l = p->layer;
     size_t d = l->desc.d_model;
     const uint8_t *row = io->router_x ? (const uint8_t *)io->router_x + token * io->router_x_stride : moei_x_row(p, token);
-    moei_read_row(x, row, io->x_type, 0, d);
-    moei_router_norm(&l->desc, x);
+    const float *x = moei_values(l->vec, row, io->x_type, d, space);
+    if (l->desc.router.input_scale.type) moei_router_norm(&l->desc, x, space), x = space;
     l->router->prepare(p->router_x + at * p->router_x_stride, x, 0, d, d);
 }
 
-static void moei_prepare_expert_row(const moei_plan *p, const moei_scratch *s, size_t token, size_t at, float *x, float *row) {
+static void moei_prepare_expert_row(const moei_plan *p, const moei_scratch *s, size_t token, size_t at, float *space, float *row) {
     const moe_layer *l = p->layer;
     size_t d = l->desc.d_model;
-    moei_read_row(x, moei_x_row(p, token), p->io->x_type, 0, d);
+    const float *x = moei_values(l->vec, moei_x_row(p, token), p->io->x_type, d, space);
     if (p->sums) (void)row;
     else if (l->desc.latent.d) l->latent_in->prepare(p->latent_row + at * p->latent_row_stride, x, 0, d, d);
     else l->routed.in->prepare(p->groups[0].x + at * p->groups[0].x_stride, x, 0, d, d);
@@ -8652,39 +8748,48 @@ static void moei_prepare_expert_row(const moei_plan *p, const moei_scratch *s, s
     moei_shared_gate(p, s, x, row, p->gates + token * p->gates_per_token);
 }
 
+/* Tokens [lo, hi) of the block that begins with `first`; for the router to its rows from `at` on. */
+static void moei_prepare_rows(const moei_plan *p, const moei_scratch *s, size_t first, size_t lo, size_t hi, int router, size_t at, int experts) {
+    float *space = s->row, *row = s->row + (moei_max(p->layer->desc.d_model, 1) + 63) / 64 * 64;
+    for (size_t t = lo; t < hi; t++) {
+        if (router) moei_prepare_router_row(p, first + t, at + (t - lo), space);
+        if (experts) moei_prepare_expert_row(p, s, first + t, t, space, row);
+    }
+}
 static void moei_prepare(const moei_plan *p, size_t block, int router, int experts, uint32_t ith, uint32_t nth) {
     size_t first = block * p->block, n = moei_min(p->block, p->n_tokens - first), lo, hi;
     moei_scratch s = moei_task_scratch(p, ith);
-    float *x = s.row, *row = s.row + (moei_max(p->layer->desc.d_model, 1) + 63) / 64 * 64;
     moei_span(n, 1, ith, nth, &lo, &hi);
-    for (size_t t = lo; t < hi; t++) {
-        if (router) moei_prepare_router_row(p, first + t, t, x);
-        if (experts) moei_prepare_expert_row(p, &s, first + t, t, x, row);
-    }
+    moei_prepare_rows(p, &s, first, lo, hi, router, lo, experts);
 }
 
+/* Scales and biases of rows [r0, r1) to results of tokens [t0, t1). */
+static void moei_project_affine(const moei_plan *p, const moei_scratch *s, const moe_matrix *m, size_t rows, size_t k, float *out,
+                                size_t t0, size_t t1, size_t r0, size_t r1) {
+    for (size_t r = r0; r < r1; r += MOEI_SLICE) {
+        size_t part = moei_min(MOEI_SLICE, r1 - r);
+        if (!moei_row_affine(m, NULL, MOE_UP, 0, rows, r, part, k, s->scale[0], s->bias[0])) break;
+        for (size_t t = t0; t < t1; t++) p->layer->vec->affine(out + t * rows + r, s->scale[0], s->bias[0], part);
+    }
+}
 /* out[t][rows] = matrix * prepared rows of the block, few tokens split by rows, many by tokens. */
 static void moei_project(const moei_plan *p, const moei_arith *a, const moe_matrix *m, size_t rows, size_t k, const uint8_t *x,
                          size_t x_stride, size_t n, float *out, uint32_t ith, uint32_t nth) {
     moei_scratch s = moei_task_scratch(p, ith);
     moei_rows w;
     size_t t0 = 0, t1 = n, r0 = 0, r1 = rows;
-    if (n >= 8 * (size_t)nth) moei_span(n, 1, ith, nth, &t0, &t1);
+    if (n >= (size_t)MOEI_MANY * nth) moei_span(n, 1, ith, nth, &t0, &t1);
     else moei_span(rows, 8, ith, nth, &r0, &r1);
     if (r0 == r1) return;
     moei_view(m, NULL, MOE_UP, 0, rows, k, &w);
     w.row0 = (uint32_t)r0;
     for (size_t t = t0, part; t < t1; t += part) {
-        part = moei_chunk(a, k, t1 - t);
+        part = moei_chunk(a, k, MOEI_PARTS, t1 - t);
         for (uint32_t i = 0; i < part; i++) s.x[i] = x + (t + i) * x_stride;
         moei_pack(a, s.x, (uint32_t)part, k, s.packed);
         moei_multiply(a, &w, (uint32_t)(r1 - r0), s.x, (uint32_t)part, out + t * rows + r0, rows, s.panel);
     }
-    for (size_t r = r0; r < r1; r += MOEI_SLICE) {
-        size_t part = moei_min(MOEI_SLICE, r1 - r);
-        if (!moei_row_affine(m, NULL, MOE_UP, 0, rows, r, part, k, s.scale[0], s.bias[0])) break;
-        for (size_t t = t0; t < t1; t++) p->layer->vec->affine(out + t * rows + r, s.scale[0], s.bias[0], part);
-    }
+    moei_project_affine(p, &s, m, rows, k, out, t0, t1, r0, r1);
 }
 
 /* ---- route ---- */
@@ -8700,6 +8805,31 @@ static void moei_logits(const moei_plan *p, size_t block, uint32_t ith, uint32_t
     size_t first = block * p->block, n = moei_min(p->block, p->n_tokens - first);
     moei_project(p, l->router, &l->desc.router.weight, l->router_rows, l->desc.d_model, p->router_x, p->router_x_stride, n,
                  p->logits, ith, nth);
+}
+
+/* Many tokens: a task prepares its own, packs a group while it is in L1, and multiplies as many as stay in L2. */
+static void moei_prepare_logits(const moei_plan *p, size_t block, uint32_t ith, uint32_t nth) {
+    const moe_layer *l = p->layer;
+    const moei_arith *a = l->router;
+    const moei_packing *pack = a->packing;
+    size_t first = block * p->block, n = moei_min(p->block, p->n_tokens - first), d = l->desc.d_model, rows = l->router_rows, lo, hi;
+    moei_scratch s = moei_task_scratch(p, ith);
+    moei_rows w;
+    moei_span(n, 1, ith, nth, &lo, &hi);
+    moei_view(&l->desc.router.weight, NULL, MOE_UP, 0, rows, d, &w);
+    for (size_t t = lo, part; t < hi; t += part) {
+        part = moei_chunk(a, d, moei_max(MOEI_ROUTE_BYTES / a->row_bytes(d), 2 * MOEI_GROUP), hi - t);
+        size_t packs = pack && part >= pack->min, most = packs ? pack->group : part;
+        for (size_t i = 0, group; i < part; i += group) {
+            group = moei_min(most, part - i);
+            moei_prepare_rows(p, &s, first, t + i, t + i + group, 1, lo, p->prepare_once);
+            for (size_t j = 0; j < group; j++) s.x[i + j] = p->router_x + (lo + j) * p->router_x_stride;
+            uint8_t *to = s.packed + i * a->row_bytes(d);
+            if (packs) pack->pack(to, s.x + i, (uint32_t)group, 0, d, d), s.x[i] = to;
+        }
+        moei_multiply(a, &w, (uint32_t)rows, s.x, (uint32_t)part, p->logits + t * rows, rows, s.panel);
+    }
+    moei_project_affine(p, &s, &l->desc.router.weight, rows, d, p->logits, lo, hi, 0, rows);
 }
 
 /* The ids that a table or the caller gives; those out of range count as skipped here and are reported by SETTLE. */
@@ -8989,19 +9119,32 @@ static void moei_read_next(moei_rows *w, const uint8_t *next, size_t rows) {
     w->prefetch_bytes = w->k_stride ? 0 : rows * w->row_stride;
 }
 
-/* `wide` rows of an expert's gate or up from `row` on. */
-static void moei_up_view(const moei_plan *p, const moei_group *g, const moe_matrix *m, int which, uint32_t expert, uint32_t row, uint32_t wide,
-                         moei_rows *w) {
+/* An expert's gate and up, looked up once for all blocks of their rows (Zen 5: 90 ns a block), and where the next expert's begin. */
+typedef struct moei_pair {
+    uint32_t expert;
+    moei_rows rows[2]; /* MOE_GATE, MOE_UP */
+    const uint8_t *next[2];
+} moei_pair;
+static void moei_up_views(const moei_plan *p, const moei_group *g, uint32_t expert, moei_pair *v) {
     const moei_bank *b = g->bank;
-    moei_view(m, moei_over(p, g), which, expert, b->d_ff, b->d_in, w);
-    w->row0 = row;
-    uint32_t next = moei_next_expert(g, expert + 1);
-    if (row + wide + MOEI_UP_ROWS <= b->d_ff) moei_read_next(w, w->data + (row + wide) * w->row_stride, moei_min(wide, b->d_ff - row - wide));
-    else if (next < b->n_experts && b->d_ff >= MOEI_UP_ROWS) {
+    const uint32_t next = moei_next_expert(g, expert + 1);
+    v->expert = expert;
+    for (int i = b->gate.format ? MOE_GATE : MOE_UP; i <= MOE_UP; i++) {
+        const moe_matrix *m = i == MOE_GATE ? &b->gate : &b->up;
         moei_rows after;
-        moei_view(m, moei_over(p, g), which, next, b->d_ff, b->d_in, &after);
-        moei_read_next(w, after.data, MOEI_UP_ROWS);
+        moei_view(m, moei_over(p, g), i, expert, b->d_ff, b->d_in, &v->rows[i]);
+        v->next[i] = NULL;
+        if (next == b->n_experts || b->d_ff < MOEI_UP_ROWS) continue;
+        moei_view(m, moei_over(p, g), i, next, b->d_ff, b->d_in, &after);
+        v->next[i] = after.data;
     }
+}
+static moei_rows moei_up_rows(const moei_bank *b, const moei_pair *v, int which, uint32_t row, uint32_t wide) { /* `wide` from `row` on */
+    moei_rows w = v->rows[which];
+    w.row0 = row;
+    if (row + wide + MOEI_UP_ROWS <= b->d_ff) moei_read_next(&w, w.data + (row + wide) * w.row_stride, moei_min(wide, b->d_ff - row - wide));
+    else if (v->next[which]) moei_read_next(&w, v->next[which], MOEI_UP_ROWS);
+    return w;
 }
 /* What follows the products of one matrix with n slots: row scale, weight on the input, and bias. */
 static void moei_up_affine(const moei_plan *p, const moei_scratch *s, const moei_group *g, const moe_matrix *m, int which, uint32_t expert,
@@ -9031,14 +9174,15 @@ static int moei_in_turns(const moei_rows *a, const moei_rows *b) {
 #define MOEI_UP_FEW 4u /* blocks that these take at a time */
 /* gate and up: [n][wide]. Few tokens wait for memory, which is read in its order (gpt-oss-20b, one core of a Zen 5: matrix by
    matrix its gate and up are read at 27 GB/s, its down at 33). */
-static void moei_up_matrices(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint32_t row, uint32_t rows,
+static void moei_up_matrices(const moei_plan *p, const moei_scratch *s, const moei_group *g, const moei_pair *v, uint32_t row, uint32_t rows,
                              uint32_t wide, uint32_t slot, uint32_t n, float *gate, float *up) {
     const moei_bank *b = g->bank;
+    const uint32_t expert = v->expert;
     moei_rows w[2];
     moei_affine_ahead(&b->up, moei_over(p, g), MOE_UP, expert, b->d_ff, row, rows, b->d_in);
     if (gate) moei_affine_ahead(&b->gate, moei_over(p, g), MOE_GATE, expert, b->d_ff, row, rows, b->d_in);
-    moei_up_view(p, g, &b->up, MOE_UP, expert, row, wide, &w[1]);
-    if (gate) moei_up_view(p, g, &b->gate, MOE_GATE, expert, row, wide, &w[0]);
+    w[1] = moei_up_rows(b, v, MOE_UP, row, wide);
+    if (gate) w[0] = moei_up_rows(b, v, MOE_GATE, row, wide);
     if (gate && n <= MOEI_TURNS && moei_in_turns(&w[0], &w[1])) {
         float *both = s->act;
         w[0].row_stride /= 2, w[0].scale.row_stride /= 2, w[0].row0 *= 2;
@@ -9075,14 +9219,14 @@ static void moei_keep_h(const moei_group *g, uint32_t slot, uint32_t n, uint32_t
 }
 
 /* Blocks of rows of h for n slots of one expert. */
-static void moei_up_block(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint32_t block, uint32_t blocks,
+static void moei_up_block(const moei_plan *p, const moei_scratch *s, const moei_group *g, const moei_pair *v, uint32_t block, uint32_t blocks,
                           uint32_t slot, uint32_t n) {
     const moei_bank *b = g->bank;
     const moe_ffn *f = &p->layer->desc.ffn;
     uint32_t row = block * MOEI_UP_ROWS, wide = blocks * MOEI_UP_ROWS, rows = b->d_ff - row < wide ? b->d_ff - row : wide;
     int at_hidden = g == &p->groups[0] && f->weight_at == MOE_WEIGHT_AT_HIDDEN, gated = b->gate.format != 0;
     float *up = s->out[1], *gate = gated ? s->out[0] : up, *scratch = s->act;
-    moei_up_matrices(p, s, g, expert, row, rows, wide, slot, n, gated ? gate : NULL, up);
+    moei_up_matrices(p, s, g, v, row, rows, wide, slot, n, gated ? gate : NULL, up);
     if (rows == wide) { /* the results lie densely: one long run */
         moei_glu(p->layer->vec, f, b->clamp, b->limit, gate, gated ? up : NULL, scratch, (size_t)n * rows);
     } else {
@@ -9101,15 +9245,17 @@ static void moei_up_blocks(const moei_plan *p, const moei_scratch *s, const moei
                            uint64_t to) {
     const moei_bank *b = g->bank;
     uint32_t end = g->start[expert + 1], n = end - g->start[expert];
-    uint64_t run = moei_chunk(b->in, b->d_in, n) == n ? to - from : 8;
+    uint64_t run = moei_chunk(b->in, b->d_in, MOEI_PARTS, n) == n ? to - from : 8;
+    moei_pair v;
+    moei_up_views(p, g, expert, &v);
     for (uint64_t at = from; at < to; at += run)
         for (uint32_t slot = g->start[expert]; slot < end; slot += n) {
-            n = moei_chunk(b->in, b->d_in, end - slot);
+            n = moei_chunk(b->in, b->d_in, MOEI_PARTS, end - slot);
             for (uint32_t i = 0; i < n; i++) s->x[i] = g->x + g->token[slot + i] * g->x_stride;
             moei_pack(b->in, s->x, n, b->d_in, s->packed);
             for (uint64_t i = at, last = to - at < run ? to : at + run, blocks; i < last; i += blocks) {
                 blocks = n > MOEI_TURNS ? 1 : last - i < MOEI_UP_FEW ? last - i : MOEI_UP_FEW;
-                moei_up_block(p, s, g, expert, (uint32_t)i, (uint32_t)blocks, slot, n);
+                moei_up_block(p, s, g, &v, (uint32_t)i, (uint32_t)blocks, slot, n);
             }
         }
 }
@@ -9151,7 +9297,7 @@ static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moe
         }
         int affine = moei_row_affine(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, row, n, b->d_ff, s->scale[0], s->bias[0]);
         for (uint32_t slot = g->start[e], tokens; slot < g->start[e + 1]; slot += tokens) {
-            tokens = moei_chunk(b->mid, b->d_ff, g->start[e + 1] - slot);
+            tokens = moei_chunk(b->mid, b->d_ff, MOEI_PARTS, g->start[e + 1] - slot);
             for (uint32_t i = 0; i < tokens; i++) s->x[i] = g->h + (slot + i) * g->h_stride;
             moei_multiply(b->mid, &w, (uint32_t)n, s->x, tokens, s->out[1], n, s->panel);
             for (uint32_t i = 0; i < tokens; i++) {
@@ -9171,7 +9317,7 @@ static void moei_pass_through(const moei_plan *p, const moei_scratch *s, size_t 
     for (uint32_t slot = g->start[g->bank->n_experts]; slot < g->start[g->bank->n_experts + 1]; slot++) {
         const float *x = s->row;
         if (p->layer->desc.latent.d) x = p->latent_x + g->token[slot] * width + row;
-        else moei_read_row(s->row, moei_x_row(p, first + g->token[slot]), p->io->x_type, row, n);
+        else moei_read_row(p->layer->vec, s->row, moei_x_row(p, first + g->token[slot]), p->io->x_type, row, n);
         if (p->io->slots_out) moei_give_slots(p, g, slot, first, row, n, x);
         else p->layer->vec->axpy(s->sum + g->token[slot] * n, x, g->weight[slot], n);
     }
@@ -9187,7 +9333,7 @@ static void moei_latent_out(const moei_plan *p, const moei_scratch *s, size_t to
     w.row0 = (uint32_t)row;
     int affine = moei_row_affine(m, NULL, MOE_DOWN, 0, d, row, n, k, s->scale[0], s->bias[0]);
     for (size_t t = 0, part; t < tokens; t += part) {
-        part = moei_chunk(l->latent_out, k, tokens - t);
+        part = moei_chunk(l->latent_out, k, MOEI_PARTS, tokens - t);
         for (uint32_t i = 0; i < part; i++) s->x[i] = p->latent_row + (t + i) * p->latent_row_stride;
         moei_pack(l->latent_out, s->x, (uint32_t)part, k, s->packed);
         moei_multiply(l->latent_out, &w, (uint32_t)n, s->x, (uint32_t)part, s->sum + t * n, n, s->panel);
@@ -9209,10 +9355,10 @@ static void moei_give_rows(const moei_plan *p, const moei_scratch *s, size_t fir
         uint8_t *y = (uint8_t *)io->y + (first + t) * io->y_stride;
         if (affine) p->layer->vec->affine(v, s->scale[0], s->bias[0], n);
         if (io->y_add) {
-            moei_read_row(s->row, y, io->y_type, row, n);
+            moei_read_row(p->layer->vec, s->row, y, io->y_type, row, n);
             for (size_t i = 0; i < n; i++) v[i] = s->row[i] + v[i];
         }
-        moei_write_row(y, io->y_type, row, n, v);
+        moei_write_row(p->layer->vec, y, io->y_type, row, n, v);
     }
 }
 
@@ -9324,6 +9470,7 @@ static void moei_run_task(const moei_plan *p, uint32_t kind, size_t block, uint3
     switch (kind) {
     case MOEI_PREPARE_ROUTER: moei_prepare(p, block, 1, p->prepare_once, ith, nth); break;
     case MOEI_LOGITS: moei_logits(p, block, ith, nth); break;
+    case MOEI_PREPARE_LOGITS: moei_prepare_logits(p, block, ith, nth); break;
     case MOEI_SELECT: moei_select_block(p, block, ith, nth); break;
     case MOEI_SETTLE: moei_settle(p); break;
     case MOEI_PREPARE: moei_prepare(p, block, 0, 1, ith, nth); break;
@@ -9462,8 +9609,10 @@ static void moei_list_phases(moei_plan *p, int needs_route, int needs_logits) {
     int latent = p->layer->desc.latent.d != 0, narrow_only = p->io->slots_out || p->layer->desc.expert_count < p->layer->desc.n_experts;
     int project = needs_logits && !p->io->logits_in, prepared = project && p->n_blocks == 1;
     p->n_route = p->n_block = 0;
-    moei_add_phase(p->route_phases, &p->n_route, project, MOEI_PREPARE_ROUTER);
-    moei_add_phase(p->route_phases, &p->n_route, project, MOEI_LOGITS);
+    int many = p->block >= (size_t)MOEI_MANY * p->n_tasks; /* tokens of a task: enough to split the router's product by them */
+    moei_add_phase(p->route_phases, &p->n_route, project && many, MOEI_PREPARE_LOGITS);
+    moei_add_phase(p->route_phases, &p->n_route, project && !many, MOEI_PREPARE_ROUTER);
+    moei_add_phase(p->route_phases, &p->n_route, project && !many, MOEI_LOGITS);
     moei_add_phase(p->route_phases, &p->n_route, needs_route, MOEI_SELECT);
     if (p->route_only) return;
     p->prepare_once = prepared;

@@ -184,6 +184,20 @@ static guarded pack_tokens(const subject *s, const void *const *x, const void **
     moei_pack(s->arith, packed, n, k, g.data);
     return g;
 }
+/* Values packed as they come, a block at a time, are what prepared rows are packed to. */
+static void check_group(const subject *s, size_t k, const void *const *x, int at_end) {
+    const moei_packing *p = s->arith->packing;
+    for (uint32_t n = 1; p && p->prepare && n <= p->group; n++) {
+        size_t bytes = n * s->arith->row_bytes(k);
+        guarded a = guarded_new(bytes, at_end), b = guarded_new(bytes, at_end);
+        memset(a.data, 0xff, bytes), memset(b.data, 0x55, bytes);
+        p->pack(a.data, x, n, 0, k, k);
+        for (size_t k0 = 0; k0 < k; k0 += 32)
+            p->prepare(b.data, token[0] + k0, MOEI_COUNT(token[0]), n, k0, k - k0 < 32 ? k - k0 : 32, k);
+        check(!memcmp(a.data, b.data, bytes), s->name, "values packed at once, %u tokens, k = %zu", n, k);
+        guarded_free(&a), guarded_free(&b);
+    }
+}
 static void check_dot(const subject *s, uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x) {
     for (size_t i = 0; i < MOEI_COUNT(token_counts) && token_counts[i] <= s->arith->ops[format].dot_max; i++) {
         const void *tokens[TOKENS];
@@ -255,6 +269,7 @@ static void check_dense(const subject *s, uint32_t format, size_t k, int at_end)
             put_weight(format, g.data + r * w.row_stride + i * size, random_weight(), &weight[r][i]);
     guarded tokens = prepare_tokens(s, k, at_end, x);
     check_prepared(s, k, x);
+    check_group(s, k, x, at_end);
     check_views(s, format, &w, x, at_end);
     guarded_free(&tokens), guarded_free(&g);
 }
@@ -415,12 +430,49 @@ static void check_lengths(const moei_vec *v, const char *name, size_t n, int at_
     check(count_different(ve, px, n) == 0, name, "exp in place of %zu", n);
     guarded_free(&x), guarded_free(&y), guarded_free(&z);
 }
+/* All 16-bit values to f32; to 16 bits what lies about halfway between them, small numbers, any numbers. Every length. */
+static MOEI_UNUSED void check_16(const moei_vec *v, const char *name) {
+    enum { ALL = 65536 };
+    static uint16_t h[ALL];
+    static float x[ALL];
+    size_t bad_read = 0, bad_write = 0, beyond = 0;
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        for (uint32_t i = 0; i < ALL; i++) h[i] = (uint16_t)i;
+        v->read16(x, h, bf16, ALL);
+        for (uint32_t i = 0; i < ALL; i++) bad_read += !same_float(x[i], bf16 ? moei_bf16(h[i]) : moei_f16(h[i]));
+        for (uint32_t round = 0; round < 5; round++) {
+            const uint32_t half = (bf16 ? 0x8000u : 0x1000u) - 1 + round;
+            for (uint32_t i = 0; i < ALL; i++) {
+                float f = bf16 ? moei_bf16((uint16_t)i) : moei_f16((uint16_t)i);
+                x[i] = round < 3   ? moei_float(moei_bits(f) + half)
+                       : round < 4 ? 1e-5f * random_float()
+                                   : moei_float(random32());
+            }
+            v->write16(h, bf16, x, ALL);
+            for (uint32_t i = 0; i < ALL; i++) {
+                uint16_t want = bf16 ? moei_to_bf16(x[i]) : moei_to_f16(x[i]);
+                bad_write += bf16 ? !same_float(moei_bf16(h[i]), moei_bf16(want))
+                                  : !same_float(moei_f16(h[i]), moei_f16(want));
+            }
+        }
+        for (size_t n = 0; n < 40; n++) {
+            for (size_t i = 0; i < 40; i++) x[i] = (float)i + 1, h[i] = 0x5555;
+            v->write16(h, bf16, x, n), v->read16(x + 40, h, bf16, n), x[40 + n] = -1;
+            for (size_t i = 0; i < n; i++) bad_write += x[40 + i] != x[i];
+            for (size_t i = n; i < 40; i++) beyond += h[i] != 0x5555;
+            v->read16(x + 40, h, bf16, n), beyond += x[40 + n] != -1;
+        }
+    }
+    check(!bad_read && !bad_write && !beyond, name, "16 bits: wrong %zu read, %zu written, %zu beyond", bad_read,
+          bad_write, beyond);
+}
 static MOEI_UNUSED void check_vec(const moei_vec *v, const char *name, uint32_t tier) {
     if (!(moe_tiers() >> tier & 1)) {
         printf("not exercised: %s\n", name), n_skipped++;
         return;
     }
     check_exp(v, name);
+    check_16(v, name);
     for (size_t n = 1; n < 70; n++) check_lengths(v, name, n, n & 1), check_lengths(v, name, n, !(n & 1));
     printf("exercised: %s\n", name);
 }

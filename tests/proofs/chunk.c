@@ -1,5 +1,5 @@
-/* How many tokens a matrix takes at a time, of any number that is left: at least one, no more than there is room for;
-   of more than that, where tokens are packed, whole groups, and what remains is enough to be packed too. */
+/* How many tokens a matrix takes at a time, of any number that is left: at least one, no more than the caller's limit and than packed
+   tokens have room for; of more than that, where tokens are packed, whole groups, and what remains is enough to be packed too. */
 #define MOE_IMPLEMENTATION
 #include "moe.h"
 #include "__fc_builtin.h"
@@ -9,29 +9,29 @@ static size_t row_bytes(size_t k) { return k; }
 static moei_packing packing;
 static moei_arith a;
 
-static void take(size_t k, size_t bound, size_t left) {
-    uint32_t n = moei_chunk(&a, k, left);
+static void take(size_t k, size_t limit, size_t bound, size_t left) {
+    uint32_t n = moei_chunk(&a, k, limit, left);
     //@ assert some: 0 < n <= bound;
     if (!a.packing) return;
     //@ assert groups: n % packing.group == 0;
     //@ assert rest: left - n >= packing.min;
 }
 
-static void chunk(uint32_t group, uint32_t min, size_t k) {
+static void chunk(uint32_t group, uint32_t min, size_t k, size_t limit) {
     packing.group = group, packing.min = min;
     a.row_bytes = row_bytes, a.packing = group ? &packing : NULL;
-    size_t bound = moei_most(&a, k);
-    uint32_t n = moei_chunk(&a, k, Frama_C_size_t_interval(1, bound)); /* all that are left */
+    size_t most = moei_most(&a, k), bound = limit < most ? limit : most;
+    uint32_t n = moei_chunk(&a, k, limit, Frama_C_size_t_interval(1, bound)); /* all that are left */
     //@ assert all: 0 < n <= bound;
-    for (size_t more = 1; more <= 2 * MOEI_GROUP; more++) take(k, bound, bound + more);
-    take(k, bound, Frama_C_size_t_interval(bound + 2 * MOEI_GROUP + 1, SIZE_MAX));
+    for (size_t more = 1; more <= 2 * MOEI_GROUP; more++) take(k, limit, bound, bound + more);
+    take(k, limit, bound, Frama_C_size_t_interval(bound + 2 * MOEI_GROUP + 1, SIZE_MAX));
 }
 
 int main(void) {
     static const uint32_t groups[] = {0, 1, 2, 3, 6, 8, MOEI_GROUP};
-    static const size_t ks[] = {1, 16384, 32768};
+    static const size_t limits[] = {64, 71, MOEI_PARTS};
     for (size_t i = 0; i < MOEI_COUNT(groups); i++)
         for (uint32_t min = 1; min <= groups[i] + 1; min += min > 2 && min < groups[i] ? groups[i] - min : 1)
-            for (size_t j = 0; j < MOEI_COUNT(ks); j++) chunk(groups[i], min, ks[j]);
+            for (size_t j = 0; j < 2 * MOEI_COUNT(limits); j++) chunk(groups[i], min, j & 1 ? 32768 : 1, limits[j / 2]);
     return 0;
 }
