@@ -2050,9 +2050,10 @@ MOEI_FORCE size_t moei_ahead_take(moei_ahead *a, uint32_t n_tokens, size_t steps
     *begin = a->data + (size_t)(a->done >> 32) * 64, a->done += n_tokens * a->rate, *end = a->data + (size_t)(a->done >> 32) * 64;
     return ((uint32_t)((size_t)(*end - *begin) / 64 + steps - 1)) / (uint32_t)steps * (size_t)64;
 }
-#define MOEI_AHEAD(step) /* of `ahead`, up to `ahead_end` */                                                           \
+#define MOEI_AHEAD(step) /* of `ahead`, up to `ahead_end`; a step may be a part of a line */                             \
     if (ahead < ahead_end)                                                                                             \
-        for (const uint8_t *line_ = ahead, *stop_ = ahead += (step); line_ < stop_; line_ += 64) MOEI_PREFETCH_L2(line_)
+        for (const uint8_t *line_ = MOEI_LINE(ahead), *stop_ = ahead += (step); line_ < stop_; line_ += 64) MOEI_PREFETCH_L2(line_)
+#define MOEI_LINE(p) ((p) + ((0 - (uintptr_t)(p)) & 63)) /* that begins there or next */
 /* Bytes from row r to what is prefetched while a pointer moves through it: what follows some KB later, in these rows or from
    w->prefetch on. */
 MOEI_FORCE size_t moei_rows_ahead(const moei_rows *w, size_t bytes) { return bytes / (w->row_stride + 1) + 1; }
@@ -2063,24 +2064,32 @@ MOEI_FORCE size_t moei_ahead_at(const moei_rows *w, uint32_t n_rows, uint32_t r,
 MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r, size_t bytes) {
     return moei_ahead_at(w, n_rows, r, moei_rows_ahead(w, bytes));
 }
-#define MOEI_AHEAD_ROWS ((size_t)32 << 10) /* of a tile */
+#define MOEI_AHEAD_ROWS ((size_t)32 << 10) /* of a tile, and no less than a tile */
 #define MOEI_AHEAD_BYTES 8192 /* of a single row */
 /* Tokens from `at` to end - 1 times one tile of rows; each group prefetches `share` bytes of rows and `x_share` of tokens. Where k is
    small, each instruction between two tiles counts. The groups go to and fro, so that those a tile begins with are in L1: its rows are
-   not, and a step's lines of both would take longer than its FMAs (Zen 5 brings a line from L2 every 2 cycles). */
+   not, and a step's lines of both would take longer than its FMAs (Zen 5 brings a line from L2 every 2 cycles). That pass (`quiet` of them)
+   keeps all buffers for misses busy: what is prefetched meanwhile is dropped, and every such line waits for memory later. So is what comes
+   faster than about a line a step, so the other passes share it evenly (Zen 5, BF16, k = 2048, 18, 24, 32, 48 tokens, cold: 62 75 79 86 % of
+   the peak when all passes prefetch, 73 81 86 90 when all but the first do; 24 tokens, lines in pairs: 72. Warm: 89 90 90 92). Not faster:
+   demand loads or every second line for the prefetchers to go on from (half), more distance, to L1, the next rows' lines to L1 during the
+   last pass (76 at 24 tokens). */
+#define MOEI_BUSY 4u /* groups that leave no time to be quiet */
 MOEI_UNUSED static void moei_sweep_groups(const moei_tiles *tiles, moei_tile *t, const void *const *x, uint32_t at, uint32_t end,
-                                          float *out, size_t part, size_t share, const uint8_t **next_x, size_t x_share, int back) {
+                                          float *out, size_t part, size_t share, uint32_t quiet, const uint8_t **next_x,
+                                          size_t x_share, int back) {
     const uint32_t tokens = tiles->tokens, last = (end - at - 1) / tokens;
     float sums[MOEI_GROUPS][MOEI_TILE_SUMS];
     for (t->k0 = 0; t->k0 < t->k; t->k0 = t->k1, back = !back) {
         t->k1 = t->k - t->k0 > part ? t->k0 + part : t->k;
-        size_t steps = (t->k1 - t->k0) / tiles->step + 1;
-        t->ahead_step = (share / 64 + steps - 1) / steps * 64;
+        t->ahead_step = share / ((t->k1 - t->k0) / tiles->step + 1) + 1;
+        if (t->ahead_step < 64) t->ahead_step = 64;
         for (uint32_t j = 0; j <= last; j++) {
             uint32_t g = back ? last - j : j, i = at + g * tokens;
             for (const uint8_t *stop = *next_x + x_share; *next_x < stop; *next_x += 64) MOEI_PREFETCH_L2(*next_x);
             t->sums = sums[g], t->out = out + i * t->out_stride;
-            t->x = (const uint8_t *)x[i], t->ahead = t->ahead_end, t->ahead_end += share;
+            t->x = (const uint8_t *)x[i], t->ahead = t->ahead_end;
+            if (j >= quiet) t->ahead_end += share;
             tiles->fn[(g < last ? tokens : end - i) - 1](t);
         }
     }
@@ -2092,6 +2101,7 @@ MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, 
     size_t parts = n_tokens <= tiles->tokens ? 1 : (w->k + tiles->k - 1) / tiles->k, part = (w->k / parts + 63) / 64 * 64;
     size_t row_bytes = tiles->bytes * w->k, groups = MOEI_GROUPS_BYTES / (tiles->tokens * row_bytes + 1) + 1;
     uint32_t block = (uint32_t)(groups < MOEI_GROUPS ? groups : MOEI_GROUPS) * tiles->tokens, end, tall = (n_rows - 1) / tiles->rows + 1;
+    const size_t ahead = moei_rows_ahead(w, MOEI_AHEAD_ROWS);
     int back = 0;
     t.k = w->k, t.out_stride = out_stride, t.row_stride = w->row_stride;
     for (uint32_t at = 0; at < n_tokens; at = end) {
@@ -2099,15 +2109,16 @@ MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, 
         const uint8_t *next_x = !w->next_x ? w->data : end < n_tokens ? (const uint8_t *)x[end] : w->next_x;
         size_t next_bytes = end < n_tokens ? (n_tokens - end) * row_bytes : w->next_x_bytes, most = block * row_bytes;
         size_t passes = ((end - at - 1) / tiles->tokens + 1) * parts;
+        const uint32_t quiet = passes > MOEI_BUSY * parts;
         size_t x_share = w->next_x ? moei_lines(next_bytes < most ? next_bytes : most, passes * tall) : 0;
         /* all lines of a tile's rows, not one less: memory is far. The first block brings them to a cache. */
-        size_t share = at ? 0 : moei_lines(tiles->rows * w->row_stride, passes);
+        size_t share = at ? 0 : moei_lines(tiles->rows * w->row_stride, passes - quiet * parts);
         for (uint32_t r = 0; r < n_rows; r += t.n_rows, back = !back) {
             t.n_rows = n_rows < tiles->rows ? n_rows : tiles->rows;
             r = n_rows - r < t.n_rows ? n_rows - t.n_rows : r;
             for (uint32_t i = 0; i < 4; i++) t.w[i] = moei_row(w, r + (i < t.n_rows ? i : t.n_rows - 1));
-            t.ahead_end = t.w[0] + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_ROWS);
-            moei_sweep_groups(tiles, &t, x, at, end, out + r, part, share, &next_x, x_share, back);
+            t.ahead_end = t.w[0] + moei_ahead_at(w, n_rows, r, ahead < tiles->rows ? tiles->rows : ahead);
+            moei_sweep_groups(tiles, &t, x, at, end, out + r, part, share, quiet, &next_x, x_share, back);
         }
     }
 }
