@@ -8042,11 +8042,13 @@ static uint32_t moei_chunk(const moei_arith *a, size_t k, size_t limit, size_t l
     return (uint32_t)most;
 }
 
-/* Output rows per slice: a private [block][slice] sum should stay in the second-level cache. */
+/* Output rows per slice: a private [block][slice] sum should stay in the second-level cache, and every slice reads all of h again (Zen 5,
+   512 tokens, slices of 128 and 256 rows: qwen3-30b BF16 78.0 and 79.6, mixtral F32 76 and 79.5 % of the roofline; 512 as 256). */
 #define MOEI_SLICE_MIN ((size_t)64)
 #define MOEI_SLICE_MAX ((size_t)1024)
+#define MOEI_SLICE_BLOCK ((size_t)128) /* tokens for which it is the largest */
 static size_t moei_slice_rows(size_t block) {
-    size_t rows = block ? (size_t)65536 / block / 16 * 16 : MOEI_SLICE_MAX;
+    size_t rows = block ? MOEI_SLICE_BLOCK * MOEI_SLICE_MAX / block / 16 * 16 : MOEI_SLICE_MAX;
     return moei_min(moei_max(rows, MOEI_SLICE_MIN), MOEI_SLICE_MAX);
 }
 
@@ -8075,7 +8077,7 @@ static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
     const moei_arith *const ariths[] = {l->router, l->routed.in, l->routed.mid, l->shared.in, l->shared.mid, l->latent_in, l->latent_out};
     const size_t ks[] = {d->d_model, l->routed.d_in, l->routed.d_ff, l->shared.d_in, l->shared.d_ff, d->d_model, d->latent.d};
     size_t panel = 0, packed = 0, tokens = moei_min(MOEI_PARTS, p->block * p->k);
-    size_t sums = moei_max(p->block, moei_min(p->block, 64) * (MOEI_SLICE_MAX / MOEI_SLICE_MIN)); /* in units of SLICE_MIN */
+    size_t sums = moei_max(p->block, moei_min(p->block, MOEI_SLICE_BLOCK) * (MOEI_SLICE_MAX / MOEI_SLICE_MIN)); /* in units of SLICE_MIN */
     for (size_t i = 0; i < MOEI_COUNT(ariths); i++) {
         panel = moei_max(panel, moei_panel_scratch(ariths[i], ks[i]));
         if (!ariths[i] || !ariths[i]->packing) continue;
