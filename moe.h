@@ -2071,7 +2071,9 @@ MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r,
    not, and a step's lines of both would take longer than its FMAs (Zen 5 brings a line from L2 every 2 cycles). That pass (`quiet` of them)
    keeps all buffers for misses busy: what is prefetched meanwhile is dropped, and every such line waits for memory later. So is what comes
    faster than about a line a step, so the other passes share it evenly (Zen 5, BF16, k = 2048, 18, 24, 32, 48 tokens, cold: 62 75 79 86 % of
-   the peak when all passes prefetch, 73 81 86 90 when all but the first do; 24 tokens, lines in pairs: 72. Warm: 89 90 90 92). Not faster:
+   the peak when all passes prefetch, 73 81 86 90 when all but the first do; 24 tokens, lines in pairs: 72. Warm: 89 90 90 92). Where sums
+   wait in memory a pass begins with them, as busily: so with the lines before its own once more (k = 4096, 48 and 128 tokens: 75 79, with this
+   82 81). Not faster:
    demand loads or every second line for the prefetchers to go on from (half), more distance, to L1, the next rows' lines to L1 during the
    last pass (76 at 24 tokens). */
 #define MOEI_BUSY 4u /* groups that leave no time to be quiet */
@@ -2084,12 +2086,13 @@ MOEI_UNUSED static void moei_sweep_groups(const moei_tiles *tiles, moei_tile *t,
         t->k1 = t->k - t->k0 > part ? t->k0 + part : t->k;
         t->ahead_step = share / ((t->k1 - t->k0) / tiles->step + 1) + 1;
         if (t->ahead_step < 64) t->ahead_step = 64;
+        const size_t all = (t->k1 - t->k0) / tiles->step * 64, again = part < t->k && share && share < all ? all - share : 0;
         for (uint32_t j = 0; j <= last; j++) {
             uint32_t g = back ? last - j : j, i = at + g * tokens;
             for (const uint8_t *stop = *next_x + x_share; *next_x < stop; *next_x += 64) MOEI_PREFETCH_L2(*next_x);
             t->sums = sums[g], t->out = out + i * t->out_stride;
             t->x = (const uint8_t *)x[i], t->ahead = t->ahead_end;
-            if (j >= quiet) t->ahead_end += share;
+            if (j >= quiet) t->ahead -= again, t->ahead_end += share;
             tiles->fn[(g < last ? tokens : end - i) - 1](t);
         }
     }
