@@ -3184,10 +3184,10 @@ MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int help, const int C, const moei
     }
 }
 #define MOEI_ROWS_BF16(help, C) case C: moei_rows_bf16(help, C, w, n_rows, x + i, out, out_stride); break
-#define MOEI_DOT_BF16(name, help)                                                                                      \
+#define MOEI_DOT_BF16(name, help, most)                                                                                \
     MOEI_BF16 static void moei_dot_bf16##name(const moei_rows *w, uint32_t n_rows, const void *const *x,               \
                                               uint32_t n_tokens, float *out, size_t out_stride) {                      \
-        if (!moei_few(n_rows, n_tokens, w->k < 1536 ? 4 : 6, 2 * w->k)) {                                              \
+        if (!moei_few(n_rows, n_tokens, w->k < 1536 ? most : 6, 2 * w->k)) {                                           \
             moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);                                     \
             return;                                                                                                    \
         }                                                                                                              \
@@ -3201,8 +3201,8 @@ MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int help, const int C, const moei
             default: moei_rows_bf16(MOEI_HELP_L2, 6, w, n_rows, x + i, out, out_stride);                               \
             }                                                                                                          \
     }
-MOEI_DOT_BF16(, MOEI_HELP_NONE)
-MOEI_DOT_BF16(_near, MOEI_HELP_L1)
+MOEI_DOT_BF16(, MOEI_HELP_NONE, 4)
+MOEI_DOT_BF16(_near, MOEI_HELP_L1, 6) /* k = 768, 5 and 6 tokens: tile 24 and 25, rows 32 and 34 % of the peak (Zen 5) */
 static void moei_panel_bf16(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
     moei_rows rows = *w;
