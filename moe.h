@@ -2084,9 +2084,9 @@ MOEI_UNUSED static void moei_sweep_groups(const moei_tiles *tiles, moei_tile *t,
     float sums[MOEI_GROUPS][MOEI_TILE_SUMS];
     for (t->k0 = 0; t->k0 < t->k; t->k0 = t->k1, back = !back) {
         t->k1 = t->k - t->k0 > part ? t->k0 + part : t->k;
-        t->ahead_step = share / ((t->k1 - t->k0) / tiles->step + 1) + 1;
-        if (t->ahead_step < 64) t->ahead_step = 64;
-        const size_t all = (t->k1 - t->k0) / tiles->step * 64, again = part < t->k && share && share < all ? all - share : 0;
+        const size_t steps = (t->k1 - t->k0) / tiles->step, all = steps * 64;
+        t->ahead_step = share <= all ? 64 : share / (steps + !steps) + 1; /* not a line less than all */
+        const size_t again = part < t->k && share && share < all ? all - share : 0;
         for (uint32_t j = 0; j <= last; j++) {
             uint32_t g = back ? last - j : j, i = at + g * tokens;
             for (const uint8_t *stop = *next_x + x_share; *next_x < stop; *next_x += 64) MOEI_PREFETCH_L2(*next_x);
