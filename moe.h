@@ -2071,7 +2071,7 @@ MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r,
    not, and a step's lines of both would take longer than its FMAs (Zen 5 brings a line from L2 every 2 cycles). That pass (`quiet` of them)
    keeps all buffers for misses busy: what is prefetched meanwhile is dropped, and every such line waits for memory later. So is what comes
    faster than about a line a step, so the other passes share it evenly (Zen 5, BF16, k = 2048, 18, 24, 32, 48 tokens, cold: 62 75 79 86 % of
-   the peak when all passes prefetch, 73 81 86 90 when all but the first do; 24 tokens, lines in pairs: 72. Warm: 89 90 90 92). Where sums
+   the peak when all passes prefetch, 74 84 86 90 when all but the first do; 24 tokens, lines in pairs: 72. Warm: 89 90 90 92). Where sums
    wait in memory a pass begins with them, as busily: so with the lines before its own once more (k = 4096, 48 and 128 tokens: 75 79, with this
    82 81). Not faster:
    demand loads or every second line for the prefetchers to go on from (half), more distance, to L1, the next rows' lines to L1 during the
