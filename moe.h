@@ -2066,9 +2066,10 @@ MOEI_FORCE size_t moei_ahead_take(moei_ahead *a, uint32_t n_tokens, size_t steps
     *begin = a->data + (size_t)(a->done >> 32) * 64, a->done += n_tokens * a->rate, *end = a->data + (size_t)(a->done >> 32) * 64;
     return ((uint32_t)((size_t)(*end - *begin) / 64 + steps - 1)) / (uint32_t)steps * (size_t)64;
 }
-#define MOEI_AHEAD(step) /* of `ahead`, up to `ahead_end` */                                                           \
+#define MOEI_AHEAD(step) /* of `ahead`, up to `ahead_end`; a step may be a part of a line */                             \
     if (ahead < ahead_end)                                                                                             \
-        for (const uint8_t *line_ = ahead, *stop_ = ahead += (step); line_ < stop_; line_ += 64) MOEI_PREFETCH_L2(line_)
+        for (const uint8_t *line_ = MOEI_LINE(ahead), *stop_ = ahead += (step); line_ < stop_; line_ += 64) MOEI_PREFETCH_L2(line_)
+#define MOEI_LINE(p) ((p) + ((0 - (uintptr_t)(p)) & 63)) /* that begins there or next */
 /* Bytes from row r to what is prefetched while a pointer moves through it: what follows some KB later, in these rows or from
    w->prefetch on. */
 MOEI_FORCE size_t moei_rows_ahead(const moei_rows *w, size_t bytes) { return bytes / (w->row_stride + 1) + 1; }
@@ -2079,7 +2080,7 @@ MOEI_FORCE size_t moei_ahead_at(const moei_rows *w, uint32_t n_rows, uint32_t r,
 MOEI_FORCE size_t moei_ahead_of(const moei_rows *w, uint32_t n_rows, uint32_t r, size_t bytes) {
     return moei_ahead_at(w, n_rows, r, moei_rows_ahead(w, bytes));
 }
-#define MOEI_AHEAD_ROWS ((size_t)32 << 10) /* of a tile */
+#define MOEI_AHEAD_ROWS ((size_t)32 << 10) /* of a tile, and no less than a tile */
 /* The cache lines that begin in a later row's scales: each of them once. The hardware would find out about so short a stream again for
    every few rows (Zen 5, one token of qwen3-30b as MXFP4_HF, two cores: without this 89 % of the read bandwidth). */
 MOEI_FORCE void moei_side_ahead(const moei_side *s, size_t row, size_t bytes) {
@@ -2089,20 +2090,31 @@ MOEI_FORCE void moei_side_ahead(const moei_side *s, size_t row, size_t bytes) {
 #define MOEI_AHEAD_BYTES 8192 /* of a single row */
 /* Tokens from `at` to end - 1 times one tile of rows; each group prefetches `share` bytes of rows and `x_share` of tokens. Where k is
    small, each instruction between two tiles counts. The groups go to and fro, so that those a tile begins with are in L1: its rows are
-   not, and a step's lines of both would take longer than its FMAs (Zen 5 brings a line from L2 every 2 cycles). */
+   not, and a step's lines of both would take longer than its FMAs (Zen 5 brings a line from L2 every 2 cycles). That pass (`quiet` of them)
+   keeps all buffers for misses busy: what is prefetched meanwhile is dropped, and every such line waits for memory later. So is what comes
+   faster than about a line a step, so the other passes share it evenly (Zen 5, BF16, k = 2048, 18, 24, 32, 48 tokens, cold: 62 75 79 86 % of
+   the peak when all passes prefetch, 74 84 86 90 when all but the first do; 24 tokens, lines in pairs: 72. Warm: 89 90 90 92). Where sums
+   wait in memory a pass begins with them, as busily: so with the lines before its own once more (k = 4096, 48 and 128 tokens: 75 79, with this
+   82 81). Not faster:
+   demand loads or every second line for the prefetchers to go on from (half), more distance, to L1, the next rows' lines to L1 during the
+   last pass (76 at 24 tokens). */
+#define MOEI_BUSY 4u /* groups that leave no time to be quiet */
 MOEI_UNUSED static void moei_sweep_groups(const moei_tiles *tiles, moei_tile *t, const void *const *x, uint32_t at, uint32_t end,
-                                          float *out, size_t part, size_t share, const uint8_t **next_x, size_t x_share, int back) {
+                                          float *out, size_t part, size_t share, uint32_t quiet, const uint8_t **next_x,
+                                          size_t x_share, int back) {
     const uint32_t tokens = tiles->tokens, last = (end - at - 1) / tokens;
     float sums[MOEI_GROUPS][MOEI_TILE_SUMS];
     for (t->k0 = 0; t->k0 < t->k; t->k0 = t->k1, back = !back) {
         t->k1 = t->k - t->k0 > part ? t->k0 + part : t->k;
-        size_t steps = (t->k1 - t->k0) / tiles->step + 1;
-        t->ahead_step = (share / 64 + steps - 1) / steps * 64;
+        const size_t steps = (t->k1 - t->k0) / tiles->step, all = steps * 64;
+        t->ahead_step = share <= all ? 64 : share / (steps + !steps) + 1; /* not a line less than all */
+        const size_t again = part < t->k && share && share < all ? all - share : 0;
         for (uint32_t j = 0; j <= last; j++) {
             uint32_t g = back ? last - j : j, i = at + g * tokens;
             for (const uint8_t *stop = *next_x + x_share; *next_x < stop; *next_x += 64) MOEI_PREFETCH_L2(*next_x);
             t->sums = sums[g], t->out = out + i * t->out_stride;
-            t->x = (const uint8_t *)x[i], t->ahead = t->ahead_end, t->ahead_end += share;
+            t->x = (const uint8_t *)x[i], t->ahead = t->ahead_end;
+            if (j >= quiet) t->ahead -= again, t->ahead_end += share;
             tiles->fn[(g < last ? tokens : end - i) - 1](t);
         }
     }
@@ -2114,6 +2126,7 @@ MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, 
     size_t parts = n_tokens <= tiles->tokens ? 1 : (w->k + tiles->k - 1) / tiles->k, part = (w->k / parts + 63) / 64 * 64;
     size_t row_bytes = tiles->bytes * w->k, groups = MOEI_GROUPS_BYTES / (tiles->tokens * row_bytes + 1) + 1;
     uint32_t block = (uint32_t)(groups < MOEI_GROUPS ? groups : MOEI_GROUPS) * tiles->tokens, end, tall = (n_rows - 1) / tiles->rows + 1;
+    const size_t ahead = moei_rows_ahead(w, MOEI_AHEAD_ROWS);
     int back = 0;
     t.k = w->k, t.out_stride = out_stride, t.row_stride = w->row_stride;
     for (uint32_t at = 0; at < n_tokens; at = end) {
@@ -2121,15 +2134,16 @@ MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, 
         const uint8_t *next_x = !w->next_x ? w->data : end < n_tokens ? (const uint8_t *)x[end] : w->next_x;
         size_t next_bytes = end < n_tokens ? (n_tokens - end) * row_bytes : w->next_x_bytes, most = block * row_bytes;
         size_t passes = ((end - at - 1) / tiles->tokens + 1) * parts;
+        const uint32_t quiet = passes > MOEI_BUSY * parts;
         size_t x_share = w->next_x ? moei_lines(next_bytes < most ? next_bytes : most, passes * tall) : 0;
         /* all lines of a tile's rows, not one less: memory is far. The first block brings them to a cache. */
-        size_t share = at ? 0 : moei_lines(tiles->rows * w->row_stride, passes);
+        size_t share = at ? 0 : moei_lines(tiles->rows * w->row_stride, passes - quiet * parts);
         for (uint32_t r = 0; r < n_rows; r += t.n_rows, back = !back) {
             t.n_rows = n_rows < tiles->rows ? n_rows : tiles->rows;
             r = n_rows - r < t.n_rows ? n_rows - t.n_rows : r;
             for (uint32_t i = 0; i < 4; i++) t.w[i] = moei_row(w, r + (i < t.n_rows ? i : t.n_rows - 1));
-            t.ahead_end = t.w[0] + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_ROWS);
-            moei_sweep_groups(tiles, &t, x, at, end, out + r, part, share, &next_x, x_share, back);
+            t.ahead_end = t.w[0] + moei_ahead_at(w, n_rows, r, ahead < tiles->rows ? tiles->rows : ahead);
+            moei_sweep_groups(tiles, &t, x, at, end, out + r, part, share, quiet, &next_x, x_share, back);
         }
     }
 }
@@ -3221,10 +3235,10 @@ MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int help, const int C, const moei
     }
 }
 #define MOEI_ROWS_BF16(help, C) case C: moei_rows_bf16(help, C, w, n_rows, x + i, out, out_stride); break
-#define MOEI_DOT_BF16(name, help)                                                                                      \
+#define MOEI_DOT_BF16(name, help, most)                                                                                \
     MOEI_BF16 static void moei_dot_bf16##name(const moei_rows *w, uint32_t n_rows, const void *const *x,               \
                                               uint32_t n_tokens, float *out, size_t out_stride) {                      \
-        if (!moei_few(n_rows, n_tokens, w->k < 1536 ? 4 : 6, 2 * w->k)) {                                              \
+        if (!moei_few(n_rows, n_tokens, w->k < 1536 ? most : 6, 2 * w->k)) {                                           \
             moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);                                     \
             return;                                                                                                    \
         }                                                                                                              \
@@ -3238,8 +3252,8 @@ MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int help, const int C, const moei
             default: moei_rows_bf16(MOEI_HELP_L2, 6, w, n_rows, x + i, out, out_stride);                               \
             }                                                                                                          \
     }
-MOEI_DOT_BF16(, MOEI_HELP_NONE)
-MOEI_DOT_BF16(_near, MOEI_HELP_L1)
+MOEI_DOT_BF16(, MOEI_HELP_NONE, 4)
+MOEI_DOT_BF16(_near, MOEI_HELP_L1, 6) /* k = 768, 5 and 6 tokens: tile 24 and 25, rows 32 and 34 % of the peak (Zen 5) */
 static void moei_panel_bf16(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
     moei_rows rows = *w;
@@ -8329,7 +8343,7 @@ enum {                 /* what a phase does */
 #define MOEI_UP_ROWS 32u     /* rows of gate and up that one piece of work covers: h is prepared in blocks of 32 */
 /* Output rows that a task sums at a time: the h of all experts is read once for them, so there are many (Zen 5, layer, Q8_0, against 65536
    floats of sums, which stay in L2: Mixtral 512 tokens 51 and 58 % of the peak, 2048 tokens 51 and 58, Qwen3-30B 512 tokens 51 and 51, 4096
-   tokens 49 and 59). */
+   tokens 49 and 59; Mixtral 512 tokens F32 76 and 80). */
 #define MOEI_SLICE ((size_t)512)
 
 /* Slots of one bank of experts in the current block, sorted by expert. */
@@ -9239,6 +9253,16 @@ static void moei_up_block(const moei_plan *p, const moei_scratch *s, const moei_
         moei_keep_h(g, slot, n, row + r, rows - r < MOEI_UP_ROWS ? rows - r : MOEI_UP_ROWS, gate + r, wide);
 }
 
+/* Parts from .. to of n of the next expert's tokens: since they were last read, a stream of weights has passed through the caches (Zen 5, qwen3-30b,
+   512 tokens, BF16: 77.1 and 77.9 % of the roofline). */
+static void moei_up_tokens_ahead(const moei_group *g, uint32_t expert, size_t from, size_t to, size_t n) {
+    const uint32_t next = moei_next_expert(g, expert + 1);
+    if (next == g->bank->n_experts) return;
+    const size_t first = g->start[next], bytes = g->bank->in->row_bytes(g->bank->d_in);
+    const size_t count = moei_min(g->start[next + 1] - first, MOEI_GROUPS_BYTES / bytes);
+    for (size_t slot = first + count * from / n; slot < first + count * to / n; slot++)
+        for (size_t b = 0; b < bytes; b += 64) MOEI_PREFETCH_L2(g->x + g->token[slot] * g->x_stride + b);
+}
 /* Blocks [from, to) of an expert. Tokens are packed once for all of them, or in chunks for several blocks, whose weights stay in
    the last cache while the chunks pass over them. Few tokens take several blocks at a time: memory waits where each ends. */
 static void moei_up_blocks(const moei_plan *p, const moei_scratch *s, const moei_group *g, uint32_t expert, uint64_t from,
@@ -9255,6 +9279,7 @@ static void moei_up_blocks(const moei_plan *p, const moei_scratch *s, const moei
             moei_pack(b->in, s->x, n, b->d_in, s->packed);
             for (uint64_t i = at, last = to - at < run ? to : at + run, blocks; i < last; i += blocks) {
                 blocks = n > MOEI_TURNS ? 1 : last - i < MOEI_UP_FEW ? last - i : MOEI_UP_FEW;
+                moei_up_tokens_ahead(g, expert, (size_t)(i - from), (size_t)(i + blocks - from), (size_t)(to - from));
                 moei_up_block(p, s, g, &v, (uint32_t)i, (uint32_t)blocks, slot, n);
             }
         }
