@@ -81,7 +81,7 @@ SEMANTIC = [
     ("fp8 without subnormals", "return moei_float(sign | moei_bits((float)m * 0.001953125f));", "return moei_float(sign);", "test_formats"),
     ("bf16 rounds half up", "return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);", "return (uint16_t)((u + 0x8000) >> 16);", "test_formats"),
     ("gate and up swapped", "    v->times(g, u, n);", "    memcpy(g, u, n * sizeof *g);\n    v->times(g, u, n);", "test_layer"),
-    ("gate reads up's rows", "w[0] = moei_up_rows(b, v, MOE_GATE, row)", "w[0] = moei_up_rows(b, v, MOE_UP, row)", "test_layer"),
+    ("gate reads up's rows", "w[0] = moei_up_rows(b, v, MOE_GATE, row, wide)", "w[0] = moei_up_rows(b, v, MOE_UP, row, wide)", "test_layer"),
     ("alpha 1", "d->ffn.alpha = moei_or(d->ffn.alpha, 1.702f);", "d->ffn.alpha = moei_or(d->ffn.alpha, 1.0f);", "test_layer"),
     ("gpt-oss's + 1", "? 1.0f : -0.0f; /* v + -0", "? -0.0f : -0.0f; /* v + -0", "test_layer"),
     ("clamp of gate on both sides", "clamp == MOE_CLAMP_PRE) v->clamp(g, -inf, limit", "clamp == MOE_CLAMP_PRE) v->clamp(g, -limit, limit", "test_layer"),
