@@ -3454,7 +3454,8 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int help, const int is_mx, 
         mx.far = 0;
         for (size_t k = 0, b = 0, end; k < w->k; k = end, b += !is_mx) {
             end = w->k - k < run ? w->k : k + run;
-            MOEI_UNROLL for (uint32_t i = 0; i < R && is_mx; i++) moei_scales_mx(scales[i] + k / 32, end - k, mx.add[i], &mx);
+            MOEI_UNROLL for (uint32_t i = 0; i < R; i++)
+                if (is_mx) moei_scales_mx(scales[i] + k / 32, end - k, mx.add[i], &mx);
             moei_block_table(help, C, R, &tables[b], is_mx ? &mx : NULL, &bits, p, later, tight ? R : 1, k, end, x, panel, sums);
         }
         MOEI_UNROLL for (uint32_t i = 0; i < R; i++)
@@ -5112,10 +5113,11 @@ MOEI_FORCE MOEI_VNNI __m512 moei_q8_add2(uint32_t f, int turns, __m512 d, __m512
         if (!turns) acc = _mm512_fmadd_ps(v[j], s[j], acc);
     }
     __m256 a = _mm512_castps512_ps256(acc);
-    MOEI_UNROLL for (int j = 0; j < terms && turns; j++) a = _mm256_fmadd_ps(_mm512_castps512_ps256(v[j]), _mm512_castps512_ps256(s[j]), a);
-    MOEI_UNROLL for (int j = 0; j < terms && turns == 2; j++)
-        a = _mm256_fmadd_ps(_mm512_extractf32x8_ps(v[j], 1), _mm512_extractf32x8_ps(s[j], 1), a);
-    return turns ? _mm512_castps256_ps512(a) : acc;
+    if (!turns) return acc;
+    MOEI_UNROLL for (int j = 0; j < terms; j++) a = _mm256_fmadd_ps(_mm512_castps512_ps256(v[j]), _mm512_castps512_ps256(s[j]), a);
+    if (turns == 2)
+        MOEI_UNROLL for (int j = 0; j < terms; j++) a = _mm256_fmadd_ps(_mm512_extractf32x8_ps(v[j], 1), _mm512_extractf32x8_ps(s[j], 1), a);
+    return _mm512_castps256_ps512(a);
 }
 /* A step of one row times n tokens, before its sums are in order. */
 typedef struct moei_q8step {
@@ -8337,7 +8339,7 @@ enum {                 /* what a phase does */
 };
 
 #define MOEI_PARTS ((size_t)256)         /* slots of one expert that a tile takes at a time */
-#define MOEI_PACKED_BYTES ((size_t)4 << 20) /* of packed tokens at a time, or 64 of them */
+#define MOEI_PACKED_BYTES ((size_t)2 << 20) /* of packed tokens at a time, or 64 of them */
 #define MOEI_ROUTE_BYTES ((size_t)384 << 10) /* the same for the router, whose tokens come from L2 again for every few rows */
 #define MOEI_MANY 8u         /* tokens of a task that are split among tasks by themselves, not by rows */
 #define MOEI_UP_ROWS 32u     /* rows of gate and up that one piece of work covers: h is prepared in blocks of 32 */
@@ -8389,7 +8391,7 @@ typedef struct moei_plan {
     moei_work *work;
     uint8_t *scratch;                      /* [n_tasks] */
     size_t scratch_bytes;
-    float *sum;                            /* [tasks][block][moei_slice()] */
+    float *sum, *out;                      /* [tasks][block][moei_slice()], [tasks][at most MOEI_PARTS][moei_slice()] */
 } moei_plan;
 
 /* Rows of prepared values lie an odd number of cache lines apart: powers of two would share a few cache sets. */
@@ -8419,10 +8421,9 @@ static size_t moei_most(const moei_arith *a, size_t k) {
     if (!a->packing) return MOEI_PARTS;
     return moei_min(MOEI_PARTS, moei_max(MOEI_PACKED_BYTES / a->row_bytes(k), 64)) / a->packing->group * a->packing->group;
 }
-/* As many of `left` tokens, at most `limit`; what remains must not be too few to be packed. */
-static uint32_t moei_chunk(const moei_arith *a, size_t k, size_t limit, size_t left) {
+/* As many of `left` tokens, at most `most`; what remains must not be too few to be packed. */
+static uint32_t moei_chunk(const moei_arith *a, size_t most, size_t left) {
     const moei_packing *p = a->packing;
-    size_t most = moei_min(limit, moei_most(a, k));
     if (left <= most) return (uint32_t)left;
     if (p) most = most / p->group * p->group;
     while (p && left - most < p->min) most -= p->group;
@@ -8432,22 +8433,25 @@ static uint32_t moei_chunk(const moei_arith *a, size_t k, size_t limit, size_t l
 /* The rows of a slice where nth tasks share d rows: a task's own, or MOEI_SLICE of them. */
 static size_t moei_slice(size_t d, size_t nth) { return moei_min(((d + 15) / 16 + nth - 1) / nth * 16, MOEI_SLICE); }
 static size_t moei_widest_out(const moei_plan *p) { return moei_max(p->layer->desc.d_model, p->layer->desc.latent.d); }
+/* The most slots of an expert that are taken at a time. */
+static size_t moei_slots_at_once(const moei_plan *p) { return moei_min(MOEI_PARTS, p->block * p->k); }
 /* Room for the slices of up to n_tasks tasks: more tasks never need less. */
-static void moei_lay_sum(moei_plan *p) {
+static void moei_lay_slices(moei_plan *p) {
     size_t floats, ends;
     if (!moei_mul(p->n_tasks, MOEI_SLICE, &floats) || !moei_add(moei_widest_out(p), (size_t)p->n_tasks * 16, &ends) ||
         !moei_mul(moei_min(floats, ends), sizeof(float), &floats)) floats = SIZE_MAX;
     p->sum = (float *)moei_take(p, p->block, floats);
+    p->out = (float *)moei_take(p, moei_slots_at_once(p), floats);
 }
 
 static size_t moei_panel_scratch(const moei_arith *a, size_t k) {
     return a && a->panel ? a->panel_bytes(MOEI_UP_ROWS, k) + 64 : 0;
 }
 
-/* A task's scratch: tile pointers, a tile's results, row scales and biases, a panel, the slice's sums (moei_plan), an f32 row. */
+/* A task's scratch: tile pointers, a tile's results, row scales and biases, a panel, an f32 row; of a slice the sums and results (moei_plan). */
 typedef struct moei_scratch {
     const void **x;        /* [MOEI_PARTS] */
-    float *out[2];         /* [MOEI_PARTS][MOEI_UP_ROWS] gate's results, [MOEI_PARTS][MOEI_SLICE] up's or down's */
+    float *out[2];         /* [MOEI_PARTS][MOEI_UP_ROWS] gate's and up's results; down's: moei_plan's out */
     float *act;            /* [MOEI_PARTS][MOEI_UP_ROWS] for activations */
     float *scale[2], *bias[2]; /* [MOEI_SLICE] */
     float *sum;            /* [block][slice] */
@@ -8461,19 +8465,19 @@ static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
     const moe_layer *l = p->layer;
     const moe_desc *d = &l->desc;
     size_t widest = moei_max(moei_max(d->d_model, l->routed.d_in), MOEI_SLICE);
-    const moei_arith *const ariths[] = {l->router, l->routed.in, l->routed.mid, l->shared.in, l->shared.mid, l->latent_in, l->latent_out};
-    const size_t ks[] = {d->d_model, l->routed.d_in, l->routed.d_ff, l->shared.d_in, l->shared.d_ff, d->d_model, d->latent.d};
-    size_t panel = 0, packed = 0, tokens = moei_min(MOEI_PARTS, p->block * p->k);
+    const moei_arith *const ariths[] = {l->router, l->routed.in, l->shared.in, l->latent_in, l->latent_out, l->routed.mid, l->shared.mid};
+    const size_t ks[] = {d->d_model, l->routed.d_in, l->shared.d_in, d->d_model, d->latent.d, l->routed.d_ff, l->shared.d_ff};
+    size_t panel = 0, packed = 0, tokens = moei_slots_at_once(p);
     for (size_t i = 0; i < MOEI_COUNT(ariths); i++) {
         panel = moei_max(panel, moei_panel_scratch(ariths[i], ks[i]));
-        if (!ariths[i] || !ariths[i]->packing) continue;
+        if (!ariths[i] || !ariths[i]->packing || i > 4) continue; /* h is kept as it is multiplied */
         size_t bytes = SIZE_MAX;
         (void)moei_mul(moei_min(tokens, moei_most(ariths[i], ks[i])), ariths[i]->row_bytes(ks[i]), &bytes);
         packed = moei_max(packed, bytes);
     }
     s->x = (const void **)moei_take(p, MOEI_PARTS, sizeof(void *));
     for (int i = 0; i < 2; i++) {
-        s->out[i] = (float *)moei_take(p, MOEI_PARTS * (i ? MOEI_SLICE : MOEI_UP_ROWS), sizeof(float));
+        s->out[i] = (float *)moei_take(p, MOEI_PARTS * MOEI_UP_ROWS, sizeof(float));
         s->scale[i] = (float *)moei_take(p, MOEI_SLICE, sizeof(float));
         s->bias[i] = (float *)moei_take(p, MOEI_SLICE, sizeof(float));
     }
@@ -8532,7 +8536,7 @@ static void moei_lay_out(moei_plan *p) {
         p->latent_row_stride = moei_max(moei_prepared_stride(l->latent_in, d->d_model), moei_prepared_stride(l->latent_out, d->latent.d));
         p->latent_row = (uint8_t *)moei_take(p, p->block, p->latent_row_stride);
     }
-    moei_lay_sum(p);
+    moei_lay_slices(p);
     work = moei_min(slots, l->routed.n_experts) + l->shared.n_experts + 1;
     p->work = (moei_work *)moei_take(p, work, sizeof(moei_work));
     size_t before = p->used;
@@ -8798,7 +8802,7 @@ static void moei_project(const moei_plan *p, const moei_arith *a, const moe_matr
     moei_view(m, NULL, MOE_UP, 0, rows, k, &w);
     w.row0 = (uint32_t)r0;
     for (size_t t = t0, part; t < t1; t += part) {
-        part = moei_chunk(a, k, MOEI_PARTS, t1 - t);
+        part = moei_chunk(a, moei_most(a, k), t1 - t);
         for (uint32_t i = 0; i < part; i++) s.x[i] = x + (t + i) * x_stride;
         moei_pack(a, s.x, (uint32_t)part, k, s.packed);
         moei_multiply(a, &w, (uint32_t)(r1 - r0), s.x, (uint32_t)part, out + t * rows + r0, rows, s.panel);
@@ -8832,7 +8836,7 @@ static void moei_prepare_logits(const moei_plan *p, size_t block, uint32_t ith, 
     moei_span(n, 1, ith, nth, &lo, &hi);
     moei_view(&l->desc.router.weight, NULL, MOE_UP, 0, rows, d, &w);
     for (size_t t = lo, part; t < hi; t += part) {
-        part = moei_chunk(a, d, moei_max(MOEI_ROUTE_BYTES / a->row_bytes(d), 2 * MOEI_GROUP), hi - t);
+        part = moei_chunk(a, moei_min(moei_most(a, d), moei_max(MOEI_ROUTE_BYTES / a->row_bytes(d), 2 * MOEI_GROUP)), hi - t);
         size_t packs = pack && part >= pack->min, most = packs ? pack->group : part;
         for (size_t i = 0, group; i < part; i += group) {
             group = moei_min(most, part - i);
@@ -9269,12 +9273,13 @@ static void moei_up_blocks(const moei_plan *p, const moei_scratch *s, const moei
                            uint64_t to) {
     const moei_bank *b = g->bank;
     uint32_t end = g->start[expert + 1], n = end - g->start[expert];
-    uint64_t run = moei_chunk(b->in, b->d_in, MOEI_PARTS, n) == n ? to - from : 8;
+    const size_t most = moei_most(b->in, b->d_in);
+    uint64_t run = moei_chunk(b->in, most, n) == n ? to - from : 8;
     moei_pair v;
     moei_up_views(p, g, expert, &v);
     for (uint64_t at = from; at < to; at += run)
         for (uint32_t slot = g->start[expert]; slot < end; slot += n) {
-            n = moei_chunk(b->in, b->d_in, MOEI_PARTS, end - slot);
+            n = moei_chunk(b->in, most, end - slot);
             for (uint32_t i = 0; i < n; i++) s->x[i] = g->x + g->token[slot + i] * g->x_stride;
             moei_pack(b->in, s->x, n, b->d_in, s->packed);
             for (uint64_t i = at, last = to - at < run ? to : at + run, blocks; i < last; i += blocks) {
@@ -9322,7 +9327,7 @@ static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moe
         }
         int affine = moei_row_affine(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, row, n, b->d_ff, s->scale[0], s->bias[0]);
         for (uint32_t slot = g->start[e], tokens; slot < g->start[e + 1]; slot += tokens) {
-            tokens = moei_chunk(b->mid, b->d_ff, MOEI_PARTS, g->start[e + 1] - slot);
+            tokens = moei_chunk(b->mid, MOEI_PARTS, g->start[e + 1] - slot);
             for (uint32_t i = 0; i < tokens; i++) s->x[i] = g->h + (slot + i) * g->h_stride;
             moei_multiply(b->mid, &w, (uint32_t)n, s->x, tokens, s->out[1], n, s->panel);
             for (uint32_t i = 0; i < tokens; i++) {
@@ -9358,7 +9363,7 @@ static void moei_latent_out(const moei_plan *p, const moei_scratch *s, size_t to
     w.row0 = (uint32_t)row;
     int affine = moei_row_affine(m, NULL, MOE_DOWN, 0, d, row, n, k, s->scale[0], s->bias[0]);
     for (size_t t = 0, part; t < tokens; t += part) {
-        part = moei_chunk(l->latent_out, k, MOEI_PARTS, tokens - t);
+        part = moei_chunk(l->latent_out, moei_most(l->latent_out, k), tokens - t);
         for (uint32_t i = 0; i < part; i++) s->x[i] = p->latent_row + (t + i) * p->latent_row_stride;
         moei_pack(l->latent_out, s->x, (uint32_t)part, k, s->packed);
         moei_multiply(l->latent_out, &w, (uint32_t)n, s->x, (uint32_t)part, s->sum + t * n, n, s->panel);
@@ -9424,7 +9429,7 @@ static void moei_down(const moei_plan *p, size_t block, int finish, uint32_t ith
     int narrow = d->latent.d && !finish, whole = !narrow && (d->expert_count == d->n_experts || p->sums);
     moei_scratch s = moei_task_scratch(p, ith);
     size_t slice = moei_slice(moei_widest_out(p), nth);
-    s.sum = p->sum + ith * p->block * slice;
+    s.sum = p->sum + ith * p->block * slice, s.out[1] = p->out + ith * moei_slots_at_once(p) * slice;
     moei_span(narrow ? d->latent.d : d->d_model, 16, ith, nth, &lo, &hi);
     for (size_t row = lo; row < hi; row += slice) {
         size_t n = moei_min(slice, hi - row);

@@ -9,9 +9,9 @@ static size_t row_bytes(size_t k) { return k; }
 static moei_packing packing;
 static moei_arith a;
 
-static void take(size_t k, size_t limit, size_t bound, size_t left) {
-    uint32_t n = moei_chunk(&a, k, limit, left);
-    //@ assert some: 0 < n <= bound;
+static void take(size_t most, size_t left) {
+    uint32_t n = moei_chunk(&a, most, left);
+    //@ assert some: 0 < n <= most;
     if (!a.packing) return;
     //@ assert groups: n % packing.group == 0;
     //@ assert rest: left - n >= packing.min;
@@ -20,11 +20,11 @@ static void take(size_t k, size_t limit, size_t bound, size_t left) {
 static void chunk(uint32_t group, uint32_t min, size_t k, size_t limit) {
     packing.group = group, packing.min = min;
     a.row_bytes = row_bytes, a.packing = group ? &packing : NULL;
-    size_t most = moei_most(&a, k), bound = limit < most ? limit : most;
-    uint32_t n = moei_chunk(&a, k, limit, Frama_C_size_t_interval(1, bound)); /* all that are left */
-    //@ assert all: 0 < n <= bound;
-    for (size_t more = 1; more <= 2 * MOEI_GROUP; more++) take(k, limit, bound, bound + more);
-    take(k, limit, bound, Frama_C_size_t_interval(bound + 2 * MOEI_GROUP + 1, SIZE_MAX));
+    size_t fits = moei_most(&a, k), most = limit < fits ? limit : fits;
+    uint32_t n = moei_chunk(&a, most, Frama_C_size_t_interval(1, most)); /* all that are left */
+    //@ assert all: 0 < n <= most;
+    for (size_t more = 1; more <= 2 * MOEI_GROUP; more++) take(most, most + more);
+    take(most, Frama_C_size_t_interval(most + 2 * MOEI_GROUP + 1, SIZE_MAX));
 }
 
 int main(void) {
