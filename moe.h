@@ -2300,14 +2300,14 @@ MOEI_FORCE MOEI_AVX2 void moei_step_avx2(const uint32_t format, const int C, con
 MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows, const float *x,
                                          float *out, size_t out_stride) {
     const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15, half = moei_half(w->k) * (size_t)C;
-    const int near = format == MOE_FORMAT_F32 && C == 1;
+    const int by_grid = format == MOE_FORMAT_F32 && C == 1;
     for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r, near ? MOEI_AHEAD_BYTES : 2 * MOEI_AHEAD_BYTES);
+        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r, by_grid ? MOEI_AHEAD_BYTES : 2 * MOEI_AHEAD_BYTES);
         __m256 a[3], b[3];
         MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = b[c] = _mm256_setzero_ps();
         for (size_t k = 0; k < k_end; k += 16) {
             const float *at = x + k / 2 * (size_t)C;
-            if (near) MOEI_PREFETCH(ahead + k * size);
+            if (by_grid) MOEI_PREFETCH(ahead + k * size);
             else if (format == MOE_FORMAT_F32 || !(k & 16)) MOEI_PREFETCH_L2(ahead + k * size);
             moei_step_avx2(format, C, p + k * size, at, at + half, a, b);
         }
@@ -3359,7 +3359,7 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_look_e4m3(__m512i codes, const __m512i t[4],
 enum { MOEI_PART_MX = 1024, MOEI_NAN_MX = 15 }; /* weights whose scales are at hand; bits of a NaN that no number has */
 typedef struct moei_mx {
     uint32_t add[4][MOEI_PART_MX / 32 + 16]; /* rows' exponents, twice 16 bits for every 32 weights */
-    __mmask16 far;                           /* whether a scale was too small or too large */
+    __mmask16 beyond;                           /* whether a scale was too small or too large */
 } moei_mx;
 /* Scales of n weights. */
 MOEI_FORCE MOEI_BF16_VBMI void moei_scales_mx(const uint8_t *p, size_t n, uint32_t *add, moei_mx *mx) {
@@ -3367,7 +3367,7 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_scales_mx(const uint8_t *p, size_t n, uint32
         left = (n + 31) / 32 - i;
         const __mmask16 some = (__mmask16)(left < 16 ? (1u << left) - 1 : 0xffff);
         const __m512i e = _mm512_cvtepu8_epi32(_mm_mask_loadu_epi8(_mm_set1_epi8(127), some, p + i));
-        mx->far |= _mm512_cmpgt_epu32_mask(_mm512_sub_epi32(e, _mm512_set1_epi32(10)), _mm512_set1_epi32(246 - 10));
+        mx->beyond |= _mm512_cmpgt_epu32_mask(_mm512_sub_epi32(e, _mm512_set1_epi32(10)), _mm512_set1_epi32(246 - 10));
         const __m512i word = _mm512_slli_epi16(_mm512_sub_epi16(e, _mm512_set1_epi32(127)), 7);
         _mm512_storeu_si512(add + i, _mm512_mask_mov_epi16(_mm512_slli_epi32(word, 16), 0x55555555, word));
     }
@@ -3435,7 +3435,8 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int help, const int is_mx, 
     moei_values_e4m3(v);
     if (is_mx) moei_fill_e4m3(v, 1.0f, tables), tables[0].low[127] |= MOEI_NAN_MX;
     for (uint32_t r = 0, n; r < n_rows; r += n) {
-        const size_t in = (w->row0 + r) % grid_rows, left = grid_rows - in, far = rows < R ? R : rows, ahead = moei_ahead_at(w, n_rows, r, far);
+        const size_t in = (w->row0 + r) % grid_rows, left = grid_rows - in, rows_ahead = rows < R ? R : rows;
+        const size_t ahead = moei_ahead_at(w, n_rows, r, rows_ahead);
         const uint8_t *p[4], *later[4], *scales[4];
         __m512 sums[4][6];
         if (!is_mx && (r == 0 || in == 0)) moei_fill_line_e4m3(v, w, (w->row0 + r) / grid_rows, run, tables);
@@ -3446,12 +3447,12 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int help, const int is_mx, 
             p[i] = moei_row(w, row);
             later[i] = p[0] + ahead + (tight ? 64 : w->row_stride) * i;
             if (is_mx) scales[i] = moei_side_at(&w->scale, w->row0 + row, 0);
-            if (is_mx && C) moei_side_ahead(&w->scale, w->row0 + row + far, w->k / 32);
+            if (is_mx && C) moei_side_ahead(&w->scale, w->row0 + row + rows_ahead, w->k / 32);
             MOEI_UNROLL for (int c = 0; c < C; c++) sums[i][c] = _mm512_setzero_ps();
         }
         uint8_t *panel = out + (C ? 0 : r * moei_bf16_row_bytes(w->k));
         __m512i bits = _mm512_setzero_si512();
-        mx.far = 0;
+        mx.beyond = 0;
         for (size_t k = 0, b = 0, end; k < w->k; k = end, b += !is_mx) {
             end = w->k - k < run ? w->k : k + run;
             MOEI_UNROLL for (uint32_t i = 0; i < R; i++)
@@ -3461,7 +3462,7 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int help, const int is_mx, 
         MOEI_UNROLL for (uint32_t i = 0; i < R; i++)
             MOEI_UNROLL for (int c = 0; c < C; c++)
                 if (i < n) ((float *)(void *)out)[(size_t)c * out_stride + r + i] = moei_sum_avx512(sums[i][c]);
-        if (is_mx && (mx.far || _mm512_test_epi16_mask(bits, _mm512_set1_epi16(MOEI_NAN_MX))))
+        if (is_mx && (mx.beyond || _mm512_test_epi16_mask(bits, _mm512_set1_epi16(MOEI_NAN_MX))))
             for (uint32_t i = 0; i < n; i++)
                 for (uint32_t c = 0; c < tokens || !c; c += 3) {
                     float *to = C ? (float *)(void *)out + c * out_stride + r + i : (float *)(void *)panel;
@@ -4099,9 +4100,9 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_grid_of(const moei_side *s, size_t k, moei_q8g
     const __m128i word = _mm_srl_epi16(_mm_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7), _mm_cvtsi64_si128((long long)g->log2));
     g->spread = _mm_add_epi16(_mm_mullo_epi16(word, _mm_set1_epi16(0x0202)), _mm_set1_epi16(0x0100));
 }
-MOEI_FORCE void moei_q8_grid_row(moei_q8grid *g, const moei_side *s, size_t row, size_t far) {
+MOEI_FORCE void moei_q8_grid_row(moei_q8grid *g, const moei_side *s, size_t row, size_t rows_ahead) {
     const size_t line = s->rows == 1 ? row : row / s->rows;
-    if (far) moei_side_ahead(s, row + far, g->n * moei_q8_side_bytes(s->type));
+    if (rows_ahead) moei_side_ahead(s, row + rows_ahead, g->n * moei_q8_side_bytes(s->type));
     g->p = s->data + (s->type == MOE_TYPE_U4X8 ? line / 8 : line) * s->row_stride, g->shift = (int)(4 * (line % 8));
 }
 /* n values of a row from `first` on, or, where there are fewer, its last n, the first *skip of them to be left out. */
@@ -4139,10 +4140,10 @@ MOEI_FORCE MOEI_AVX2 __m256i moei_q8_grid_zero(uint32_t type, const moei_q8grid 
     return _mm256_permutevar8x32_epi32(v, _mm256_add_epi32(lane, _mm256_set1_epi32((int)skip)));
 }
 MOEI_FORCE int moei_q8_has_zeros(uint32_t f, const moei_rows *w) { return f == MOE_FORMAT_INT4_GROUP && w->zero.data; }
-/* Before the steps of row r: where its scales and zero points are; far: rows to what is prefetched of them, or 0. */
-MOEI_FORCE MOEI_AVX2 void moei_q8_grid_rows(uint32_t f, const moei_rows *w, size_t r, size_t far, moei_q8grid g[2]) {
-    if (w->scale.data) moei_q8_grid_row(&g[0], &w->scale, w->row0 + r, far);
-    if (moei_q8_has_zeros(f, w)) moei_q8_grid_row(&g[1], &w->zero, w->row0 + r, far);
+/* Before the steps of row r: where its scales and zero points are; rows_ahead: to what is prefetched of them, or 0. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_grid_rows(uint32_t f, const moei_rows *w, size_t r, size_t rows_ahead, moei_q8grid g[2]) {
+    if (w->scale.data) moei_q8_grid_row(&g[0], &w->scale, w->row0 + r, rows_ahead);
+    if (moei_q8_has_zeros(f, w)) moei_q8_grid_row(&g[1], &w->zero, w->row0 + r, rows_ahead);
 }
 
 /* ---- from integer sums to the accumulators ---- */
@@ -4487,19 +4488,19 @@ typedef struct moei_q8sums { /* of a row or two */
 } moei_q8sums;
 typedef void moei_q8_few_fn(const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end, const moei_q8 *const *x, moei_q8sums *sums, float *out,
                             size_t out_stride);
-MOEI_FORCE MOEI_AVX2 void moei_q8_rows_256(uint32_t f, int vex, int near, const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,
+MOEI_FORCE MOEI_AVX2 void moei_q8_rows_256(uint32_t f, int vex, int by_grid, const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,
                                            const moei_q8 *const *x, int n, moei_q8sums *sums, float *out, size_t out_stride) {
     const size_t full = w->k / 256, steps = (w->k + 255) / 256, size = moei_q8_step_bytes(f);
-    const size_t far = MOEI_AHEAD_BYTES / ((k_end - k) * size + 1) + 1;
+    const size_t rows_ahead = MOEI_AHEAD_BYTES / ((k_end - k) * size + 1) + 1;
     uint8_t tail[272];
     moei_q8side side;
     moei_q8grid grid[2];
-    if (near) moei_q8_grid_of(&w->scale, w->k, &grid[0]), moei_q8_grid_of(&w->zero, w->k, &grid[1]);
+    if (by_grid) moei_q8_grid_of(&w->scale, w->k, &grid[0]), moei_q8_grid_of(&w->zero, w->k, &grid[1]);
     for (uint32_t r = 0; r < n_rows; r++) {
-        const size_t ahead = moei_ahead_at(w, n_rows, r, far);
+        const size_t ahead = moei_ahead_at(w, n_rows, r, rows_ahead);
         const uint8_t *p = moei_row(w, r);
         __m256 acc[MOEI_Q8_SHARE];
-        if (near) moei_q8_grid_rows(f, w, r, k ? 0 : far, grid);
+        if (by_grid) moei_q8_grid_rows(f, w, r, k ? 0 : rows_ahead, grid);
         MOEI_UNROLL for (int t = 0; t < n; t++) acc[t] = k ? _mm256_loadu_ps(sums[r].v[t]) : _mm256_setzero_ps();
         for (size_t i = k; i < k_end; i++, p += size) {
             moei_q8entry step;
@@ -4507,7 +4508,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_rows_256(uint32_t f, int vex, int near, const 
             const moei_q8 *q[MOEI_Q8_SHARE];
             if (i == full) p = moei_q8_tail(f, w, p, tail);
             else moei_q8_prefetch(p + ahead, size);
-            if (near) {
+            if (by_grid) {
                 moei_q8_near_256(f, w, grid, i, &step.s);
                 moei_q8_bytes_avx2(f, vex, 1, p, step.v);
             } else {
@@ -5232,10 +5233,10 @@ MOEI_FORCE MOEI_VNNI void moei_q8_step_vnni(uint32_t f, const uint8_t *p, size_t
     if (f == MOE_FORMAT_Q6_K) moei_q8_spread_q6(to->s.sub, pair), moei_q8_less(f, moei_q8_offset(f), &to->s, less), to->less = less[0];
     MOEI_UNROLL for (uint32_t t = 0; t < n; t++) to->h[t] = moei_q8_dot8_vnni(f, v, pair, c->one, x[t] + j);
 }
-/* What does not change from row to row. near: scales that live apart are taken from memory on the way. */
+/* What does not change from row to row. by_grid: scales that live apart are taken from memory on the way. */
 typedef struct moei_q8scan {
     moei_q8grid grid[2]; /* scales, zero points */
-    moei_q8side side; /* where they are not near */
+    moei_q8side side; /* where they are not taken by grid */
     moei_q8fixed fixed;
 } moei_q8scan;
 MOEI_FORCE MOEI_VNNI void moei_q8_scan_of(uint32_t f, const moei_rows *w, moei_q8scan *to) {
@@ -5243,7 +5244,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_scan_of(uint32_t f, const moei_rows *w, moei_q
     if (moei_q8_has_side(f)) moei_q8_grid_of(&w->scale, w->k, &to->grid[0]), moei_q8_grid_of(&w->zero, w->k, &to->grid[1]);
 }
 /* acc + one step of two rows (a step b and y == x) or one or two steps of one (turns): as moei_q8_add. */
-MOEI_FORCE MOEI_VNNI void moei_q8_join_vnni(uint32_t f, int near, const moei_rows *w, int turns, const moei_q8scan *rows, const moei_q8step *a,
+MOEI_FORCE MOEI_VNNI void moei_q8_join_vnni(uint32_t f, int by_grid, const moei_rows *w, int turns, const moei_q8scan *rows, const moei_q8step *a,
                                             const moei_q8step *b, size_t j, const moei_q8 *const *x, uint32_t n, __m512 *acc) {
     const moei_q8fixed *c = &rows->fixed;
     const uint32_t type = w->scale.data ? w->scale.type : (uint32_t)MOE_TYPE_NONE;
@@ -5251,12 +5252,12 @@ MOEI_FORCE MOEI_VNNI void moei_q8_join_vnni(uint32_t f, int near, const moei_row
     __m512 d, m = _mm512_setzero_ps();
     if (f == MOE_FORMAT_Q2_K) moei_q8_scales2_q2(a, b, &d, &m, &sub, &min);
     else if (f == MOE_FORMAT_Q3_K) moei_q8_scales2_q3(a, b, &d, &sub), less[0] = _mm512_mullo_epi16(sub, c->less[0]);
-    else if (moei_q8_is_raw(f) || near) moei_q8_scales2(f, type, a->raw, b->raw, &d, &m);
+    else if (moei_q8_is_raw(f) || by_grid) moei_q8_scales2(f, type, a->raw, b->raw, &d, &m);
     else {
         d = moei_q8_both256f(a->s.d, b->s.d);
         if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f)) m = moei_q8_both256f(a->s.m, b->s.m);
     }
-    if (f == MOE_FORMAT_Q6_K || moei_q8_has_zeros(f, w) || (f == MOE_FORMAT_INT4_GROUP && !near)) less[0] = moei_q8_both256(a->less, b->less);
+    if (f == MOE_FORMAT_Q6_K || moei_q8_has_zeros(f, w) || (f == MOE_FORMAT_INT4_GROUP && !by_grid)) less[0] = moei_q8_both256(a->less, b->less);
     const __m512i first = moei_q8_halves_at(), second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
     const __m512i of_a = _mm512_permutexvar_epi16(first, sub), of_b = _mm512_permutexvar_epi16(second, sub);
     MOEI_UNROLL for (uint32_t t = 0; t < n; t++) {
@@ -5268,9 +5269,9 @@ MOEI_FORCE MOEI_VNNI void moei_q8_join_vnni(uint32_t f, int near, const moei_row
     }
 }
 /* Step i of row r, at p, and j of the tokens. */
-MOEI_FORCE MOEI_VNNI void moei_q8_take_vnni(uint32_t f, int near, const moei_rows *w, size_t r, size_t i, const uint8_t *p, size_t j,
+MOEI_FORCE MOEI_VNNI void moei_q8_take_vnni(uint32_t f, int by_grid, const moei_rows *w, size_t r, size_t i, const uint8_t *p, size_t j,
                                             const moei_q8 *const *x, uint32_t n, moei_q8scan *rows, moei_q8step *to) {
-    if (near) {
+    if (by_grid) {
         to->raw = w->scale.data ? moei_q8_grid_raw(f, &rows->grid[0], i) : _mm_setzero_si128();
         if (moei_q8_has_zeros(f, w)) to->s.zero = moei_q8_grid_zero(w->zero.type, &rows->grid[1], i);
     } else if (moei_q8_has_side(f)) {
@@ -5278,36 +5279,36 @@ MOEI_FORCE MOEI_VNNI void moei_q8_take_vnni(uint32_t f, int near, const moei_row
         moei_q8_scales(f, p, &rows->side, i % MOEI_Q8_CHUNK, &to->s);
     }
     __m256i less[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    if (moei_q8_has_zeros(f, w) || !near) moei_q8_less(f, 0, &to->s, less);
+    if (moei_q8_has_zeros(f, w) || !by_grid) moei_q8_less(f, 0, &to->s, less);
     if (f == MOE_FORMAT_INT4_GROUP) to->less = less[0];
     moei_q8_step_vnni(f, p, j, x, n, &rows->fixed, to);
 }
 /* SHAPES      1 row x 1 token, two steps at a time: they share what follows the dot products, and memory is read in order (of two rows
                in turns, one core of a Zen 5 reads 68 % of its bandwidth where k = 14336, Q5_K, of one 95). Q2_K and Q3_K, where a step is
                short and a third one by itself is dear, have two rows where k is short (768, in cache: 24 and 27 GB/s, by steps 20 and 22). */
-MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, int near, const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,
+MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, int by_grid, const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,
                                            const moei_q8 *const *x, moei_q8sums *sums, float *out) {
-    const size_t full = w->k / 256, step = moei_q8_step_bytes(f), far = MOEI_AHEAD_BYTES / ((k_end - k) * step + 1) + 1;
+    const size_t full = w->k / 256, step = moei_q8_step_bytes(f), rows_ahead = MOEI_AHEAD_BYTES / ((k_end - k) * step + 1) + 1;
     uint8_t tail[5 * 64];
     moei_q8scan rows;
     moei_q8step a, b;
     moei_q8_scan_of(f, w, &rows);
     for (uint32_t r = 0; r < n_rows; r++) {
-        const size_t ahead = moei_ahead_at(w, n_rows, r, far);
+        const size_t ahead = moei_ahead_at(w, n_rows, r, rows_ahead);
         const uint8_t *p = moei_row(w, r);
         __m512 acc = _mm512_castps256_ps512(k ? _mm256_loadu_ps(sums[r].v[0]) : _mm256_setzero_ps());
         if (full < k_end) moei_q8_cut(f, w->k, p + (full - k) * step, tail);
-        if (near) moei_q8_grid_rows(f, w, r, k ? 0 : far, rows.grid);
+        if (by_grid) moei_q8_grid_rows(f, w, r, k ? 0 : rows_ahead, rows.grid);
         for (size_t i = k; i < k_end; i += 2, p += 2 * step) {
             if (i == full) p = tail;
             else moei_q8_prefetch(p + ahead, 2 * step);
-            moei_q8_take_vnni(f, near, w, r, i, p, i - k, x, 1, &rows, &a);
+            moei_q8_take_vnni(f, by_grid, w, r, i, p, i - k, x, 1, &rows, &a);
             if (i + 1 == k_end) {
-                moei_q8_join_vnni(f, near, w, 1, &rows, &a, &a, i - k, x, 1, &acc);
+                moei_q8_join_vnni(f, by_grid, w, 1, &rows, &a, &a, i - k, x, 1, &acc);
                 break;
             }
-            moei_q8_take_vnni(f, near, w, r, i + 1, i + 1 == full ? tail : p + step, i + 1 - k, x, 1, &rows, &b);
-            moei_q8_join_vnni(f, near, w, 2, &rows, &a, &b, i - k, x, 1, &acc);
+            moei_q8_take_vnni(f, by_grid, w, r, i + 1, i + 1 == full ? tail : p + step, i + 1 - k, x, 1, &rows, &b);
+            moei_q8_join_vnni(f, by_grid, w, 2, &rows, &a, &b, i - k, x, 1, &acc);
         }
         if (k_end * 256 < w->k) _mm256_storeu_ps(sums[r].v[0], _mm512_castps512_ps256(acc));
         else out[r] = moei_q8_tree(_mm512_castps512_ps256(acc));
@@ -5317,30 +5318,30 @@ MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, int near, const moei_rows
                for the second one's, so that memory is read in order; then a token costs 4 dot products and half of about 9 micro-ops
                per row, where a row by itself costs 4 and 8. (Zen 5, one core, % of the read bandwidth, 2 tokens of Q8_0, k = 2048:
                1 row 100, 2 rows 90.) */
-MOEI_FORCE MOEI_VNNI void moei_q8_rows_vnni(uint32_t f, int near, const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,
+MOEI_FORCE MOEI_VNNI void moei_q8_rows_vnni(uint32_t f, int by_grid, const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,
                                             const moei_q8 *const *x, uint32_t n, moei_q8sums *sums, float *out, size_t out_stride) {
     const size_t full = w->k / 256, steps = (w->k + 255) / 256, step = moei_q8_step_bytes(f);
-    const size_t far = MOEI_AHEAD_BYTES / ((k_end - k) * step + 1) + 1;
+    const size_t rows_ahead = MOEI_AHEAD_BYTES / ((k_end - k) * step + 1) + 1;
     const uint32_t pair = f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_INT8_CHANNEL ? 1 : 2;
     uint8_t tail[2][5 * 64];
     moei_q8scan scan;
     moei_q8step keep[MOEI_Q8_L1 / 2], now;
     moei_q8_scan_of(f, w, &scan);
     for (uint32_t r = 0; r < n_rows; r += pair) {
-        const size_t ahead = moei_ahead_at(w, n_rows, r, far);
+        const size_t ahead = moei_ahead_at(w, n_rows, r, rows_ahead);
         __m512 acc[MOEI_Q8_FEW];
         MOEI_UNROLL for (uint32_t t = 0; t < n; t++) acc[t] = k ? _mm512_loadu_ps(sums[r].v[t]) : _mm512_setzero_ps();
         MOEI_UNROLL for (uint32_t a = 0; a < pair; a++) {
             const size_t row = r + (a && r + 1 < n_rows);
             const uint8_t *p = moei_row(w, row);
-            if (near) moei_q8_grid_rows(f, w, row, k ? 0 : far, scan.grid);
+            if (by_grid) moei_q8_grid_rows(f, w, row, k ? 0 : rows_ahead, scan.grid);
             if (k_end == steps) moei_q8_cut(f, w->k, p + (full - k) * step, tail[a]);
             for (size_t i = k; i < k_end; i++, p += step) {
                 moei_q8step *const to = a + 1 < pair ? &keep[i - k] : &now;
                 if (i == full) p = tail[a];
                 else moei_q8_prefetch(p + ahead, step);
-                moei_q8_take_vnni(f, near, w, row, i, p, i - k, x, n, &scan, to);
-                if (a + 1 == pair) moei_q8_join_vnni(f, near, w, 0, &scan, pair == 2 ? &keep[i - k] : &now, &now, i - k, x, n, acc);
+                moei_q8_take_vnni(f, by_grid, w, row, i, p, i - k, x, n, &scan, to);
+                if (a + 1 == pair) moei_q8_join_vnni(f, by_grid, w, 0, &scan, pair == 2 ? &keep[i - k] : &now, &now, i - k, x, n, acc);
             }
         }
         MOEI_UNROLL for (uint32_t t = 0; t < n; t++) {
@@ -5353,10 +5354,10 @@ MOEI_FORCE MOEI_VNNI void moei_q8_rows_vnni(uint32_t f, int near, const moei_row
         }
     }
 }
-MOEI_FORCE MOEI_VNNI void moei_q8_few_vnni(uint32_t f, int near, const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,
+MOEI_FORCE MOEI_VNNI void moei_q8_few_vnni(uint32_t f, int by_grid, const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,
                                            const moei_q8 *const *x, uint32_t n, moei_q8sums *sums, float *out, size_t out_stride) {
-    if (n == 1 && !(moei_q8_is_q23(f) && k_end - k <= MOEI_Q8_L1 / 2)) moei_q8_row_vnni(f, near, w, n_rows, k, k_end, x, sums, out);
-    else moei_q8_rows_vnni(f, near, w, n_rows, k, k_end, x, n, sums, out, out_stride);
+    if (n == 1 && !(moei_q8_is_q23(f) && k_end - k <= MOEI_Q8_L1 / 2)) moei_q8_row_vnni(f, by_grid, w, n_rows, k, k_end, x, sums, out);
+    else moei_q8_rows_vnni(f, by_grid, w, n_rows, k, k_end, x, n, sums, out, out_stride);
 }
 /* As moei_q8_sort_256, but the even ones of 16, then the odd ones. */
 static MOEI_VNNI void moei_q8_sort_vnni(const moei_q8 *from, moei_q8 *to) {
@@ -8467,10 +8468,11 @@ static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
     size_t widest = moei_max(moei_max(d->d_model, l->routed.d_in), MOEI_SLICE);
     const moei_arith *const ariths[] = {l->router, l->routed.in, l->shared.in, l->latent_in, l->latent_out, l->routed.mid, l->shared.mid};
     const size_t ks[] = {d->d_model, l->routed.d_in, l->shared.d_in, d->d_model, d->latent.d, l->routed.d_ff, l->shared.d_ff};
+    enum { PACKED = 5 }; /* of these; h is kept as it is multiplied */
     size_t panel = 0, packed = 0, tokens = moei_slots_at_once(p);
     for (size_t i = 0; i < MOEI_COUNT(ariths); i++) {
         panel = moei_max(panel, moei_panel_scratch(ariths[i], ks[i]));
-        if (!ariths[i] || !ariths[i]->packing || i > 4) continue; /* h is kept as it is multiplied */
+        if (!ariths[i] || !ariths[i]->packing || i >= PACKED) continue;
         size_t bytes = SIZE_MAX;
         (void)moei_mul(moei_min(tokens, moei_most(ariths[i], ks[i])), ariths[i]->row_bytes(ks[i]), &bytes);
         packed = moei_max(packed, bytes);

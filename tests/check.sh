@@ -107,6 +107,7 @@ for cxx in g++ clang++; do
 done
 check i686-linux-gnu-gcc "i686: all warnings" "i686-linux-gnu-gcc -std=c11 -O1 $WC -I. -fsyntax-only $all/emit.c"
 check gcc "what is left for MSVC" "gcc -std=c11 -O0 -march=cascadelake -Wall -Wextra -Wpedantic -Werror -Wno-unused-function -I. -I$all/msvc -fsyntax-only $all/msvc.c"
+check gcc "words that windows.h takes" "gcc -std=c11 -I. -Dnear= -Dfar= -Dsmall=char -Dhyper= -Dinterface=struct -fsyntax-only $all/emit.c"
 check gcc "the C block of README.md compiles" "gcc -std=c11 $WC -I. -fsyntax-only $all/readme.c"
 # What the object may refer to: nothing that allocates, prints, starts threads, reads files or the environment, or stops.
 may="mem(cpy|move|set|cmp)|str(cmp|ncmp|len|cspn)|log2?|sqrtf?|roundf|floorf|fmaf|__cpu_model|_GLOBAL_OFFSET_TABLE_"
