@@ -9553,14 +9553,20 @@ static moe_status moei_check_alias(const moei_plan *p) {
     size_t n = io->n_tokens, ids = (size_t)p->k * 4, x = d->d_model * moei_element(io->x_type);
     size_t y = (d->expert_count < d->n_experts && !p->sums ? p->layer->routed.d_in : d->d_model) * moei_element(io->y_type);
     size_t logits = (size_t)p->layer->router_rows * 4, width = p->layer->routed.d_in * (size_t)4;
+    size_t loads = ((size_t)d->n_experts + d->n_zero_experts) * 8;
+    const moe_stats none = {NULL, NULL, NULL, 0, 0, 0, 0, 0, 0.0}, *stats = io->stats ? io->stats : &none;
     int rows = !p->route_only && !io->slots_out, in_place = io->x_type == io->y_type;
-    enum { Y, IDS, WEIGHTS, LOGITS, SLOTS, SPACE, WRITTEN, X = WRITTEN, IDS_IN, WEIGHTS_IN, LOGITS_IN, TOKEN_IDS, SUMS, ROUTER_X, ALL };
+    enum { Y, IDS, WEIGHTS, LOGITS, SLOTS, SPACE, STATS, TOKENS, WEIGHT, SCORE, WRITTEN, X = WRITTEN, IDS_IN, WEIGHTS_IN, LOGITS_IN, TOKEN_IDS, SUMS, ROUTER_X, ALL };
     const moei_area all[ALL] = {{"y", rows ? io->y : NULL, n, io->y_stride, y},
                                 {"ids_out", io->ids_out, n, io->ids_stride, ids},
                                 {"weights_out", io->weights_out, n, io->weights_stride, ids},
                                 {"logits_out", io->logits_out, n, logits, logits},
                                 {"slots_out", p->route_only ? NULL : io->slots_out, n * p->k, width, width},
                                 {"workspace", io->workspace, 1, 0, io->workspace_size},
+                                {"stats", io->stats, 1, 0, sizeof *stats},
+                                {"stats.tokens", stats->tokens, 1, 0, loads},
+                                {"stats.weight", stats->weight, 1, 0, loads},
+                                {"stats.score", stats->score, 1, 0, loads},
                                 {"x", io->x_stride ? io->x : NULL, n, io->x_stride, x}, /* no stride: it is not read */
                                 {"ids_in", io->ids_in, n, io->ids_stride, ids},
                                 {"weights_in", io->weights_in, n, io->weights_stride, ids},

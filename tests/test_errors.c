@@ -1013,8 +1013,9 @@ static void test_aliases(void) {
 #define ALIAS(what, status, named, ...)                                                                              \
     do {                                                                                                             \
         moe_io io = good_io();                                                                                       \
+        moe_stats stats = {0};                                                                                       \
         moe_error e;                                                                                                 \
-        io.error = &e;                                                                                               \
+        io.error = &e, (void)stats;                                                                                  \
         fill_inputs();                                                                                               \
         memcpy(room, in.x, sizeof in.x), memcpy(a + half, in.x, sizeof in.x);                                        \
         __VA_ARGS__;                                                                                                 \
@@ -1048,6 +1049,15 @@ static void test_aliases(void) {
     ALIAS("x in the workspace", ERR_ALIAS, "workspace", io.x = workspace);
     ALIAS("x at the workspace's end", ERR_ALIAS, "workspace", io.x = workspace + workspace_size - 1);
     ALIAS("router_x in the workspace", ERR_ALIAS, "workspace", io.router_x = workspace);
+    ALIAS("loads in x", ERR_ALIAS, "stats.tokens", io.x = a, stats.tokens = (uint64_t *)(void *)a, io.stats = &stats);
+    ALIAS("loads behind x", OK, "", io.x = a, stats.tokens = (uint64_t *)(void *)(a + ROWS), io.stats = &stats);
+    ALIAS("weights' sums in y", ERR_ALIAS, "y", io.y = a, stats.weight = (double *)(void *)(a + ROWS - 8),
+          io.stats = &stats);
+    ALIAS("scores in loads", ERR_ALIAS, "stats.tokens", stats.tokens = (uint64_t *)(void *)(a + 8 * E - 8),
+          stats.score = (double *)(void *)a, io.stats = &stats);
+    ALIAS("scores before loads", OK, "", stats.tokens = (uint64_t *)(void *)(a + 8 * E),
+          stats.score = (double *)(void *)a, io.stats = &stats);
+    ALIAS("stats in the workspace", ERR_ALIAS, "workspace", io.stats = (moe_stats *)(void *)workspace);
     ALIAS("ids == ids", OK, "", io.ids_in = in.ids_in, io.ids_out = in.ids_in);
     ALIAS("ids == ids, weights == weights", OK, "", io.ids_in = io.ids_out = in.ids_in,
           io.weights_in = io.weights_out = in.weights_in);
