@@ -723,10 +723,18 @@ MOEI_UNUSED static int moei_same_name(const char *a, const char *b) {
 #define MOEI_HAVE_NEONBF16 0
 #endif
 #define MOEI_AVX2 MOEI_TARGET("avx2,fma,f16c")
-#define MOEI_AVX512 MOEI_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
-#define MOEI_VNNI MOEI_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
-#define MOEI_BF16 MOEI_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
-#define MOEI_BF16_VBMI MOEI_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(MOEI_AVX512_TARGET)
+#define MOEI_ASM 1
+#else
+#define MOEI_ASM 0
+#endif
+#ifndef MOEI_AVX512_TARGET /* tests emulate what is newer than AVX2 */
+#define MOEI_AVX512_TARGET(more) MOEI_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl" more)
+#endif
+#define MOEI_AVX512 MOEI_AVX512_TARGET("")
+#define MOEI_VNNI MOEI_AVX512_TARGET(",avx512vnni")
+#define MOEI_BF16 MOEI_AVX512_TARGET(",avx512bf16")
+#define MOEI_BF16_VBMI MOEI_AVX512_TARGET(",avx512bf16,avx512vbmi")
 
 #ifdef __cplusplus
 extern "C" {
@@ -2187,7 +2195,7 @@ MOEI_UNUSED static size_t moei_panel_bytes_f32(uint32_t n_rows, size_t k) { retu
 
 #if MOEI_HAVE_AVX2
 /* Keeps a vector in its register: a load that is used several times may otherwise become a memory operand of each use. */
-#if defined(__GNUC__) || defined(__clang__)
+#if MOEI_ASM
 #define MOEI_PIN(v) __asm__("" : "+v"(v))
 #define MOEI_KEEP(v) __asm__("" : : "x"(v))
 #define MOEI_SPILL(v) __asm__("" : "+m"(v)) /* is in memory */
@@ -4342,7 +4350,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_bytes_avx2(uint32_t f, int vex, int sorted, co
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_dot_vex(__m256i s, __m256i u, __m256i x) {
 #if !MOEI_HAVE_AVXVNNI
     (void)u, (void)x;
-#elif defined(__GNUC__) || defined(__clang__)
+#elif MOEI_ASM
     __asm__("%{vex%} vpdpbusd {%2, %1, %0|%0, %1, %2}" : "+x"(s) : "x"(u), "x"(x));
 #else
     s = _mm256_dpbusd_avx_epi32(s, u, x);
@@ -4827,16 +4835,11 @@ MOEI_Q8_ARITH_256(AVXVNNI, avxvnni)
                IQ4_XS 44 35 23, MXFP4 44 32 22, MXFP4_HF 41 32 22, NVFP4 40 31 19, INT4_GROUP 36 29 20, INT8_CHANNEL 78 50 33. Bound by
                it: NVFP4_HF 34 27 18, Q3_K 31 25 16, Q2_K 27 21 14: few bytes for the dot products of 256 weights. */
 
-#if defined(__GNUC__) || defined(__clang__)
-#define MOEI_PIN512(v) __asm__("" : "+v"(v)) /* as MOEI_PIN */
-#else
-#define MOEI_PIN512(v) ((void)(v))
-#endif
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_ld512(const void *p) { return _mm512_loadu_si512(p); }
 /* Weights that are used more than once, loaded once: gcc makes them a memory operand of each use, and most are in two cache lines. */
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_once(const void *p) {
     __m512i v = _mm512_loadu_si512(p);
-    MOEI_PIN512(v);
+    MOEI_PIN(v);
     return v;
 }
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_z128(__m128i v) { return _mm512_broadcast_i32x4(v); }
@@ -4904,12 +4907,12 @@ MOEI_FORCE MOEI_VNNI void moei_q8_fix(uint32_t f, moei_q8fixed *c) {
     c->table = moei_q8_z128(moei_q8_is_e2m1(f) ? moei_q8_e2m1_table() : _mm_xor_si128(moei_q8_iq4_table(), _mm_set1_epi8(-128)));
     c->less[0] = moei_q8_is_nvfp4(f) ? _mm512_set1_epi32(-offset & 0xffff) : _mm512_set1_epi16((short)-offset);
     c->less[1] = _mm512_set1_epi32(-offset * 65536);
-    MOEI_PIN512(c->low);
-    MOEI_PIN512(c->high);
-    MOEI_PIN512(c->table);
-    MOEI_PIN512(c->one);
-    MOEI_PIN512(c->less[0]);
-    MOEI_PIN512(c->less[1]);
+    MOEI_PIN(c->low);
+    MOEI_PIN(c->high);
+    MOEI_PIN(c->table);
+    MOEI_PIN(c->one);
+    MOEI_PIN(c->less[0]);
+    MOEI_PIN(c->less[1]);
 }
 /* From 8 and 8 bytes of every block, whose low nibbles come first. */
 MOEI_FORCE MOEI_VNNI void moei_q8_znibbles(__m512i low, __m512i m0, __m512i m1, __m512i v[4]) {
@@ -5429,12 +5432,12 @@ MOEI_FORCE const uint8_t *moei_q8_at_token(const uint8_t *x, size_t part, int c,
 }
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_of(const uint8_t *x, size_t part, int c, int t) {
     __m512i v = _mm512_set1_epi32((int)moei_q8_u32(moei_q8_at_token(x, part, c, t)));
-    MOEI_PIN512(v);
+    MOEI_PIN(v);
     return v;
 }
 /* s + w times the 4 values at x, in one instruction where they are used once. (gcc takes two: 2.5 % of a layer's time.) */
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_dot512(__m512i s, __m512i w, const uint8_t *x) {
-#if defined(__GNUC__) && !defined(__clang__)
+#if MOEI_ASM && !defined(__clang__)
     __asm__("vpdpbusd {%2%{1to16%}, %1, %0|%0, %1, %2%{1to16%}}" : "+v"(s) : "v"(w), "m"(*(const char(*)[4])x));
     return s;
 #else
@@ -5449,7 +5452,7 @@ typedef struct moei_q8at {
 MOEI_FORCE MOEI_VNNI void moei_q8_vectors(int P, moei_q8at e, size_t i, __m512 *v) {
     MOEI_UNROLL for (int p = 0; p < P; p++) {
         v[p] = _mm512_loadu_ps((const float *)(const void *)(e.w + (size_t)p * e.apart + 64 * i));
-        MOEI_PIN512(v[p]);
+        MOEI_PIN(v[p]);
     }
 }
 /* Of s, f and acc, P t + p belongs to token t and panel p. s = weights [j, end) of an entry times c tokens, from `start` on. */
