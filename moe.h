@@ -4211,7 +4211,9 @@ MOEI_FORCE MOEI_AVX2 __m256i moei_q8_each4(__m256i v, size_t j) { /* dword j of 
     return _mm256_shuffle_epi8(v, _mm256_add_epi8(first, _mm256_set1_epi8((char)(4 * j))));
 }
 /* 16 bytes with a bit per block: those of blocks 0 - 3 from bit 4 on in the low half, those of 4 - 7 in the high half. */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_planes(const uint8_t *p) { return moei_q8_both128(_mm_slli_epi32(moei_q8_ld128(p), 4), moei_q8_ld128(p)); }
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_planes(const uint8_t *p) {
+    return _mm256_sllv_epi32(moei_q8_both(moei_q8_ld128(p)), _mm256_setr_epi32(4, 4, 4, 4, 0, 0, 0, 0));
+}
 /* A dword of every block: block b's is dword b of the 32 bytes that begin 4 b before it. */
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_dwords8(const uint8_t *p, size_t size) {
     const size_t step = size - 4;
