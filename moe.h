@@ -4473,14 +4473,13 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_scales_k_avx2(const uint8_t *p, __m256 *d, __m
     *d = _mm256_mul_ps(_mm256_moveldup_ps(f), moei_q8_i8f(_mm_cvtsi64_si128((long long)((six & 0xffffffffu) | more << 32))));
     *m = _mm256_mul_ps(_mm256_movehdup_ps(f), moei_q8_i8f(_mm_cvtsi64_si128((long long)(six >> 32 | (more >> 32 << 32)))));
 }
-/* Each of 8 bytes below 128. */
-MOEI_FORCE uint64_t moei_q8_minus32(uint64_t v) { return ((v | 0x8080808080808080u) - 0x2020202020202020u) ^ 0x8080808080808080u; }
 /* As moei_q8_scales_q3, likewise. */
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_scales_q3_avx2(const uint8_t *p) {
     const uint64_t a = moei_q8_u32(p) | (uint64_t)moei_q8_u32(p + 4) << 32, c = moei_q8_u32(p + 8);
     const uint64_t four = 0x0f0f0f0f0f0f0f0fu, two = 0x3030303030303030u;
     const uint64_t low = (a & four) | ((c << 4 | c << 34) & two), high = (a >> 4 & four) | ((c | c >> 2 << 32) & two);
-    return _mm256_cvtepi8_epi16(_mm_insert_epi64(_mm_cvtsi64_si128((long long)moei_q8_minus32(low)), (long long)moei_q8_minus32(high), 1));
+    const __m128i b = _mm_insert_epi64(_mm_cvtsi64_si128((long long)low), (long long)high, 1);
+    return _mm256_cvtepi8_epi16(_mm_sub_epi8(b, _mm_set1_epi8(32)));
 }
 /* As moei_q8_scales_iq4xs, likewise: nibbles and pairs of bits are spread to bytes. */
 MOEI_FORCE MOEI_AVX2 __m256 moei_q8_scales_iq4xs_avx2(const uint8_t *p) {
