@@ -4513,7 +4513,10 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_entry_avx2(uint32_t f, int vex, int sorted, co
                Q4_1 36 (39), Q6_K 32 (34), Q4_K 30 (31), INT4_GROUP 28, MXFP4_HF 26 (28), MXFP4 25 (28), NVFP4 25 (28), Q5_K 24 (26),
                IQ4_NL 24 (29), Q5_0 22 (23), NVFP4_HF 21, IQ4_XS 22 (24), Q2_K 19 (18), Q3_K 17 (18): 16 to 27 cycles a step, 4 vector
                instructions in each. A block to a register and its sums folded for every token (34 instructions a token) was as fast at
-               one token (Q5_K: 27), and at 4 tokens 10.5 GB/s where this has 15 (Q4_0; avxvnni 18). */
+               one token (Q5_K: 27), and at 4 tokens 10.5 GB/s where this has 15 (Q4_0; avxvnni 18).
+               Zen 3, AVX2, cycles a step (memory gives 2.7 bytes a cycle): Q4_0 22, Q4_1 23, Q2_K 24, INT4_GROUP 26, Q4_K 26, MXFP4 27, MXFP4_HF
+               29, NVFP4 29, INT8_CHANNEL 30, Q8_0 31, IQ4_NL 32, Q3_K 32, NVFP4_HF 33, Q6_K 34, IQ4_XS 35, Q5_K 37, Q5_0 39, Q5_1 40: 2.5
+               vector instructions a cycle. Rows cold, lines to L1 or 4 KB ahead are as fast. */
 enum { MOEI_Q8_SHARE = 4 }; /* up to so many tokens share a step that stays in registers, more go through panels */
 
 /* 16 scales of NVFP4_HF, those of first halves first, halved: as moei_q8_side_of, all at once, and NaN, which is rare, apart. */
