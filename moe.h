@@ -4208,8 +4208,9 @@ typedef struct moei_q8entry {
 } moei_q8entry;
 
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_both128(__m128i a, __m128i b) { return _mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1); }
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_two(const uint8_t *p, const uint8_t *q) { /* 16 bytes of each */
-    return moei_q8_both128(moei_q8_ld128(p), moei_q8_ld128(q));
+/* By a blend of memory, which Zen 3 does twice a cycle; an insertion once (3 to 5 % of a step). */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_two(const uint8_t *p, const uint8_t *q) { /* 16 bytes of each, and 16 before q */
+    return _mm256_blend_epi32(_mm256_castsi128_si256(moei_q8_ld128(p)), moei_q8_ld256(q - 16), 0xf0);
 }
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_low4(__m256i v) { return moei_q8_and(v, 15); }
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_high4(__m256i v) { return moei_q8_and(_mm256_srli_epi16(v, 4), 15); }
@@ -4218,7 +4219,17 @@ MOEI_FORCE MOEI_AVX2 __m256i moei_q8_each4(__m256i v, size_t j) { /* dword j of 
     return _mm256_shuffle_epi8(v, _mm256_add_epi8(first, _mm256_set1_epi8((char)(4 * j))));
 }
 /* 16 bytes with a bit per block: those of blocks 0 - 3 from bit 4 on in the low half, those of 4 - 7 in the high half. */
-MOEI_FORCE MOEI_AVX2 __m256i moei_q8_planes(const uint8_t *p) { return moei_q8_both128(_mm_slli_epi32(moei_q8_ld128(p), 4), moei_q8_ld128(p)); }
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_planes(const uint8_t *p) {
+    return _mm256_sllv_epi32(moei_q8_both(moei_q8_ld128(p)), _mm256_setr_epi32(4, 4, 4, 4, 0, 0, 0, 0));
+}
+/* A dword of every block: block b's is dword b of the 32 bytes that begin 4 b before it. */
+MOEI_FORCE MOEI_AVX2 __m256i moei_q8_dwords8(const uint8_t *p, size_t size) {
+    const size_t step = size - 4;
+    __m256i v = _mm256_blend_epi32(moei_q8_ld256(p), moei_q8_ld256(p + step), 0x02);
+    v = _mm256_blend_epi32(v, moei_q8_ld256(p + 2 * step), 0x04), v = _mm256_blend_epi32(v, moei_q8_ld256(p + 3 * step), 0x08);
+    v = _mm256_blend_epi32(v, moei_q8_ld256(p + 4 * step), 0x10), v = _mm256_blend_epi32(v, moei_q8_ld256(p + 5 * step), 0x20);
+    return _mm256_blend_epi32(_mm256_blend_epi32(v, moei_q8_ld256(p + 6 * step), 0x40), moei_q8_ld256(p + 7 * step), 0x80);
+}
 /* t[j] = dword j of 16 bytes of every block; the second and the third block are `one` and `two` bytes behind the first. */
 MOEI_FORCE MOEI_AVX2 void moei_q8_columns_avx2(const uint8_t *p, size_t one, size_t two, __m256i t[4]) {
     __m256i a[4], b[4];
@@ -4247,14 +4258,15 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_nibbles_avx2(uint32_t f, int sorted, const __m
         else v[j] = low, v[j + 4] = high;
     }
 }
-/* + 16 where a block's word at p has bit 4 j + i, for byte i. */
+/* + 16 where a block's dword at p has bit 4 j + i, for byte i. */
 MOEI_FORCE MOEI_AVX2 void moei_q8_fifth_avx2(const uint8_t *p, size_t size, __m256i v[8]) {
-    const __m256i word = moei_q8_both128(moei_q8_dwords4(p, size), moei_q8_dwords4(p + 4 * size, size));
+    const __m256i dword = moei_q8_dwords8(p, size), low = _mm256_set1_epi32(0x08040201), high = _mm256_set1_epi32((int)0x80402010u);
     const __m256i byte = moei_q8_both(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
-    MOEI_UNROLL for (int j = 0; j < 8; j++) {
-        const __m256i bit = _mm256_set1_epi32(j % 2 ? (int)0x80402010u : 0x08040201);
-        const __m256i b = _mm256_and_si256(_mm256_shuffle_epi8(word, _mm256_add_epi8(byte, _mm256_set1_epi8((char)(j / 2)))), bit);
-        v[j] = _mm256_or_si256(v[j], moei_q8_and(_mm256_cmpeq_epi8(b, bit), 16));
+    const __m256i sixteen = moei_q8_both(_mm_setr_epi8(0, 16, 16, 0, 16, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0)); /* of 1, 2, 4 and 8 */
+    MOEI_UNROLL for (int j = 0; j < 8; j += 2) {
+        const __m256i b = _mm256_shuffle_epi8(dword, _mm256_add_epi8(byte, _mm256_set1_epi8((char)(j / 2))));
+        v[j] = _mm256_or_si256(v[j], _mm256_shuffle_epi8(sixteen, _mm256_and_si256(b, low)));
+        v[j + 1] = _mm256_or_si256(v[j + 1], _mm256_min_epu8(_mm256_and_si256(b, high), _mm256_set1_epi8(16)));
     }
 }
 /* v | (w & mask) */
@@ -4400,14 +4412,26 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_sums_avx2(uint32_t f, int vex, int rows, int c
         }
     }
 }
+/* What no step changes: ones, and what moei_q8_less says then. In memory, or gcc makes them of integers again in every step. */
+typedef struct moei_q8const {
+    __m256i one, less[2];
+} moei_q8const;
+MOEI_FORCE int moei_q8_offset_avx2(uint32_t f, int vex) { return moei_q8_is_wide(f) && !vex ? 0 : moei_q8_offset(f); }
+MOEI_FORCE MOEI_AVX2 void moei_q8_const_avx2(uint32_t f, int vex, moei_q8const *k) {
+    moei_q8s none;
+    none.zero = k->less[1] = _mm256_setzero_si256(), none.sub = k->one = _mm256_set1_epi16(1);
+    moei_q8_less(f, moei_q8_offset_avx2(f, vex), &none, k->less);
+    MOEI_SPILL(*k);
+}
 /* acc[row][token] += a step of rows x c. */
 MOEI_FORCE MOEI_AVX2 void moei_q8_step_avx2(uint32_t f, int vex, int rows, int c, const moei_q8entry *const *e, const moei_q8 *const *x,
-                                            __m256 *acc) {
-    const int offset = moei_q8_is_wide(f) && !vex ? 0 : moei_q8_offset(f), sub = moei_q8_has_sub(f), halves = moei_q8_has_halves(f);
+                                            const moei_q8const *k, __m256 *acc) {
+    const int offset = moei_q8_offset_avx2(f, vex), sub = moei_q8_has_sub(f), halves = moei_q8_has_halves(f);
     __m256i n[2][8], less[2][2], by[2][2];
     MOEI_UNROLL for (int r = 0; r < rows; r++) {
-        by[0][r] = by[1][r] = _mm256_set1_epi16(1);
-        moei_q8_less(f, offset, &e[r]->s, less[r]);
+        by[0][r] = by[1][r] = k->one, less[r][0] = k->less[0], less[r][1] = k->less[1];
+        if (sub) less[r][0] = _mm256_mullo_epi16(e[r]->s.sub, k->less[0]);
+        else if (f == MOE_FORMAT_INT4_GROUP) moei_q8_less(f, offset, &e[r]->s, less[r]);
         if (!sub) continue;
         if (vex) by[0][r] = _mm256_srai_epi32(_mm256_slli_epi32(e[r]->s.sub, 16), 16), by[1][r] = _mm256_srai_epi32(e[r]->s.sub, 16);
         else { /* twice each */
@@ -4435,14 +4459,27 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_step_avx2(uint32_t f, int vex, int rows, int c
         acc[i] = moei_q8_add(f, &e[i / c]->s, two, x[i % c], acc[i]);
     }
 }
+/* As moei_q8_half8, by blends of memory (70 instructions a step of Q4_0, by shifts 90): block b's scale is word b of what begins 2 b before. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_half8_avx2(const uint8_t *p, size_t size) {
+    const size_t step = size - 2;
+    __m128i v = _mm_blend_epi16(moei_q8_ld128(p), moei_q8_ld128(p + step), 0x02);
+    v = _mm_blend_epi16(v, moei_q8_ld128(p + 2 * step), 0x04), v = _mm_blend_epi16(v, moei_q8_ld128(p + 3 * step), 0x08);
+    v = _mm_blend_epi16(v, moei_q8_ld128(p + 4 * step), 0x10), v = _mm_blend_epi16(v, moei_q8_ld128(p + 5 * step), 0x20);
+    return _mm256_cvtph_ps(_mm_blend_epi16(_mm_blend_epi16(v, moei_q8_ld128(p + 6 * step), 0x40), moei_q8_ld128(p + 7 * step), 0x80));
+}
+/* 8 bytes as f32 by way of memory: a load widens them at once, while from a register that is 3 instructions of Zen 3. */
+MOEI_FORCE MOEI_AVX2 __m256 moei_q8_u8f(uint64_t v) {
+    MOEI_SPILL(v);
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(moei_q8_ld64(&v)));
+}
 /* As moei_q8_scales_k, the bits apart in general registers: vector instructions are what bounds a step of one token. */
 MOEI_FORCE MOEI_AVX2 void moei_q8_scales_k_avx2(const uint8_t *p, __m256 *d, __m256 *m) {
     const uint64_t low = moei_q8_u32(p + 4) | (uint64_t)moei_q8_u32(p + 8) << 32, c = moei_q8_u32(p + 12);
     const uint64_t six = low & 0x3f3f3f3f3f3f3f3fu, rest = (c | c << 28) & 0x0f0f0f0f0f0f0f0fu;
     const uint64_t more = rest | (low >> 2 & 0x3030303030303030u);
-    const __m128 f = _mm_xor_ps(_mm_cvtph_ps(moei_q8_ld32(p)), _mm_setr_ps(0.0f, -0.0f, 0.0f, 0.0f));
-    *d = _mm256_mul_ps(_mm256_broadcastss_ps(f), moei_q8_i8f(_mm_cvtsi64_si128((long long)((six & 0xffffffffu) | more << 32))));
-    *m = _mm256_mul_ps(_mm256_broadcastss_ps(_mm_movehdup_ps(f)), moei_q8_i8f(_mm_cvtsi64_si128((long long)(six >> 32 | (more >> 32 << 32)))));
+    const __m256 f = _mm256_cvtph_ps(_mm_set1_epi32((int)(moei_q8_u32(p) ^ 0x80000000u)));
+    *d = _mm256_mul_ps(_mm256_moveldup_ps(f), moei_q8_i8f(_mm_cvtsi64_si128((long long)((six & 0xffffffffu) | more << 32))));
+    *m = _mm256_mul_ps(_mm256_movehdup_ps(f), moei_q8_i8f(_mm_cvtsi64_si128((long long)(six >> 32 | (more >> 32 << 32)))));
 }
 /* As moei_q8_scales_q3, likewise. */
 MOEI_FORCE MOEI_AVX2 __m256i moei_q8_scales_q3_avx2(const uint8_t *p) {
@@ -4458,13 +4495,22 @@ MOEI_FORCE MOEI_AVX2 __m256 moei_q8_scales_iq4xs_avx2(const uint8_t *p) {
     low = (low | low << 16) & 0x0000ffff0000ffffu, high = (high | high << 24) & 0x000000ff000000ffu;
     low = (low | low << 8) & 0x00ff00ff00ff00ffu, high = (high | high << 12) & 0x000f000f000f000fu;
     low = (low | low << 4) & 0x0f0f0f0f0f0f0f0fu, high = (high | high << 6) & 0x0303030303030303u;
-    const __m128i b = _mm_sub_epi8(_mm_cvtsi64_si128((long long)(low | high << 4)), _mm_set1_epi8(32));
-    return _mm256_mul_ps(moei_q8_half1(p), moei_q8_i8f(b));
+    return _mm256_mul_ps(moei_q8_half1(p), _mm256_sub_ps(moei_q8_u8f(low | high << 4), _mm256_set1_ps(32.0f)));
+}
+/* As moei_q8_scales_q2: a load widens the bytes, and both halves are converted at once. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_scales_q2_avx2(const uint8_t *p, moei_q8s *s) {
+    const __m256i b = _mm256_cvtepu8_epi16(moei_q8_ld128(p));
+    const __m256 f = _mm256_cvtph_ps(_mm_set1_epi32((int)(moei_q8_u32(p + 80) ^ 0x80000000u)));
+    s->sub = _mm256_and_si256(b, _mm256_set1_epi16(15)), s->min = _mm256_srli_epi16(b, 4);
+    s->d = _mm256_moveldup_ps(f), s->m = _mm256_movehdup_ps(f);
 }
 MOEI_FORCE MOEI_AVX2 void moei_q8_entry_avx2(uint32_t f, int vex, int sorted, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8entry *e) {
+    const size_t size = moei_q8_step_bytes(f) / 8;
     if (f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K) moei_q8_scales_k_avx2(p, &e->s.d, &e->s.m);
     else if (f == MOE_FORMAT_Q3_K) e->s.d = moei_q8_half1(p + 108), e->s.sub = moei_q8_scales_q3_avx2(p + 96);
+    else if (f == MOE_FORMAT_Q2_K) moei_q8_scales_q2_avx2(p, &e->s);
     else if (f == MOE_FORMAT_IQ4_XS) e->s.d = moei_q8_scales_iq4xs_avx2(p);
+    else if (f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_Q4_0 || f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_IQ4_NL) e->s.d = moei_q8_half8_avx2(p, size);
     else moei_q8_scales(f, p, side, j, &e->s);
     moei_q8_bytes_avx2(f, vex, sorted, p, e->v);
 }
@@ -4475,16 +4521,29 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_entry_avx2(uint32_t f, int vex, int sorted, co
                Q4_1 36 (39), Q6_K 32 (34), Q4_K 30 (31), INT4_GROUP 28, MXFP4_HF 26 (28), MXFP4 25 (28), NVFP4 25 (28), Q5_K 24 (26),
                IQ4_NL 24 (29), Q5_0 22 (23), NVFP4_HF 21, IQ4_XS 22 (24), Q2_K 19 (18), Q3_K 17 (18): 16 to 27 cycles a step, 4 vector
                instructions in each. A block to a register and its sums folded for every token (34 instructions a token) was as fast at
-               one token (Q5_K: 27), and at 4 tokens 10.5 GB/s where this has 15 (Q4_0; avxvnni 18). */
+               one token (Q5_K: 27), and at 4 tokens 10.5 GB/s where this has 15 (Q4_0; avxvnni 18).
+               Zen 3, AVX2, cycles a step (memory gives 2.7 bytes a cycle): Q4_0 22, Q4_1 23, Q2_K 24, INT4_GROUP 26, Q4_K 26, MXFP4 27, MXFP4_HF
+               29, NVFP4 29, INT8_CHANNEL 30, Q8_0 31, IQ4_NL 32, Q3_K 32, NVFP4_HF 33, Q6_K 34, IQ4_XS 35, Q5_K 37, Q5_0 39, Q5_1 40: 2.5
+               vector instructions a cycle. Rows cold, lines to L1 or 4 KB ahead are as fast. */
 enum { MOEI_Q8_SHARE = 4 }; /* up to so many tokens share a step that stays in registers, more go through panels */
 
+/* 16 scales of NVFP4_HF, those of first halves first, halved: as moei_q8_side_of, all at once, and NaN, which is rare, apart. */
+MOEI_FORCE MOEI_AVX2 void moei_q8_scales_e4m3_avx2(__m128i raw, moei_q8s *s) {
+    const __m256i top = _mm256_set1_epi16(0x3f80);
+    const __m256 half = _mm256_set1_ps(128.0f);
+    const __m256i b = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(raw), 7), _mm256_set1_epi16((short)0xbf80));
+    const __m256i nan = _mm256_cmpeq_epi16(_mm256_and_si256(b, top), top);
+    s->d = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(b)), half);
+    s->m = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(b, 1)), half);
+    if (!_mm256_movemask_epi8(nan)) return;
+    s->d = _mm256_or_ps(s->d, _mm256_castsi256_ps(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(nan))));
+    s->m = _mm256_or_ps(s->m, _mm256_castsi256_ps(_mm256_cvtepi16_epi32(_mm256_extracti128_si256(nan, 1))));
+}
 /* Scales of step i from memory. */
 MOEI_FORCE MOEI_AVX2 void moei_q8_near_256(uint32_t f, const moei_rows *w, const moei_q8grid g[2], size_t i, moei_q8s *s) {
     const __m256i one = _mm256_castps_si256(_mm256_set1_ps(1.0f)), raw = w->scale.data ? _mm256_castsi128_si256(moei_q8_grid_raw(f, &g[0], i)) : one;
-    if (moei_q8_is_nvfp4(f)) {
-        s->d = _mm256_castsi256_ps(moei_q8_side_of(MOE_TYPE_E4M3, raw, 0.5f, 0));
-        s->m = _mm256_castsi256_ps(moei_q8_side_of(MOE_TYPE_E4M3, _mm256_bsrli_epi128(raw, 8), 0.5f, 0));
-    } else if (f == MOE_FORMAT_MXFP4_HF) s->d = _mm256_castsi256_ps(moei_q8_side_of(MOE_TYPE_E8M0, raw, 0.5f, 0));
+    if (moei_q8_is_nvfp4(f)) moei_q8_scales_e4m3_avx2(_mm256_castsi256_si128(raw), s);
+    else if (f == MOE_FORMAT_MXFP4_HF) s->d = _mm256_castsi256_ps(moei_q8_side_of(MOE_TYPE_E8M0, raw, 0.5f, 0));
     else if (!w->scale.data) s->d = _mm256_castsi256_ps(one);
     else if (w->scale.type == MOE_TYPE_BF16) s->d = _mm256_castsi256_ps(moei_q8_side_of(MOE_TYPE_BF16, raw, 1.0f, 0));
     else s->d = _mm256_castsi256_ps(moei_q8_side_of(MOE_TYPE_F16, raw, 1.0f, 0));
@@ -4503,6 +4562,8 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_rows_256(uint32_t f, int vex, int by_grid, con
     uint8_t tail[272];
     moei_q8side side;
     moei_q8grid grid[2];
+    moei_q8const fixed;
+    moei_q8_const_avx2(f, vex, &fixed);
     if (by_grid) moei_q8_grid_of(&w->scale, w->k, &grid[0]), moei_q8_grid_of(&w->zero, w->k, &grid[1]);
     for (uint32_t r = 0; r < n_rows; r++) {
         const size_t ahead = moei_ahead_at(w, n_rows, r, rows_ahead);
@@ -4524,7 +4585,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_rows_256(uint32_t f, int vex, int by_grid, con
                 moei_q8_entry_avx2(f, vex, 1, p, &side, i % MOEI_Q8_CHUNK, &step);
             }
             MOEI_UNROLL for (int t = 0; t < n; t++) q[t] = x[t] + (i - k);
-            moei_q8_step_avx2(f, vex, 1, n, &e, q, acc);
+            moei_q8_step_avx2(f, vex, 1, n, &e, q, &fixed, acc);
         }
         MOEI_UNROLL for (int t = 0; t < n; t++) {
             if (k_end < steps) _mm256_storeu_ps(sums[r].v[t], acc[t]);
@@ -4695,6 +4756,8 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_tile_256(uint32_t f, int vex, int c, const moe
     const uint8_t *ahead = p->ahead, *ahead_end = p->ahead_end;
     const moei_q8entry *w = p->e;
     __m256 acc[2 * MOEI_Q8_FOUR], *to = p->acc;
+    moei_q8const fixed;
+    moei_q8_const_avx2(f, vex, &fixed);
     for (size_t pair = p->n_pairs; pair; pair--, w += p->n, to += 2 * c) {
         const moei_q8 *x[MOEI_Q8_FOUR];
         MOEI_UNROLL for (int t = 0; t < c; t++) x[t] = p->x[t];
@@ -4703,7 +4766,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_tile_256(uint32_t f, int vex, int c, const moe
             MOEI_AHEAD(p->ahead_step);
             MOEI_UNROLL for (int r = 0; r < 2; r += rows) {
                 const moei_q8entry *const e[2] = {w + (size_t)r * p->n, w + p->n};
-                moei_q8_step_avx2(f, vex, rows, c, e, x, acc + r * c);
+                moei_q8_step_avx2(f, vex, rows, c, e, x, &fixed, acc + r * c);
             }
             MOEI_UNROLL for (int t = 0; t < c; t++) x[t]++;
         }
