@@ -2128,15 +2128,19 @@ MOEI_UNUSED static void moei_sweep_groups(const moei_tiles *tiles, moei_tile *t,
     }
 }
 MOEI_FORCE size_t moei_lines(size_t bytes, size_t parts) { return (bytes / 64 + parts - 1) / parts * 64; } /* a part of them, in bytes */
-MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, const void *const *x,
-                                   uint32_t n_tokens, float *out, size_t out_stride) {
+/* Rows through a panel, a tile at a time: decoded while they are in a cache, just before the first tokens pass, with the next ones on their
+   way from memory. Without more tokens than a block the tiles take turns in one place, which never leaves L2. (A whole panel first: 131072
+   f32 take as long as 20 tokens, EPYC Zen 3, and memory rests while tokens pass.) */
+MOEI_UNUSED static void moei_sweep_panel(const moei_tiles *tiles, const moei_rows *w, moei_decode_fn *decode, uint8_t *panel, size_t stride,
+                                         uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
     moei_tile t;
     size_t parts = n_tokens <= tiles->tokens ? 1 : (w->k + tiles->k - 1) / tiles->k, part = (w->k / parts + 63) / 64 * 64;
     size_t row_bytes = tiles->bytes * w->k, groups = MOEI_GROUPS_BYTES / (tiles->tokens * row_bytes + 1) + 1;
     uint32_t block = (uint32_t)(groups < MOEI_GROUPS ? groups : MOEI_GROUPS) * tiles->tokens, end, tall = (n_rows - 1) / tiles->rows + 1;
-    const size_t ahead = moei_rows_ahead(w, MOEI_AHEAD_ROWS);
+    const size_t ahead = moei_rows_ahead(w, MOEI_AHEAD_ROWS), keep = !decode || n_tokens > block;
+    moei_rows some = *w;
     int back = 0;
-    t.k = w->k, t.out_stride = out_stride, t.row_stride = w->row_stride;
+    t.k = w->k, t.out_stride = out_stride, t.row_stride = stride;
     for (uint32_t at = 0; at < n_tokens; at = end) {
         end = n_tokens - at < block ? n_tokens : at + block;
         const uint8_t *next_x = !w->next_x ? w->data : end < n_tokens ? (const uint8_t *)x[end] : w->next_x;
@@ -2149,11 +2153,17 @@ MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, 
         for (uint32_t r = 0; r < n_rows; r += t.n_rows, back = !back) {
             t.n_rows = n_rows < tiles->rows ? n_rows : tiles->rows;
             r = n_rows - r < t.n_rows ? n_rows - t.n_rows : r;
-            for (uint32_t i = 0; i < 4; i++) t.w[i] = moei_row(w, r + (i < t.n_rows ? i : t.n_rows - 1));
-            t.ahead_end = t.w[0] + moei_ahead_at(w, n_rows, r, ahead < tiles->rows ? tiles->rows : ahead);
+            some.row0 = w->row0 + r;
+            if (decode && !at) decode(&some, t.n_rows, panel + r * keep * stride);
+            for (uint32_t i = 0; i < 4; i++) t.w[i] = panel + (r * keep + (i < t.n_rows ? i : t.n_rows - 1)) * stride;
+            t.ahead_end = moei_row(w, r) + moei_ahead_at(w, n_rows, r, ahead < tiles->rows ? tiles->rows : ahead);
             moei_sweep_groups(tiles, &t, x, at, end, out + r, part, share, quiet, &next_x, x_share, back);
         }
     }
+}
+MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, const void *const *x,
+                                   uint32_t n_tokens, float *out, size_t out_stride) {
+    moei_sweep_panel(tiles, w, NULL, (uint8_t *)(uintptr_t)moei_row(w, 0), w->row_stride, n_rows, x, n_tokens, out, out_stride);
 }
 
 /* n rows of `lines` lines of `size` bytes: line i of token c goes to i * n + c. */
@@ -2372,6 +2382,19 @@ MOEI_FORCE MOEI_AVX2 void moei_end_avx2(const int C, const moei_tile *t, float *
         MOEI_UNROLL for (int i = 0; i < 4 * C; i++) _mm256_storeu_ps(sums + 8 * i, a[i / 4][i % 4]);
 }
 enum { MOEI_EVEN = 1, MOEI_ODD = 2 };
+/* 16 of k, or one half of them. Two a turn where passes are long: the loop's own instructions, a sixth of all, count where a busy neighbour
+   shares the core (EPYC Zen 3, bf16 in L1: 61 and 71 % of the peak; alone 86 and 88). Four a turn spill, and with clang 14 two (76 and 65). */
+#if defined(__clang__)
+#define MOEI_TWO_AVX2 0
+#else
+#define MOEI_TWO_AVX2 1
+#endif
+MOEI_FORCE MOEI_AVX2 void moei_pass_step_avx2(const uint32_t format, const int C, const int which, const uint8_t *const *w, size_t i,
+                                              size_t odd_w, const uint8_t *x, size_t odd_x, __m256i *va, __m256i *vb, __m256 (*a)[4],
+                                              __m256 (*b)[4]) {
+    if (which & MOEI_EVEN) moei_half_step_avx2(format, C, 0, w, i, x, va, a);
+    if (which & MOEI_ODD) moei_half_step_avx2(format, C, 1, w, i + odd_w, x + odd_x, vb, b);
+}
 MOEI_FORCE MOEI_AVX2 void moei_pass_avx2(const uint32_t format, const int C, const int which, const moei_tile *t,
                                          const uint8_t *const *tail, const uint8_t *ahead, const uint8_t *ahead_end, __m256 *even,
                                          __m256 *odd) {
@@ -2383,15 +2406,17 @@ MOEI_FORCE MOEI_AVX2 void moei_pass_avx2(const uint32_t format, const int C, con
     MOEI_UNROLL for (int r = 0; r < 4; r++) w[r] = t->w[r];
     if (which & MOEI_EVEN) moei_begin_avx2(C, t, t->sums, a);
     if (which & MOEI_ODD) moei_begin_avx2(C, t, t->sums + 32 * C, b);
-    for (size_t i = 2 * t->k0; i < end; i += 32, x += 32 * C) {
-        if (which & MOEI_EVEN) {
-            MOEI_AHEAD(t->ahead_step);
-            moei_half_step_avx2(format, C, 0, w, i, x, &va, a);
+    size_t i = 2 * t->k0;
+    if (C > 1 && MOEI_TWO_AVX2)
+        for (; i + 64 <= end; i += 64, x += 64 * C) {
+            MOEI_AHEAD(2 * t->ahead_step);
+            moei_pass_step_avx2(format, C, which, w, i, odd_w, x, odd_x, &va, &vb, a, b);
+            MOEI_FENCE;
+            moei_pass_step_avx2(format, C, which, w, i + 32, odd_w, x + 32 * C, odd_x, &va, &vb, a, b);
         }
-        if (which & MOEI_ODD) {
-            MOEI_AHEAD(t->ahead_step);
-            moei_half_step_avx2(format, C, 1, w, i + odd_w, x + odd_x, &vb, b);
-        }
+    for (; i < end; i += 32, x += 32 * C) {
+        MOEI_AHEAD(C == 1 ? 2 * t->ahead_step : t->ahead_step);
+        moei_pass_step_avx2(format, C, which, w, i, odd_w, x, odd_x, &va, &vb, a, b);
     }
     if (format == MOE_FORMAT_BF16 && t->k1 % 16) {
         if (which & MOEI_EVEN) moei_half_step_avx2(format, C, 0, tail, 0, x, &va, a);
@@ -2443,12 +2468,6 @@ MOEI_AVX2 static void moei_dot_avx2_BF16(const moei_rows *w, uint32_t n_rows, co
                                          float *out, size_t out_stride) {
     if (n_tokens == 1) moei_rows_avx2(MOE_FORMAT_BF16, 1, w, n_rows, (const float *)x[0], out, out_stride);
     else moei_sweep(&moei_tiles_avx2_BF16, w, n_rows, x, n_tokens, out, out_stride);
-}
-static void moei_panel_avx2(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
-                            float *out, size_t out_stride) {
-    moei_rows rows = *w;
-    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_f32_row_bytes(w->k);
-    moei_sweep(&moei_tiles_avx2_F32, &rows, n_rows, x, n_tokens, out, out_stride);
 }
 
 /* n values to a prepared row or panel, from where the even and odd ones of the first belong */
@@ -2706,6 +2725,27 @@ MOEI_FORCE MOEI_AVX2 int moei_rows_e4m3(moei_pair_e4m3 *s, const int natural, co
     }
 MOEI_E4M3(avx2, MOEI_AVX2, 0, 16, moei_use_f32)
 
+static moei_decode_fn *moei_decode_of_avx2(uint32_t format) { /* NULL: rows come decoded */
+    switch (format) {
+        case MOE_FORMAT_F32: return moei_decode_f32_avx2;
+        case MOE_FORMAT_F16: return moei_decode_f16_avx2;
+        case MOE_FORMAT_MXFP8:
+        case MOE_FORMAT_FP8_BLOCK:
+        case MOE_FORMAT_FP8_CHANNEL: return moei_decode_fp8_avx2;
+        default: return NULL;
+    }
+}
+/* These rows moei_panel_avx2 decodes as it uses them. */
+static void moei_decode_later_avx2(const moei_rows *w, uint32_t n_rows, void *panel) { (void)w, (void)n_rows, (void)panel; }
+static void moei_panel_avx2(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                            float *out, size_t out_stride) {
+    moei_decode_fn *decode = w->k_stride ? NULL : moei_decode_of_avx2(w->format);
+    const size_t stride = moei_f32_row_bytes(w->k);
+    moei_rows rows = *w;
+    if (!decode) rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = stride;
+    moei_sweep_panel(&moei_tiles_avx2_F32, &rows, decode, (uint8_t *)panel, stride, n_rows, x, n_tokens, out, out_stride);
+}
+
 static void moei_pack_avx2(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k) { /* half a line a step */
     uint8_t *even = (uint8_t *)to + 2 * k0 * n, *odd = even + 4 * moei_half(k) * n;
     moei_pack_lines(even, x, n, 0, moei_half(len) / 8, 32);
@@ -2716,16 +2756,16 @@ static const moei_packing moei_packing_avx2 = {3, 2, moei_pack_avx2, NULL, NULL,
 MOEI_UNUSED static const moei_arith moei_f32_avx2 = {
     MOE_COMPUTE_F32, MOE_TIER_AVX2, moei_f32_row_bytes, moei_prepare_avx2, moei_panel_bytes_f32, moei_panel_avx2, {
         /* NONE         */ MOEI_NO_OPS,
-        /* F32          */ {moei_dot_avx2_F32, moei_decode_f32_avx2, 3},
-        /* F16          */ {moei_dot_avx2_F16, moei_decode_f16_avx2, 3},
+        /* F32          */ {moei_dot_avx2_F32, moei_decode_later_avx2, 3},
+        /* F16          */ {moei_dot_avx2_F16, moei_decode_later_avx2, 3},
         /* BF16         */ {moei_dot_avx2_BF16, NULL, UINT32_MAX},
         /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
         /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
         /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
         /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
-        /* MXFP8        */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},
-        /* FP8_BLOCK    */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},
-        /* FP8_CHANNEL  */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},
+        /* MXFP8        */ {moei_dot_e4m3_avx2, moei_decode_later_avx2, 3},
+        /* FP8_BLOCK    */ {moei_dot_e4m3_avx2, moei_decode_later_avx2, 3},
+        /* FP8_CHANNEL  */ {moei_dot_e4m3_avx2, moei_decode_later_avx2, 3},
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
     &moei_packing_avx2};
 // clang-format on
