@@ -2727,12 +2727,12 @@ MOEI_E4M3(avx2, MOEI_AVX2, 0, 16, moei_use_f32)
 
 static moei_decode_fn *moei_decode_of_avx2(uint32_t format) { /* NULL: rows come decoded */
     switch (format) {
-        case MOE_FORMAT_F32: return moei_decode_f32_avx2;
-        case MOE_FORMAT_F16: return moei_decode_f16_avx2;
-        case MOE_FORMAT_MXFP8:
-        case MOE_FORMAT_FP8_BLOCK:
-        case MOE_FORMAT_FP8_CHANNEL: return moei_decode_fp8_avx2;
-        default: return NULL;
+    case MOE_FORMAT_F32: return moei_decode_f32_avx2;
+    case MOE_FORMAT_F16: return moei_decode_f16_avx2;
+    case MOE_FORMAT_MXFP8:
+    case MOE_FORMAT_FP8_BLOCK:
+    case MOE_FORMAT_FP8_CHANNEL: return moei_decode_fp8_avx2;
+    default: return NULL;
     }
 }
 /* These rows moei_panel_avx2 decodes as it uses them. */
