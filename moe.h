@@ -4789,6 +4789,7 @@ typedef struct moei_q8pairs {
     size_t n, n_pairs;
     const uint8_t *ahead, *ahead_end; /* to prefetch, ahead_step bytes a step */
     size_t ahead_step;
+    int first;             /* the sums begin here */
     __m256 *acc;           /* [n_pairs][2][c] */
 } moei_q8pairs;
 MOEI_FORCE MOEI_AVX2 void moei_q8_tile_256(uint32_t f, int vex, int c, const moei_q8pairs *p) {
@@ -4801,7 +4802,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_tile_256(uint32_t f, int vex, int c, const moe
     for (size_t pair = p->n_pairs; pair; pair--, w += p->n, to += 2 * c) {
         const moei_q8 *x[MOEI_Q8_FOUR];
         MOEI_UNROLL for (int t = 0; t < c; t++) x[t] = p->x[t];
-        MOEI_UNROLL for (int i = 0; i < 2 * c; i++) acc[i] = to[i];
+        MOEI_UNROLL for (int i = 0; i < 2 * c; i++) acc[i] = p->first ? _mm256_setzero_ps() : to[i];
         for (size_t i = 0; i < p->n; i++, w++) {
             MOEI_AHEAD(p->ahead_step);
             MOEI_UNROLL for (int r = 0; r < 2; r += rows) {
@@ -4857,7 +4858,10 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_store_avx2(const __m256 *acc, uint32_t c, uint
         for (uint32_t r = 0; r < n_rows; r += 8) {
             __m256 a[8];
             MOEI_UNROLL for (uint32_t i = 0; i < 8; i++) a[i] = acc[(r + i) * c + t];
-            _mm256_maskstore_ps(out + t * out_stride + r, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n_rows - r)), lane), moei_q8_tree8(a));
+            float *to = out + t * out_stride + r;
+            const __m256 sums = moei_q8_tree8(a);
+            if (n_rows - r >= 8) _mm256_storeu_ps(to, sums); /* masked stores are slow on AMD (Zen 3) */
+            else _mm256_maskstore_ps(to, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n_rows - r)), lane), sums);
         }
 }
 static MOEI_AVX2 void moei_q8_panel_256(moei_q8_unpack_fn *unpack, moei_q8_pairs_fn *const *tiles, void *panel, const moei_rows *w,
@@ -4867,14 +4871,14 @@ static MOEI_AVX2 void moei_q8_panel_256(moei_q8_unpack_fn *unpack, moei_q8_pairs
     moei_ahead later = moei_ahead_next(w, (n_rows + 1) / 2 * passes * chunks);
     __m256 acc[MOEI_Q8_ROWS * MOEI_Q8_FOUR];
     moei_q8pairs p;
+    memset(acc, 0, sizeof acc); /* rows that no tile has are added up too, and not stored */
     for (uint32_t r0 = 0; r0 < n_rows; r0 += MOEI_Q8_ROWS) {
         const uint32_t rows = n_rows - r0 < MOEI_Q8_ROWS ? n_rows - r0 : (uint32_t)MOEI_Q8_ROWS, pairs = (rows + 1) / 2;
         for (uint32_t t = 0, c; t < n_tokens; t += c) {
             c = n_tokens - t < 2 ? 1 : n_tokens - t < MOEI_Q8_FOUR ? 2 : (uint32_t)MOEI_Q8_FOUR;
-            memset(acc, 0, sizeof acc);
             for (size_t i = 0; i < steps; i += p.n) {
                 moei_q8entry *e = (moei_q8entry *)panel + i * MOEI_Q8_ROWS;
-                p.n = steps - i < MOEI_Q8_CHUNK ? steps - i : (size_t)MOEI_Q8_CHUNK, p.n_pairs = t ? pairs : 1;
+                p.n = steps - i < MOEI_Q8_CHUNK ? steps - i : (size_t)MOEI_Q8_CHUNK, p.n_pairs = t ? pairs : 1, p.first = i == 0;
                 for (uint32_t j = 0; j < c; j++) p.x[j] = (const moei_q8 *)x[t + j] + i;
                 for (uint32_t r = 0; r < rows; r += 2 * (uint32_t)p.n_pairs, e += 2 * p.n) {
                     if (t == 0) unpack(w, r0 + r, i, e), unpack(w, r0 + (r + 1 < rows ? r + 1 : r), i, e + p.n);
