@@ -4819,9 +4819,10 @@ typedef void moei_q8_unpack_fn(const moei_rows *w, size_t r, size_t i, moei_q8en
 #define MOEI_Q8_TILE_256(isa, vex, f, c)                                                                                 \
     static MOEI_AVX2 void moei_q8_tile_##isa##_##f##_##c(const moei_q8pairs *t) { moei_q8_tile_256(MOE_FORMAT_##f, vex, c, t); }
 #define MOEI_Q8_TILES_256(isa, vex, f)                                                                                   \
-    MOEI_Q8_TILE_256(isa, vex, f, 1) MOEI_Q8_TILE_256(isa, vex, f, 2) MOEI_Q8_TILE_256(isa, vex, f, 4)                   \
-    static moei_q8_pairs_fn *const moei_q8_tiles_##isa##_##f[3] = {                                                      \
-        moei_q8_tile_##isa##_##f##_1, moei_q8_tile_##isa##_##f##_2, moei_q8_tile_##isa##_##f##_4};
+    MOEI_Q8_TILE_256(isa, vex, f, 1) MOEI_Q8_TILE_256(isa, vex, f, 2)                                                    \
+    MOEI_Q8_TILE_256(isa, vex, f, 3) MOEI_Q8_TILE_256(isa, vex, f, 4)                                                    \
+    static moei_q8_pairs_fn *const moei_q8_tiles_##isa##_##f[MOEI_Q8_FOUR] = {                                           \
+        moei_q8_tile_##isa##_##f##_1, moei_q8_tile_##isa##_##f##_2, moei_q8_tile_##isa##_##f##_3, moei_q8_tile_##isa##_##f##_4};
 #define MOEI_Q8_KINDS(X, isa, vex)                                                                                       \
     X(isa, vex, Q8_0) X(isa, vex, Q4_0) X(isa, vex, Q5_0) X(isa, vex, Q4_K) X(isa, vex, Q5_K) X(isa, vex, Q2_K)          \
     X(isa, vex, Q3_K) X(isa, vex, Q6_K) X(isa, vex, NVFP4) X(isa, vex, INT4_GROUP)
@@ -4867,7 +4868,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_store_avx2(const __m256 *acc, uint32_t c, uint
 static MOEI_AVX2 void moei_q8_panel_256(moei_q8_unpack_fn *unpack, moei_q8_pairs_fn *const *tiles, void *panel, const moei_rows *w,
                                         uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
     const size_t steps = (w->k + 255) / 256, chunks = (steps + MOEI_Q8_CHUNK - 1) / MOEI_Q8_CHUNK;
-    const uint32_t passes = n_tokens / MOEI_Q8_FOUR + (n_tokens >> 1 & 1) + (n_tokens & 1);
+    const uint32_t passes = (n_tokens + MOEI_Q8_FOUR - 1) / MOEI_Q8_FOUR;
     moei_ahead later = moei_ahead_next(w, (n_rows + 1) / 2 * passes * chunks);
     __m256 acc[MOEI_Q8_ROWS * MOEI_Q8_FOUR];
     moei_q8pairs p;
@@ -4875,7 +4876,8 @@ static MOEI_AVX2 void moei_q8_panel_256(moei_q8_unpack_fn *unpack, moei_q8_pairs
     for (uint32_t r0 = 0; r0 < n_rows; r0 += MOEI_Q8_ROWS) {
         const uint32_t rows = n_rows - r0 < MOEI_Q8_ROWS ? n_rows - r0 : (uint32_t)MOEI_Q8_ROWS, pairs = (rows + 1) / 2;
         for (uint32_t t = 0, c; t < n_tokens; t += c) {
-            c = n_tokens - t < 2 ? 1 : n_tokens - t < MOEI_Q8_FOUR ? 2 : (uint32_t)MOEI_Q8_FOUR;
+            c = n_tokens - t < MOEI_Q8_FOUR ? n_tokens - t : (uint32_t)MOEI_Q8_FOUR;
+            if (n_tokens - t == MOEI_Q8_FOUR + 1) c--; /* one alone takes as long as two */
             for (size_t i = 0; i < steps; i += p.n) {
                 moei_q8entry *e = (moei_q8entry *)panel + i * MOEI_Q8_ROWS;
                 p.n = steps - i < MOEI_Q8_CHUNK ? steps - i : (size_t)MOEI_Q8_CHUNK, p.n_pairs = t ? pairs : 1, p.first = i == 0;
@@ -4884,7 +4886,7 @@ static MOEI_AVX2 void moei_q8_panel_256(moei_q8_unpack_fn *unpack, moei_q8_pairs
                     if (t == 0) unpack(w, r0 + r, i, e), unpack(w, r0 + (r + 1 < rows ? r + 1 : r), i, e + p.n);
                     p.e = e, p.acc = acc + r * c;
                     p.ahead_step = moei_ahead_take(&later, (uint32_t)p.n_pairs, p.n * p.n_pairs, &p.ahead, &p.ahead_end);
-                    tiles[c / 2](&p);
+                    tiles[c - 1](&p);
                 }
             }
             moei_q8_store_avx2(acc, c, rows, out + t * out_stride + r0, out_stride);
