@@ -148,7 +148,8 @@ int main(int argc, char **argv) {
     }
     memory = (uint8_t *)limits_memory(memory_bytes);
     if (!memory) return perror("mmap"), 1;
-    for (size_t i = 0; i < memory_bytes / 4; i++) { /* as f32, f16, bf16 and e4m3 (a NaN has bit 6) all are plain numbers */
+    for (size_t i = 0; i < memory_bytes / 4;
+         i++) { /* as f32, f16, bf16 and e4m3 (a NaN has bit 6) all are plain numbers */
         uint32_t u = (uint32_t)i * 2654435761u;
         ((uint32_t *)(void *)memory)[i] = (u & 0x81bf81bfu) | 0x3c003c00u;
     }

@@ -218,7 +218,8 @@ static void check_panel(const subject *s, uint32_t format, const moei_rows *w, u
     check(bytes == row * n_rows, s->name, "panel_bytes(%u, %zu) = %zu", n_rows, w->k, bytes);
     memset(panel.data, 0xff, bytes);
     if (s->arith->ops[format].decode) s->arith->ops[format].decode(w, n_rows, panel.data);
-    int later = s->arith->ops[format].decode != NULL; /* the panel function decodes on the way: only its results count */
+    int later =
+        s->arith->ops[format].decode != NULL; /* the panel function decodes on the way: only its results count */
     for (size_t i = 0; i < bytes; i++) later &= panel.data[i] == 0xff;
     for (uint32_t r = 0; r < n_rows && !later; r++) {
         s->arith->prepare(one, weight[w->row0 + r], 0, w->k, w->k);
