@@ -963,6 +963,7 @@ typedef struct moei_arith {     /* one compute on one tier */
     moei_panel_fn *panel;       /* NULL = no panels: ops[].dot takes any number of tokens */
     moei_ops ops[MOE_FORMAT_COUNT];
     const moei_packing *packing; /* NULL = tokens are always used as they were prepared */
+    const struct moei_tiles *tiles; /* of a panel: its rows may be decoded a tile at a time; NULL = all of them first */
 } moei_arith;
 
 typedef struct moei_vec {       /* elementwise, of one tier; each equal to its scalar definition, any n, any alignment */
@@ -1885,7 +1886,7 @@ MOEI_UNUSED static const moei_arith moei_f32_c = {
 #define MOE_X(id, name, n, bytes, rows, cols) {moei_dot_f32_c, NULL, MOEI_C_TOKENS},
      MOE_FORMATS(MOE_X)
 #undef MOE_X
-    }, NULL};
+    }, NULL, NULL};
 // clang-format on
 
 /* ---- Q8 */
@@ -1942,7 +1943,7 @@ MOEI_UNUSED static const moei_arith moei_q8_c = {
      MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C,                 /* iq4_nl iq4_xs mxfp4 nvfp4 */
      MOEI_Q8_C, MOEI_Q8_C,                                       /* mxfp4_hf nvfp4_hf */
      MOEI_Q8_DENSE, MOEI_Q8_DENSE, MOEI_Q8_DENSE,                /* mxfp8 fp8_block fp8_channel */
-     MOEI_Q8_C, MOEI_Q8_C}, NULL};                               /* int8_channel int4_group */
+     MOEI_Q8_C, MOEI_Q8_C}, NULL, NULL};                         /* int8_channel int4_group */
 // clang-format on
 
 /* ---- Elementwise */
@@ -2165,6 +2166,18 @@ MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, 
                                    uint32_t n_tokens, float *out, size_t out_stride) {
     moei_sweep_panel(tiles, w, NULL, (uint8_t *)(uintptr_t)moei_row(w, 0), w->row_stride, n_rows, x, n_tokens, out, out_stride);
 }
+/* Rows and tokens that meet in a panel. */
+MOEI_UNUSED static void moei_through_panel(const moei_arith *a, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                                           float *out, size_t out_stride, uint8_t *panel) {
+    moei_decode_fn *decode = w->k_stride ? NULL : a->ops[w->format].decode;
+    if (decode && a->tiles) {
+        moei_sweep_panel(a->tiles, w, decode, panel, a->row_bytes(w->k), n_rows, x, n_tokens, out, out_stride);
+        return;
+    }
+    if (decode) decode(w, n_rows, panel);
+    else moei_decode_default(a, w, n_rows, panel);
+    a->panel(panel, w, n_rows, x, n_tokens, out, out_stride);
+}
 
 /* n rows of `lines` lines of `size` bytes: line i of token c goes to i * n + c. */
 MOEI_FORCE void moei_pack_lines(uint8_t *to, const void *const *x, uint32_t n, size_t from, size_t lines, const size_t size) {
@@ -2382,8 +2395,8 @@ MOEI_FORCE MOEI_AVX2 void moei_end_avx2(const int C, const moei_tile *t, float *
         MOEI_UNROLL for (int i = 0; i < 4 * C; i++) _mm256_storeu_ps(sums + 8 * i, a[i / 4][i % 4]);
 }
 enum { MOEI_EVEN = 1, MOEI_ODD = 2 };
-/* 16 of k, or one half of them. Two a turn where passes are long: the loop's own instructions, a sixth of all, count where a busy neighbour
-   shares the core (EPYC Zen 3, bf16 in L1: 61 and 71 % of the peak; alone 86 and 88). Four a turn spill, and with clang 14 two (76 and 65). */
+/* 16 of k, or one half of them. Two a turn where passes are long: the loop's own instructions, a sixth of all, count while the host is busy
+   (EPYC Zen 3, bf16 in L1: 61 and 71 % of the peak; in calm minutes 86 and 88). Four a turn spill; with clang 14 two are slower (76 and 65). */
 #if defined(__clang__)
 #define MOEI_TWO_AVX2 0
 #else
@@ -2468,6 +2481,12 @@ MOEI_AVX2 static void moei_dot_avx2_BF16(const moei_rows *w, uint32_t n_rows, co
                                          float *out, size_t out_stride) {
     if (n_tokens == 1) moei_rows_avx2(MOE_FORMAT_BF16, 1, w, n_rows, (const float *)x[0], out, out_stride);
     else moei_sweep(&moei_tiles_avx2_BF16, w, n_rows, x, n_tokens, out, out_stride);
+}
+static void moei_panel_avx2(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
+                            float *out, size_t out_stride) {
+    moei_rows rows = *w;
+    rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_f32_row_bytes(w->k);
+    moei_sweep(&moei_tiles_avx2_F32, &rows, n_rows, x, n_tokens, out, out_stride);
 }
 
 /* n values to a prepared row or panel, from where the even and odd ones of the first belong */
@@ -2725,27 +2744,6 @@ MOEI_FORCE MOEI_AVX2 int moei_rows_e4m3(moei_pair_e4m3 *s, const int natural, co
     }
 MOEI_E4M3(avx2, MOEI_AVX2, 0, 16, moei_use_f32)
 
-static moei_decode_fn *moei_decode_of_avx2(uint32_t format) { /* NULL: rows come decoded */
-    switch (format) {
-    case MOE_FORMAT_F32: return moei_decode_f32_avx2;
-    case MOE_FORMAT_F16: return moei_decode_f16_avx2;
-    case MOE_FORMAT_MXFP8:
-    case MOE_FORMAT_FP8_BLOCK:
-    case MOE_FORMAT_FP8_CHANNEL: return moei_decode_fp8_avx2;
-    default: return NULL;
-    }
-}
-/* These rows moei_panel_avx2 decodes as it uses them. */
-static void moei_decode_later_avx2(const moei_rows *w, uint32_t n_rows, void *panel) { (void)w, (void)n_rows, (void)panel; }
-static void moei_panel_avx2(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
-                            float *out, size_t out_stride) {
-    moei_decode_fn *decode = w->k_stride ? NULL : moei_decode_of_avx2(w->format);
-    const size_t stride = moei_f32_row_bytes(w->k);
-    moei_rows rows = *w;
-    if (!decode) rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = stride;
-    moei_sweep_panel(&moei_tiles_avx2_F32, &rows, decode, (uint8_t *)panel, stride, n_rows, x, n_tokens, out, out_stride);
-}
-
 static void moei_pack_avx2(void *to, const void *const *x, uint32_t n, size_t k0, size_t len, size_t k) { /* half a line a step */
     uint8_t *even = (uint8_t *)to + 2 * k0 * n, *odd = even + 4 * moei_half(k) * n;
     moei_pack_lines(even, x, n, 0, moei_half(len) / 8, 32);
@@ -2756,18 +2754,18 @@ static const moei_packing moei_packing_avx2 = {3, 2, moei_pack_avx2, NULL, NULL,
 MOEI_UNUSED static const moei_arith moei_f32_avx2 = {
     MOE_COMPUTE_F32, MOE_TIER_AVX2, moei_f32_row_bytes, moei_prepare_avx2, moei_panel_bytes_f32, moei_panel_avx2, {
         /* NONE         */ MOEI_NO_OPS,
-        /* F32          */ {moei_dot_avx2_F32, moei_decode_later_avx2, 3},
-        /* F16          */ {moei_dot_avx2_F16, moei_decode_later_avx2, 3},
+        /* F32          */ {moei_dot_avx2_F32, moei_decode_f32_avx2, 3},
+        /* F16          */ {moei_dot_avx2_F16, moei_decode_f16_avx2, 3},
         /* BF16         */ {moei_dot_avx2_BF16, NULL, UINT32_MAX},
         /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
         /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
         /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
         /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
-        /* MXFP8        */ {moei_dot_e4m3_avx2, moei_decode_later_avx2, 3},
-        /* FP8_BLOCK    */ {moei_dot_e4m3_avx2, moei_decode_later_avx2, 3},
-        /* FP8_CHANNEL  */ {moei_dot_e4m3_avx2, moei_decode_later_avx2, 3},
+        /* MXFP8        */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},
+        /* FP8_BLOCK    */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},
+        /* FP8_CHANNEL  */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
-    &moei_packing_avx2};
+    &moei_packing_avx2, &moei_tiles_avx2_F32};
 // clang-format on
 
 /* exp: see moei_exp. min and max return their second operand on NaN. */
@@ -3140,7 +3138,7 @@ static const moei_packing moei_packing_avx512 = {3, 2, moei_pack_f32, NULL, NULL
         /* FP8_BLOCK    */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                                       \
         /* FP8_CHANNEL  */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                                       \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                  \
-    &moei_packing_avx512}
+    &moei_packing_avx512, NULL}
 MOEI_UNUSED static const moei_arith moei_f32_avx512 = MOEI_F32_AVX512(UINT32_MAX, );
 MOEI_UNUSED static const moei_arith moei_f32_avx512_intel = MOEI_F32_AVX512(12, _intel);
 // clang-format on
@@ -3574,7 +3572,7 @@ static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, moei_prepar
         /* FP8_BLOCK    */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, most},                                                        \
         /* FP8_CHANNEL  */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, most},                                                        \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                          \
-    &moei_packing_bf16}
+    &moei_packing_bf16, NULL}
 MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(, bf16, bf16, 3);
 MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16_near = MOEI_BF16_AVX512(_near, bf16, bf16, 3);
 MOEI_UNUSED static const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(, vbmi, vbmi, 6);
@@ -3819,7 +3817,7 @@ MOEI_UNUSED static const moei_arith moei_bf16_amx = {
         /* FP8_BLOCK    */ {NULL, MOEI_AMX_ROLE(moei_decode_fp8_bf16), 0},
         /* FP8_CHANNEL  */ {NULL, MOEI_AMX_ROLE(moei_decode_fp8_bf16), 0},
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
-    &moei_packing_amx};
+    &moei_packing_amx, NULL};
 // clang-format on
 #endif
 #if MOEI_HAVE_AVX512 && defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
@@ -4925,7 +4923,7 @@ MOEI_UNUSED static const moei_arith moei_q8_##isa = {                           
      MOEI_Q8_BOTH(isa, Q5_K), MOEI_Q8_BOTH(isa, Q6_K), MOEI_Q8_BOTH(isa, IQ4_NL), MOEI_Q8_BOTH(isa, IQ4_XS),             \
      MOEI_Q8_BOTH(isa, MXFP4), MOEI_Q8_BOTH(isa, NVFP4), MOEI_Q8_BOTH(isa, MXFP4_HF), MOEI_Q8_BOTH(isa, NVFP4_HF),       \
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */                                         \
-     MOEI_Q8_BOTH(isa, INT8_CHANNEL), MOEI_Q8_BOTH(isa, INT4_GROUP)}, NULL};
+     MOEI_Q8_BOTH(isa, INT8_CHANNEL), MOEI_Q8_BOTH(isa, INT4_GROUP)}, NULL, NULL};
 MOEI_Q8_ARITH_256(AVX2, avx2)
 #if MOEI_HAVE_AVXVNNI
 MOEI_Q8_ARITH_256(AVXVNNI, avxvnni)
@@ -6170,7 +6168,7 @@ MOEI_UNUSED static const moei_arith moei_q8_vnni = {
      MOEI_Q8_VNNI(Q5_K), MOEI_Q8_VNNI(Q6_K), MOEI_Q8_VNNI(IQ4_NL), MOEI_Q8_VNNI(IQ4_XS),
      MOEI_Q8_VNNI(MXFP4), MOEI_Q8_VNNI(NVFP4), MOEI_Q8_VNNI(MXFP4_HF), MOEI_Q8_VNNI(NVFP4_HF),
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */
-     MOEI_Q8_VNNI(INT8_CHANNEL), MOEI_Q8_VNNI(INT4_GROUP)}, &moei_packing_vnni};
+     MOEI_Q8_VNNI(INT8_CHANNEL), MOEI_Q8_VNNI(INT4_GROUP)}, &moei_packing_vnni, NULL};
 /* clang-format on */
 #endif
 #endif
@@ -6351,7 +6349,7 @@ MOEI_UNUSED static const moei_arith moei_f32_neon = {
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_neon, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_neon, 0},
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
-    &moei_packing_neon};
+    &moei_packing_neon, NULL};
 // clang-format on
 
 /* ---- BF16 on FEAT_BF16
@@ -6398,7 +6396,7 @@ MOEI_UNUSED static const moei_arith moei_bf16_neonbf16 = {
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_neonbf16, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_neonbf16, 0},
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
-    &moei_packing_neonbf16};
+    &moei_packing_neonbf16, NULL};
 // clang-format on
 #endif
 
@@ -6910,7 +6908,7 @@ MOEI_FORCE void moei_panel_q8_neon(const uint32_t flags, const int mm, moei_half
             /* IQ4_NL, _XS  */ ops(plain), ops(plain),                                                                  \
             /* MXFP4, NVFP4 */ ops(plain), ops(two), ops(plain), ops(two),                                              \
             /* MXFP8, FP8   */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                                   \
-            /* INT8, INT4   */ ops(plain), ops(plain)}, NULL};
+            /* INT8, INT4   */ ops(plain), ops(plain)}, NULL, NULL};
 #define MOEI_Q8_OPS_NEON(kind) {moei_dot_q8_neon_##kind, NULL, UINT32_MAX}
 #define MOEI_Q8_OPS_DOTPROD(kind) {moei_dot_q8_dotprod_##kind, moei_decode_q8_dotprod_##kind, 4}
 #define MOEI_Q8_OPS_I8MM(kind) {moei_dot_q8_dotprod_##kind, moei_decode_q8_i8mm_##kind, 4}
@@ -8759,9 +8757,7 @@ static void moei_multiply(const moei_arith *a, const moei_rows *w, uint32_t n_ro
         size_t after = (n_rows - r - rows) * w->row_stride; /* the next panel: what lies further ahead would be gone when it is read */
         part.prefetch = after ? moei_row(w, r + rows) : w->prefetch;
         part.prefetch_bytes = w->k_stride ? 0 : moei_min(step * w->row_stride, after ? after : w->prefetch_bytes);
-        if (ops->decode && !w->k_stride) ops->decode(&part, rows, panel);
-        else moei_decode_default(a, &part, rows, panel);
-        a->panel(panel, &part, rows, x, n, out + r, out_stride);
+        moei_through_panel(a, &part, rows, x, n, out + r, out_stride, panel);
     }
 }
 
@@ -9668,7 +9664,8 @@ static moe_status moei_check_alias(const moei_plan *p) {
     size_t loads = ((size_t)d->n_experts + d->n_zero_experts) * 8;
     const moe_stats none = {NULL, NULL, NULL, 0, 0, 0, 0, 0, 0.0}, *stats = io->stats ? io->stats : &none;
     int rows = !p->route_only && !io->slots_out, in_place = io->x_type == io->y_type;
-    enum { Y, IDS, WEIGHTS, LOGITS, SLOTS, SPACE, STATS, TOKENS, WEIGHT, SCORE, WRITTEN, X = WRITTEN, IDS_IN, WEIGHTS_IN, LOGITS_IN, TOKEN_IDS, SUMS, ROUTER_X, ALL };
+    enum { Y, IDS, WEIGHTS, LOGITS, SLOTS, SPACE, STATS, TOKENS, WEIGHT, SCORE, WRITTEN };
+    enum { X = WRITTEN, IDS_IN, WEIGHTS_IN, LOGITS_IN, TOKEN_IDS, SUMS, ROUTER_X, ALL };
     const moei_area all[ALL] = {{"y", rows ? io->y : NULL, n, io->y_stride, y},
                                 {"ids_out", io->ids_out, n, io->ids_stride, ids},
                                 {"weights_out", io->weights_out, n, io->weights_stride, ids},

@@ -61,10 +61,7 @@ static void run_part(void *arg, int thread) {
         w.prefetch_bytes = panel_rows * job->row_bytes;
         w.prefetch = job->cold && i + 1 < job->n_panels ? moei_row(&w, panel_rows) : NULL;
         if (job->n_tokens <= ops->dot_max) ops->dot(&w, panel_rows, job->x, job->n_tokens, out, panel_rows);
-        else {
-            ops->decode(&w, panel_rows, panel);
-            job->arith->panel(panel, &w, panel_rows, job->x, job->n_tokens, out, panel_rows);
-        }
+        else moei_through_panel(job->arith, &w, panel_rows, job->x, job->n_tokens, out, panel_rows, (uint8_t *)panel);
     }
     free(panel), free(out);
 }
@@ -148,8 +145,8 @@ int main(int argc, char **argv) {
     }
     memory = (uint8_t *)limits_memory(memory_bytes);
     if (!memory) return perror("mmap"), 1;
-    for (size_t i = 0; i < memory_bytes / 4;
-         i++) { /* as f32, f16, bf16 and e4m3 (a NaN has bit 6) all are plain numbers */
+    /* as f32, f16, bf16 and e4m3 (a NaN has bit 6) all are plain numbers */
+    for (size_t i = 0; i < memory_bytes / 4; i++) {
         uint32_t u = (uint32_t)i * 2654435761u;
         ((uint32_t *)(void *)memory)[i] = (u & 0x81bf81bfu) | 0x3c003c00u;
     }

@@ -210,6 +210,21 @@ static void check_dot(const subject *s, uint32_t format, const moei_rows *w, uin
               n_rows, token_counts[i], w->k);
     }
 }
+/* Through a panel that is decoded already, or as tokens pass. */
+static void check_products(const subject *s, uint32_t format, const moei_rows *w, uint32_t n_rows,
+                           const void *const *x, int at_end, uint8_t *panel, int on_the_way) {
+    for (size_t i = 0; i < MOEI_COUNT(token_counts); i++) {
+        const void *tokens[TOKENS];
+        guarded packed = pack_tokens(s, x, tokens, token_counts[i], w->k, at_end);
+        clear_out();
+        if (on_the_way) moei_through_panel(s->arith, w, n_rows, tokens, token_counts[i], got[0], ROWS + 3, panel);
+        else s->arith->panel(panel, w, n_rows, tokens, token_counts[i], got[0], ROWS + 3);
+        guarded_free(&packed);
+        size_t wrong = count_wrong(w->row0, n_rows, token_counts[i]);
+        check(wrong == 0, s->name, "panel %s: %zu wrong, rows %u, tokens %u, k %zu%s", format_names[format], wrong,
+              n_rows, token_counts[i], w->k, on_the_way ? ", decoded on the way" : "");
+    }
+}
 static void check_panel(const subject *s, uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
                         int at_end) {
     size_t bytes = s->arith->panel_bytes(n_rows, w->k), row = s->arith->row_bytes(w->k), wrong = 0;
@@ -218,10 +233,7 @@ static void check_panel(const subject *s, uint32_t format, const moei_rows *w, u
     check(bytes == row * n_rows, s->name, "panel_bytes(%u, %zu) = %zu", n_rows, w->k, bytes);
     memset(panel.data, 0xff, bytes);
     if (s->arith->ops[format].decode) s->arith->ops[format].decode(w, n_rows, panel.data);
-    int later =
-        s->arith->ops[format].decode != NULL; /* the panel function decodes on the way: only its results count */
-    for (size_t i = 0; i < bytes; i++) later &= panel.data[i] == 0xff;
-    for (uint32_t r = 0; r < n_rows && !later; r++) {
+    for (uint32_t r = 0; r < n_rows; r++) {
         s->arith->prepare(one, weight[w->row0 + r], 0, w->k, w->k);
         if (!s->arith->ops[format].decode) memcpy(panel.data + r * row, one, row);
         for (size_t i = 0; i < row; i += 4) {
@@ -234,16 +246,9 @@ static void check_panel(const subject *s, uint32_t format, const moei_rows *w, u
         }
     }
     check(wrong == 0, s->name, "decode %s: %zu wrong, rows %u, k %zu", format_names[format], wrong, n_rows, w->k);
-    for (size_t i = 0; i < MOEI_COUNT(token_counts); i++) {
-        const void *tokens[TOKENS];
-        guarded packed = pack_tokens(s, x, tokens, token_counts[i], w->k, at_end);
-        clear_out();
-        s->arith->panel(panel.data, w, n_rows, tokens, token_counts[i], got[0], ROWS + 3);
-        guarded_free(&packed);
-        wrong = count_wrong(w->row0, n_rows, token_counts[i]);
-        check(wrong == 0, s->name, "panel %s: %zu wrong, rows %u, tokens %u, k %zu", format_names[format], wrong,
-              n_rows, token_counts[i], w->k);
-    }
+    check_products(s, format, w, n_rows, x, at_end, panel.data, 0);
+    memset(panel.data, 0xff, bytes);
+    if (s->arith->tiles) check_products(s, format, w, n_rows, x, at_end, panel.data, 1);
     free(one);
     guarded_free(&panel);
 }
