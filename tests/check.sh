@@ -77,7 +77,7 @@ grep -q avx512_bf16 /proc/cpuinfo || { # make test has run them there
     check gcc "AVX-512 emulated: tiers" "$emulated -DMOE_NO_VNNI tests/test_tiers.c -o @/t -lm && @/t"
 }
 check clang "stored hashes: clang -O3 -march=native, contracted products" "clang -std=c11 -O3 -march=native -ffp-contract=fast $hashes @/t hashes"
-check gcc "stored hashes: gcc -O0" "gcc -std=gnu11 -O0 -DMOE_NO_VNNI $hashes @/t hashes"
+for cc in gcc clang; do check $cc "stored hashes: $cc -O0" "$cc -std=gnu11 -O0 $hashes @/t hashes"; done
 for t in q8 tiers; do
     check qemu-aarch64 "aarch64 (qemu): $t" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_$t.c -o @/t -lm && qemu-aarch64 -cpu max @/t"
 done
@@ -102,7 +102,7 @@ for o in "-O2" "-O3 -msimd128"; do check $wasm "stored hashes: WebAssembly (wasm
 check clang "clang: same bits with contracted products" "clang -std=gnu11 -O2 -ffp-contract=fast $T tests/test_layer.c -o @/t -lm && @/t 1"
 for t in errors route; do check gcc "gcc -Ofast: $t" "gcc -std=gnu11 -Ofast $T tests/test_$t.c -o @/t -lm && @/t"; done
 for cc in gcc clang; do
-    for o in "-O0" "-O2" "-O3 -march=native" "-Ofast"; do check $cc "$cc $o, all warnings" "$cc -std=c11 $o $WC -I. -c $all/emit.c -o @/emit.o"; done
+    for o in "-O0" "-O2" "-O3 -march=native" "-Ofast"; do check $cc "$cc $o, all warnings, no more than 3 MB" "$cc -std=c11 $o $WC -I. -c $all/emit.c -o @/emit.o && [ \$(wc -c <@/emit.o) -lt 3000000 ]"; done
     check $cc "$cc: header alone, twice, two translation units" "$cc -std=c11 -O1 $WC -I. $all/use.c $all/emit.c -o @/two -lm && @/two"
     check $cc "$cc: MOE_STATIC twice in one program" "for n in one two; do $cc -O1 -std=c11 $WC -I. -DNAME=\$n -c $all/static.c -o @/\$n.o || exit 1; done; $cc $all/main.c @/one.o @/two.o -o @/t -lm && @/t"
     for std in c11 c17 gnu11; do check $cc "$cc -std=$std, all warnings" "$cc -std=$std -O0 $WC -I. -fsyntax-only $all/emit.c"; done
