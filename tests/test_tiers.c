@@ -494,7 +494,7 @@ static void check_decide(const char *what, const moei_cpuid *id, uint32_t want) 
 static void check_cpu(void) {
     const uint32_t c = moe_tier_mask(MOE_TIER_C), avx2 = moe_tier_mask(MOE_TIER_AVX2),
                    avx512 = moe_tier_mask(MOE_TIER_AVX512);
-    const uint32_t avxvnni = MOE_TIER_BIT(MOE_TIER_AVXVNNI), vnni = MOE_TIER_BIT(MOE_TIER_VNNI);
+    const uint32_t avxvnni = MOE_TIER_BIT(MOE_TIER_AVXVNNI) | MOEI_ROOM, vnni = MOE_TIER_BIT(MOE_TIER_VNNI);
     const uint32_t bf16 = MOE_TIER_BIT(MOE_TIER_AVX512BF16), amx = MOE_TIER_BIT(MOE_TIER_AMX), near = MOEI_NEAR,
                    intel = MOEI_INTEL | near, vbmi = MOEI_VBMI;
     const uint32_t fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29,
@@ -575,6 +575,7 @@ int main(void) {
 #if MOEI_HAVE_AVX2
     check_vec(&moei_vec_avx2, "elementwise avx2", MOE_TIER_AVX2);
     check_arith(&moei_f32_avx2, "f32 avx2", 1);
+    check_arith(&moei_f32_avx2_room, "f32 avx2, bf16 by panel", 1);
 #endif
 #if MOEI_HAVE_AVX512
     check_vec(&moei_vec_avx512, "elementwise avx512", MOE_TIER_AVX512);
