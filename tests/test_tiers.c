@@ -345,6 +345,51 @@ static void check_fp8(const subject *s, uint32_t format, size_t k, uint32_t type
     guarded_free(&tokens), guarded_free(&g), guarded_free(&grid);
 }
 
+/* Rows so long that sums wait in memory: as without, and some rows as defined. */
+static void check_long(const subject *s, uint32_t format) {
+    enum { N_ROWS = 149, N_TOKENS = 97, STRIDE = N_ROWS + 3 };
+    static const uint32_t counts[] = {25, 26, 48, 49, 97}, rows[] = {128, 131, N_ROWS}, some[] = {0, 7, 8};
+    const size_t k = MOEI_LONG + 17, size = format == MOE_FORMAT_F32 ? 4 : 2, bytes = s->arith->row_bytes(k);
+    const void *x[N_TOKENS], *packed[N_TOKENS];
+    moei_rows w;
+    if (s->arith->ops[format].dot_max < N_TOKENS) return;
+    memset(&w, 0, sizeof w);
+    w.k = k, w.format = format, w.row_stride = k * size + 2;
+    guarded g = guarded_new(w.row_stride * (N_ROWS - 1) + k * size, 1), sums = guarded_new(MOEI_LONG_SUMS * 4, 1);
+    guarded prepared = guarded_new(N_TOKENS * bytes, 1), group = guarded_new(N_TOKENS * bytes, 1);
+    float *wf = (float *)calloc(N_ROWS * k, 4), *xf = (float *)calloc(N_TOKENS * k, 4);
+    float *have = (float *)calloc(N_TOKENS * STRIDE, 4), *want = (float *)calloc(N_TOKENS * STRIDE, 4);
+    w.data = g.data;
+    for (size_t i = 0; i < N_ROWS * k; i++)
+        put_weight(format, g.data + i / k * w.row_stride + i % k * size, random_weight(), &wf[i]);
+    for (size_t i = 0; i < N_TOKENS * k; i++) xf[i] = random_float();
+    for (size_t i = 0; i < N_TOKENS; i++)
+        x[i] = prepared.data + i * bytes, s->arith->prepare(prepared.data + i * bytes, xf + i * k, 0, k, k);
+    for (size_t c = 0; c < MOEI_COUNT(counts) * MOEI_COUNT(rows); c++) {
+        uint32_t n = counts[c / MOEI_COUNT(rows)], n_rows = rows[c % MOEI_COUNT(rows)];
+        memcpy(packed, x, sizeof x), moei_pack(s->arith, packed, n, k, group.data);
+        for (size_t i = 0; i < N_TOKENS * STRIDE; i++) have[i] = want[i] = untouched;
+        w.sums = NULL, w.prefetch = NULL, s->arith->ops[format].dot(&w, n_rows, packed, n, want, STRIDE);
+        memset(sums.data, 0xff, MOEI_LONG_SUMS * 4);
+        w.sums = (float *)(void *)sums.data, w.prefetch = c & 1 ? w.data : NULL;
+        s->arith->ops[format].dot(&w, n_rows, packed, n, have, STRIDE);
+        size_t wrong = 0, undefined = 0, waited = 0;
+        for (size_t i = 0; i < N_TOKENS * STRIDE; i++) wrong += !same_float(want[i], have[i]);
+        for (size_t i = 0; i < n * MOEI_COUNT(some); i++) {
+            size_t t = i % n, r = n_rows - 1 - some[i / n] % n_rows;
+            float f = s->arith->compute == MOE_COMPUTE_BF16
+                          ? define_dot_bf16(s->arith->tier, wf + r * k, xf + t * k, k)
+                          : define_dot_f32(wf + r * k, xf + t * k, k);
+            undefined += !same_float(f, have[t * STRIDE + r]);
+        }
+        for (size_t i = 0; i < MOEI_LONG_SUMS * 4; i++) waited += sums.data[i] != 0xff;
+        check(!wrong && !undefined && waited, s->name,
+              "long rows %s: %zu unlike, %zu wrong, %zu bytes of sums, rows %u, tokens %u", format_names[format],
+              wrong, undefined, waited, n_rows, n);
+    }
+    free(wf), free(xf), free(have), free(want);
+    guarded_free(&g), guarded_free(&sums), guarded_free(&prepared), guarded_free(&group);
+}
 static MOEI_UNUSED void check_arith(const moei_arith *arith, const char *name, int parity) {
     subject s = {name, arith, parity};
     if (!(moe_tiers() >> arith->tier & 1)) {
@@ -355,6 +400,7 @@ static MOEI_UNUSED void check_arith(const moei_arith *arith, const char *name, i
         for (uint32_t format = MOE_FORMAT_F32; format <= MOE_FORMAT_BF16; format++)
             check_dense(&s, format, depths[i], (int)(i + format) & 1),
                 check_dense(&s, format, depths[i], (int)(i + format + 1) & 1);
+    for (uint32_t format = MOE_FORMAT_F32; format <= MOE_FORMAT_BF16; format++) check_long(&s, format);
     check_fp8(&s, MOE_FORMAT_FP8_CHANNEL, 1000, MOE_TYPE_NONE, 1, UINT32_MAX, 1);
     check_fp8(&s, MOE_FORMAT_FP8_CHANNEL, 7, MOE_TYPE_NONE, 1, UINT32_MAX, 0);
     check_fp8(&s, MOE_FORMAT_FP8_BLOCK, 1000, MOE_TYPE_F32, 128, 128, 1);
