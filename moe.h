@@ -5598,7 +5598,8 @@ MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
                in L1 71 and 77 % of the peak where two loads and two 512-bit operations go in a cycle (Zen 5). But two panels leave
                L1 while they are decoded, so few tokens take one (Zen 5, layer, two against one: 512 tokens 2 to 9 % faster, 64
                tokens 10 to 20 % slower). What several operations use is pinned: gcc makes it a memory operand of each use.
-               Tried, and no faster: 5 or 6 tokens, panels side by side, lane by lane over all tokens (sums in memory: 2 to 10 % slower).
+               Tried, and no faster: 5 or 6 tokens, panels side by side, lane by lane over all tokens (sums in memory: 2 to 10 % slower),
+               parts of k for long rows (Mixtral, 2048 of k of two pairs of panels: Q4_K 1 to 4 % faster, Q8_0 0 to 3, 128 tokens 7 % slower).
    LIMITS      A block and token is 8 dot products, a conversion, a multiplication and an fma; a minimum and scales per 16 an fma
                more. On Zen conversions have other ports: at most 80 % of the peak (73 with a minimum, 67 with scales per 16); where
                ports 0 and 5 do all 512-bit arithmetic (Intel) 73 %, with a minimum 67 %, with scales per 16 62 %, NVFP4 57 %. */
