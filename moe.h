@@ -46,7 +46,8 @@
    WHAT IT DOES NOT DO
    It does not allocate, start threads, print, abort, read files or the environment, or keep mutable globals. It does not
    load checkpoints (examples/checkpoint.h does), compute attention or norms around the block, train, or use a GPU.
-   Refused (MOE_ERR_UNSUPPORTED): GroveMoE's adjugate experts, Soft MoE.
+   Refused (MOE_ERR_UNSUPPORTED): GroveMoE's adjugate experts, Soft MoE. A thread needs 32 KB of
+   stack where it has the portable tier only, 80 KB with others, 72 KB for moe_select.
 
    CONCEPTS
    token     one row of x.                        expert   one feed-forward network.
@@ -101,6 +102,7 @@
    MOE_STATIC           everything static, so that several copies may coexist: with MOE_IMPLEMENTATION in each file that calls.
    MOE_API              linkage of public functions (an export attribute, say).
    MOE_USE_OPENMP       run phases with OpenMP (-fopenmp) when io->parallel is NULL and n_tasks > 1.
+   MOE_NO_OPTIMIZE      at -O0 not even GCC optimises the implementation (to debug it).
    MOE_NO_SIMD          only the portable C tier.
    MOE_NO_AVX2, MOE_NO_AVX512, MOE_NO_VNNI, MOE_NO_BF16, MOE_NO_AMX, MOE_NO_NEON, MOE_NO_DOTPROD, MOE_NO_I8MM
                         leave out single tiers and those that build on them (VNNI: vnni and avxvnni). A compiler too old for one leaves
@@ -595,7 +597,7 @@ MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size
 
 #if defined(__GNUC__) || defined(__clang__)
 #define MOEI_UNUSED __attribute__((unused))
-#if defined(__clang__) && !defined(__OPTIMIZE__) /* at -O0 it is only copied: 87 s, 127 MB of object for 1 s, 0.7 MB */
+#if !defined(__OPTIMIZE__) && (defined(__clang__) || defined(MOE_NO_OPTIMIZE)) /* at -O0 it is only copied: 87 s, 127 MB of object for 1 s, 0.7 MB */
 #define MOEI_FORCE MOEI_UNUSED static
 #else
 #define MOEI_FORCE static inline __attribute__((always_inline, unused))
@@ -741,7 +743,7 @@ MOEI_UNUSED static int moei_same_name(const char *a, const char *b) {
 #define MOEI_VNNI MOEI_AVX512_TARGET(",avx512vnni")
 #define MOEI_BF16 MOEI_AVX512_TARGET(",avx512bf16")
 #define MOEI_BF16_VBMI MOEI_AVX512_TARGET(",avx512bf16,avx512vbmi")
-#if defined(__GNUC__) && !defined(__clang__) && !defined(__OPTIMIZE__)
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__OPTIMIZE__) && !defined(MOE_NO_OPTIMIZE)
 #define MOEI_OPTIMIZE 1 /* a debug build runs at full speed too, and is small */
 #pragma GCC push_options
 #pragma GCC optimize("O2")
@@ -2120,9 +2122,10 @@ MOEI_FORCE void moei_side_ahead(const moei_side *s, size_t row, size_t bytes) {
    demand loads or every second line for the prefetchers to go on from (half), more distance, to L1, the next rows' lines to L1 during the
    last pass (76 at 24 tokens). */
 #define MOEI_BUSY 4u /* groups that leave no time to be quiet */
-MOEI_UNUSED static void moei_sweep_groups(const moei_tiles *tiles, moei_tile *t, const void *const *x, uint32_t at, uint32_t end,
-                                          float *out, size_t part, size_t share, uint32_t quiet, const uint8_t **next_x,
-                                          size_t x_share, int back) {
+/* (Not inlined: 48 KB of stack, which callers without tiles need not have.) */
+MOEI_UNUSED MOEI_NOINLINE static void moei_sweep_groups(const moei_tiles *tiles, moei_tile *t, const void *const *x, uint32_t at, uint32_t end,
+                                                        float *out, size_t part, size_t share, uint32_t quiet, const uint8_t **next_x,
+                                                        size_t x_share, int back) {
     const uint32_t tokens = tiles->tokens, last = (end - at - 1) / tokens;
     float sums[MOEI_GROUPS][MOEI_TILE_SUMS];
     for (t->k0 = 0; t->k0 < t->k; t->k0 = t->k1, back = !back) {
