@@ -349,7 +349,7 @@ static void check_fp8(const subject *s, uint32_t format, size_t k, uint32_t type
 static void check_long(const subject *s, uint32_t format) {
     enum { N_ROWS = 149, N_TOKENS = 97, STRIDE = N_ROWS + 3 };
     static const uint32_t counts[] = {25, 26, 48, 49, 97}, rows[] = {128, 131, N_ROWS}, some[] = {0, 7, 8};
-    const size_t k = MOEI_LONG + 17, size = format == MOE_FORMAT_F32 ? 4 : 2, bytes = s->arith->row_bytes(k);
+    const size_t k = MOEI_LONG + 217, size = format == MOE_FORMAT_F32 ? 4 : 2, bytes = s->arith->row_bytes(k);
     const void *x[N_TOKENS], *packed[N_TOKENS];
     moei_rows w;
     if (s->arith->ops[format].dot_max < N_TOKENS) return;
