@@ -722,9 +722,9 @@ static void test_many(uint32_t format, uint32_t compute, int latent) {
 }
 
 /* One expert, whose hidden rows are so wide that down takes fewer tokens at a time than gate and up; and a few tokens more than these
-   take at a time: such a rest must not be prepared otherwise than down reads it. */
-static void test_rests(uint32_t format, uint32_t compute) {
-    enum { D = 64, FF = 8192, FROM = 255, TO = 262 };
+   take at a time: such a rest must not be prepared otherwise than down reads it. (Down's rows are long and many, too: MOEI_LONG.) */
+static void test_rests(uint32_t format, uint32_t compute, uint32_t tiers) {
+    enum { D = 192, FF = 8192, FROM = 255, TO = 262 };
     rl_rng rng = {7};
     uint8_t *w[3];
     float *x = (float *)grab(TO * D * 4), *each = (float *)grab(TO * D * 4), *at_once = (float *)grab(TO * D * 4);
@@ -733,7 +733,7 @@ static void test_rests(uint32_t format, uint32_t compute) {
     memset(&s, 0, sizeof s);
     moe_desc *d = &s.l.desc;
     int ok = 1;
-    d->d_model = D, d->d_ff = FF, d->n_experts = d->top_k = 1, d->compute = compute;
+    d->d_model = D, d->d_ff = FF, d->n_experts = d->top_k = 1, d->compute = compute, d->tiers = tiers;
     for (int m = 0; m < 3; m++) {
         moe_matrix *to = m == 0 ? &d->gate : m == 1 ? &d->up : &d->down;
         size_t rows = m < 2 ? FF : D, k = m < 2 ? D : FF;
@@ -1235,7 +1235,9 @@ static void test_subjects(int rounds, int part) {
     if (part == ALL)
         test_many(MOE_FORMAT_F32, MOE_COMPUTE_F32, 0), test_many(MOE_FORMAT_F16, MOE_COMPUTE_F32, 1),
             test_many(MOE_FORMAT_Q4_0, MOE_COMPUTE_Q8, 0), test_many(MOE_FORMAT_BF16, MOE_COMPUTE_DEFAULT, 0),
-            test_rests(MOE_FORMAT_BF16, MOE_COMPUTE_DEFAULT), test_rests(MOE_FORMAT_Q8_0, MOE_COMPUTE_Q8);
+            test_rests(MOE_FORMAT_BF16, MOE_COMPUTE_DEFAULT, 0), test_rests(MOE_FORMAT_Q8_0, MOE_COMPUTE_Q8, 0),
+            test_rests(MOE_FORMAT_BF16, MOE_COMPUTE_F32, 0),
+            test_rests(MOE_FORMAT_BF16, MOE_COMPUTE_F32, moe_tier_mask(MOE_TIER_AVX2));
     free(space0.data);
     if (!rl_bf16(moe_tiers())) printf("  skipped: BF16 (no tier here has it)\n");
 }
