@@ -2206,11 +2206,11 @@ static void moei_long_tile(const moei_long *l, moei_tile *t, uint32_t tile, int 
     const uint32_t tokens = l->tiles->tokens, last = (l->end - l->at - 1) / tokens, quiet = last >= MOEI_BUSY;
     const uint32_t pieces = last + 1 - quiet < l->tiles->rows ? 1 : (last + 1 - quiet) / l->tiles->rows; /* of a row */
     const uint32_t r = moei_min32(l->r0 + tile * l->tiles->rows, l->n_rows - l->tiles->rows), n_tiles = (l->r1 - l->r0 - 1) / l->tiles->rows + 1;
-    const size_t size = l->w->format == MOE_FORMAT_F32 ? 4 : 2, x_size = l->tiles->bytes * (size_t)tokens;
+    const size_t size = l->w->format == MOE_FORMAT_F32 ? 4 : 2, x_size = l->tiles->bytes * (size_t)tokens, steps = (t->k1 - t->k0) / l->tiles->step;
     size_t next_k, piece = moei_lines(l->part * size + 63, pieces), x_share = moei_lines(l->part * x_size, n_tiles);
     const uint8_t *next = moei_long_next(l, t, tile, &next_k);
     for (uint32_t i = 0; i < 4; i++) t->w[i] = moei_row(l->w, r + i);
-    t->ahead_step = moei_lines(piece, (t->k1 - t->k0) / l->tiles->step) + 64;
+    t->ahead_step = moei_lines(piece, steps + !steps); /* the last part may be less than a step */
     for (uint32_t j = 0; j <= last; j++) {
         const uint32_t g = back ? last - j : j, i = l->at + g * tokens, p = j - quiet;
         t->x = (const uint8_t *)l->x[i], t->out = l->out + i * t->out_stride + r;

@@ -346,10 +346,10 @@ static void check_fp8(const subject *s, uint32_t format, size_t k, uint32_t type
 }
 
 /* Rows so long that sums wait in memory: as without, and some rows as defined. */
-static void check_long(const subject *s, uint32_t format) {
+static void check_long(const subject *s, uint32_t format, size_t k) {
     enum { N_ROWS = 149, N_TOKENS = 97, STRIDE = N_ROWS + 3 };
     static const uint32_t counts[] = {25, 26, 48, 49, 97}, rows[] = {128, 131, N_ROWS}, some[] = {0, 7, 8};
-    const size_t k = MOEI_LONG + 217, size = format == MOE_FORMAT_F32 ? 4 : 2, bytes = s->arith->row_bytes(k);
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, bytes = s->arith->row_bytes(k);
     const void *x[N_TOKENS], *packed[N_TOKENS];
     moei_rows w;
     if (s->arith->ops[format].dot_max < N_TOKENS) return;
@@ -384,8 +384,8 @@ static void check_long(const subject *s, uint32_t format) {
         }
         for (size_t i = 0; i < MOEI_LONG_SUMS * 4; i++) waited += sums.data[i] != 0xff;
         check(!wrong && !undefined && waited, s->name,
-              "long rows %s: %zu unlike, %zu wrong, %zu bytes of sums, rows %u, tokens %u", format_names[format],
-              wrong, undefined, waited, n_rows, n);
+              "long rows %s: %zu unlike, %zu wrong, %zu bytes of sums, rows %u, tokens %u, k %zu",
+              format_names[format], wrong, undefined, waited, n_rows, n, k);
     }
     free(wf), free(xf), free(have), free(want);
     guarded_free(&g), guarded_free(&sums), guarded_free(&prepared), guarded_free(&group);
@@ -400,7 +400,10 @@ static MOEI_UNUSED void check_arith(const moei_arith *arith, const char *name, i
         for (uint32_t format = MOE_FORMAT_F32; format <= MOE_FORMAT_BF16; format++)
             check_dense(&s, format, depths[i], (int)(i + format) & 1),
                 check_dense(&s, format, depths[i], (int)(i + format + 1) & 1);
-    for (uint32_t format = MOE_FORMAT_F32; format <= MOE_FORMAT_BF16; format++) check_long(&s, format);
+    for (uint32_t format = MOE_FORMAT_F32; format <= MOE_FORMAT_BF16; format++) {
+        check_long(&s, format, MOEI_LONG + 217);
+        check_long(&s, format, 5 * 960 + 1); /* five parts, and one value more */
+    }
     check_fp8(&s, MOE_FORMAT_FP8_CHANNEL, 1000, MOE_TYPE_NONE, 1, UINT32_MAX, 1);
     check_fp8(&s, MOE_FORMAT_FP8_CHANNEL, 7, MOE_TYPE_NONE, 1, UINT32_MAX, 0);
     check_fp8(&s, MOE_FORMAT_FP8_BLOCK, 1000, MOE_TYPE_F32, 128, 128, 1);
