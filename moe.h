@@ -46,8 +46,8 @@
    WHAT IT DOES NOT DO
    It does not allocate, start threads, print, abort, read files or the environment, or keep mutable globals. It does not
    load checkpoints (examples/checkpoint.h does), compute attention or norms around the block, train, or use a GPU.
-   Refused (MOE_ERR_UNSUPPORTED): GroveMoE's adjugate experts, Soft MoE. A thread needs 32 KB of
-   stack where it has the portable tier only, 80 KB with others, 72 KB for moe_select.
+   Refused (MOE_ERR_UNSUPPORTED): GroveMoE's adjugate experts, Soft MoE.
+   A calling thread needs 80 KB of stack, 32 KB where only the portable tier is built; moe_select 72 KB.
 
    CONCEPTS
    token     one row of x.                        expert   one feed-forward network.
@@ -626,6 +626,8 @@ MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size
 #define MOEI_UNROLL
 #endif
 #define MOEI_COUNT(a) (sizeof(a) / sizeof((a)[0]))
+MOEI_FORCE size_t moei_max(size_t a, size_t b) { return a > b ? a : b; }
+MOEI_FORCE size_t moei_min(size_t a, size_t b) { return a < b ? a : b; }
 MOEI_FORCE uint32_t moei_min32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 /* Names are equal but for case, and - _ . are one letter (ASCII, whatever the locale). */
@@ -2201,7 +2203,7 @@ static const uint8_t *moei_long_next(const moei_long *l, const moei_tile *t, uin
     return l->r1 < l->n_rows ? moei_row(l->w, moei_min32(l->r1, l->n_rows - l->tiles->rows)) : l->w->prefetch;
 }
 /* A tile's part of k times the block. Each group but the first ones prefetches a piece of a next row, and each tile its share of the
-   tokens' next part. */
+   tokens' next part (on AVX2, where a group is its even values and then the odd ones, of what comes some parts later). */
 static void moei_long_tile(const moei_long *l, moei_tile *t, uint32_t tile, int back) {
     const uint32_t tokens = l->tiles->tokens, last = (l->end - l->at - 1) / tokens, quiet = last >= MOEI_BUSY;
     const uint32_t pieces = last + 1 - quiet < l->tiles->rows ? 1 : (last + 1 - quiet) / l->tiles->rows; /* of a row */
@@ -8631,8 +8633,6 @@ static void *moei_take(moei_plan *p, size_t count, size_t bytes) {
     return at;
 }
 
-static size_t moei_max(size_t a, size_t b) { return a > b ? a : b; }
-static size_t moei_min(size_t a, size_t b) { return a < b ? a : b; }
 
 /* The most tokens that a matrix takes at a time: where they are packed, whole groups that stay near a core. */
 static size_t moei_most(const moei_arith *a, size_t k) {

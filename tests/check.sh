@@ -78,7 +78,7 @@ grep -q avx512_bf16 /proc/cpuinfo || { # make test has run them there
     check gcc "AVX-512 emulated: tiers" "$emulated -DMOE_NO_VNNI tests/test_tiers.c -o @/t -lm && @/t"
 }
 check clang "stored hashes: clang -O3 -march=native, contracted products" "clang -std=c11 -O3 -march=native -ffp-contract=fast $hashes @/t hashes"
-for cc in gcc clang; do check $cc "stored hashes: $cc -O0" "$cc -std=gnu11 -O0 -DMOE_NO_OPTIMIZE $hashes @/t hashes"; done
+for build in "gcc -O0" "gcc -O0 -DMOE_NO_OPTIMIZE" "clang -O0"; do check ${build%% *} "stored hashes: $build" "$build -std=gnu11 $hashes @/t hashes"; done
 for t in q8 tiers; do
     check qemu-aarch64 "aarch64 (qemu): $t" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_$t.c -o @/t -lm && qemu-aarch64 -cpu max @/t"
 done

@@ -755,6 +755,7 @@ static void test_rests(uint32_t format, uint32_t compute, uint32_t tiers) {
     }
     io.x = x, io.y = at_once;
     for (io.n_tokens = FROM; io.n_tokens <= TO && ok; io.n_tokens++) {
+        io.n_tasks = (uint32_t)(1 + io.n_tokens % 3);
         memset(at_once, 0xee, TO * D * 4);
         ok = !forward(&s, &io, 0) && !memcmp(at_once, each, io.n_tokens * D * 4);
     }
