@@ -536,7 +536,7 @@ int main(void) {
                                    {0, 1, 32, MOE_TYPE_U8, 3, UINT32_MAX},
                                    {MOE_TYPE_E4M3, 1, 32, 0, 1, 32},
                                    {MOE_TYPE_E8M0, 1, 160, MOE_TYPE_U8, 1, 32}};
-    tier tiers[3];
+    tier tiers[4];
     size_t n_tiers = 0;
 #if MOEI_HAVE_AVX2
     tier avx2 = {"avx2", &moei_q8_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")};
@@ -549,6 +549,8 @@ int main(void) {
 #if MOEI_HAVE_VNNI
     tier vnni = {"vnni", &moei_q8_vnni, __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl")};
     tiers[n_tiers++] = vnni;
+    tier vnni_intel = {"vnni, panels of bytes", &moei_q8_vnni_intel, vnni.runs};
+    tiers[n_tiers++] = vnni_intel;
 #endif
 #if MOEI_HAVE_NEON
     tier neon = {"neon", &moei_q8_neon, 1};
