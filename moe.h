@@ -5961,13 +5961,14 @@ static MOEI_VNNI void moei_q8_prepare_group(void *to, const float *x, size_t x_s
 static const moei_packing moei_packing_vnni = {MOEI_Q8_TOKENS, MOEI_Q8_FEW + 1, moei_q8_pack, moei_q8_prepare_group, NULL, NULL};
 
 /* ---- AVX512-VNNI: decoding a panel ----
-   16 rows at a time, a step after the other: pieces of 16 bytes are transposed while still packed, then unpacked with a row per
-   dword, so that 4-bit weights need half the shuffles. Steps that are cut (by k or by the end of the rows) are read from a copy.
-   A block takes 38 to 54 cycles (Zen 4), of which 512-bit stores are 18 and L1 misses of the panel 8; 30 to 38 on Zen 5, bound by stores
-   that miss L1 (4 to 9 fewer into a panel that fits). Tried, and no faster: the first group of tokens multiplied on the way, a block
-   behind (what it saves is lost on accumulators in memory, and the processor finds no overlap); 4 lanes at a time, so that the
-   panel stays in L1 (3 % slower); 256-bit vectors. On Zen 5: blocks in their natural order or halves apart, so that stores are
-   sequential; prefetches of the lines to store; inserts as masked broadcasts; scales taken from a row's 8 blocks at once. */
+   16 rows at a time, a step after the other: its dwords are transposed while still packed, scales and all, as 4 or 8 neighbours that lie
+   in the rows, and blocks are put together from them with a row per dword. Steps that are cut (by k or by the end of the rows) are read
+   from a copy. Bound by stores that miss L1, each of which moves a line from L2 and one back: cycles a block, panels in L1 and two of
+   k = 2048 (Zen 5): Q8_0 22 29, Q4_0 11 20, Q4_K 16 22, MXFP4 14 20, IQ4_XS 11 19, NVFP4 16 22, Q6_K 27 37; with scales gathered one by one,
+   row by row: 24 37, 19 23, MXFP4 19 23, IQ4_XS 22 28, NVFP4 27 34. Tried, and no faster: the first group of tokens multiplied on the
+   way, a block behind (what it saves is lost on accumulators in memory, and the processor finds no overlap); 4 lanes at a time, so that
+   the panel stays in L1 (3 % slower); 256-bit vectors. On Zen 5: blocks in their natural order or halves apart, so that stores are
+   sequential; prefetches of the lines to store; inserts as masked broadcasts. */
 
 /* t[j] = dword j of 16 bytes in 16 rows `stride` apart. */
 MOEI_FORCE MOEI_VNNI void moei_q8_columns(const uint8_t *p, size_t stride, __m512i t[4]) {
@@ -6010,11 +6011,8 @@ MOEI_FORCE MOEI_VNNI void moei_q8_put(const moei_q8to *to, size_t b, size_t vect
 MOEI_FORCE MOEI_VNNI void moei_q8_put_scale(const moei_q8to *to, size_t b, size_t i, __m512 v) {
     moei_q8_put(to, b, (size_t)to->as + i, _mm512_castps_si512(v));
 }
-/* Dwords 0 .. 3 and 4 .. 7 of a block, nibbles in bytes, as a panel of nibbles has them. */
-MOEI_FORCE MOEI_VNNI void moei_q8_put_nibbles(const moei_q8to *to, size_t b, const __m512i v[8]) {
-    MOEI_UNROLL for (size_t j = 0; j < 4; j++) moei_q8_put(to, b, j, _mm512_or_si512(v[j], _mm512_slli_epi16(v[j + 4], 4)));
-}
 /* a and b in bytes: nibbles of both that are low or high, a's to the low ones. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_low_bytes(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi32(255)); }
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_low_nibbles(__m512i a, __m512i b) {
     return _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), a, _mm512_slli_epi16(b, 4), 0xca);
 }
@@ -6031,63 +6029,126 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_fifth(__m512i bits, size_t j) {
     const __m512i four = _mm512_and_si512(_mm512_srlv_epi32(bits, _mm512_set1_epi32((int)(4 * j))), _mm512_set1_epi32(15));
     return moei_q8_zand(_mm512_mullo_epi32(four, _mm512_set1_epi32(1 << 4 | 1 << 11 | 1 << 18 | 1 << 25)), 16);
 }
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_dwords(const uint8_t *p, size_t stride) { /* of 16 rows */
-    __m512i v = _mm512_castsi128_si512(moei_q8_dwords4(p, stride));
-    v = _mm512_inserti32x4(v, moei_q8_dwords4(p + 4 * stride, stride), 1);
-    v = _mm512_inserti32x4(v, moei_q8_dwords4(p + 8 * stride, stride), 2);
-    return _mm512_inserti32x4(v, moei_q8_dwords4(p + 12 * stride, stride), 3);
-}
-/* Nibbles of blocks of 32 with scales between them, low ones first. */
-MOEI_FORCE MOEI_VNNI void moei_q8_decode_32(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
-    const int five = f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1;
-    const size_t size = moei_q8_step_bytes(f) / 8, head = size - 16;
-    for (size_t b = 0; b < to->n; b++, p += size) {
-        __m512i t[4], high = _mm512_setzero_si512();
-        moei_q8_columns(p + head, stride, t);
-        if (five) high = moei_q8_dwords(p + head - 4, stride);
-        if (to->as == MOEI_Q8_NIBBLES) {
-            MOEI_UNROLL for (size_t j = 0; j < 4; j++) moei_q8_put(to, b, j, t[j]);
-            continue;
-        }
-        MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
-            __m512i v = moei_q8_zand(j < 4 ? t[j] : _mm512_srli_epi16(t[j % 4], 4), 15);
-            if (five) v = _mm512_or_si512(v, moei_q8_fifth(high, j));
-            moei_q8_put(to, b, j, moei_q8_plus128(f, v));
-        }
+/* ---- of blocks that follow each other byte by byte, weights and scales ---- */
+
+/* Where the weights of block b begin in a step. */
+MOEI_FORCE int moei_q8_is_byte(uint32_t f) { return f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_INT8_CHANNEL; }
+MOEI_FORCE size_t moei_q8_weights_at(uint32_t f, size_t b) {
+    switch (f) {
+    case MOE_FORMAT_IQ4_XS: return 8 + 16 * b;
+    case MOE_FORMAT_NVFP4: return 36 * (b / 2) + 4 + 16 * (b % 2);
+    default: return moei_q8_step_bytes(f) / 8 * (b + 1) - (moei_q8_is_byte(f) ? 32 : 16);
     }
 }
-/* Nibbles without gaps: two blocks in 32 bytes. zero: of 16 rows and 8 blocks, in every byte. */
-MOEI_FORCE MOEI_VNNI void moei_q8_decode_tight(uint32_t f, const uint8_t *p, size_t stride, const __m512i *zero, const moei_q8to *to) {
+/* t[i] = dword i of a step, of 16 rows: those of block b that earlier blocks have not had. */
+MOEI_FORCE MOEI_VNNI void moei_q8_reach(uint32_t f, size_t b, const uint8_t *p, size_t stride, __m512i *t) {
+    const size_t all = moei_q8_step_bytes(f) / 4, bytes = moei_q8_is_byte(f) ? 32 : 16;
+    const size_t end = moei_q8_weights_at(f, b) + bytes, had = b ? moei_q8_weights_at(f, b - 1) + bytes : 0;
+    MOEI_UNROLL for (size_t i = 0; i < 2; i++) { /* pieces of 8; the last dwords are those of the last 16 bytes */
+        const size_t piece = (had + 31) / 32 + i;
+        if (piece >= (end + 31) / 32) continue;
+        if (8 * piece + 8 <= all) moei_q8_columns8(p + 32 * piece, stride, t + 8 * piece);
+        else moei_q8_columns(p + 4 * (all - 4), stride, t + all - 4);
+    }
+}
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_right(__m512i v, size_t bytes) { return _mm512_srli_epi32(v, (unsigned)(8 * bytes)); }
+/* The dword at byte `at` of a step. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_dword_at(const __m512i *t, size_t at) {
+    const size_t part = at % 4;
+    if (part == 0) return t[at / 4];
+    return _mm512_or_si512(moei_q8_right(t[at / 4], part), _mm512_slli_epi32(t[at / 4 + 1], (unsigned)(32 - 8 * part)));
+}
+MOEI_FORCE MOEI_VNNI __m512 moei_q8_low_halves(__m512i v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)); }
+MOEI_FORCE MOEI_VNNI __m512 moei_q8_half_at(const __m512i *t, size_t at) { return moei_q8_low_halves(moei_q8_right(t[at / 4], at % 4)); }
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_byte_at(const __m512i *t, size_t at) { return moei_q8_low_bytes(moei_q8_right(t[at / 4], at % 4)); }
+/* 2^(e - 128) for 16 exponents: as moei_q8_half_e8m0. */
+MOEI_FORCE MOEI_VNNI __m512 moei_q8_e8m0(__m512i e) {
+    const __m512i tiny = _mm512_sllv_epi32(_mm512_set1_epi32(0x200000), _mm512_min_epi32(e, _mm512_set1_epi32(2)));
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23), tiny));
+}
+/* As moei_q8_scales_nvfp4. */
+MOEI_FORCE MOEI_VNNI __m512 moei_q8_ue4m3(__m512i byte) {
+    const __mmask16 some = _mm512_cmpneq_epi32_mask(byte, _mm512_set1_epi32(0x7f));
+    const __m512i h = _mm512_maskz_slli_epi32(some, _mm512_and_si512(byte, _mm512_set1_epi32(0x7f)), 7);
+    return _mm512_mul_ps(moei_q8_low_halves(h), _mm512_set1_ps(128.0f));
+}
+/* As moei_q8_scales_iq4xs. */
+MOEI_FORCE MOEI_VNNI __m512 moei_q8_scale_iq4xs(const __m512i *t, size_t b) {
+    const __m512i low = _mm512_and_si512(_mm512_srli_epi32(t[1], (unsigned)(4 * b)), _mm512_set1_epi32(15));
+    const __m512i high = _mm512_and_si512(_mm512_srli_epi32(t[0], (unsigned)(16 + 2 * b)), _mm512_set1_epi32(3));
+    const __m512i six = _mm512_sub_epi32(_mm512_or_si512(low, _mm512_slli_epi32(high, 4)), _mm512_set1_epi32(32));
+    return _mm512_mul_ps(moei_q8_half_at(t, 0), _mm512_cvtepi32_ps(six));
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_scale(uint32_t f, const __m512i *t, size_t b, const moei_q8to *to) {
+    const size_t at = moei_q8_step_bytes(f) / 8 * b;
+    if (moei_q8_has_side(f)) return;
+    if (f == MOE_FORMAT_IQ4_XS) moei_q8_put_scale(to, b, 0, moei_q8_scale_iq4xs(t, b));
+    else if (f == MOE_FORMAT_MXFP4) moei_q8_put_scale(to, b, 0, moei_q8_e8m0(moei_q8_byte_at(t, at)));
+    else if (f == MOE_FORMAT_NVFP4)
+        MOEI_UNROLL for (size_t i = 0; i < 2; i++) moei_q8_put_scale(to, b, i, moei_q8_ue4m3(moei_q8_byte_at(t, 36 * (b / 2) + b % 2 * 2 + i)));
+    else moei_q8_put_scale(to, b, 0, moei_q8_half_at(t, at));
+    if (moei_q8_has_min(f)) moei_q8_put_scale(to, b, 1, moei_q8_half_at(t, at + 2));
+}
+/* v[j] = dword j of a block from 4 dwords of nibbles; those of HF formats and of INT4_GROUP lie in order, others 16 or (NVFP4) 8 apart. */
+MOEI_FORCE MOEI_VNNI void moei_q8_apart(uint32_t f, const __m512i q[4], __m512i v[8]) {
     const __m512i even = moei_q8_z128(_mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));
-    for (size_t b = 0; b < to->n; b += 2) {
-        __m512i t[8], some[16];
-        moei_q8_columns8(f == MOE_FORMAT_IQ4_XS ? p + 8 + 16 * b : f == MOE_FORMAT_NVFP4 ? p + 18 * b + 4 : p + 16 * b, stride, t);
-        MOEI_UNROLL for (size_t e = 0; e < 16; e++) {
-            size_t from = e / 8 * 4 + e % 4; /* dword, and nibble: IQ4_XS by 16, NVFP4 by 8, HF in order */
-            int high = e / 4 % 2;
-            if (f == MOE_FORMAT_NVFP4) from = e / 4 * 2 + e % 2, high = e / 2 % 2;
-            __m512i v = t[from];
-            if (f != MOE_FORMAT_NVFP4 && f != MOE_FORMAT_IQ4_XS) { /* dword e / 2 has the weights of e and e + 1 */
-                v = _mm512_shuffle_epi8(e % 2 ? _mm512_srli_epi32(t[e / 2], 16) : t[e / 2], even);
-                v = _mm512_ternarylogic_epi32(v, _mm512_slli_epi16(v, 4), _mm512_set1_epi8(15), 0xa8);
-            } else v = moei_q8_zand(high ? _mm512_srli_epi16(v, 4) : v, 15);
-            some[e] = v;
-            if (to->as == MOEI_Q8_NIBBLES) continue;
-            v = f == MOE_FORMAT_INT4_GROUP ? _mm512_sub_epi8(v, zero[b + e / 8]) : moei_q8_plus128(f, v);
-            if (b + e / 8 < to->n) moei_q8_put(to, b + e / 8, e % 8, v);
-        }
-        MOEI_UNROLL for (size_t i = 0; i < 2; i++)
-            if (to->as == MOEI_Q8_NIBBLES && b + i < to->n) moei_q8_put_nibbles(to, b + i, some + 8 * i);
+    MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
+        const size_t from = f == MOE_FORMAT_NVFP4 ? j / 4 * 2 + j % 2 : j % 4;
+        const size_t high = f == MOE_FORMAT_NVFP4 ? j / 2 % 2 : j / 4;
+        if (moei_q8_has_side(f)) { /* dword j / 2 has the weights of j and j + 1 */
+            v[j] = _mm512_shuffle_epi8(j % 2 ? _mm512_srli_epi32(q[j / 2], 16) : q[j / 2], even);
+            v[j] = _mm512_ternarylogic_epi32(v[j], _mm512_slli_epi16(v[j], 4), _mm512_set1_epi8(15), 0xa8);
+        } else v[j] = moei_q8_zand(high ? _mm512_srli_epi16(q[from], 4) : q[from], 15);
     }
 }
-MOEI_FORCE MOEI_VNNI void moei_q8_decode_8bit(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
-    const size_t size = moei_q8_step_bytes(f) / 8;
-    for (size_t b = 0; b < to->n; b++) {
-        __m512i t[8];
-        moei_q8_columns8(p + size * b + size - 32, stride, t);
-        MOEI_UNROLL for (size_t j = 0; j < 8; j++) moei_q8_put(to, b, j, moei_q8_plus128(f, t[j]));
+/* Bytes 2 `half` and 2 `half` + 1 of dwords whose nibbles lie in order: a's to the low nibbles, b's to the high ones. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_in_order(__m512i a, __m512i b, size_t half) {
+    const __m128i from = _mm_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13);
+    const __m512i twice = moei_q8_z128(_mm_add_epi8(from, _mm_set1_epi8((char)(2 * half))));
+    const __m512i first = _mm512_set1_epi16(255), low = _mm512_set1_epi8(15);
+    const __m512i x = _mm512_shuffle_epi8(a, twice), y = _mm512_shuffle_epi8(b, twice);
+    const __m512i lows = _mm512_ternarylogic_epi32(first, x, _mm512_srli_epi16(x, 4), 0xca);
+    return _mm512_ternarylogic_epi32(low, lows, _mm512_ternarylogic_epi32(first, _mm512_slli_epi16(y, 4), y, 0xca), 0xca);
+}
+/* zero: of 16 rows and 8 blocks, in every byte. */
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_block(uint32_t f, size_t b, const uint8_t *p, size_t stride, const __m512i *zero, __m512i *t,
+                                               const moei_q8to *to) {
+    const size_t at = moei_q8_weights_at(f, b);
+    const int wide = moei_q8_is_byte(f), five = f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1;
+    __m512i q[8], v[8];
+    moei_q8_reach(f, b, p, stride, t);
+    moei_q8_decode_scale(f, t, b, to);
+    MOEI_UNROLL for (size_t j = 0; j < 8; j++)
+        if (wide || j < 4) q[j] = moei_q8_dword_at(t, at + 4 * j);
+    if (to->as == MOEI_Q8_NIBBLES && f == MOE_FORMAT_NVFP4) {
+        MOEI_UNROLL for (size_t j = 0; j < 2; j++) moei_q8_put(to, b, j, moei_q8_low_nibbles(q[j], q[j + 2]));
+        MOEI_UNROLL for (size_t j = 0; j < 2; j++) moei_q8_put(to, b, j + 2, moei_q8_high_nibbles(q[j], q[j + 2]));
+        return;
+    }
+    if (to->as == MOEI_Q8_NIBBLES && !moei_q8_has_side(f)) {
+        MOEI_UNROLL for (size_t j = 0; j < 4; j++) moei_q8_put(to, b, j, q[j]);
+        return;
+    }
+    if (to->as == MOEI_Q8_NIBBLES) {
+        MOEI_UNROLL for (size_t j = 0; j < 4; j++) moei_q8_put(to, b, j, moei_q8_in_order(q[j / 2], q[j / 2 + 2], j % 2));
+        return;
+    }
+    if (!wide) moei_q8_apart(f, q, v);
+    MOEI_UNROLL for (size_t j = 0; j < 8; j++) {
+        if (wide) v[j] = q[j];
+        if (five) v[j] = _mm512_or_si512(v[j], moei_q8_fifth(moei_q8_dword_at(t, at - 4), j));
+        moei_q8_put(to, b, j, f == MOE_FORMAT_INT4_GROUP ? _mm512_sub_epi8(v[j], zero[b]) : moei_q8_plus128(f, v[j]));
     }
 }
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_blocks(uint32_t f, const uint8_t *p, size_t stride, const __m512i *zero, const moei_q8to *to) {
+    __m512i t[68];
+    moei_q8_decode_block(f, 0, p, stride, zero, t, to), moei_q8_decode_block(f, 1, p, stride, zero, t, to);
+    moei_q8_decode_block(f, 2, p, stride, zero, t, to), moei_q8_decode_block(f, 3, p, stride, zero, t, to);
+    moei_q8_decode_block(f, 4, p, stride, zero, t, to), moei_q8_decode_block(f, 5, p, stride, zero, t, to);
+    moei_q8_decode_block(f, 6, p, stride, zero, t, to), moei_q8_decode_block(f, 7, p, stride, zero, t, to);
+}
+/* ---- K-quants ---- */
+
 MOEI_FORCE MOEI_VNNI void moei_q8_decode_q45k(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
     __m512i t[8], high[8];
     if (f == MOE_FORMAT_Q5_K) moei_q8_columns8(p + 16, stride, high);
@@ -6139,23 +6200,6 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_q23k(uint32_t f, const uint8_t *p, size
         }
     }
 }
-MOEI_FORCE MOEI_VNNI void moei_q8_decode_weights(uint32_t f, const uint8_t *p, size_t stride, const __m512i *zero, const moei_q8to *to) {
-    switch (f) {
-    case MOE_FORMAT_Q8_0:
-    case MOE_FORMAT_INT8_CHANNEL: moei_q8_decode_8bit(f, p, stride, to); break;
-    case MOE_FORMAT_Q4_K:
-    case MOE_FORMAT_Q5_K: moei_q8_decode_q45k(f, p, stride, to); break;
-    case MOE_FORMAT_Q2_K:
-    case MOE_FORMAT_Q3_K: moei_q8_decode_q23k(f, p, stride, to); break;
-    case MOE_FORMAT_Q6_K: moei_q8_decode_q6k(p, stride, to); break;
-    case MOE_FORMAT_IQ4_XS:
-    case MOE_FORMAT_NVFP4:
-    case MOE_FORMAT_MXFP4_HF:
-    case MOE_FORMAT_NVFP4_HF:
-    case MOE_FORMAT_INT4_GROUP: moei_q8_decode_tight(f, p, stride, zero, to); break;
-    default: moei_q8_decode_32(f, p, stride, to);
-    }
-}
 /* Q4_K and Q5_K: as moei_q8_scales_k, 16 rows at once. */
 MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales_k(const uint8_t *p, size_t stride, const moei_q8to *to) {
     const __m512i byte = _mm512_set1_epi32(255), minus = _mm512_set1_epi32((int)0x80000000u);
@@ -6182,10 +6226,6 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_byte(__m512i v, size_t i, int is_signed) { 
 #define MOEI_Q8_EIGHT(type, first) (type)(first)(p), (type)(first)(p + stride), (type)(first)(p + 2 * stride), (type)(first)(p + 3 * stride), \
     (type)(first)(p + 4 * stride), (type)(first)(p + 5 * stride), (type)(first)(p + 6 * stride), (type)(first)(p + 7 * stride)
 MOEI_FORCE MOEI_VNNI __m128i moei_q8_words8(const uint8_t *p, size_t stride) { return _mm_setr_epi16(MOEI_Q8_EIGHT(short, moei_q8_u16)); }
-MOEI_FORCE char moei_q8_char(const uint8_t *p) { return (char)*p; }
-MOEI_FORCE MOEI_VNNI __m128i moei_q8_bytes8(const uint8_t *p, size_t stride) {
-    return _mm_setr_epi8(MOEI_Q8_EIGHT(char, moei_q8_char), 0, 0, 0, 0, 0, 0, 0, 0);
-}
 MOEI_FORCE MOEI_VNNI __m512 moei_q8_halves(const uint8_t *p, size_t stride) { /* one of each of 16 rows */
     return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(moei_q8_words8(p, stride)), moei_q8_words8(p + 8 * stride, stride), 1));
 }
@@ -6215,18 +6255,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_sub(uint32_t f, const uint8_t *p, size_
         moei_q8_put_scale(to, b, 3, m), moei_q8_put_scale(to, b, 4, _mm512_castsi512_ps(minima));
     }
 }
-/* 2^(e - 128) for 16 exponents: as moei_q8_half_e8m0. */
-MOEI_FORCE MOEI_VNNI __m512 moei_q8_e8m0(const uint8_t *p, size_t stride) {
-    const __m512i v = _mm512_cvtepu8_epi32(_mm_unpacklo_epi64(moei_q8_bytes8(p, stride), moei_q8_bytes8(p + 8 * stride, stride)));
-    const __m512i tiny = _mm512_sllv_epi32(_mm512_set1_epi32(0x200000), _mm512_min_epi32(v, _mm512_set1_epi32(2)));
-    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_slli_epi32(_mm512_sub_epi32(v, _mm512_set1_epi32(1)), 23), tiny));
-}
-/* Blocks of 32 with one scale in front. */
-MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales_32(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
-    for (size_t b = 0; b < to->n; b++, p += moei_q8_step_bytes(f) / 8)
-        moei_q8_put_scale(to, b, 0, f == MOE_FORMAT_MXFP4 ? moei_q8_e8m0(p, stride) : moei_q8_halves(p, stride));
-}
-/* Others: row by row, then transposed. */
+/* Those that lie apart: row by row, then transposed. */
 typedef struct moei_q8rows {
     __m256 d[16], m[16];
     __m256i zero[16];
@@ -6237,27 +6266,35 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_column(const void *rows, size_t scale, 
     MOEI_UNROLL for (size_t b = 0; b < 8; b++)
         if (b < to->n) moei_q8_put_scale(to, b, scale, _mm512_castsi512_ps(v[b]));
 }
-MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales(uint32_t f, const uint8_t *p, size_t stride, const moei_q8side *side, size_t chunk,
-                                                __m512i zero[8], const moei_q8to *to) {
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_sides(uint32_t f, const uint8_t *p, size_t stride, const moei_q8side *side, size_t chunk,
+                                               __m512i zero[8], const moei_q8to *to) {
     moei_q8rows rows;
-    if (f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K) moei_q8_decode_scales_k(p, stride, to);
-    else if (moei_q8_has_sub(f)) moei_q8_decode_sub(f, p, stride, to);
-    else if (f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_Q4_0 || f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_MXFP4)
-        moei_q8_decode_scales_32(f, p, stride, to);
-    else {
-        for (size_t r = 0; r < 16; r++) {
-            moei_q8s s;
-            moei_q8_scales_vnni(f, p + r * stride, &side[r], chunk, &s);
-            rows.d[r] = s.d;
-            if (moei_q8_is_nvfp4(f) || moei_q8_has_min(f)) rows.m[r] = s.m;
-            if (f == MOE_FORMAT_INT4_GROUP) rows.zero[r] = s.zero;
-        }
-        moei_q8_decode_column(rows.d, 0, to);
-        if (moei_q8_is_nvfp4(f) || moei_q8_has_min(f)) moei_q8_decode_column(rows.m, 1, to);
-        if (f != MOE_FORMAT_INT4_GROUP) return;
-        moei_q8_columns8((const uint8_t *)rows.zero, 32, zero);
-        MOEI_UNROLL for (int b = 0; b < 8; b++) /* to all bytes */
-            zero[b] = _mm512_mullo_epi32(_mm512_add_epi32(zero[b], _mm512_set1_epi32(128)), _mm512_set1_epi32(0x01010101));
+    for (size_t r = 0; r < 16; r++) {
+        moei_q8s s;
+        moei_q8_scales_vnni(f, p + r * stride, &side[r], chunk, &s);
+        rows.d[r] = s.d;
+        if (moei_q8_is_nvfp4(f)) rows.m[r] = s.m;
+        if (f == MOE_FORMAT_INT4_GROUP) rows.zero[r] = s.zero;
+    }
+    moei_q8_decode_column(rows.d, 0, to);
+    if (moei_q8_is_nvfp4(f)) moei_q8_decode_column(rows.m, 1, to);
+    if (f != MOE_FORMAT_INT4_GROUP) return;
+    moei_q8_columns8((const uint8_t *)rows.zero, 32, zero);
+    MOEI_UNROLL for (int b = 0; b < 8; b++) /* to all bytes */
+        zero[b] = _mm512_mullo_epi32(_mm512_add_epi32(zero[b], _mm512_set1_epi32(128)), _mm512_set1_epi32(0x01010101));
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_step(uint32_t f, const uint8_t *p, size_t stride, const moei_q8side *side, size_t chunk,
+                                              const moei_q8to *to) {
+    __m512i zero[8];
+    switch (f) {
+    case MOE_FORMAT_Q4_K:
+    case MOE_FORMAT_Q5_K: moei_q8_decode_scales_k(p, stride, to), moei_q8_decode_q45k(f, p, stride, to); break;
+    case MOE_FORMAT_Q2_K:
+    case MOE_FORMAT_Q3_K: moei_q8_decode_sub(f, p, stride, to), moei_q8_decode_q23k(f, p, stride, to); break;
+    case MOE_FORMAT_Q6_K: moei_q8_decode_sub(f, p, stride, to), moei_q8_decode_q6k(p, stride, to); break;
+    default:
+        if (moei_q8_has_side(f)) moei_q8_decode_sides(f, p, stride, side, chunk, zero, to);
+        moei_q8_decode_blocks(f, p, stride, zero, to);
     }
 }
 /* A step of 16 rows from row r; beyond the view's end the last one again. */
@@ -6267,7 +6304,6 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, int as, const moei_rows *
     const moei_q8to to = {panel + i * size, (w->k + 255) / 256 * size, n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8, as};
     const uint8_t *p = moei_row(w, r) + i * step;
     uint8_t copy[16 * 272];
-    __m512i zero[8];
     size_t stride = w->row_stride;
     if (to.n < 8 || r + 15 > last) {
         memset(copy, 0, sizeof copy);
@@ -6276,8 +6312,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, int as, const moei_rows *
     }
     for (size_t j = 0; moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0 && j < 16; j++)
         moei_q8_sides(f, w, r + j < last ? r + j : last, i, &side[j]);
-    moei_q8_decode_scales(f, p, stride, side, i % MOEI_Q8_CHUNK, zero, &to);
-    moei_q8_decode_weights(f, p, stride, zero, &to);
+    moei_q8_decode_step(f, p, stride, side, i % MOEI_Q8_CHUNK, &to);
 }
 typedef void moei_q8_decode_fn(const moei_rows *w, size_t r, size_t n_rows, const moei_q8tile *t, uint8_t *panel);
 #define MOEI_Q8_DECODE(as, target, f)                                                                                    \
