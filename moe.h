@@ -5606,12 +5606,14 @@ MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
                each as 8 n dwords of values and n times each of moei_q8_part.
    DEFINITION  as everywhere: sum x (w + 128) - 128 sum x is exact. Its second term is the same for all rows: it comes with the
                tokens, which are packed once, and not with the weights, which are decoded for every call.
-   REGISTERS   P panels x C tokens: P C integer sums, as many accumulators, P weights, an activation; P C is 8 at most. One panel x 8
+   REGISTERS   P panels x C tokens: P C integer sums, as many accumulators, P weights, an activation; P C is 8, but for the last tokens:
+               of bytes, 4 and 1 or 2 more are one tile of one chain (1 alone would take as long as 3: layer, 256 and 512 tokens, Q8_0
+               4 and 2 % faster). One panel x 8
                tokens loads 81 times for 80 operations of ports 0 and 1, two x 4, where a broadcast serves two dot products, 58 times:
                in L1 71 and 77 % of the peak where two loads and two 512-bit operations go in a cycle (Zen 5). But two panels leave
                L1 while they are decoded, so few tokens take one (Zen 5, layer, two against one: 512 tokens 2 to 9 % faster, 64
                tokens 10 to 20 % slower). What several operations use is pinned: gcc makes it a memory operand of each use.
-               Tried, and no faster: 5 or 6 tokens, panels side by side, lane by lane over all tokens (sums in memory: 2 to 10 % slower),
+               Tried, and no faster: 5 or 6 tokens everywhere, panels side by side, lane by lane over all tokens (sums in memory: 2 to 10 % slower),
                parts of k for long rows (Mixtral, 2048 of k of two pairs of panels: Q4_K 1 to 4 % faster, Q8_0 0 to 3, 128 tokens 7 % slower).
    NIBBLES     Weights of 4 bits stay packed in the panel, and the tile takes them apart once for all its tokens, on ports that the dot
                products leave free: the panel fits L1 or nearly, decoding stores half (23 cycles a block for 37), and pairs pay from 9
@@ -5621,7 +5623,8 @@ MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
                more. On Zen conversions have other ports: at most 80 % of the peak (73 with a minimum, 67 with scales per 16); where
                ports 0 and 5 do all 512-bit arithmetic (Intel) 73 %, with a minimum 67 %, with scales per 16 62 %, NVFP4 57 %. */
 
-enum { MOEI_Q8_TOKENS = 8, MOEI_Q8_WIDTH = 4, MOEI_Q8_PAIR = 16 }; /* of a group; of a tile of two panels; more than these have two */
+enum { MOEI_Q8_TOKENS = 8, MOEI_Q8_WIDTH = 4, MOEI_Q8_SUMS = 12, MOEI_Q8_PAIR = 16 }; /* of a group; of a tile of two panels; P C; more
+   than these have two panels */
 /* What a packed block has of each token after its values. */
 enum moei_q8_part {
     MOEI_Q8_D = 8, MOEI_Q8_S, MOEI_Q8_SUM16,
@@ -5655,12 +5658,12 @@ MOEI_FORCE uint32_t moei_q8_kind(uint32_t f, int as) {
 MOEI_FORCE MOEI_AVX2 __m128i moei_q8_table(uint32_t f) {
     return moei_q8_is_e2m1(f) ? _mm_add_epi8(moei_q8_e2m1_table(), _mm_set1_epi8(112)) : _mm_xor_si128(moei_q8_iq4_table(), _mm_set1_epi8(-128));
 }
-/* Dword `part` of token t of c. */
-MOEI_FORCE const uint8_t *moei_q8_at_token(const uint8_t *x, size_t part, int c, int t) {
-    const int first = t < MOEI_Q8_WIDTH ? 0 : MOEI_Q8_WIDTH, n = c - first < MOEI_Q8_WIDTH ? c - first : MOEI_Q8_WIDTH;
-    return x + moei_q8_group_bytes((uint32_t)first) + 4 * (part * (size_t)n + (size_t)(t - first));
+/* Dword `part` of token t of c: the first 4 are in x[0], the others in x[1]. */
+MOEI_FORCE const uint8_t *moei_q8_at_token(const uint8_t *const *x, size_t part, int c, int t) {
+    const int four = t >= MOEI_Q8_WIDTH, first = four * MOEI_Q8_WIDTH, n = c - first < MOEI_Q8_WIDTH ? c - first : MOEI_Q8_WIDTH;
+    return x[four] + 4 * (part * (size_t)n + (size_t)(t - first));
 }
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_of(const uint8_t *x, size_t part, int c, int t) {
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_of(const uint8_t *const *x, size_t part, int c, int t) {
     __m512i v = _mm512_set1_epi32((int)moei_q8_u32(moei_q8_at_token(x, part, c, t)));
     MOEI_PIN(v);
     return v;
@@ -5689,12 +5692,14 @@ MOEI_FORCE MOEI_VNNI void moei_q8_vectors(int P, moei_q8at e, size_t i, __m512 *
 typedef struct moei_q8unpack {
     __m512i low, table;
 } moei_q8unpack;
+/* Of dot products, to a sum: two of them, while there are registers. */
+MOEI_FORCE int moei_q8_chains(uint32_t kind, int P, int c) { return P * c <= 8 || moei_q8_has_halves(kind) ? 2 : 1; }
 /* Of s, f and acc, P t + p belongs to token t and panel p. s[h] = weights [4 h, 4 h + 4) of an entry times c tokens: the halves take turns, as
    a dot product waits 4 cycles (Intel: 5) for the one before it, in which 8 others start, no more than a tile of one chain has (Zen 5, layer,
    512 tokens: Q6_K 1.03 to 1.06, Q8_0, Q4_0 1.01 times faster. What is measured with scales whose products underflow is not true: 1.25). */
-MOEI_FORCE MOEI_VNNI void moei_q8_dots(uint32_t kind, int as, int P, int c, moei_q8at e, const uint8_t *x, const moei_q8unpack *u,
-                                       __m512i (*s)[MOEI_Q8_TOKENS]) {
-    const int halves = moei_q8_has_halves(kind), nibbles = as == MOEI_Q8_NIBBLES;
+MOEI_FORCE MOEI_VNNI void moei_q8_dots(uint32_t kind, int as, int P, int c, moei_q8at e, const uint8_t *const *x, const moei_q8unpack *u,
+                                       __m512i (*s)[MOEI_Q8_SUMS]) {
+    const int halves = moei_q8_has_halves(kind), nibbles = as == MOEI_Q8_NIBBLES, chains = moei_q8_chains(kind, P, c);
     MOEI_UNROLL for (int i = 0; i < P * c; i++) {
         s[1][i] = halves ? moei_q8_of(x, MOEI_Q8_SECOND, c, i / P) : _mm512_setzero_si512();
         MOEI_PIN(s[1][i]);
@@ -5705,6 +5710,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_dots(uint32_t kind, int as, int P, int c, moei
     __m512 v[2];
     MOEI_UNROLL for (size_t i = 0; i < 8; i++) {
         const size_t h = i % 2, j = 4 * h + i / 2;
+        __m512i *const sum = s[chains == 2 ? h : 0];
         __m512i w[2];
         if (!nibbles || !h) moei_q8_vectors(P, e, nibbles ? i / 2 : j, v);
         MOEI_UNROLL for (int p = 0; p < P; p++) {
@@ -5713,15 +5719,15 @@ MOEI_FORCE MOEI_VNNI void moei_q8_dots(uint32_t kind, int as, int P, int c, moei
             if (nibbles && moei_q8_has_table(kind)) w[p] = _mm512_shuffle_epi8(u->table, w[p]);
         }
         MOEI_UNROLL for (int t = 0; t < c; t++) {
-            if (P == 1) s[h][t] = moei_q8_dot512(s[h][t], w[0], moei_q8_at_token(x, j, c, t));
+            if (P == 1) sum[t] = moei_q8_dot512(sum[t], w[0], moei_q8_at_token(x, j, c, t));
             if (P == 1) continue;
             const __m512i q = moei_q8_of(x, j, c, t);
-            MOEI_UNROLL for (int p = 0; p < P; p++) s[h][P * t + p] = _mm512_dpbusd_epi32(s[h][P * t + p], w[p], q);
+            MOEI_UNROLL for (int p = 0; p < P; p++) sum[P * t + p] = _mm512_dpbusd_epi32(sum[P * t + p], w[p], q);
         }
     }
 }
 /* acc += s * (d * d_x), d: vector i */
-MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int P, int c, moei_q8at e, size_t i, const uint8_t *x, const __m512 *s, __m512 *acc) {
+MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int P, int c, moei_q8at e, size_t i, const uint8_t *const *x, const __m512 *s, __m512 *acc) {
     __m512 d[2];
     moei_q8_vectors(P, e, i, d);
     MOEI_UNROLL for (int t = 0; t < c; t++) {
@@ -5729,14 +5735,14 @@ MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int P, int c, moei_q8at e, size_t i, co
         MOEI_UNROLL for (int p = 0; p < P; p++) acc[P * t + p] = _mm512_fmadd_ps(s[P * t + p], _mm512_mul_ps(d[p], dx), acc[P * t + p]);
     }
 }
-/* One entry times c tokens. */
-MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int as, int P, int c, moei_q8at e, const uint8_t *x, const moei_q8unpack *u,
+
+MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int as, int P, int c, moei_q8at e, const uint8_t *const *x, const moei_q8unpack *u,
                                              __m512 *acc) {
     const __m512 magic = _mm512_set1_ps(MOEI_MAGIC);
     const size_t scales = (size_t)as;
     const int n = P * c;
-    __m512i s[2][MOEI_Q8_TOKENS];
-    __m512 f[MOEI_Q8_TOKENS], v[2];
+    __m512i s[2][MOEI_Q8_SUMS];
+    __m512 f[MOEI_Q8_SUMS], v[2];
     moei_q8_dots(kind, as, P, c, e, x, u, s);
     if (kind == MOE_FORMAT_NVFP4) {
         MOEI_UNROLL for (int i = 0; i < n; i++) f[i] = _mm512_sub_ps(_mm512_castsi512_ps(s[0][i]), magic);
@@ -5747,7 +5753,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int as, int P, int c
         MOEI_UNROLL for (int p = 0; p < P; p++) less[p] = _mm512_mul_ps(v[p], _mm512_set1_ps(-MOEI_MAGIC));
         MOEI_UNROLL for (int i = 0; i < n; i++) f[i] = _mm512_fmadd_ps(_mm512_castsi512_ps(s[0][i]), v[i % P], less[i % P]);
     } else
-        MOEI_UNROLL for (int i = 0; i < n; i++) s[1][i] = _mm512_add_epi32(s[0][i], s[1][i]);
+        MOEI_UNROLL for (int i = 0; i < n; i++) s[1][i] = moei_q8_chains(kind, P, c) == 2 ? _mm512_add_epi32(s[0][i], s[1][i]) : s[0][i];
     if (moei_q8_has_sub(kind)) {
         moei_q8_vectors(P, e, scales + 2, v);
         MOEI_UNROLL for (int i = 0; i < n; i++) f[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[1][i]), v[i % P], f[i]);
@@ -5767,8 +5773,8 @@ MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int as, int P, int c
 }
 /* One or two panels times tokens of a group. */
 typedef struct moei_q8tile {
-    const uint8_t *panel, *x;
-    size_t n_blocks, apart, x_block;  /* bytes from a panel to the next, from a block of the group to the next */
+    const uint8_t *panel, *x[2];      /* 4 tokens and the others */
+    size_t n_blocks, apart, x_block[2]; /* bytes from a panel to the next, from a block of a group to the next */
     const uint8_t *ahead, *ahead_end; /* to prefetch, ahead_step bytes per entry */
     size_t ahead_step;
     float *out;
@@ -5782,12 +5788,12 @@ MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int as, int P, int c,
     const uint8_t *ahead = p->ahead, *ahead_end = p->ahead_end;
     const __mmask16 mask[2] = {moei_mask_avx512(p->n_rows), moei_mask_avx512(p->n_rows < 16 ? 0 : p->n_rows - 16)};
     const moei_q8unpack u = {_mm512_set1_epi8(15), moei_q8_z128(moei_q8_table(p->format))};
-    __m512 sum[4][MOEI_Q8_TOKENS], a[MOEI_Q8_TOKENS];
+    __m512 sum[4][MOEI_Q8_SUMS], a[MOEI_Q8_SUMS];
     for (size_t lane = 0; lane < 8; lane++) {
         moei_q8at e = {p->panel + lane * steps * size, p->apart};
-        const uint8_t *x = p->x + lane * steps * p->x_block;
+        const uint8_t *x[2] = {p->x[0] + lane * steps * p->x_block[0], p->x[1] + lane * steps * p->x_block[1]};
         MOEI_UNROLL for (int i = 0; i < n; i++) a[i] = _mm512_setzero_ps();
-        for (size_t i = p->n_blocks / 8 + (lane < p->n_blocks % 8); i; i--, e.w += size, x += p->x_block) {
+        for (size_t i = p->n_blocks / 8 + (lane < p->n_blocks % 8); i; i--, e.w += size, x[0] += p->x_block[0], x[1] += p->x_block[1]) {
             MOEI_AHEAD(p->ahead_step);
             moei_q8_entry_vnni(kind, as, P, c, e, x, &u, a);
         }
@@ -5802,7 +5808,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int as, int P, int c,
     static MOEI_VNNI void moei_q8_tile_##f##_##as##_##P##_##c(const moei_q8tile *t) {                                    \
         moei_q8_tile_vnni(MOE_FORMAT_##f, MOEI_Q8_##as, P, c, t);                                                        \
     }
-#define MOEI_Q8_TILES(f, as)                                                                                             \
+#define MOEI_Q8_TILES(f, as, five, six)                                                                                  \
     MOEI_Q8_TILE(f, as, 1, 1) MOEI_Q8_TILE(f, as, 1, 2) MOEI_Q8_TILE(f, as, 1, 3) MOEI_Q8_TILE(f, as, 1, 4)              \
     MOEI_Q8_TILE(f, as, 1, 5) MOEI_Q8_TILE(f, as, 1, 6) MOEI_Q8_TILE(f, as, 1, 7) MOEI_Q8_TILE(f, as, 1, 8)              \
     MOEI_Q8_TILE(f, as, 2, 1) MOEI_Q8_TILE(f, as, 2, 2) MOEI_Q8_TILE(f, as, 2, 3) MOEI_Q8_TILE(f, as, 2, 4)              \
@@ -5811,14 +5817,18 @@ MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int as, int P, int c,
          moei_q8_tile_##f##_##as##_1_4, moei_q8_tile_##f##_##as##_1_5, moei_q8_tile_##f##_##as##_1_6,                    \
          moei_q8_tile_##f##_##as##_1_7, moei_q8_tile_##f##_##as##_1_8},                                                  \
         {moei_q8_tile_##f##_##as##_2_1, moei_q8_tile_##f##_##as##_2_2, moei_q8_tile_##f##_##as##_2_3,                    \
-         moei_q8_tile_##f##_##as##_2_4, NULL, NULL, NULL, NULL}};
-#define MOEI_Q8_VNNI_KINDS(X)                                                                                            \
-    X(Q8_0, BYTES) X(Q4_K, BYTES) X(Q6_K, BYTES) X(Q2_K, BYTES) X(NVFP4, BYTES)                                          \
-    X(Q4_0, NIBBLES) X(Q4_K, NIBBLES) X(MXFP4, NIBBLES) X(NVFP4, NIBBLES)
-MOEI_Q8_VNNI_KINDS(MOEI_Q8_TILES)
+         moei_q8_tile_##f##_##as##_2_4, five, six, NULL, NULL}};
+#define MOEI_Q8_TILES_6(f, as)                                                                                           \
+    MOEI_Q8_TILE(f, as, 2, 5) MOEI_Q8_TILE(f, as, 2, 6)                                                                  \
+    MOEI_Q8_TILES(f, as, moei_q8_tile_##f##_##as##_2_5, moei_q8_tile_##f##_##as##_2_6)
+#define MOEI_Q8_TILES_4(f, as) MOEI_Q8_TILES(f, as, NULL, NULL) /* two sums each leave no registers for more; of nibbles 1 token is fast */
+#define MOEI_Q8_VNNI_KINDS(six, four)                                                                                    \
+    six(Q8_0, BYTES) six(Q4_K, BYTES) four(Q6_K, BYTES) four(Q2_K, BYTES) four(NVFP4, BYTES)                             \
+    four(Q4_0, NIBBLES) four(Q4_K, NIBBLES) four(MXFP4, NIBBLES) four(NVFP4, NIBBLES)
+MOEI_Q8_VNNI_KINDS(MOEI_Q8_TILES_6, MOEI_Q8_TILES_4)
 #define MOEI_Q8_TILES_OF(f, as) case MOE_FORMAT_##f * 16 + MOEI_Q8_##as: return moei_q8_tiles_##f##_##as[panels - 1];
 static moei_q8_times_fn *const *moei_q8_tiles(uint32_t f, int as, uint32_t panels) {
-    switch ((int)moei_q8_kind(f, as) * 16 + as) { MOEI_Q8_VNNI_KINDS(MOEI_Q8_TILES_OF) default: return NULL; }
+    switch ((int)moei_q8_kind(f, as) * 16 + as) { MOEI_Q8_VNNI_KINDS(MOEI_Q8_TILES_OF, MOEI_Q8_TILES_OF) default: return NULL; }
 }
 /* Part `part` of n tokens' block: of a tile's tokens, then of the others. (gcc makes an extraction and a masked store one instruction,
    and that one faults where it does not store.) */
@@ -6338,15 +6348,17 @@ static moei_q8_decode_fn *moei_q8_decoder(uint32_t f, int as) {
 static void moei_q8_sweep_vnni(int as, moei_q8tile *t, const void *const *x, uint32_t n_tokens, float *out, moei_ahead *ahead) {
     const uint32_t panels = t->n_rows > 16 ? 2 : 1, width = MOEI_Q8_TOKENS / panels;
     moei_q8_times_fn *const *tiles = moei_q8_tiles(t->format, as, panels);
-    for (uint32_t i = 0, group; i < n_tokens; i += group) {
-        group = n_tokens - i < MOEI_Q8_TOKENS ? n_tokens - i : (uint32_t)MOEI_Q8_TOKENS;
-        t->x = (const uint8_t *)x[i], t->x_block = moei_q8_group_bytes(group);
-        for (uint32_t j = 0, c; j < group; j += c, t->x += moei_q8_group_bytes(c)) {
-            c = group - j < width ? group - j : width;
-            t->out = out + (i + j) * t->out_stride;
-            t->ahead_step = moei_ahead_take(ahead, c, t->n_blocks, &t->ahead, &t->ahead_end);
-            tiles[c - 1](t);
+    const uint32_t last = panels == 2 && tiles[5] ? 6 : width;
+    for (uint32_t i = 0, c; i < n_tokens; i += c) {
+        c = n_tokens - i <= last ? n_tokens - i : width;
+        for (uint32_t four = 0; four < 2; four++) {
+            const uint32_t at = c > MOEI_Q8_WIDTH ? i + four * MOEI_Q8_WIDTH : i, group = at / MOEI_Q8_TOKENS * MOEI_Q8_TOKENS;
+            t->x[four] = (const uint8_t *)x[group] + (at > group ? moei_q8_group_bytes(MOEI_Q8_WIDTH) : 0);
+            t->x_block[four] = moei_q8_group_bytes(moei_min32(n_tokens - group, MOEI_Q8_TOKENS));
         }
+        t->out = out + i * t->out_stride;
+        t->ahead_step = moei_ahead_take(ahead, c, t->n_blocks, &t->ahead, &t->ahead_end);
+        tiles[c - 1](t);
     }
 }
 /* While a lone panel is decoded as much is prefetched as during so many tokens: few tokens leave memory too little time (Zen 5, layer, one
