@@ -6012,7 +6012,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_columns8(const uint8_t *p, size_t stride, __m5
 /* Where a step of 16 rows goes. */
 typedef struct moei_q8to {
     uint8_t *p;
-    size_t lane, n; /* bytes from a block to the next; blocks */
+    size_t lane; /* bytes from a block to the next */
     int as;
 } moei_q8to;
 MOEI_FORCE MOEI_VNNI void moei_q8_put(const moei_q8to *to, size_t b, size_t vector, __m512i v) {
@@ -6266,26 +6266,55 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_sub(uint32_t f, const uint8_t *p, size_
     }
 }
 /* Those that lie apart: row by row, then transposed. */
+typedef struct moei_q8sides { /* of 16 rows: where they are (by_grid), or their values */
+    int by_grid;
+    moei_q8grid grid[16][2];
+    moei_q8side side[16];
+} moei_q8sides;
 typedef struct moei_q8rows {
     __m256 d[16], m[16];
     __m256i zero[16];
 } moei_q8rows;
+MOEI_FORCE MOEI_VNNI void moei_q8_sides_of(uint32_t f, const moei_rows *w, size_t r, size_t last, moei_q8sides *to) {
+    moei_q8grid grid[2];
+    to->by_grid = moei_q8_grid_is(f, &w->scale, &w->zero);
+    if (!to->by_grid) return;
+    moei_q8_grid_of(&w->scale, w->k, &grid[0]), moei_q8_grid_of(&w->zero, w->k, &grid[1]);
+    for (size_t j = 0; j < 16; j++) {
+        moei_q8_grid_rows(f, w, moei_min(r + j, last), 0, grid);
+        to->grid[j][0] = grid[0], to->grid[j][1] = grid[1];
+    }
+}
+MOEI_FORCE MOEI_VNNI void moei_q8_side_rows(uint32_t f, const moei_rows *w, size_t i, const moei_q8sides *from, moei_q8rows *rows) {
+    const uint32_t type = w->scale.data ? w->scale.type : (uint32_t)MOE_TYPE_NONE;
+    __m512 d, m = _mm512_setzero_ps();
+    __m128i raw[2] = {_mm_setzero_si128(), _mm_setzero_si128()};
+    for (size_t r = 0; r < 16 && from->by_grid; r += 2) {
+        MOEI_UNROLL for (size_t j = 0; j < 2; j++) {
+            if (type) raw[j] = moei_q8_grid_raw(f, &from->grid[r + j][0], i);
+            if (moei_q8_has_zeros(f, w)) rows->zero[r + j] = moei_q8_grid_zero(w->zero.type, &from->grid[r + j][1], i);
+            else rows->zero[r + j] = _mm256_set1_epi32(8);
+        }
+        moei_q8_scales2(f, type, raw[0], raw[1], &d, &m);
+        _mm512_storeu_ps((float *)(void *)&rows->d[r], d), _mm512_storeu_ps((float *)(void *)&rows->m[r], m);
+    }
+    for (size_t r = 0; r < 16 && !from->by_grid; r++) {
+        moei_q8s s;
+        moei_q8_scales(f, NULL, &from->side[r], i % MOEI_Q8_CHUNK, &s);
+        rows->d[r] = s.d;
+        if (moei_q8_is_nvfp4(f)) rows->m[r] = s.m;
+        if (f == MOE_FORMAT_INT4_GROUP) rows->zero[r] = s.zero;
+    }
+}
 MOEI_FORCE MOEI_VNNI void moei_q8_decode_column(const void *rows, size_t scale, const moei_q8to *to) {
     __m512i v[8];
     moei_q8_columns8((const uint8_t *)rows, 32, v);
-    MOEI_UNROLL for (size_t b = 0; b < 8; b++)
-        if (b < to->n) moei_q8_put_scale(to, b, scale, _mm512_castsi512_ps(v[b]));
+    MOEI_UNROLL for (size_t b = 0; b < 8; b++) moei_q8_put_scale(to, b, scale, _mm512_castsi512_ps(v[b]));
 }
-MOEI_FORCE MOEI_VNNI void moei_q8_decode_sides(uint32_t f, const uint8_t *p, size_t stride, const moei_q8side *side, size_t chunk,
-                                               __m512i zero[8], const moei_q8to *to) {
+MOEI_FORCE MOEI_VNNI void moei_q8_decode_sides(uint32_t f, const moei_rows *w, size_t i, const moei_q8sides *sides, __m512i zero[8],
+                                               const moei_q8to *to) {
     moei_q8rows rows;
-    for (size_t r = 0; r < 16; r++) {
-        moei_q8s s;
-        moei_q8_scales_vnni(f, p + r * stride, &side[r], chunk, &s);
-        rows.d[r] = s.d;
-        if (moei_q8_is_nvfp4(f)) rows.m[r] = s.m;
-        if (f == MOE_FORMAT_INT4_GROUP) rows.zero[r] = s.zero;
-    }
+    moei_q8_side_rows(f, w, i, sides, &rows);
     moei_q8_decode_column(rows.d, 0, to);
     if (moei_q8_is_nvfp4(f)) moei_q8_decode_column(rows.m, 1, to);
     if (f != MOE_FORMAT_INT4_GROUP) return;
@@ -6293,45 +6322,43 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_sides(uint32_t f, const uint8_t *p, siz
     MOEI_UNROLL for (int b = 0; b < 8; b++) /* to all bytes */
         zero[b] = _mm512_mullo_epi32(_mm512_add_epi32(zero[b], _mm512_set1_epi32(128)), _mm512_set1_epi32(0x01010101));
 }
-MOEI_FORCE MOEI_VNNI void moei_q8_decode_step(uint32_t f, const uint8_t *p, size_t stride, const moei_q8side *side, size_t chunk,
-                                              const moei_q8to *to) {
-    __m512i zero[8];
-    switch (f) {
-    case MOE_FORMAT_Q4_K:
-    case MOE_FORMAT_Q5_K: moei_q8_decode_scales_k(p, stride, to), moei_q8_decode_q45k(f, p, stride, to); break;
-    case MOE_FORMAT_Q2_K:
-    case MOE_FORMAT_Q3_K: moei_q8_decode_sub(f, p, stride, to), moei_q8_decode_q23k(f, p, stride, to); break;
-    case MOE_FORMAT_Q6_K: moei_q8_decode_sub(f, p, stride, to), moei_q8_decode_q6k(p, stride, to); break;
-    default:
-        if (moei_q8_has_side(f)) moei_q8_decode_sides(f, p, stride, side, chunk, zero, to);
-        moei_q8_decode_blocks(f, p, stride, zero, to);
-    }
-}
 /* A step of 16 rows from row r; beyond the view's end the last one again. */
-MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, int as, const moei_rows *w, size_t r, size_t n_rows, size_t i, moei_q8side *side,
+MOEI_FORCE MOEI_VNNI void moei_q8_decode16(uint32_t f, int as, const moei_rows *w, size_t r, size_t n_rows, size_t i, moei_q8sides *sides,
                                            uint8_t *panel) {
     const size_t step = moei_q8_step_bytes(f), n_blocks = w->k / 32, last = n_rows - 1, size = moei_q8_entry(f, as);
-    const moei_q8to to = {panel + i * size, (w->k + 255) / 256 * size, n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8, as};
+    const size_t n = n_blocks - 8 * i < 8 ? n_blocks - 8 * i : 8;
+    const moei_q8to to = {panel + i * size, (w->k + 255) / 256 * size, as};
     const uint8_t *p = moei_row(w, r) + i * step;
     uint8_t copy[16 * 272];
+    __m512i zero[8];
     size_t stride = w->row_stride;
-    if (to.n < 8 || r + 15 > last) {
+    if (n < 8 || r + 15 > last) {
         memset(copy, 0, sizeof copy);
-        for (size_t j = 0; j < 16; j++) memcpy(copy + j * step, moei_row(w, r + j < last ? r + j : last) + i * step, to.n * step / 8);
+        for (size_t j = 0; j < 16; j++) memcpy(copy + j * step, moei_row(w, moei_min(r + j, last)) + i * step, n * step / 8);
         p = copy, stride = step;
     }
-    for (size_t j = 0; moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0 && j < 16; j++)
-        moei_q8_sides(f, w, r + j < last ? r + j : last, i, &side[j]);
-    moei_q8_decode_step(f, p, stride, side, i % MOEI_Q8_CHUNK, &to);
+    switch (f) {
+    case MOE_FORMAT_Q4_K:
+    case MOE_FORMAT_Q5_K: moei_q8_decode_scales_k(p, stride, &to), moei_q8_decode_q45k(f, p, stride, &to); return;
+    case MOE_FORMAT_Q2_K:
+    case MOE_FORMAT_Q3_K: moei_q8_decode_sub(f, p, stride, &to), moei_q8_decode_q23k(f, p, stride, &to); return;
+    case MOE_FORMAT_Q6_K: moei_q8_decode_sub(f, p, stride, &to), moei_q8_decode_q6k(p, stride, &to); return;
+    default: break;
+    }
+    for (size_t j = 0; moei_q8_has_side(f) && !sides->by_grid && i % MOEI_Q8_CHUNK == 0 && j < 16; j++)
+        moei_q8_sides(f, w, moei_min(r + j, last), i, &sides->side[j]);
+    if (moei_q8_has_side(f)) moei_q8_decode_sides(f, w, i, sides, zero, &to);
+    moei_q8_decode_blocks(f, p, stride, zero, &to);
 }
 typedef void moei_q8_decode_fn(const moei_rows *w, size_t r, size_t n_rows, const moei_q8tile *t, uint8_t *panel);
 #define MOEI_Q8_DECODE(as, target, f)                                                                                    \
     static target void moei_q8_decode_##as##_##f(const moei_rows *w, size_t r, size_t n_rows, const moei_q8tile *t, uint8_t *panel) { \
         const uint8_t *ahead = t->ahead, *ahead_end = t->ahead_end;                                                      \
-        moei_q8side side[16];                                                                                            \
+        moei_q8sides sides;                                                                                              \
+        if (moei_q8_has_side(MOE_FORMAT_##f)) moei_q8_sides_of(MOE_FORMAT_##f, w, r, n_rows - 1, &sides);                \
         for (size_t i = 0; 256 * i < w->k; i++) {                                                                        \
             MOEI_AHEAD(t->ahead_step);                                                                                   \
-            moei_q8_decode16(MOE_FORMAT_##f, MOEI_Q8_##as, w, r, n_rows, i, side, panel);                                \
+            moei_q8_decode16(MOE_FORMAT_##f, MOEI_Q8_##as, w, r, n_rows, i, &sides, panel);                              \
         }                                                                                                                \
     }
 #define MOEI_Q8_FORMATS_4(X, as, target)                                                                                 \
