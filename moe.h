@@ -5702,8 +5702,8 @@ MOEI_FORCE MOEI_VNNI void moei_q8_dots(uint32_t kind, int as, int P, int c, moei
     const int halves = moei_q8_has_halves(kind), nibbles = as == MOEI_Q8_NIBBLES, chains = moei_q8_chains(kind, P, c);
     MOEI_UNROLL for (int i = 0; i < P * c; i++) {
         s[1][i] = halves ? moei_q8_of(x, MOEI_Q8_SECOND, c, i / P) : _mm512_setzero_si512();
-        MOEI_PIN(s[1][i]);
-        if (nibbles && kind == MOE_FORMAT_Q4_K) s[0][i] = s[1][i];
+        if (chains == 2) MOEI_PIN(s[1][i]);
+        if (nibbles && kind == MOE_FORMAT_Q4_K) s[0][i] = _mm512_setzero_si512(); /* no offset */
         else s[0][i] = moei_q8_of(x, halves ? MOEI_Q8_FIRST : MOEI_Q8_ALL, c, i / P);
         if (nibbles && kind == MOE_FORMAT_Q4_0) s[0][i] = _mm512_srai_epi32(s[0][i], 4); /* its offset is 8 */
     }
@@ -5735,7 +5735,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_scaled(int P, int c, moei_q8at e, size_t i, co
         MOEI_UNROLL for (int p = 0; p < P; p++) acc[P * t + p] = _mm512_fmadd_ps(s[P * t + p], _mm512_mul_ps(d[p], dx), acc[P * t + p]);
     }
 }
-
+/* One entry times c tokens. */
 MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int as, int P, int c, moei_q8at e, const uint8_t *const *x, const moei_q8unpack *u,
                                              __m512 *acc) {
     const __m512 magic = _mm512_set1_ps(MOEI_MAGIC);
@@ -6022,7 +6022,6 @@ MOEI_FORCE MOEI_VNNI void moei_q8_put_scale(const moei_q8to *to, size_t b, size_
     moei_q8_put(to, b, (size_t)to->as + i, _mm512_castps_si512(v));
 }
 /* a and b in bytes: nibbles of both that are low or high, a's to the low ones. */
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_low_bytes(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi32(255)); }
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_low_nibbles(__m512i a, __m512i b) {
     return _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), a, _mm512_slli_epi16(b, 4), 0xca);
 }
@@ -6070,7 +6069,9 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_dword_at(const __m512i *t, size_t at) {
 }
 MOEI_FORCE MOEI_VNNI __m512 moei_q8_low_halves(__m512i v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)); }
 MOEI_FORCE MOEI_VNNI __m512 moei_q8_half_at(const __m512i *t, size_t at) { return moei_q8_low_halves(moei_q8_right(t[at / 4], at % 4)); }
-MOEI_FORCE MOEI_VNNI __m512i moei_q8_byte_at(const __m512i *t, size_t at) { return moei_q8_low_bytes(moei_q8_right(t[at / 4], at % 4)); }
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_byte_at(const __m512i *t, size_t at) {
+    return _mm512_and_si512(moei_q8_right(t[at / 4], at % 4), _mm512_set1_epi32(255));
+}
 /* 2^(e - 128) for 16 exponents: as moei_q8_half_e8m0. */
 MOEI_FORCE MOEI_VNNI __m512 moei_q8_e8m0(__m512i e) {
     const __m512i tiny = _mm512_sllv_epi32(_mm512_set1_epi32(0x200000), _mm512_min_epi32(e, _mm512_set1_epi32(2)));
