@@ -280,6 +280,7 @@ EMU(void) emu_put_some(void *p, uint64_t mask, emu e, int n, size_t size) {
 
 #define _mm512_mask_mov_ps(v, m, w)       (emu_some(emu_f(v), m, emu_f(w).u8, 16, 4).f)
 #define _mm512_mask_mov_epi16(v, m, w)    (emu_some(emu_i(v), m, emu_i(w).u8, 32, 2).i)
+#define _mm512_maskz_slli_epi32(m, v, n)  (emu_some(emu_i(EMU_ZERO), m, emu_i(_mm512_slli_epi32(v, n)).u8, 16, 4).i)
 #define _mm512_mask_add_epi16(v, m, a, b) _mm512_mask_mov_epi16(v, m, _mm512_add_epi16(a, b))
 #define _mm512_mask_add_epi8(v, m, a, b)  (emu_some(emu_i(v), m, emu_i(_mm512_add_epi8(a, b)).u8, 64, 1).i)
 #define _mm256_mask_mov_ps(v, m, w)       ((__m256)emu_some(emu_y((__m256i)(v)), m, emu_y((__m256i)(w)).u8, 8, 4).i256[0])
@@ -299,6 +300,7 @@ EMU(uint64_t) emu_bits(__m512i v, int size) { /* of elements that are all ones o
 #define _mm512_cmpeq_epi16_mask(a, b) ((__mmask32)emu_bits(emu_equal16(a, b), 2))
 EMU_I(equal16, _mm256_cmpeq_epi16)
 #define _mm512_cmpeq_epi32_mask(a, b) ((__mmask16)emu_bits(emu_equal32(a, b), 4))
+#define _mm512_cmpneq_epi32_mask(a, b) ((__mmask16)~_mm512_cmpeq_epi32_mask(a, b))
 EMU_I(equal32, _mm256_cmpeq_epi32)
 #define _mm512_test_epi16_mask(a, b) ((__mmask32)~emu_bits(emu_equal16(_mm512_and_si512(a, b), EMU_ZERO), 2))
 #define _mm512_test_epi8_mask(a, b)  ((__mmask64)~emu_bits8(emu_equal8(_mm512_and_si512(a, b), EMU_ZERO)))
