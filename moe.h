@@ -6038,10 +6038,11 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_fifth(__m512i bits, size_t j) {
     const __m512i four = _mm512_and_si512(_mm512_srlv_epi32(bits, _mm512_set1_epi32((int)(4 * j))), _mm512_set1_epi32(15));
     return moei_q8_zand(_mm512_mullo_epi32(four, _mm512_set1_epi32(1 << 4 | 1 << 11 | 1 << 18 | 1 << 25)), 16);
 }
-/* ---- of blocks that follow each other byte by byte, weights and scales ---- */
 
-/* Where the weights of block b begin in a step. */
+/* Blocks of 32 one after the other, with their scales, and IQ4_XS */
+
 MOEI_FORCE int moei_q8_is_byte(uint32_t f) { return f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_INT8_CHANNEL; }
+/* Where the weights of block b begin in a step. */
 MOEI_FORCE size_t moei_q8_weights_at(uint32_t f, size_t b) {
     switch (f) {
     case MOE_FORMAT_IQ4_XS: return 8 + 16 * b;
@@ -6121,6 +6122,12 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_in_order(__m512i a, __m512i b, size_t half)
     const __m512i lows = _mm512_ternarylogic_epi32(first, x, _mm512_srli_epi16(x, 4), 0xca);
     return _mm512_ternarylogic_epi32(low, lows, _mm512_ternarylogic_epi32(first, _mm512_slli_epi16(y, 4), y, 0xca), 0xca);
 }
+/* Dwords j and j + 4 of a block as a panel of nibbles has them. */
+MOEI_FORCE MOEI_VNNI __m512i moei_q8_nibbles(uint32_t f, const __m512i q[4], size_t j) {
+    if (moei_q8_has_side(f)) return moei_q8_in_order(q[j / 2], q[j / 2 + 2], j % 2);
+    if (f != MOE_FORMAT_NVFP4) return q[j];
+    return j < 2 ? moei_q8_low_nibbles(q[j], q[j + 2]) : moei_q8_high_nibbles(q[j - 2], q[j]);
+}
 /* zero: of 16 rows and 8 blocks, in every byte. */
 MOEI_FORCE MOEI_VNNI void moei_q8_decode_block(uint32_t f, size_t b, const uint8_t *p, size_t stride, const __m512i *zero, __m512i *t,
                                                const moei_q8to *to) {
@@ -6131,17 +6138,8 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_block(uint32_t f, size_t b, const uint8
     moei_q8_decode_scale(f, t, b, to);
     MOEI_UNROLL for (size_t j = 0; j < 8; j++)
         if (wide || j < 4) q[j] = moei_q8_dword_at(t, at + 4 * j);
-    if (to->as == MOEI_Q8_NIBBLES && f == MOE_FORMAT_NVFP4) {
-        MOEI_UNROLL for (size_t j = 0; j < 2; j++) moei_q8_put(to, b, j, moei_q8_low_nibbles(q[j], q[j + 2]));
-        MOEI_UNROLL for (size_t j = 0; j < 2; j++) moei_q8_put(to, b, j + 2, moei_q8_high_nibbles(q[j], q[j + 2]));
-        return;
-    }
-    if (to->as == MOEI_Q8_NIBBLES && !moei_q8_has_side(f)) {
-        MOEI_UNROLL for (size_t j = 0; j < 4; j++) moei_q8_put(to, b, j, q[j]);
-        return;
-    }
     if (to->as == MOEI_Q8_NIBBLES) {
-        MOEI_UNROLL for (size_t j = 0; j < 4; j++) moei_q8_put(to, b, j, moei_q8_in_order(q[j / 2], q[j / 2 + 2], j % 2));
+        MOEI_UNROLL for (size_t j = 0; j < 4; j++) moei_q8_put(to, b, j, moei_q8_nibbles(f, q, j));
         return;
     }
     if (!wide) moei_q8_apart(f, q, v);
@@ -6158,7 +6156,8 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_blocks(uint32_t f, const uint8_t *p, si
     moei_q8_decode_block(f, 4, p, stride, zero, t, to), moei_q8_decode_block(f, 5, p, stride, zero, t, to);
     moei_q8_decode_block(f, 6, p, stride, zero, t, to), moei_q8_decode_block(f, 7, p, stride, zero, t, to);
 }
-/* ---- K-quants ---- */
+
+/* K-quants */
 
 MOEI_FORCE MOEI_VNNI void moei_q8_decode_q45k(uint32_t f, const uint8_t *p, size_t stride, const moei_q8to *to) {
     __m512i t[8], high[8];

@@ -469,7 +469,7 @@ static void lay_out_all(uint32_t of, int back, const tokens *x, size_t k) {
 }
 static void test_matrix(const tier *tiers, size_t n_tiers, uint32_t f, size_t k, const side_case *side, int content,
                         int every) {
-    static const uint32_t counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 33, 40};
+    static const uint32_t counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 21, 22, 33, 34, 40};
     enum { N = 20 };
     static float want[MAX_TOKENS * MAX_ROWS];
     uint32_t most = every ? MAX_ROWS : N;
