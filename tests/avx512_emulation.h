@@ -299,7 +299,7 @@ EMU(uint64_t) emu_bits(__m512i v, int size) { /* of elements that are all ones o
 }
 #define _mm512_cmpeq_epi16_mask(a, b) ((__mmask32)emu_bits(emu_equal16(a, b), 2))
 EMU_I(equal16, _mm256_cmpeq_epi16)
-#define _mm512_cmpeq_epi32_mask(a, b) ((__mmask16)emu_bits(emu_equal32(a, b), 4))
+#define _mm512_cmpeq_epi32_mask(a, b)  ((__mmask16)emu_bits(emu_equal32(a, b), 4))
 #define _mm512_cmpneq_epi32_mask(a, b) ((__mmask16)~_mm512_cmpeq_epi32_mask(a, b))
 EMU_I(equal32, _mm256_cmpeq_epi32)
 #define _mm512_test_epi16_mask(a, b) ((__mmask32)~emu_bits(emu_equal16(_mm512_and_si512(a, b), EMU_ZERO), 2))
