@@ -2082,10 +2082,12 @@ typedef struct moei_ahead {
     uint64_t rate[2], done[2]; /* 2^-32 cache lines per token of a tile, and so far */
 } moei_ahead;
 MOEI_FORCE moei_ahead moei_ahead_next(const moei_rows *w, size_t work) { /* what w names, over so many tokens of tiles */
-    const size_t bytes = w->prefetch ? w->prefetch_bytes : 0, x_bytes = w->next_x ? w->next_x_bytes : 0;
-    moei_ahead a = {{w->prefetch ? w->prefetch : w->data, w->next_x ? w->next_x : w->data}, {0, 0}, {0, 0}};
-    a.rate[0] = (((uint64_t)(bytes / 64) << 32) + work - 1) / work, a.rate[1] = (((uint64_t)(x_bytes / 64) << 32) + work - 1) / work; /* up: */
-    return a;                                                                                                         /* not a line less */
+    const uint8_t *const named[2] = {w->prefetch, w->next_x};
+    const size_t bytes[2] = {w->prefetch_bytes, w->next_x_bytes};
+    moei_ahead a = {{w->data, w->data}, {0, 0}, {0, 0}};
+    for (int i = 0; i < 2; i++)
+        if (named[i]) a.data[i] = named[i], a.rate[i] = (((uint64_t)(bytes[i] / 64) << 32) + work - 1) / work; /* up: not a line less */
+    return a;
 }
 MOEI_FORCE const uint8_t *moei_ahead_move(moei_ahead *a, int which, uint32_t n_tokens, const uint8_t **end) {
     const uint8_t *begin = a->data[which] + (size_t)(a->done[which] >> 32) * 64;
@@ -3966,6 +3968,7 @@ MOEI_FORCE int moei_q8_has_halves(uint32_t f) { return moei_q8_has_sub(f) || moe
 MOEI_FORCE int moei_q8_is_e2m1(uint32_t f) {
     return moei_q8_is_nvfp4(f) || f == MOE_FORMAT_MXFP4 || f == MOE_FORMAT_MXFP4_HF;
 }
+MOEI_FORCE int moei_q8_has_table(uint32_t f) { return moei_q8_is_e2m1(f) || f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS; }
 MOEI_FORCE int moei_q8_is_wide(uint32_t f) { /* needs all 8 bits */
     return f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_INT8_CHANNEL || f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS;
 }
@@ -5231,7 +5234,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_bytes_vnni(uint32_t f, const uint8_t *p, const
     const __m512i head = f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1 ? moei_q8_each(z, size, 0) : v[0];
     MOEI_UNROLL for (int j = 0; j < 4; j++) {
         if (f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_Q5_1) v[j] = moei_q8_zfifth(v[j], head, c->high, size - 20 + (size_t)j);
-        if (moei_q8_is_e2m1(f) || f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS) v[j] = _mm512_shuffle_epi8(c->table, v[j]);
+        if (moei_q8_has_table(f)) v[j] = _mm512_shuffle_epi8(c->table, v[j]);
     }
     if (f == MOE_FORMAT_NVFP4 || moei_q8_has_order(f)) { /* 8 bytes are 16 weights in a row */
         const __m512i swap = v[1];
@@ -5250,11 +5253,6 @@ MOEI_FORCE MOEI_VNNI void moei_q8_scales_z(uint32_t f, const uint8_t *p, const _
         const __m512 h = _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_castsi256_si512(d), each)));
         s->d = _mm512_castps512_ps256(h), s->m = _mm512_extractf32x8_ps(h, 1);
     } else moei_q8_scales(f, p, side, j, s);
-}
-MOEI_FORCE MOEI_VNNI void moei_q8_scales_vnni(uint32_t f, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8s *s) {
-    __m512i z[4];
-    moei_q8_lines(f, p, z);
-    moei_q8_scales_z(f, p, z, side, j, s);
 }
 
 /* ---- AVX512-VNNI: straight from the rows ---- */
@@ -5606,25 +5604,26 @@ MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
                each as 8 n dwords of values and n times each of moei_q8_part.
    DEFINITION  as everywhere: sum x (w + 128) - 128 sum x is exact. Its second term is the same for all rows: it comes with the
                tokens, which are packed once, and not with the weights, which are decoded for every call.
-   REGISTERS   P panels x C tokens: P C integer sums, as many accumulators, P weights, an activation; P C is 8, but for the last tokens:
-               of bytes, 4 and 1 or 2 more are one tile of one chain (1 alone would take as long as 3: layer, 256 and 512 tokens, Q8_0
-               4 and 2 % faster). One panel x 8
-               tokens loads 81 times for 80 operations of ports 0 and 1, two x 4, where a broadcast serves two dot products, 58 times:
-               in L1 71 and 77 % of the peak where two loads and two 512-bit operations go in a cycle (Zen 5). But two panels leave
-               L1 while they are decoded, so few tokens take one (Zen 5, layer, two against one: 512 tokens 2 to 9 % faster, 64
-               tokens 10 to 20 % slower). What several operations use is pinned: gcc makes it a memory operand of each use.
-               Tried, and no faster: 5 or 6 tokens everywhere, panels side by side, lane by lane over all tokens (sums in memory: 2 to 10 % slower),
-               parts of k for long rows (Mixtral, 2048 of k of two pairs of panels: Q4_K 1 to 4 % faster, Q8_0 0 to 3, 128 tokens 7 % slower).
+   REGISTERS   P panels x C tokens: P C integer sums, as many accumulators, P weights, an activation; P C is 8, but for the last tokens
+               of bytes: 4 and 1 or 2 more are one tile of one chain (1 alone would take as long as 3: layer, 256 and 512 tokens, Q8_0
+               4 and 2 % faster). One panel x 8 tokens loads 81 times for 80 operations of ports 0 and 1, two x 4, where a broadcast
+               serves two dot products, 58 times: in L1 71 and 77 % of the peak where two loads and two 512-bit operations go in a cycle
+               (Zen 5). But two panels leave L1 while they are decoded, so few tokens take one (Zen 5, layer, two against one: 512 tokens
+               2 to 9 % faster, 64 tokens 10 to 20 % slower). What several operations use is pinned: gcc makes it a memory operand of
+               each use. Tried, and no faster: 5 or 6 tokens everywhere, panels side by side, lane by lane over all tokens (sums in
+               memory: 2 to 10 % slower), parts of k for long rows (Mixtral, 2048 of k of two pairs of panels: Q4_K 1 to 4 % faster,
+               Q8_0 0 to 3, 128 tokens 7 % slower).
    NIBBLES     Weights of 4 bits stay packed in the panel, and the tile takes them apart once for all its tokens, on ports that the dot
                products leave free: the panel fits L1 or nearly, decoding stores half (23 cycles a block for 37), and pairs pay from 9
-               tokens on (Zen 5, layer of qwen3-30b, 128 and 512 tokens: Q4_0 1.15 and 1.08, Q4_K 1.33 and 1.04, MXFP4 1.12 and 1.03
+               tokens on (Zen 5, layer of qwen3-30b, 128 and 512 tokens: Q4_0 1.14 and 1.07, Q4_K 1.16 and 1.05, MXFP4 1.12 and 1.02
                times faster; the tile alone is level, but by table 3 % slower). Not on Intel, where all 512-bit arithmetic shares two ports.
    LIMITS      A block and token is 8 dot products, a conversion, a multiplication and an fma; a minimum and scales per 16 an fma
-               more. On Zen conversions have other ports: at most 80 % of the peak (73 with a minimum, 67 with scales per 16); where
-               ports 0 and 5 do all 512-bit arithmetic (Intel) 73 %, with a minimum 67 %, with scales per 16 62 %, NVFP4 57 %. */
+               more; two chains an addition. On Zen conversions and additions have other ports: at most 80 % of the peak (73 with a
+               minimum, 67 with scales per 16); where ports 0 and 5 do all 512-bit arithmetic (Intel) 67 %, with a minimum or scales per
+               16 62 %, NVFP4 57 %. */
 
-enum { MOEI_Q8_TOKENS = 8, MOEI_Q8_WIDTH = 4, MOEI_Q8_SUMS = 12, MOEI_Q8_PAIR = 16 }; /* of a group; of a tile of two panels; P C; more
-   than these have two panels */
+/* Tokens of a group; of a tile of two panels; P C at most; tokens up to which bytes have one panel (nibbles: a group). */
+enum { MOEI_Q8_TOKENS = 8, MOEI_Q8_WIDTH = 4, MOEI_Q8_SUMS = 12, MOEI_Q8_PAIR = 16 };
 /* What a packed block has of each token after its values. */
 enum moei_q8_part {
     MOEI_Q8_D = 8, MOEI_Q8_S, MOEI_Q8_SUM16,
@@ -5642,10 +5641,13 @@ MOEI_FORCE size_t moei_q8_entry(uint32_t f, int as) {
 static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) { /* of up to two */
     return (n_rows > 16 ? 2 : n_rows > 0) * ((k + 255) / 256 * 8 * moei_q8_entry(MOE_FORMAT_Q2_K, MOEI_Q8_BYTES));
 }
-MOEI_FORCE int moei_q8_has_table(uint32_t f) { return moei_q8_is_e2m1(f) || f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS; }
 /* Weights of 4 bits whose offset is a constant. */
+#define MOEI_Q8_FORMATS_4(X, as, target)                                                                                 \
+    X(as, target, Q4_0) X(as, target, Q4_1) X(as, target, Q4_K) X(as, target, IQ4_NL) X(as, target, IQ4_XS) X(as, target, MXFP4) \
+    X(as, target, NVFP4) X(as, target, MXFP4_HF) X(as, target, NVFP4_HF)
+#define MOEI_Q8_IS_4(as, target, f) case MOE_FORMAT_##f:
 MOEI_FORCE int moei_q8_has_nibbles(uint32_t f) {
-    return f == MOE_FORMAT_Q4_0 || f == MOE_FORMAT_Q4_1 || f == MOE_FORMAT_Q4_K || moei_q8_has_table(f);
+    switch (f) { MOEI_Q8_FORMATS_4(MOEI_Q8_IS_4, , ) return 1; default: return 0; }
 }
 /* What the tile needs to know of a format: formats of a kind share its code. */
 MOEI_FORCE uint32_t moei_q8_kind(uint32_t f, int as) {
@@ -6215,8 +6217,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_decode_scales_k(const uint8_t *p, size_t strid
     const __m512i byte = _mm512_set1_epi32(255), minus = _mm512_set1_epi32((int)0x80000000u);
     __m512i h[4], s[2], n[2];
     moei_q8_columns(p, stride, h);
-    const __m512 d = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(h[0]));
-    const __m512 m_plus = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(h[0], 16)));
+    const __m512 d = moei_q8_half_at(h, 0), m_plus = moei_q8_half_at(h, 2);
     const __m512 m = _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(m_plus), minus));
     s[0] = moei_q8_zand(h[1], 63), s[1] = moei_q8_zput(moei_q8_zand(h[3], 15), _mm512_srli_epi16(h[1], 2), 0x30);
     n[0] = moei_q8_zand(h[2], 63), n[1] = moei_q8_zput(moei_q8_zand(_mm512_srli_epi16(h[3], 4), 15), _mm512_srli_epi16(h[2], 2), 0x30);
@@ -6292,11 +6293,13 @@ MOEI_FORCE MOEI_VNNI void moei_q8_side_rows(uint32_t f, const moei_rows *w, size
     for (size_t r = 0; r < 16 && from->by_grid; r += 2) {
         MOEI_UNROLL for (size_t j = 0; j < 2; j++) {
             if (type) raw[j] = moei_q8_grid_raw(f, &from->grid[r + j][0], i);
-            if (moei_q8_has_zeros(f, w)) rows->zero[r + j] = moei_q8_grid_zero(w->zero.type, &from->grid[r + j][1], i);
+            if (f != MOE_FORMAT_INT4_GROUP) continue;
+            if (w->zero.data) rows->zero[r + j] = moei_q8_grid_zero(w->zero.type, &from->grid[r + j][1], i);
             else rows->zero[r + j] = _mm256_set1_epi32(8);
         }
         moei_q8_scales2(f, type, raw[0], raw[1], &d, &m);
-        _mm512_storeu_ps((float *)(void *)&rows->d[r], d), _mm512_storeu_ps((float *)(void *)&rows->m[r], m);
+        _mm512_storeu_ps((float *)(void *)&rows->d[r], d);
+        if (moei_q8_is_nvfp4(f)) _mm512_storeu_ps((float *)(void *)&rows->m[r], m);
     }
     for (size_t r = 0; r < 16 && !from->by_grid; r++) {
         moei_q8s s;
@@ -6361,14 +6364,11 @@ typedef void moei_q8_decode_fn(const moei_rows *w, size_t r, size_t n_rows, cons
             moei_q8_decode16(MOE_FORMAT_##f, MOEI_Q8_##as, w, r, n_rows, i, &sides, panel);                              \
         }                                                                                                                \
     }
-#define MOEI_Q8_FORMATS_4(X, as, target)                                                                                 \
-    X(as, target, Q4_0) X(as, target, Q4_1) X(as, target, Q4_K) X(as, target, IQ4_NL) X(as, target, IQ4_XS) X(as, target, MXFP4) \
-    X(as, target, NVFP4) X(as, target, MXFP4_HF) X(as, target, NVFP4_HF)
 MOEI_Q8_FORMATS(MOEI_Q8_DECODE, BYTES, MOEI_VNNI)
 MOEI_Q8_FORMATS_4(MOEI_Q8_DECODE, NIBBLES, MOEI_VNNI)
 #define MOEI_Q8_DECODE_CASE(as, target, f) case MOE_FORMAT_##f: return moei_q8_decode_##as##_##f;
 static moei_q8_decode_fn *moei_q8_decoder(uint32_t f, int as) {
-    if (as == MOEI_Q8_NIBBLES) switch (f) { MOEI_Q8_FORMATS_4(MOEI_Q8_DECODE_CASE, NIBBLES, ) default: break; }
+    if (as == MOEI_Q8_NIBBLES) switch (f) { MOEI_Q8_FORMATS_4(MOEI_Q8_DECODE_CASE, NIBBLES, ) default: return NULL; }
     switch (f) { MOEI_Q8_FORMATS(MOEI_Q8_DECODE_CASE, BYTES, ) default: return NULL; }
 }
 /* Decoded panels times all tokens. */
@@ -6395,7 +6395,7 @@ enum { MOEI_Q8_DECODING = 2 };
 static void moei_q8_panel_as(int nibbles, void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                              size_t out_stride) {
     const int as = nibbles && moei_q8_has_nibbles(w->format) ? MOEI_Q8_NIBBLES : MOEI_Q8_BYTES;
-    const uint32_t most = n_tokens > (as == MOEI_Q8_NIBBLES ? (uint32_t)MOEI_Q8_TOKENS : (uint32_t)MOEI_Q8_PAIR) ? 32 : 16;
+    const uint32_t one = as == MOEI_Q8_NIBBLES ? MOEI_Q8_TOKENS : MOEI_Q8_PAIR, most = n_tokens > one ? 32 : 16;
     const uint32_t decode = most == 16 && moei_q8_step_bytes(w->format) >= 176 ? MOEI_Q8_DECODING : 0;
     moei_ahead ahead = moei_ahead_next(w, (n_rows + most - 1) / most * (size_t)(n_tokens + decode));
     moei_q8tile t;
@@ -8790,7 +8790,6 @@ static void *moei_take(moei_plan *p, size_t count, size_t bytes) {
     p->used = end;
     return at;
 }
-
 
 /* The most tokens that a matrix takes at a time: where they are packed, whole groups that stay near a core. */
 static size_t moei_most(const moei_arith *a, size_t k) {
