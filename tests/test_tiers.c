@@ -225,20 +225,33 @@ static void check_products(const subject *s, uint32_t format, const moei_rows *w
               n_rows, token_counts[i], w->k, on_the_way ? ", decoded on the way" : "");
     }
 }
+/* Where the value of a prepared row at byte `at` lies in a panel. Tiles of AVX2 have 4 rows in turns, 32 bytes each. */
+static size_t panel_at(const subject *s, uint32_t r, size_t row, size_t at) {
+    if (!s->arith->tiles) return r * row + at;
+    return r / 4 * 4 * row + at / 32 * 128 + r % 4 * 32 + at % 32;
+}
 static void check_panel(const subject *s, uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
                         int at_end) {
     size_t bytes = s->arith->panel_bytes(n_rows, w->k), row = s->arith->row_bytes(w->k), wrong = 0;
+    const uint32_t tile = s->arith->tiles ? s->arith->tiles->rows : 1;
     guarded panel = guarded_new(bytes, at_end);
     uint8_t *one = (uint8_t *)malloc(row);
-    check(bytes == row * n_rows, s->name, "panel_bytes(%u, %zu) = %zu", n_rows, w->k, bytes);
+    check(bytes == row * ((n_rows + tile - 1) / tile * tile), s->name, "panel_bytes(%u, %zu) = %zu", n_rows, w->k, bytes);
     memset(panel.data, 0xff, bytes);
-    if (s->arith->ops[format].decode) s->arith->ops[format].decode(w, n_rows, panel.data);
+    moei_decode_fn *decode = s->arith->ops[format].decode;
+    if (decode && !s->arith->tiles) decode(w, n_rows, panel.data);
+    if (decode && s->arith->tiles)
+        for (uint32_t r = 0; r < n_rows; r += tile) {
+            moei_rows some = *w;
+            some.row0 += r;
+            decode(&some, n_rows - r < tile ? n_rows - r : tile, panel.data + r * row);
+        }
+    if (!decode) moei_decode_default(s->arith, w, n_rows, panel.data);
     for (uint32_t r = 0; r < n_rows; r++) {
         s->arith->prepare(one, weight[w->row0 + r], 0, w->k, w->k);
-        if (!s->arith->ops[format].decode) memcpy(panel.data + r * row, one, row);
         for (size_t i = 0; i < row; i += 4) {
             uint32_t a, b;
-            memcpy(&a, one + i, 4), memcpy(&b, panel.data + r * row + i, 4);
+            memcpy(&a, one + i, 4), memcpy(&b, panel.data + panel_at(s, r, row, i), 4);
             if (s->arith->compute == MOE_COMPUTE_F32) wrong += !same_float(moei_float(a), moei_float(b));
             else
                 wrong += !same_float(moei_bf16((uint16_t)a), moei_bf16((uint16_t)b)) ||
