@@ -4591,18 +4591,22 @@ MOEI_FORCE size_t moei_q8_fit(uint32_t f) {
 /* Rows of a tile: with two kinds of sums there are registers for one. */
 MOEI_FORCE int moei_q8_tile_rows(uint32_t f, int vex) { return moei_q8_has_halves(f) || (!vex && moei_q8_fit(f) < 8) ? 1 : 2; }
 
+/* One token of weights that are never -128 takes |q| x sign(w, q), |q| from one place for all rows: x[1].q, a step has two moei_q8 (Zen 3,
+   IQ4_NL in cache: 31 cycles a step, so 29). */
+MOEI_FORCE int moei_q8_has_abs(uint32_t f, int vex, int c) { return c == 1 && !vex && (f == MOE_FORMAT_IQ4_NL || f == MOE_FORMAT_IQ4_XS); }
+
 /* n[row][token] (+)= dwords [j, end) of rows x c; by: what 16-bit sums are multiplied by, per row. */
 MOEI_FORCE MOEI_AVX2 void moei_q8_sums_avx2(uint32_t f, int vex, int rows, int c, size_t j, size_t end, const moei_q8entry *const *e,
                                             const __m256i *by, int fresh, const moei_q8 *const *x, __m256i *n) {
     const size_t begin = j, fit = moei_q8_fit(f);
-    const int wide = moei_q8_is_wide(f) && !vex;
+    const int wide = moei_q8_is_wide(f) && !vex, lone = moei_q8_has_abs(f, vex, c);
     __m256i s[8];
     MOEI_UNROLL for (; j < end; j++) {
         __m256i v[2], size[2];
         MOEI_UNROLL for (int r = 0; r < rows; r++) {
             v[r] = e[r]->v[j];
             if (rows > 1) MOEI_PIN(v[r]);
-            if (wide) size[r] = _mm256_abs_epi8(v[r]);
+            if (wide && !lone) size[r] = _mm256_abs_epi8(v[r]);
         }
         MOEI_UNROLL for (int t = 0; t < c; t++) {
             __m256i q = moei_q8_ld256(x[t]->q[j]);
@@ -4613,7 +4617,10 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_sums_avx2(uint32_t f, int vex, int rows, int c
                     n[i] = moei_q8_dot_vex(n[i], v[r], q);
                     continue;
                 }
-                __m256i p = wide ? _mm256_maddubs_epi16(size[r], _mm256_sign_epi8(q, v[r])) : _mm256_maddubs_epi16(v[r], q);
+                __m256i p;
+                if (lone) p = _mm256_maddubs_epi16(moei_q8_ld256(x[t][1].q[j]), _mm256_sign_epi8(v[r], q));
+                else if (wide) p = _mm256_maddubs_epi16(size[r], _mm256_sign_epi8(q, v[r]));
+                else p = _mm256_maddubs_epi16(v[r], q);
                 if (!wide) {
                     s[i] = j == begin || j % fit == 0 ? p : _mm256_add_epi16(s[i], p);
                     if (c > 1) MOEI_PIN(s[i]);
@@ -4799,7 +4806,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_rows_256(uint32_t f, int vex, int by_grid, con
                 if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
                 moei_q8_entry_avx2(f, vex, 1, p, &side, i % MOEI_Q8_CHUNK, &step);
             }
-            MOEI_UNROLL for (int t = 0; t < n; t++) q[t] = x[t] + (i - k);
+            MOEI_UNROLL for (int t = 0; t < n; t++) q[t] = x[t] + (i - k) * (moei_q8_has_abs(f, vex, n) ? 2 : 1);
             moei_q8_step_avx2(f, vex, 1, n, &e, q, &fixed, acc);
         }
         MOEI_UNROLL for (int t = 0; t < n; t++) {
@@ -4826,16 +4833,32 @@ static MOEI_AVX2 void moei_q8_sort_256(const moei_q8 *from, moei_q8 *to) {
         _mm256_storeu_si256((__m256i *)(void *)to->q[at + 2], _mm256_blend_epi16(_mm256_srli_epi32(a, 16), b, 0xaa));
     }
 }
+static MOEI_AVX2 void moei_q8_abs_256(const moei_q8 *from, moei_q8 *to) {
+    moei_q8_copy_rest(from, to);
+    MOEI_UNROLL for (int j = 0; j < 8; j++) {
+        const __m256i q = moei_q8_ld256(from->q[j]);
+        _mm256_storeu_si256((__m256i *)(void *)to[0].q[j], q), _mm256_storeu_si256((__m256i *)(void *)to[1].q[j], _mm256_abs_epi8(q));
+    }
+}
+typedef struct moei_q8_arrange { /* what is done to a step of a token once for all rows */
+    void (*fn)(const moei_q8 *from, moei_q8 *to); /* NULL: nothing */
+    uint32_t per;                                 /* of `to` */
+} moei_q8_arrange;
+MOEI_FORCE moei_q8_arrange moei_q8_arrange_256(uint32_t f, int vex, uint32_t n) {
+    moei_q8_arrange a = {moei_q8_has_order(f) ? moei_q8_sort_256 : NULL, 1};
+    if (moei_q8_has_abs(f, vex, (int)n)) a.fn = moei_q8_abs_256, a.per = 2;
+    return a;
+}
 /* Up to MOEI_Q8_SHARE tokens: all steps of rows or, where the tokens would not stay in L1, rows in turns, a part of k at a time: else they
    came from L2 for every row (Zen 5, VNNI, two cores, k = 14336, % of the read bandwidth at 2, 3 and 4 tokens: Q4_K 83 86 84, was
    77 55 51; MXFP4_HF 88 89 74, was 65 49 36. Parts of 16 or 32 steps are up to 15 points slower at 2 tokens). */
 enum { MOEI_Q8_PART = 8, MOEI_Q8_ROUND = 32, MOEI_Q8_L1 = 48, MOEI_Q8_ONE = 64 }; /* steps; rows; steps of all tokens, of one, in L1 */
-static MOEI_AVX2 void moei_q8_turns(moei_q8_few_fn *few, void (*sort)(const moei_q8 *, moei_q8 *), const moei_rows *w, uint32_t n_rows,
+static MOEI_AVX2 void moei_q8_turns(moei_q8_few_fn *few, moei_q8_arrange a, const moei_rows *w, uint32_t n_rows,
                                     const void *const *x, uint32_t n, float *out, size_t out_stride) {
     const size_t steps = (w->k + 255) / 256, step = moei_q8_step_bytes(w->format);
-    const int turns = steps * n > (n == 1 ? MOEI_Q8_ONE : MOEI_Q8_L1);
+    const int turns = steps * n * a.per > (n == 1 ? MOEI_Q8_ONE : MOEI_Q8_L1);
     uint8_t room[MOEI_Q8_ONE * sizeof(moei_q8) + 63];
-    moei_q8 *const sorted = (moei_q8 *)(void *)(((uintptr_t)room + 63) & ~(uintptr_t)63);
+    moei_q8 *const arranged = (moei_q8 *)(void *)(((uintptr_t)room + 63) & ~(uintptr_t)63);
     moei_q8sums sums[MOEI_Q8_ROUND];
     moei_rows part = *w;
     for (uint32_t r = 0, rows; r < n_rows; r += rows) {
@@ -4845,9 +4868,9 @@ static MOEI_AVX2 void moei_q8_turns(moei_q8_few_fn *few, void (*sort)(const moei
             end = turns && steps - k > MOEI_Q8_PART ? k + MOEI_Q8_PART : steps;
             for (uint32_t t = 0; t < n; t++) {
                 q[t] = (const moei_q8 *)x[t] + k;
-                if (!sort) continue;
-                moei_q8 *to = sorted + t * (end - k);
-                for (size_t i = 0; i < end - k; i++) sort(q[t] + i, to + i);
+                if (!a.fn) continue;
+                moei_q8 *to = arranged + t * (end - k) * a.per;
+                for (size_t i = 0; i < end - k; i++) a.fn(q[t] + i, to + i * a.per);
                 q[t] = to;
             }
             part.data = w->data + k * step;
@@ -4863,16 +4886,16 @@ static MOEI_AVX2 void moei_q8_turns(moei_q8_few_fn *few, void (*sort)(const moei
             moei_q8_rows_256(MOE_FORMAT_##f, vex, 1, w, n_rows, k, k_end, x, n, sums, out, out_stride);                  \
         else moei_q8_rows_256(MOE_FORMAT_##f, vex, 0, w, n_rows, k, k_end, x, n, sums, out, out_stride);                 \
     }
-#define MOEI_Q8_TURNS(isa, target, f, sort)                                                                              \
+#define MOEI_Q8_TURNS(isa, target, f, arrange)                                                                           \
     static target void moei_q8_dot_##isa##_##f(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, \
                                                float *out, size_t out_stride) {                                          \
         static moei_q8_few_fn *const few[] = {moei_q8_times1_##isa##_##f, moei_q8_times2_##isa##_##f, moei_q8_times3_##isa##_##f, \
                                               moei_q8_times4_##isa##_##f};                                               \
-        moei_q8_turns(few[n_tokens - 1], moei_q8_has_order(MOE_FORMAT_##f) ? sort : NULL, w, n_rows, x, n_tokens, out, out_stride); \
+        moei_q8_turns(few[n_tokens - 1], arrange, w, n_rows, x, n_tokens, out, out_stride);                              \
     }
 #define MOEI_Q8_DOT_256(isa, vex, f)                                                                                     \
     MOEI_Q8_TIMES_256(isa, vex, f, 1) MOEI_Q8_TIMES_256(isa, vex, f, 2) MOEI_Q8_TIMES_256(isa, vex, f, 3)                \
-    MOEI_Q8_TIMES_256(isa, vex, f, 4) MOEI_Q8_TURNS(isa, MOEI_AVX2, f, moei_q8_sort_256)
+    MOEI_Q8_TIMES_256(isa, vex, f, 4) MOEI_Q8_TURNS(isa, MOEI_AVX2, f, moei_q8_arrange_256(MOE_FORMAT_##f, vex, n_tokens))
 #define MOEI_Q8_FORMATS(X, isa, target)                                                                                  \
     X(isa, target, Q8_0) X(isa, target, Q4_0) X(isa, target, Q4_1) X(isa, target, Q5_0) X(isa, target, Q5_1)             \
     X(isa, target, Q2_K) X(isa, target, Q3_K) X(isa, target, Q4_K) X(isa, target, Q5_K) X(isa, target, Q6_K)             \
@@ -5652,6 +5675,10 @@ static MOEI_VNNI void moei_q8_sort_vnni(const moei_q8 *from, moei_q8 *to) {
         _mm512_storeu_si512(to->q[j + 2], _mm512_unpackhi_epi64(low, high));
     }
 }
+MOEI_FORCE moei_q8_arrange moei_q8_arrange_vnni(uint32_t f) {
+    moei_q8_arrange a = {moei_q8_has_order(f) ? moei_q8_sort_vnni : NULL, 1};
+    return a;
+}
 #define MOEI_Q8_TIMES(isa, target, f, n)                                                                                 \
     static target void moei_q8_times##n##_##isa##_##f(const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,      \
                                                       const moei_q8 *const *x, moei_q8sums *sums, float *out, size_t out_stride) { \
@@ -5661,7 +5688,7 @@ static MOEI_VNNI void moei_q8_sort_vnni(const moei_q8 *from, moei_q8 *to) {
     }
 #define MOEI_Q8_DOT(isa, target, f)                                                                                      \
     MOEI_Q8_TIMES(isa, target, f, 1) MOEI_Q8_TIMES(isa, target, f, 2) MOEI_Q8_TIMES(isa, target, f, 3) MOEI_Q8_TIMES(isa, target, f, 4) \
-    MOEI_Q8_TURNS(isa, target, f, moei_q8_sort_vnni)
+    MOEI_Q8_TURNS(isa, target, f, moei_q8_arrange_vnni(MOE_FORMAT_##f))
 MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
 
 /* ---- AVX512-VNNI: many tokens ----
