@@ -236,7 +236,8 @@ static void check_panel(const subject *s, uint32_t format, const moei_rows *w, u
     const uint32_t tile = s->arith->tiles ? s->arith->tiles->rows : 1;
     guarded panel = guarded_new(bytes, at_end);
     uint8_t *one = (uint8_t *)malloc(row);
-    check(bytes == row * ((n_rows + tile - 1) / tile * tile), s->name, "panel_bytes(%u, %zu) = %zu", n_rows, w->k, bytes);
+    check(bytes == row * ((n_rows + tile - 1) / tile * tile), s->name, "panel_bytes(%u, %zu) = %zu", n_rows, w->k,
+          bytes);
     memset(panel.data, 0xff, bytes);
     moei_decode_fn *decode = s->arith->ops[format].decode;
     if (decode && !s->arith->tiles) decode(w, n_rows, panel.data);
