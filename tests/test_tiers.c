@@ -227,21 +227,21 @@ static void check_products(const subject *s, uint32_t format, const moei_rows *w
 }
 /* Where the value of a prepared row at byte `at` lies in a panel. Tiles of AVX2 have 4 rows in turns, 32 bytes each. */
 static size_t panel_at(const subject *s, uint32_t r, size_t row, size_t at) {
-    if (!s->arith->tiles) return r * row + at;
+    if (!s->arith->tiles || !s->arith->tiles->put) return r * row + at;
     return r / 4 * 4 * row + at / 32 * 128 + r % 4 * 32 + at % 32;
 }
 static void check_panel(const subject *s, uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
                         int at_end) {
     size_t bytes = s->arith->panel_bytes(n_rows, w->k), row = s->arith->row_bytes(w->k), wrong = 0;
-    const uint32_t tile = s->arith->tiles ? s->arith->tiles->rows : 1;
+    const uint32_t tile = s->arith->tiles && s->arith->tiles->put ? s->arith->tiles->rows : 1;
     guarded panel = guarded_new(bytes, at_end);
     uint8_t *one = (uint8_t *)malloc(row);
     check(bytes == row * ((n_rows + tile - 1) / tile * tile), s->name, "panel_bytes(%u, %zu) = %zu", n_rows, w->k,
           bytes);
     memset(panel.data, 0xff, bytes);
     moei_decode_fn *decode = s->arith->ops[format].decode;
-    if (decode && !s->arith->tiles) decode(w, n_rows, panel.data);
-    if (decode && s->arith->tiles)
+    if (decode && tile == 1) decode(w, n_rows, panel.data);
+    if (decode && tile > 1)
         for (uint32_t r = 0; r < n_rows; r += tile) {
             moei_rows some = *w;
             some.row0 += r;
