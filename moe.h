@@ -930,6 +930,7 @@ typedef struct moei_rows {
     const uint8_t *next_x;      /* likewise the tokens that pass over the rows after these; a hint */
     size_t next_x_bytes;
     float *sums;                /* MOEI_LONG_SUMS of them for a sweep over long rows; may be NULL */
+    size_t to_l1;               /* so many bytes ahead few tokens' rows are prefetched once more, to L1; 0 = they are not */
 } moei_rows;
 MOEI_FORCE const uint8_t *moei_row(const moei_rows *w, size_t r) { return w->data + (w->row0 + r) * w->row_stride; }
 
@@ -4430,6 +4431,14 @@ static MOEI_AVX2 MOEI_NOINLINE const uint8_t *moei_q8_tail(uint32_t f, const moe
 MOEI_FORCE void moei_q8_prefetch(const uint8_t *p, size_t bytes) {
     MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH_L2(p + i);
 }
+/* Where a line is ordered long before it is used, and again, to L1, shortly before: Intel, whose core has 16 lines on their way to L1 at a time,
+   those to L2 among them, and whose prefetchers do not bring unpacked rows to L1 (Xeon, model 207, one token, one core, GB/s of 16.7: Q4_0
+   11.4 and 12.6, Q4_K 11.0 and 12.3, Q8_0 12.4 and 13.4, MXFP4 10.8 and 11.1; 512 bytes ahead 11.7, 2 KB 11.7; every second line 10.0). */
+#define MOEI_Q8_TO_L1 1024
+MOEI_FORCE void moei_q8_soon(const moei_rows *w, const uint8_t *p, size_t bytes) {
+    if (!w->to_l1) return;
+    MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH(p + w->to_l1 + i);
+}
 
 /* ---- 256 bits: the weights of one step ----
    Two tiers share all of this but for one instruction: `vex` is the tier avxvnni, whose vpdpbusd replaces vpmaddubsw, vpmaddwd and
@@ -5627,6 +5636,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, int by_grid, const moei_r
         for (size_t i = k; i < k_end; i += 2, p += 2 * step) {
             if (i == full) p = tail;
             else moei_q8_prefetch(p + ahead, 2 * step);
+            moei_q8_soon(w, p, 2 * step);
             moei_q8_take_vnni(f, by_grid, w, r, i, p, i - k, x, 1, &rows, &a);
             if (i + 1 == k_end) {
                 moei_q8_join_vnni(f, by_grid, w, 1, &rows, &a, &a, i - k, x, 1, &acc);
@@ -5665,6 +5675,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_rows_vnni(uint32_t f, int by_grid, const moei_
                 moei_q8step *const to = a + 1 < pair ? &keep[i - k] : &now;
                 if (i == full) p = tail[a];
                 else moei_q8_prefetch(p + ahead, step);
+                moei_q8_soon(w, p, step);
                 moei_q8_take_vnni(f, by_grid, w, row, i, p, i - k, x, n, &scan, to);
                 if (a + 1 == pair) moei_q8_join_vnni(f, by_grid, w, 0, &scan, pair == 2 ? &keep[i - k] : &now, &now, i - k, x, n, acc);
             }
@@ -5730,11 +5741,16 @@ MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
    NIBBLES     Weights of 4 bits stay packed in the panel, and the tile takes them apart once for all its tokens, on ports that the dot
                products leave free: the panel fits L1 or nearly, decoding stores half (23 cycles a block for 37), and pairs pay from 9
                tokens on (Zen 5, layer of qwen3-30b, 128 and 512 tokens: Q4_0 1.14 and 1.07, Q4_K 1.16 and 1.05, MXFP4 1.12 and 1.02
-               times faster; the tile alone is level, but by table 3 % slower). Not on Intel, where all 512-bit arithmetic shares two ports.
+               times faster; the tile alone is level, but by table 3 % slower). Not on Intel, where all 512-bit arithmetic shares two ports (Xeon,
+               model 207, 32 and 128 tokens, cold, % of the peak: Q4_0 50 and 70 from bytes, 45 and 58 from nibbles).
+   INTEL       L1 and L2 exchange lines more slowly, so there is one panel for any number of tokens (Xeon, model 207, k = 2048, cold, 32, 64,
+               128 and 256 tokens, % of the peak, one panel: Q8_0 50 57 62 62, Q4_0 54 62 65 66, Q4_K 49 54 58 56; two: 46 55 60 61, 52 60 62
+               62, 47 52 56 55). What is left of the time is decoding: 30 to 55 cycles a block in L1, near what its operations need of two
+               ports, and 25 to 35 more where rows come from memory, prefetched to L1 or not.
    LIMITS      A block and token is 8 dot products, a conversion, a multiplication and an fma; a minimum and scales per 16 an fma
                more; two chains an addition. On Zen conversions and additions have other ports: at most 80 % of the peak (73 with a
-               minimum, 67 with scales per 16); where ports 0 and 5 do all 512-bit arithmetic (Intel) 67 %, with a minimum or scales per
-               16 62 %, NVFP4 57 %. */
+               minimum, 67 with scales per 16); where ports 0 and 5 do all 512-bit arithmetic (Intel) 73 %, of two
+               chains 67, with a minimum 67 and 62, scales per 16 62 %, NVFP4 57 %. */
 
 /* Tokens of a group; of a tile of two panels; P C at most; tokens up to which bytes have one panel (nibbles: a group). */
 enum { MOEI_Q8_TOKENS = 8, MOEI_Q8_WIDTH = 4, MOEI_Q8_SUMS = 12, MOEI_Q8_PAIR = 16 };
@@ -5808,14 +5824,17 @@ MOEI_FORCE MOEI_VNNI void moei_q8_vectors(int P, moei_q8at e, size_t i, __m512 *
 typedef struct moei_q8unpack {
     __m512i low, table;
 } moei_q8unpack;
-/* Of dot products, to a sum: two of them, while there are registers. */
-MOEI_FORCE int moei_q8_chains(uint32_t kind, int P, int c) { return P * c <= 8 || moei_q8_has_halves(kind) ? 2 : 1; }
+/* Of dot products, to a sum. Two where they are bytes of two panels, nibbles or scales per 16: see moei_q8_dots. One panel of bytes has one, for
+   the addition takes a port of Intel's dot products (Xeon, model 207, 32 tokens, cold: Q8_0, Q4_0, Q4_K 1.02 to 1.05 times faster). */
+MOEI_FORCE int moei_q8_chains(uint32_t kind, int as, int P, int c) {
+    return moei_q8_has_halves(kind) || (P * c <= 8 && (P == 2 || as == MOEI_Q8_NIBBLES)) ? 2 : 1;
+}
 /* Of s, f and acc, P t + p belongs to token t and panel p. s[h] = weights [4 h, 4 h + 4) of an entry times c tokens: the halves take turns, as
    a dot product waits 4 cycles (Intel: 5) for the one before it, in which 8 others start, no more than a tile of one chain has (Zen 5, layer,
    512 tokens: Q6_K 1.03 to 1.06, Q8_0, Q4_0 1.01 times faster. What is measured with scales whose products underflow is not true: 1.25). */
 MOEI_FORCE MOEI_VNNI void moei_q8_dots(uint32_t kind, int as, int P, int c, moei_q8at e, const uint8_t *const *x, const moei_q8unpack *u,
                                        __m512i (*s)[MOEI_Q8_SUMS]) {
-    const int halves = moei_q8_has_halves(kind), nibbles = as == MOEI_Q8_NIBBLES, chains = moei_q8_chains(kind, P, c);
+    const int halves = moei_q8_has_halves(kind), nibbles = as == MOEI_Q8_NIBBLES, chains = moei_q8_chains(kind, as, P, c);
     MOEI_UNROLL for (int i = 0; i < P * c; i++) {
         s[1][i] = halves ? moei_q8_of(x, MOEI_Q8_SECOND, c, i / P) : _mm512_setzero_si512();
         if (chains == 2) MOEI_PIN(s[1][i]);
@@ -5869,7 +5888,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_entry_vnni(uint32_t kind, int as, int P, int c
         MOEI_UNROLL for (int p = 0; p < P; p++) less[p] = _mm512_mul_ps(v[p], _mm512_set1_ps(-MOEI_MAGIC));
         MOEI_UNROLL for (int i = 0; i < n; i++) f[i] = _mm512_fmadd_ps(_mm512_castsi512_ps(s[0][i]), v[i % P], less[i % P]);
     } else
-        MOEI_UNROLL for (int i = 0; i < n; i++) s[1][i] = moei_q8_chains(kind, P, c) == 2 ? _mm512_add_epi32(s[0][i], s[1][i]) : s[0][i];
+        MOEI_UNROLL for (int i = 0; i < n; i++) s[1][i] = moei_q8_chains(kind, as, P, c) == 2 ? _mm512_add_epi32(s[0][i], s[1][i]) : s[0][i];
     if (moei_q8_has_sub(kind)) {
         moei_q8_vectors(P, e, scales + 2, v);
         MOEI_UNROLL for (int i = 0; i < n; i++) f[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[1][i]), v[i % P], f[i]);
@@ -6506,10 +6525,10 @@ static void moei_q8_sweep_vnni(int as, moei_q8tile *t, const void *const *x, uin
    core, 64 tokens: Q8_0 27.7 and 24.0 ms, Q6_K 21.8 and 20.8, Q5_K 19.1 and 18.4; 128 tokens, Q8_0: 35.4 and 32.5). With 7, which is what
    decoding takes, there is no gain. 4 bits gain nothing (Q4_K loses 2 %). */
 enum { MOEI_Q8_DECODING = 2 };
-static void moei_q8_panel_as(int nibbles, void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+static void moei_q8_panel_as(int intel, void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                              size_t out_stride) {
-    const int as = nibbles && moei_q8_has_nibbles(w->format) ? MOEI_Q8_NIBBLES : MOEI_Q8_BYTES;
-    const uint32_t one = as == MOEI_Q8_NIBBLES ? MOEI_Q8_TOKENS : MOEI_Q8_PAIR, most = n_tokens > one ? 32 : 16;
+    const int as = !intel && moei_q8_has_nibbles(w->format) ? MOEI_Q8_NIBBLES : MOEI_Q8_BYTES;
+    const uint32_t one = as == MOEI_Q8_NIBBLES ? MOEI_Q8_TOKENS : MOEI_Q8_PAIR, most = !intel && n_tokens > one ? 32 : 16;
     const uint32_t decode = most == 16 && moei_q8_step_bytes(w->format) >= 176 ? MOEI_Q8_DECODING : 0;
     moei_ahead ahead = moei_ahead_next(w, (n_rows + most - 1) / most * (size_t)(n_tokens + decode));
     moei_q8tile t;
@@ -6527,25 +6546,33 @@ static void moei_q8_panel_as(int nibbles, void *panel, const moei_rows *w, uint3
 }
 static void moei_q8_panel_vnni(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                                size_t out_stride) {
-    moei_q8_panel_as(1, panel, w, n_rows, x, n_tokens, out, out_stride);
-}
-static void moei_q8_panel_vnni_intel(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
-                                     size_t out_stride) {
     moei_q8_panel_as(0, panel, w, n_rows, x, n_tokens, out, out_stride);
 }
-#define MOEI_Q8_VNNI(f) {moei_q8_dot_vnni_##f, moei_q8_decode_later, MOEI_Q8_FEW}
+#define MOEI_Q8_DOT_INTEL(isa, target, f)                                                                                \
+    static void moei_q8_dot_##isa##_##f##_intel(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out, \
+                                                size_t out_stride) {                                                     \
+        moei_rows rows = *w;                                                                                             \
+        rows.to_l1 = MOEI_Q8_TO_L1;                                                                                      \
+        moei_q8_dot_##isa##_##f(&rows, n_rows, x, n_tokens, out, out_stride);                                            \
+    }
+MOEI_Q8_FORMATS(MOEI_Q8_DOT_INTEL, vnni, )
+static void moei_q8_panel_vnni_intel(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                                     size_t out_stride) {
+    moei_q8_panel_as(1, panel, w, n_rows, x, n_tokens, out, out_stride);
+}
+#define MOEI_Q8_VNNI(f, name) {moei_q8_dot_vnni_##f##name, moei_q8_decode_later, MOEI_Q8_FEW}
 /* clang-format off */
-#define MOEI_Q8_ARITH_VNNI(panel) {                                                                                      \
-    MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_row_bytes_vnni, moei_q8_prepare_vnni, moei_q8_panel_bytes, panel,             \
+#define MOEI_Q8_ARITH_VNNI(name) {                                                                                       \
+    MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_row_bytes_vnni, moei_q8_prepare_vnni, moei_q8_panel_bytes, moei_q8_panel_vnni##name,\
     {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */                                     \
-     MOEI_Q8_VNNI(Q8_0), MOEI_Q8_VNNI(Q4_0), MOEI_Q8_VNNI(Q4_1), MOEI_Q8_VNNI(Q5_0),                                     \
-     MOEI_Q8_VNNI(Q5_1), MOEI_Q8_VNNI(Q2_K), MOEI_Q8_VNNI(Q3_K), MOEI_Q8_VNNI(Q4_K),                                     \
-     MOEI_Q8_VNNI(Q5_K), MOEI_Q8_VNNI(Q6_K), MOEI_Q8_VNNI(IQ4_NL), MOEI_Q8_VNNI(IQ4_XS),                                 \
-     MOEI_Q8_VNNI(MXFP4), MOEI_Q8_VNNI(NVFP4), MOEI_Q8_VNNI(MXFP4_HF), MOEI_Q8_VNNI(NVFP4_HF),                           \
+     MOEI_Q8_VNNI(Q8_0, name), MOEI_Q8_VNNI(Q4_0, name), MOEI_Q8_VNNI(Q4_1, name), MOEI_Q8_VNNI(Q5_0, name),             \
+     MOEI_Q8_VNNI(Q5_1, name), MOEI_Q8_VNNI(Q2_K, name), MOEI_Q8_VNNI(Q3_K, name), MOEI_Q8_VNNI(Q4_K, name),             \
+     MOEI_Q8_VNNI(Q5_K, name), MOEI_Q8_VNNI(Q6_K, name), MOEI_Q8_VNNI(IQ4_NL, name), MOEI_Q8_VNNI(IQ4_XS, name),         \
+     MOEI_Q8_VNNI(MXFP4, name), MOEI_Q8_VNNI(NVFP4, name), MOEI_Q8_VNNI(MXFP4_HF, name), MOEI_Q8_VNNI(NVFP4_HF, name),   \
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */                                         \
-     MOEI_Q8_VNNI(INT8_CHANNEL), MOEI_Q8_VNNI(INT4_GROUP)}, &moei_packing_vnni, NULL}
-MOEI_UNUSED static const moei_arith moei_q8_vnni = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni);
-MOEI_UNUSED static const moei_arith moei_q8_vnni_intel = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni_intel);
+     MOEI_Q8_VNNI(INT8_CHANNEL, name), MOEI_Q8_VNNI(INT4_GROUP, name)}, &moei_packing_vnni, NULL}
+MOEI_UNUSED static const moei_arith moei_q8_vnni = MOEI_Q8_ARITH_VNNI();
+MOEI_UNUSED static const moei_arith moei_q8_vnni_intel = MOEI_Q8_ARITH_VNNI(_intel);
 /* clang-format on */
 #endif
 #endif
