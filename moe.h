@@ -3227,6 +3227,7 @@ MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C,
 MOEI_TILES_AVX512(F32, 1024)
 MOEI_TILES_AVX512(F16, 4096)
 MOEI_TILES_AVX512(BF16, 4096)
+/* A part of 8 rows has 22 KB: see moei_widen_avx512. */
 static const moei_tiles moei_tiles_avx512_panel = {
     8, 3, 704, 32, 4, 1, {moei_tile_avx512_F32_1, moei_tile_avx512_F32_2, moei_tile_avx512_F32_3}, NULL};
 
@@ -3321,7 +3322,7 @@ MOEI_E4M3(avx512, MOEI_AVX512, 1, 16, moei_use_f32)
 
 static const moei_packing moei_packing_avx512 = {3, 2, moei_pack_f32, NULL, NULL, NULL};
 // clang-format off
-#define MOEI_F32_AVX512(dot_max, name, tiles) {                                                                               \
+#define MOEI_F32_AVX512(dot_max, name, tiles) {                                                                        \
     MOE_COMPUTE_F32, MOE_TIER_AVX512, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_avx512, { \
         /* NONE         */ MOEI_NO_OPS,                                                                                \
         /* F32          */ {moei_dot_avx512_F32##name, NULL, UINT32_MAX},                                              \
@@ -4431,11 +4432,12 @@ static MOEI_AVX2 MOEI_NOINLINE const uint8_t *moei_q8_tail(uint32_t f, const moe
 MOEI_FORCE void moei_q8_prefetch(const uint8_t *p, size_t bytes) {
     MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH_L2(p + i);
 }
-/* Where a line is ordered long before it is used, and again, to L1, shortly before: Intel, whose core has 16 lines on their way to L1 at a time,
-   those to L2 among them, and whose prefetchers do not bring unpacked rows to L1 (Xeon, model 207, one token, one core, GB/s of 16.7: Q4_0
-   11.4 and 12.6, Q4_K 11.0 and 12.3, Q8_0 12.4 and 13.4, MXFP4 10.8 and 11.1; 512 bytes ahead 11.7, 2 KB 11.7; every second line 10.0). */
+/* The same for a step at p; and its lines of 1 KB later to L1, where w->to_l1 says so: on Intel, whose core has 16 lines on their way to L1 at
+   a time, those to L2 among them, and whose prefetchers do not bring rows there that are unpacked (Xeon, model 207, one token, one core, GB/s
+   of 16.7: Q4_0 11.4 and 12.6, Q4_K 11.0 and 12.3, Q8_0 12.4 and 13.4, MXFP4 10.8 and 11.1; Q4_0 512 bytes or 2 KB later 11.7). */
 #define MOEI_Q8_TO_L1 1024
-MOEI_FORCE void moei_q8_soon(const moei_rows *w, const uint8_t *p, size_t bytes) {
+MOEI_FORCE void moei_q8_prefetch_step(const moei_rows *w, const uint8_t *p, size_t ahead, size_t bytes) {
+    moei_q8_prefetch(p + ahead, bytes);
     if (!w->to_l1) return;
     MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH(p + w->to_l1 + i);
 }
@@ -5635,8 +5637,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, int by_grid, const moei_r
         if (by_grid) moei_q8_grid_rows(f, w, r, k ? 0 : rows_ahead, rows.grid);
         for (size_t i = k; i < k_end; i += 2, p += 2 * step) {
             if (i == full) p = tail;
-            else moei_q8_prefetch(p + ahead, 2 * step);
-            moei_q8_soon(w, p, 2 * step);
+            else moei_q8_prefetch_step(w, p, ahead, 2 * step);
             moei_q8_take_vnni(f, by_grid, w, r, i, p, i - k, x, 1, &rows, &a);
             if (i + 1 == k_end) {
                 moei_q8_join_vnni(f, by_grid, w, 1, &rows, &a, &a, i - k, x, 1, &acc);
@@ -5674,8 +5675,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_rows_vnni(uint32_t f, int by_grid, const moei_
             for (size_t i = k; i < k_end; i++, p += step) {
                 moei_q8step *const to = a + 1 < pair ? &keep[i - k] : &now;
                 if (i == full) p = tail[a];
-                else moei_q8_prefetch(p + ahead, step);
-                moei_q8_soon(w, p, step);
+                else moei_q8_prefetch_step(w, p, ahead, step);
                 moei_q8_take_vnni(f, by_grid, w, row, i, p, i - k, x, n, &scan, to);
                 if (a + 1 == pair) moei_q8_join_vnni(f, by_grid, w, 0, &scan, pair == 2 ? &keep[i - k] : &now, &now, i - k, x, n, acc);
             }
