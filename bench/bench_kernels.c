@@ -11,19 +11,14 @@
 enum { MAX_TOKENS = 1024, MAX_ROUNDS = 32 };
 typedef struct kernel {
     const char *name;
-    const moei_arith *arith;
+    uint32_t tier, compute;
     limits_peak_id peak;
+    const moei_arith *arith;
 } kernel;
-static const kernel kernels[] = {
-#if MOEI_HAVE_AVX2
-    {"f32-avx2", &moei_f32_avx2, LIMITS_F32_256},
-#endif
-#if MOEI_HAVE_AVX512
-    {"f32-avx512", &moei_f32_avx512, LIMITS_F32_512},
-#endif
-#if MOEI_HAVE_AVX512BF16
-    {"bf16-avx512bf16", &moei_bf16_avx512bf16, LIMITS_BF16_512},
-#endif
+static kernel kernels[] = {
+    {"f32-avx2", MOE_TIER_AVX2, MOE_COMPUTE_F32, LIMITS_F32_256, NULL},
+    {"f32-avx512", MOE_TIER_AVX512, MOE_COMPUTE_F32, LIMITS_F32_512, NULL},
+    {"bf16-avx512bf16", MOE_TIER_AVX512BF16, MOE_COMPUTE_BF16, LIMITS_BF16_512, NULL},
 };
 static const struct {
     uint32_t format;
@@ -154,8 +149,11 @@ int main(int argc, char **argv) {
     printf("%d thread%s, panels of %u rows; %% of peak warm, cold; %% of read bandwidth, GB/s of weights cold\n",
            threads, threads > 1 ? "s" : "", panel_rows);
     printf("%-16s %-5s %5s %5s %8s %8s %8s %8s\n", "kernel", "rows", "k", "N", "warm %", "cold %", "read %", "GB/s");
-    for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++)
-        if ((!name || !strcmp(name, kernels[i].name)) && (moe_tiers() >> kernels[i].arith->tier & 1))
-            bench_kernel(&kernels[i], format, tokens);
+    for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {
+        kernel *kern = &kernels[i]; /* with the kernels that a layer would take on this processor */
+        if ((name && strcmp(name, kern->name)) || !(moe_tiers() >> kern->tier & 1)) continue;
+        kern->arith = moei_choose_arith(moei_cpu() & (moe_tier_mask(kern->tier) | MOEI_TRAITS), kern->compute);
+        bench_kernel(kern, format, tokens);
+    }
     return 0;
 }

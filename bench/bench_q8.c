@@ -188,18 +188,17 @@ static void run_panel(const subject *s, size_t n_rows, uint32_t height, uint8_t 
     }
 }
 
-static const struct {
+static struct {
     const char *name;
-    const moei_arith *arith;
-} tiers[] = {
-    {"avx2", &moei_q8_avx2},
-#if MOEI_HAVE_AVXVNNI
-    {"avxvnni", &moei_q8_avxvnni},
-#endif
-#if MOEI_HAVE_VNNI
-    {"vnni", &moei_q8_vnni},
-#endif
-};
+    uint32_t tier;
+    const moei_arith *arith; /* what a layer would take on this processor; NULL: not here */
+} tiers[] = {{"avx2", MOE_TIER_AVX2, NULL}, {"avxvnni", MOE_TIER_AVXVNNI, NULL}, {"vnni", MOE_TIER_VNNI, NULL}};
+static void choose(void) {
+    for (size_t t = 0; t < MOEI_COUNT(tiers); t++)
+        if (moe_tiers() >> tiers[t].tier & 1)
+            tiers[t].arith =
+                moei_choose_arith(moei_cpu() & (moe_tier_mask(tiers[t].tier) | MOEI_TRAITS), MOE_COMPUTE_Q8);
+}
 static int reps = 9, only;
 
 static void bench_cold(void) {
@@ -210,7 +209,7 @@ static void bench_cold(void) {
         for (size_t c = 0; c < MOEI_COUNT(counts); c++) printf("  %d thr %u tok   ", n, counts[c]);
     for (uint32_t f = MOE_FORMAT_Q8_0; f < MOE_FORMAT_COUNT; f++)
         for (size_t t = 0; t < MOEI_COUNT(tiers); t++) {
-            if (!tiers[t].arith->ops[f].dot || (only && only != (int)f)) continue;
+            if (!tiers[t].arith || !tiers[t].arith->ops[f].dot || (only && only != (int)f)) continue;
             printf("\n%-14s %-7s", formats[f].name, tiers[t].name);
             for (int n = 1; n <= 2; n++)
                 for (size_t c = 0; c < MOEI_COUNT(counts); c++) {
@@ -240,7 +239,7 @@ static void bench_cache(void) {
     for (size_t c = 0; c < MOEI_COUNT(counts); c++) printf("  %u tok         ", counts[c]);
     for (uint32_t f = MOE_FORMAT_Q8_0; f < MOE_FORMAT_COUNT; f++)
         for (size_t t = 0; t < MOEI_COUNT(tiers); t++) {
-            if (!tiers[t].arith->ops[f].dot || (only && only != (int)f)) continue;
+            if (!tiers[t].arith || !tiers[t].arith->ops[f].dot || (only && only != (int)f)) continue;
             printf("\n%-14s %-7s", formats[f].name, tiers[t].name);
             for (size_t c = 0; c < MOEI_COUNT(counts) && counts[c] <= tiers[t].arith->ops[f].dot_max; c++) {
                 subject s;
@@ -277,7 +276,7 @@ static void bench_many(void) {
         for (size_t t = 0; t < MOEI_COUNT(tiers); t++)
             for (int panel = 0; panel < 2; panel++) {
                 const moei_arith *a = tiers[t].arith;
-                if (!a->ops[f].dot || (panel && !a->ops[f].decode) || (only && only != (int)f)) continue;
+                if (!a || !a->ops[f].dot || (panel && !a->ops[f].decode) || (only && only != (int)f)) continue;
                 uint8_t *memory = (uint8_t *)aligned_alloc(64, a->panel_bytes ? a->panel_bytes(height, K) : 64);
                 printf("\n%-14s %-7s %-6s", formats[f].name, tiers[t].name, panel ? "panel" : "dot");
                 for (size_t c = 0; c < MOEI_COUNT(counts); c++) {
@@ -311,6 +310,7 @@ int main(int argc, char **argv) {
         if (!strcmp(argv[2], formats[f].name)) only = (int)f;
     if (argc > 3) reps = atoi(argv[3]);
     if (reps < 1 || reps > MAX_REPS) reps = 5;
+    choose();
     pin(0);
     pool = (uint8_t *)mmap(NULL, POOL + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (pool == MAP_FAILED) return 1;
