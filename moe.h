@@ -5724,9 +5724,9 @@ MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
 
 /* ---- AVX512-VNNI: many tokens ----
    LAYOUT      A panel is 16 rows; an entry is a block of 32 weights of them, a row to a dword: 8 vectors of weights + 128, or 4 of
-               nibbles (dwords 0 to 3 are the low ones), d, then what the kind has. Blocks of a lane lie one after the other, so a
-               lane's float accumulators stay in registers. Tokens are packed alike: a block of a group is 4 tokens, then the others,
-               each as 8 n dwords of values and n times each of moei_q8_part.
+               nibbles (dwords 0 to 3 are the low ones), d, then what the kind has. Blocks of a lane (b mod 8) lie one after the other, so
+               its float accumulators stay in registers; lanes lie as their sums meet, 0 4 2 6 1 5 3 7. Tokens are packed alike: a block
+               of a group is 4 tokens, then the others, each as 8 n dwords of values and n times each of moei_q8_part.
    DEFINITION  as everywhere: sum x (w + 128) - 128 sum x is exact. Its second term is the same for all rows: it comes with the
                tokens, which are packed once, and not with the weights, which are decoded for every call.
    REGISTERS   P panels x C tokens: P C integer sums, as many accumulators, P weights, an activation; P C is 8, but for the last tokens
@@ -5738,6 +5738,10 @@ MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
                each use. Tried, and no faster: 5 or 6 tokens everywhere, panels side by side, lane by lane over all tokens (sums in
                memory: 2 to 10 % slower), parts of k for long rows (Mixtral, 2048 of k of two pairs of panels: Q4_K 1 to 4 % faster,
                Q8_0 0 to 3, 128 tokens 7 % slower).
+   ORDER       The bits are those of one token, whose vectors have 8 blocks side by side: 8 sums and their tree, where a tile alone would
+               have one sum. That costs it time, here 3 to 6 % where k = 768, 1 to 3 where k = 2048 (Zen 5, bench_q8 order, which has the tile
+               of one sum beside each). No more than 3 sums wait, each in L1 yet when the next comes (lanes from 0 to 7, where 4 wait for the
+               4 after them: Q8_0 9 and 6 %, Q4_0 8 and 3, Q6_K 4 and 2; layer, 512 tokens: int8, Q5_K 5 % slower, Q8_0 2, Q4_0 1).
    NIBBLES     Weights of 4 bits stay packed in the panel, and the tile takes them apart once for all its tokens, on ports that the dot
                products leave free: the panel fits L1 or nearly, decoding stores half (23 cycles a block for 37), and pairs pay from 9
                tokens on (Zen 5, layer of qwen3-30b, 128 and 512 tokens: Q4_0 1.14 and 1.07, Q4_K 1.16 and 1.05, MXFP4 1.12 and 1.02
@@ -5786,6 +5790,9 @@ MOEI_FORCE uint32_t moei_q8_kind(uint32_t f, int as) {
     if (as == MOEI_Q8_NIBBLES) return moei_q8_has_table(f) ? MOE_FORMAT_MXFP4 : MOE_FORMAT_Q4_0;
     return f == MOE_FORMAT_Q2_K ? f : (uint32_t)(moei_q8_has_sub(f) ? MOE_FORMAT_Q6_K : MOE_FORMAT_Q8_0);
 }
+/* Which of 8 lanes lies where: 0 4 2 6 1 5 3 7. Its own inverse. And where block b lies. */
+MOEI_FORCE size_t moei_q8_place(size_t lane) { return (lane & 1) << 2 | (lane & 2) | (lane >> 2 & 1); }
+MOEI_FORCE size_t moei_q8_block_at(size_t b, size_t steps) { return moei_q8_place(b % 8) * steps + b / 8; }
 /* The table's entries + 128. */
 MOEI_FORCE MOEI_AVX2 __m128i moei_q8_table(uint32_t f) {
     return moei_q8_is_e2m1(f) ? _mm_add_epi8(moei_q8_e2m1_table(), _mm_set1_epi8(112)) : _mm_xor_si128(moei_q8_iq4_table(), _mm_set1_epi8(-128));
@@ -5923,21 +5930,26 @@ MOEI_FORCE MOEI_VNNI void moei_q8_tile_vnni(uint32_t kind, int as, int P, int c,
     const uint8_t *ahead = p->ahead, *ahead_end = p->ahead_end;
     const __mmask16 mask[2] = {moei_mask_avx512(p->n_rows), moei_mask_avx512(p->n_rows < 16 ? 0 : p->n_rows - 16)};
     const moei_q8unpack u = {_mm512_set1_epi8(15), moei_q8_z128(moei_q8_table(p->format))};
-    __m512 sum[4][MOEI_Q8_SUMS], a[MOEI_Q8_SUMS];
-    for (size_t lane = 0; lane < 8; lane++) {
-        moei_q8at e = {p->panel + lane * steps * size, p->apart};
-        const uint8_t *x[2] = {p->x[0] + lane * steps * p->x_block[0], p->x[1] + lane * steps * p->x_block[1]};
-        MOEI_UNROLL for (int i = 0; i < n; i++) a[i] = _mm512_setzero_ps();
-        for (size_t i = p->n_blocks / 8 + (lane < p->n_blocks % 8); i; i--, e.w += size, x[0] += p->x_block[0], x[1] += p->x_block[1]) {
+    __m512 sum[3][MOEI_Q8_SUMS], a[MOEI_Q8_SUMS];
+    for (size_t i = 0; i < 8; i++) {
+        const size_t lane = moei_q8_place(i);
+        moei_q8at e = {p->panel + i * steps * size, p->apart};
+        const uint8_t *x[2] = {p->x[0] + i * steps * p->x_block[0], p->x[1] + i * steps * p->x_block[1]};
+        MOEI_UNROLL for (int j = 0; j < n; j++) a[j] = _mm512_setzero_ps();
+        for (size_t b = p->n_blocks / 8 + (lane < p->n_blocks % 8); b; b--, e.w += size, x[0] += p->x_block[0], x[1] += p->x_block[1]) {
             MOEI_AHEAD(p->ahead_step);
             moei_q8_entry_vnni(kind, as, P, c, e, x, &u, a);
         }
-        MOEI_UNROLL for (int i = 0; i < n; i++) sum[lane % 4][i] = lane < 4 ? a[i] : _mm512_add_ps(sum[lane % 4][i], a[i]);
+        MOEI_UNROLL for (size_t level = 0; level < 3; level++) {
+            if (!(i >> level & 1)) {
+                MOEI_UNROLL for (int j = 0; j < n; j++) sum[level][j] = a[j];
+                break;
+            }
+            MOEI_UNROLL for (int j = 0; j < n; j++) a[j] = _mm512_add_ps(sum[level][j], a[j]);
+        }
     }
-    MOEI_UNROLL for (int i = 0; i < n; i++) {
-        const __m512 v = _mm512_add_ps(_mm512_add_ps(sum[0][i], sum[2][i]), _mm512_add_ps(sum[1][i], sum[3][i]));
-        _mm512_mask_storeu_ps(p->out + (size_t)(i / P) * p->out_stride + 16 * (i % P), mask[i % P], _mm512_add_ps(v, _mm512_setzero_ps()));
-    }
+    MOEI_UNROLL for (int i = 0; i < n; i++)
+        _mm512_mask_storeu_ps(p->out + (size_t)(i / P) * p->out_stride + 16 * (i % P), mask[i % P], _mm512_add_ps(a[i], _mm512_setzero_ps()));
 }
 #define MOEI_Q8_TILE(f, as, P, c)                                                                                        \
     static MOEI_VNNI void moei_q8_tile_##f##_##as##_##P##_##c(const moei_q8tile *t) {                                    \
@@ -6023,7 +6035,7 @@ static MOEI_VNNI void moei_q8_pack(void *to, const void *const *x, uint32_t n, s
         const moei_q8 *from[MOEI_Q8_TOKENS];
         uint8_t *at[8];
         for (uint32_t t = 0; t < MOEI_Q8_TOKENS; t++) from[t] = (const moei_q8 *)x[t < n ? t : 0] + i / 256; /* missing ones are not stored */
-        for (size_t b = 0, first = (k0 + i) / 32; b < 8; b++) at[b] = (uint8_t *)to + ((first + b) % 8 * steps + (first + b) / 8) * size;
+        for (size_t b = 0, first = (k0 + i) / 32; b < 8; b++) at[b] = (uint8_t *)to + moei_q8_block_at(first + b, steps) * size;
         const size_t n_blocks = len - i < 256 ? (len - i) / 32 : 8;
         if (n == MOEI_Q8_TOKENS) moei_q8_pack_step(at, from, MOEI_Q8_TOKENS, n_blocks);
         else moei_q8_pack_step(at, from, n, n_blocks);
@@ -6095,13 +6107,11 @@ static MOEI_VNNI void moei_q8_prepare_group(void *to, const float *x, size_t x_s
     const float *from[MOEI_Q8_TOKENS];
     for (uint32_t t = 0; t < MOEI_Q8_TOKENS; t++) from[t] = x + (t < n ? t : 0) * x_stride;
     for (size_t i = 0; i < len; i += 32) {
-        const size_t b = (k0 + i) / 32;
-        uint8_t *at = (uint8_t *)to + (b % 8 * steps + b / 8) * moei_q8_group_bytes(n);
+        uint8_t *at = (uint8_t *)to + moei_q8_block_at((k0 + i) / 32, steps) * moei_q8_group_bytes(n);
         if (n == MOEI_Q8_TOKENS) moei_q8_group_block(at, from, MOEI_Q8_TOKENS, i);
         else moei_q8_group_block(at, from, n, i);
     }
-    const size_t b = (k0 + len) / 32;
-    moei_expect((uint8_t *)to + (b % 8 * steps + b / 8) * moei_q8_group_bytes(n), moei_q8_group_bytes(n));
+    moei_expect((uint8_t *)to + moei_q8_block_at((k0 + len) / 32, steps) * moei_q8_group_bytes(n), moei_q8_group_bytes(n));
 }
 static const moei_packing moei_packing_vnni = {MOEI_Q8_TOKENS, MOEI_Q8_FEW + 1, moei_q8_pack, moei_q8_prepare_group, NULL, NULL};
 
@@ -6151,7 +6161,7 @@ typedef struct moei_q8to {
     int as;
 } moei_q8to;
 MOEI_FORCE MOEI_VNNI void moei_q8_put(const moei_q8to *to, size_t b, size_t vector, __m512i v) {
-    _mm512_storeu_si512(to->p + b * to->lane + 64 * vector, v);
+    _mm512_storeu_si512(to->p + moei_q8_place(b) * to->lane + 64 * vector, v);
 }
 MOEI_FORCE MOEI_VNNI void moei_q8_put_scale(const moei_q8to *to, size_t b, size_t i, __m512 v) {
     moei_q8_put(to, b, (size_t)to->as + i, _mm512_castps_si512(v));
