@@ -54,8 +54,8 @@ $(FORMATS): $(BUILD)/%: tests/%.c $(HEADERS) $(BUILD)/formats/moe.h $(BUILD)/moe
 $(filter-out $(FORMATS),$(INSIDE)): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c)
 	$(COMPILE) -g0 $(WITHOUT) $< -o $@ $(LIBS)
 $(BUILD)/test_formats: WITHOUT = -DMOE_NO_SIMD # kernels that a test does not look at
-$(BUILD)/test_route: WITHOUT = -DMOE_NO_AVX512
-$(BUILD)/test_amx $(BUILD)/test_tiers: WITHOUT = -DMOE_NO_VNNI
+$(BUILD)/test_route: WITHOUT = -DMOE_NO_AVX512 -DMOE_NO_Q8
+$(BUILD)/test_amx $(BUILD)/test_tiers: WITHOUT = -DMOE_NO_Q8
 $(BUILD)/test_q8: WITHOUT = -DMOE_NO_BF16
 $(BUILD)/test_amx: tests/test_layer.c # which it includes
 $(filter-out $(INSIDE),$(TESTS)): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c) $(BUILD)/moe.o

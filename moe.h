@@ -107,6 +107,7 @@
    MOE_NO_AVX2, MOE_NO_AVX512, MOE_NO_VNNI, MOE_NO_BF16, MOE_NO_AMX, MOE_NO_NEON, MOE_NO_DOTPROD, MOE_NO_I8MM
                         leave out single tiers and those that build on them (VNNI: vnni and avxvnni). A compiler too old for one leaves
                         it out by itself: avxvnni wants gcc 11 or clang 12, dotprod, i8mm and neonbf16 gcc 10 or clang 16, or flags.
+   MOE_NO_Q8            no kernels for Q8, which are most of the object and of its compilation: Q8 runs on the portable C tier.
 */
 #ifndef MOE_H
 #define MOE_H
@@ -731,6 +732,19 @@ MOEI_UNUSED static int moei_same_name(const char *a, const char *b) {
 #endif
 #ifndef MOEI_HAVE_NEONBF16
 #define MOEI_HAVE_NEONBF16 0
+#endif
+#ifdef MOE_NO_Q8 /* which these are for */
+#define MOEI_HAVE_Q8 0
+#undef MOEI_HAVE_AVXVNNI
+#undef MOEI_HAVE_VNNI
+#undef MOEI_HAVE_DOTPROD
+#undef MOEI_HAVE_I8MM
+#define MOEI_HAVE_AVXVNNI 0
+#define MOEI_HAVE_VNNI 0
+#define MOEI_HAVE_DOTPROD 0
+#define MOEI_HAVE_I8MM 0
+#else
+#define MOEI_HAVE_Q8 1
 #endif
 #define MOEI_AVX2 MOEI_TARGET("avx2,fma,f16c")
 #if (defined(__GNUC__) || defined(__clang__)) && !defined(MOEI_AVX512_TARGET)
@@ -4037,7 +4051,7 @@ MOEI_UNUSED static const moei_arith moei_bf16_amx = {
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
-#if MOEI_HAVE_AVX2
+#if MOEI_HAVE_AVX2 && MOEI_HAVE_Q8
 
 typedef struct moei_q8s { /* of a step; unused ones stay undefined */
     __m256 d, m;      /* scale; minimum (added times s_x), or scale of the second 16; Q2_K: -dmin */
@@ -6873,6 +6887,7 @@ MOEI_UNUSED static const moei_vec moei_vec_neon = {moei_vexp_neon,   moei_vsigmo
                                                    moei_vtimes_neon, moei_vclamp_neon,   moei_order_c,    moei_reach_c,
                                                    moei_read16_c,    moei_write16_c};
 
+#if MOEI_HAVE_Q8
 /* ---- Q8 ------------------------------------------------------------------------------------------------------------
    A step is 256 weights of a row, unpacked by one function per format, which the direct dot products and the panels of
    every tier share. The tiers differ in one instruction: VMULL and VPADAL on neon, SDOT on dotprod (FEAT_DotProd), SMMLA on
@@ -7358,6 +7373,7 @@ MOEI_FORCE MOEI_I8MM void moei_half_i8mm(const int C, const int8_t *w, const int
 MOEI_Q8_KINDS_NEON(MOEI_Q8_PANEL_NEON, MOEI_I8MM, i8mm, 1)
 MOEI_Q8_PANELS_NEON(i8mm)
 MOEI_Q8_ARITH_NEON(I8MM, i8mm, moei_panel_bytes_q8_neon, moei_panel_q8_i8mm, MOEI_Q8_OPS_I8MM)
+#endif
 #endif
 #endif
 
@@ -8528,8 +8544,11 @@ typedef struct moei_tier_row {
 static const moei_tier_row moei_tier_rows[] = {
     {MOE_TIER_C,          0,                     &moei_vec_c,      {NULL, &moei_f32_c,            NULL,                        &moei_q8_c}},
 #if MOEI_HAVE_AVX2
-    {MOE_TIER_AVX2,       0,                     &moei_vec_avx2,   {NULL, &moei_f32_avx2,         NULL,                        &moei_q8_avx2}},
+    {MOE_TIER_AVX2,       0,                     &moei_vec_avx2,   {NULL, &moei_f32_avx2,         NULL,                        NULL}},
     {MOE_TIER_AVX2,       MOEI_ROOM,             NULL,             {NULL, &moei_f32_avx2_room,    NULL,                        NULL}},
+#endif
+#if MOEI_HAVE_AVX2 && MOEI_HAVE_Q8
+    {MOE_TIER_AVX2,       0,                     NULL,             {NULL, NULL,                   NULL,                        &moei_q8_avx2}},
 #endif
 #if MOEI_HAVE_AVXVNNI
     {MOE_TIER_AVXVNNI,    0,                     NULL,             {NULL, NULL,                   NULL,                        &moei_q8_avxvnni}},
@@ -8552,7 +8571,10 @@ static const moei_tier_row moei_tier_rows[] = {
     {MOE_TIER_AMX,        0,                     NULL,             {NULL, NULL,                   &moei_bf16_amx,              NULL}},
 #endif
 #if MOEI_HAVE_NEON
-    {MOE_TIER_NEON,       0,                     &moei_vec_neon,   {NULL, &moei_f32_neon,         NULL,                        &moei_q8_neon}},
+    {MOE_TIER_NEON,       0,                     &moei_vec_neon,   {NULL, &moei_f32_neon,         NULL,                        NULL}},
+#endif
+#if MOEI_HAVE_NEON && MOEI_HAVE_Q8
+    {MOE_TIER_NEON,       0,                     NULL,             {NULL, NULL,                   NULL,                        &moei_q8_neon}},
 #endif
 #if MOEI_HAVE_DOTPROD
     {MOE_TIER_DOTPROD,    0,                     NULL,             {NULL, NULL,                   NULL,                        &moei_q8_dotprod}},

@@ -58,7 +58,7 @@ sanitize() { # sanitize NAME FLAGS
 asan="-O1 -g1 -fsanitize=address --param asan-instrumentation-with-call-threshold=0" # calls: kernels compile in a quarter of the time
 sanitize "address sanitizer, all tiers" "$asan"
 sanitize "address and undefined-behaviour sanitizers, tier c" "$san -DMOE_NO_SIMD"
-check gcc "address sanitizer: emulated tiles" "gcc -std=c11 $asan $T -DMOE_NO_VNNI tests/test_amx.c -o @/t -lm && @/t"
+check gcc "address sanitizer: emulated tiles" "gcc -std=c11 $asan $T -DMOE_NO_Q8 tests/test_amx.c -o @/t -lm && @/t"
 check frama-c "proofs" "ONLY= sh tests/proofs/run.sh"
 for t in formats route; do
     check gcc "sanitizers: $t" "gcc -std=c11 $san $T -DMOE_NO_SIMD tests/test_$t.c -o @/t -lm && @/t"
@@ -75,7 +75,7 @@ emulated="gcc -std=gnu11 -O1 -w $T -include tests/avx512_emulation.h"
 check gcc "AVX-512 emulated: stored hashes" "$emulated -DMOE_NO_AMX $hashes @/t hashes | tee @/out && grep -q ' 0 failed' @/out && ! grep -qE 'hashes of avx' @/out"
 grep -q avx512_bf16 /proc/cpuinfo || { # make test has run them there
     check gcc "AVX-512 emulated: q8" "$emulated -DMOE_NO_BF16 tests/test_q8.c -o @/t -lm && @/t"
-    check gcc "AVX-512 emulated: tiers" "$emulated -DMOE_NO_VNNI tests/test_tiers.c -o @/t -lm && @/t"
+    check gcc "AVX-512 emulated: tiers" "$emulated -DMOE_NO_Q8 tests/test_tiers.c -o @/t -lm && @/t"
 }
 check clang "stored hashes: clang -O3 -march=native, contracted products" "clang -std=c11 -O3 -march=native -ffp-contract=fast $hashes @/t hashes"
 for build in "gcc -O0" "gcc -O0 -DMOE_NO_OPTIMIZE" "clang -O0"; do check ${build%% *} "stored hashes: $build" "$build -std=gnu11 $hashes @/t hashes"; done
@@ -85,7 +85,7 @@ done
 check qemu-aarch64 "aarch64 (qemu) without dot products: tiers" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_tiers.c -o @/t -lm && qemu-aarch64 -cpu cortex-a72 @/t | tee @/out && grep -q '^this machine and build: c neon\$' @/out"
 check qemu-aarch64 "aarch64 (qemu): guard pages" "aarch64-linux-gnu-gcc -std=c11 -O1 -static $T tests/test_memory.c -o @/t -lm && qemu-aarch64 -cpu max @/t 120"
 check aarch64-linux-gnu-g++ "aarch64: all warnings, C++11" "aarch64-linux-gnu-g++ -std=c++11 -O1 $W -I. -c $all/emit.cc -o @/emit.o"
-for o in -O0 "-O2 -mcpu=neoverse-v1" "-O1 -march=armv8.4-a" "-O0 -march=armv8.1-a" "-O0 -DMOE_NO_DOTPROD" "-O0 -DMOE_NO_I8MM" "-O0 -DMOE_NO_BF16"; do
+for o in -O0 "-O2 -mcpu=neoverse-v1" "-O1 -march=armv8.4-a" "-O0 -march=armv8.1-a" "-O0 -DMOE_NO_DOTPROD" "-O0 -DMOE_NO_I8MM" "-O0 -DMOE_NO_BF16" "-O1 -DMOE_NO_Q8"; do
     check aarch64-linux-gnu-gcc "aarch64 $o, all warnings" "aarch64-linux-gnu-gcc -std=c11 $o $WC -I. -c $all/emit.c -o @/emit.o"
 done
 check qemu-aarch64 "stored hashes: aarch64 (qemu), BF16 too" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $hashes qemu-aarch64 -cpu max @/t hashes | tee @/out && grep -q ' 0 failed' @/out && ! grep -q 'hashes of neonbf16' @/out"
@@ -108,7 +108,7 @@ for cc in gcc clang; do
     check $cc "$cc: header alone, twice, two translation units" "$cc -std=c11 -O1 $WC -I. $all/use.c $all/emit.c -o @/two -lm && @/two"
     check $cc "$cc: MOE_STATIC twice in one program" "for n in one two; do $cc -O1 -std=c11 $WC -I. -DNAME=\$n -c $all/static.c -o @/\$n.o || exit 1; done; $cc $all/main.c @/one.o @/two.o -o @/t -lm && @/t"
     for std in c11 c17 gnu11; do check $cc "$cc -std=$std, all warnings" "$cc -std=$std -O0 $WC -I. -fsyntax-only $all/emit.c"; done
-    for no in SIMD AVX2 AVX512 VNNI BF16 AMX NEON; do check $cc "$cc MOE_NO_$no" "$cc -std=c11 -O1 -DMOE_NO_$no $WC -I. -fsyntax-only $all/emit.c"; done
+    for no in SIMD AVX2 AVX512 VNNI BF16 AMX NEON Q8; do check $cc "$cc MOE_NO_$no" "$cc -std=c11 -O1 -DMOE_NO_$no $WC -I. -fsyntax-only $all/emit.c"; done
 done
 for cxx in g++ clang++; do
     for std in c++11 c++14 c++17 c++20; do check $cxx "$cxx -std=$std, all warnings" "$cxx -std=$std -O0 $W -I. -fsyntax-only $all/emit.cc"; done
