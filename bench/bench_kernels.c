@@ -150,9 +150,9 @@ int main(int argc, char **argv) {
            threads, threads > 1 ? "s" : "", panel_rows);
     printf("%-16s %-5s %5s %5s %8s %8s %8s %8s\n", "kernel", "rows", "k", "N", "warm %", "cold %", "read %", "GB/s");
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {
-        kernel *kern = &kernels[i]; /* with the kernels that a layer would take on this processor */
+        kernel *kern = &kernels[i];
         if ((name && strcmp(name, kern->name)) || !(moe_tiers() >> kern->tier & 1)) continue;
-        kern->arith = moei_choose_arith(moei_cpu() & (moe_tier_mask(kern->tier) | MOEI_TRAITS), kern->compute);
+        kern->arith = LIMITS_ARITH(kern->tier, kern->compute);
         bench_kernel(kern, format, tokens);
     }
     return 0;

@@ -4,12 +4,7 @@
 #define _GNU_SOURCE
 #define MOE_IMPLEMENTATION
 #include "moe.h"
-#include <pthread.h>
-#include <sched.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <time.h>
+#include "limits.h"
 
 enum { K = 2048, SLICE = 128, TOKENS = 128, MAX_REPS = 31 };
 static const size_t POOL = (size_t)1600 << 20;
@@ -25,102 +20,15 @@ static uint8_t *pool;
 static void *prepared[TOKENS];
 static const void *packed[TOKENS];
 
-static double clock_time(clockid_t clock) {
+static double now(void) { /* of this thread: other processes' slices do not count */
     struct timespec t;
-    clock_gettime(clock, &t);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-static double now(void) { return clock_time(CLOCK_THREAD_CPUTIME_ID); }
-static int compare(const void *a, const void *b) {
-    return *(const double *)a < *(const double *)b ? -1 : *(const double *)a > *(const double *)b;
 }
 static double best(const double *v, int n) { /* of short runs: other processes only make them slower */
     double b = v[0];
     for (int i = 1; i < n; i++) b = v[i] > b ? v[i] : b;
     return b;
-}
-static double median(const double *v, int n) {
-    double s[MAX_REPS];
-    memcpy(s, v, (size_t)n * sizeof *v);
-    qsort(s, (size_t)n, sizeof *s, compare);
-    return s[n / 2];
-}
-
-/* ---- threads: job(i) on CPU i, started together ---- */
-
-typedef struct job {
-    void (*run)(void *arg, int i, int n);
-    void *arg;
-    int i, n;
-    double time;
-} job;
-static int waiting, go;
-static void pin(int cpu) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET((unsigned)cpu, &set);
-    sched_setaffinity(0, sizeof set, &set);
-}
-static void *start(void *arg) {
-    job *j = (job *)arg;
-    pin(j->i);
-    __atomic_add_fetch(&waiting, 1, __ATOMIC_SEQ_CST);
-    while (!__atomic_load_n(&go, __ATOMIC_SEQ_CST)) sched_yield();
-    j->time = clock_time(CLOCK_THREAD_CPUTIME_ID);
-    j->run(j->arg, j->i, j->n);
-    j->time = clock_time(CLOCK_THREAD_CPUTIME_ID) - j->time;
-    return NULL;
-}
-/* CPU time of the slowest: other processes' slices do not count. */
-static double parallel(int n, void (*run)(void *, int, int), void *arg) {
-    pthread_t threads[8];
-    job jobs[8];
-    waiting = go = 0;
-    for (int i = 0; i < n; i++) {
-        job j = {run, arg, i, n, 0};
-        jobs[i] = j, pthread_create(&threads[i], NULL, start, &jobs[i]);
-    }
-    while (__atomic_load_n(&waiting, __ATOMIC_SEQ_CST) < n) sched_yield();
-    __atomic_store_n(&go, 1, __ATOMIC_SEQ_CST);
-    double time = 0;
-    for (int i = 0; i < n; i++) {
-        pthread_join(threads[i], NULL);
-        if (jobs[i].time > time) time = jobs[i].time;
-    }
-    return time;
-}
-
-/* ---- denominators ---- */
-
-static volatile int sink;
-static MOEI_AVX2 void read_pool(void *arg, int i, int n) {
-    const uint8_t *p = pool + POOL / (size_t)n * (size_t)i, *end = p + POOL / (size_t)n / 256 * 256;
-    __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
-    (void)arg;
-    for (; p < end; p += 256) {
-        a = _mm256_xor_si256(a, _mm256_xor_si256(moei_q8_ld256(p), moei_q8_ld256(p + 32)));
-        b = _mm256_xor_si256(b, _mm256_xor_si256(moei_q8_ld256(p + 64), moei_q8_ld256(p + 96)));
-        c = _mm256_xor_si256(c, _mm256_xor_si256(moei_q8_ld256(p + 128), moei_q8_ld256(p + 160)));
-        d = _mm256_xor_si256(d, _mm256_xor_si256(moei_q8_ld256(p + 192), moei_q8_ld256(p + 224)));
-    }
-    a = _mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_xor_si256(c, d));
-    sink = _mm256_extract_epi32(a, 3);
-}
-#define DP(n)     "vpdpbusd %%zmm13,%%zmm12,%%zmm" #n "\n\t"
-#define FM(n)     "vfmadd231ps %%ymm13,%%ymm12,%%ymm" #n "\n\t"
-#define TWELVE(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11)
-#define CLOBBERS                                                                                                     \
-    "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13"
-static double peak_vnni(void) { /* GOP/s of one core, multiply-add = 2 */
-    double t = now();
-    for (int i = 0; i < 400000; i++) __asm__ volatile(TWELVE(DP)::: CLOBBERS);
-    return 400000 * 12 * 128 / (now() - t) / 1e9;
-}
-static double peak_fma(void) {
-    double t = now();
-    __asm__ volatile("vpxor %%ymm12,%%ymm12,%%ymm12\n\tvpxor %%ymm13,%%ymm13,%%ymm13" ::: CLOBBERS);
-    for (int i = 0; i < 400000; i++) __asm__ volatile(TWELVE(FM)::: CLOBBERS);
-    return 400000 * 12 * 16 / (now() - t) / 1e9;
 }
 
 /* ---- subjects ---- */
@@ -129,7 +37,7 @@ typedef struct subject {
     const moei_arith *arith;
     uint32_t format, n_tokens;
     size_t row_bytes, side_bytes, side_at, n_rows; /* the pool holds n_rows rows, then the scales */
-    int panel;
+    int panel, n_threads;
 } subject;
 /* Tokens as the arithmetic wants them. */
 static void prepare(const moei_arith *arith) {
@@ -165,10 +73,10 @@ static void subject_rows(const subject *s, size_t row, moei_rows *w) {
                                                                           : 128;
     w->scale.row_stride = s->side_bytes, w->scale.data = s->side_bytes ? pool + s->side_at : NULL;
 }
-static void run_dot(void *arg, int i, int n) { /* this thread's share of all rows, a slice at a time */
+static void run_dot(void *arg, int i) { /* this thread's share of all rows, a slice at a time */
     const subject *s = (const subject *)arg;
     static float y[8][SLICE * TOKENS];
-    size_t share = s->n_rows / (size_t)n / SLICE * SLICE;
+    size_t share = s->n_rows / (size_t)s->n_threads / SLICE * SLICE;
     for (size_t r = share * (size_t)i; r < share * (size_t)(i + 1); r += SLICE) {
         moei_rows w;
         subject_rows(s, r, &w);
@@ -195,9 +103,7 @@ static struct {
 } tiers[] = {{"avx2", MOE_TIER_AVX2, NULL}, {"avxvnni", MOE_TIER_AVXVNNI, NULL}, {"vnni", MOE_TIER_VNNI, NULL}};
 static void choose(void) {
     for (size_t t = 0; t < MOEI_COUNT(tiers); t++)
-        if (moe_tiers() >> tiers[t].tier & 1)
-            tiers[t].arith =
-                moei_choose_arith(moei_cpu() & (moe_tier_mask(tiers[t].tier) | MOEI_TRAITS), MOE_COMPUTE_Q8);
+        if (moe_tiers() >> tiers[t].tier & 1) tiers[t].arith = LIMITS_ARITH(tiers[t].tier, MOE_COMPUTE_Q8);
 }
 static int reps = 9, only;
 
@@ -219,13 +125,15 @@ static void bench_cold(void) {
                         continue;
                     }
                     subject_init(&s, tiers[t].arith, f, counts[c], POOL);
+                    s.n_threads = n;
                     for (int i = 0; i < reps; i++) {
-                        read[i] = (double)POOL / parallel(n, read_pool, NULL) / 1e9;
-                        rate[i] =
-                            (double)s.n_rows * (double)(s.row_bytes + s.side_bytes) / parallel(n, run_dot, &s) / 1e9;
+                        read[i] = limits_read(pool, POOL, n) / 1e9;
+                        rate[i] = (double)s.n_rows * (double)(s.row_bytes + s.side_bytes) /
+                                  limits_run(n, run_dot, &s) / 1e9;
                         share[i] = 100 * rate[i] / read[i];
                     }
-                    printf("  %5.1f%% (%5.1f)", median(share, reps), median(rate, reps)), fflush(stdout);
+                    printf("  %5.1f%% (%5.1f)", limits_median(share, reps), limits_median(rate, reps)),
+                        fflush(stdout);
                 }
         }
     printf("\n");
@@ -233,7 +141,7 @@ static void bench_cold(void) {
 static void bench_cache(void) {
     static double rate[MAX_REPS];
     static const uint32_t counts[] = {1, 2, 4, 8};
-    double peak = peak_vnni(), fma = peak_fma();
+    double peak = limits_peak(LIMITS_VNNI_512) / 1e9, fma = limits_peak(LIMITS_F32_256) / 1e9;
     printf("rows in cache, k = %d, one core: GB/s (%% of the VNNI peak %.0f GOP/s; AVX2 FMA peak %.0f)\n%-14s %-7s",
            K, peak, fma, "", "");
     for (size_t c = 0; c < MOEI_COUNT(counts); c++) printf("  %u tok         ", counts[c]);
@@ -256,7 +164,7 @@ static void bench_cache(void) {
                     rate[i] = 100.0 * (double)s.n_rows * (double)(s.row_bytes + s.side_bytes) / (now() - time) / 1e9;
                 }
                 double g = best(rate, reps), ops = 2.0 * K / (double)(s.row_bytes + s.side_bytes) * g * s.n_tokens;
-                printf("  %5.1f (%5.1f%%)", g, 100 * ops / peak), fflush(stdout);
+                printf("  %5.1f (%5.1f%%)", g, peak > 0 ? 100 * ops / peak : 0), fflush(stdout);
             }
         }
     printf("\n");
@@ -291,12 +199,14 @@ static void bench_many(void) {
                     memcpy(packed, prepared, counts[c] * sizeof *packed);
                     moei_pack(a, packed, counts[c], K, groups);
                     for (int i = 0; i < reps; i++) {
-                        double peak = strncmp(tiers[t].name, "avx", 3) ? peak_vnni() / 100 : peak_fma(), time = now();
+                        double peak = strncmp(tiers[t].name, "avx", 3) ? limits_peak(LIMITS_VNNI_512) / 1e11
+                                                                       : limits_peak(LIMITS_F32_256) / 1e9;
+                        double time = now();
                         run_panel(&s, n_rows, height, memory, y);
                         rate[i] = 2.0 * (double)n_rows * K * s.n_tokens / (now() - time) / 1e9,
                         share[i] = rate[i] / peak;
                     }
-                    printf("%7.2f", median(share, reps)), fflush(stdout);
+                    printf("%7.2f", limits_median(share, reps)), fflush(stdout);
                     free(groups);
                 }
                 free(memory);
@@ -365,7 +275,8 @@ static void bench_order(void) {
                 free_order[r] = time_tiles(one_sum_of(f, as), &t, pool + ((size_t)1 << 20));
                 more[r] = 100 * (order[r] / free_order[r] - 1);
             }
-            printf("  %5.0f (%5.0f) %5.1f %%   ", median(order, reps), median(free_order, reps), median(more, reps)),
+            printf("  %5.0f (%5.0f) %5.1f %%   ", limits_median(order, reps), limits_median(free_order, reps),
+                   limits_median(more, reps)),
                 fflush(stdout);
         }
     }
@@ -382,10 +293,9 @@ int main(int argc, char **argv) {
     if (argc > 3) reps = atoi(argv[3]);
     if (reps < 1 || reps > MAX_REPS) reps = 5;
     choose();
-    pin(0);
-    pool = (uint8_t *)mmap(NULL, POOL + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (pool == MAP_FAILED) return 1;
-    madvise(pool, POOL, MADV_HUGEPAGE);
+    limits_pin(0);
+    pool = (uint8_t *)limits_memory(POOL + 4096);
+    if (!pool) return perror("mmap"), 1;
     uint32_t x = 1; /* bytes 0x20 .. 0x2f: every scale is a normal number */
     for (size_t i = 0; i < POOL / 4; i++) {
         x = x * 1664525u + 1013904223u;

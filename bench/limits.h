@@ -189,6 +189,9 @@ static LIMITS_UNUSED double limits_peak(limits_peak_id id) {
 static LIMITS_UNUSED double limits_peak(limits_peak_id id) { return (void)id, 0.0; }
 #endif
 
+/* The kernels that a layer would take on this processor with no better tier. (Where the implementation is compiled in.) */
+#define LIMITS_ARITH(tier, compute) moei_choose_arith(moei_cpu() & (moe_tier_mask(tier) | MOEI_TRAITS), compute)
+
 /* ---- read bandwidth ------------------------------------------------------------------------------------------------------ */
 
 typedef struct limits_read_job {
