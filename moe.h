@@ -2117,16 +2117,18 @@ MOEI_FORCE void moei_side_ahead(const moei_side *s, size_t row, size_t bytes) {
     for (size_t i = (64 - ((uintptr_t)p & 63)) & 63; i < bytes; i += 64) MOEI_PREFETCH(p + i);
 }
 #define MOEI_AHEAD_BYTES 8192 /* of a single row */
-/* Tokens from `at` to end - 1 times one tile of rows; each group prefetches `share` bytes of rows and `x_share` of tokens. Where k is
+/* A block of tokens times one tile of rows; each group prefetches its share of rows and of tokens. Where k is
    small, each instruction between two tiles counts. The groups go to and fro, so that those a tile begins with are in L1: its rows are
    not, and a step's lines of both would take longer than its FMAs (Zen 5 brings a line from L2 every 2 cycles). That pass (`quiet` of them)
    keeps all buffers for misses busy: what is prefetched meanwhile is dropped, and every such line waits for memory later. So is what comes
    faster than about a line a step, so the other passes share it evenly (Zen 5, BF16, k = 2048, 18, 24, 32, 48 tokens, cold: 62 75 79 86 % of
    the peak when all passes prefetch, 74 84 86 90 when all but the first do; 24 tokens, lines in pairs: 72. Warm: 89 90 90 92). Where sums
    wait in memory a pass begins with them, as busily: so with the lines before its own once more (k = 4096, 48 and 128 tokens: 75 79, with this
-   82 81). Not faster:
-   demand loads or every second line for the prefetchers to go on from (half), more distance, to L1, the next rows' lines to L1 during the
-   last pass (76 at 24 tokens). */
+   82 81). Not faster: demand loads or every second line for the prefetchers to go on from (half), more distance, to L1, the next rows' lines
+   to L1 during the last pass (76 at 24 tokens), a quiet last pass (BF16, 256 tokens of the layer: 1.05 times slower), small last groups
+   never first (AVX2 1.02 to 1.03 times slower). Of 4 rows x 6 tokens, two halves bring as many lines as 8 x 3 twice (BF16, k = 2048, in L2:
+   1662 and 1683 cycles for 1536), be they prefetched to L1 or not: several rows side by side get a line every 2.0 cycles, one by itself
+   every 1.35. */
 #define MOEI_BUSY 4u /* groups that leave no time to be quiet */
 /* Rows of 16 bits for tiles of 8 rows are decoded a part of k at a time, each in the place of the one before, which is in L1. */
 typedef struct moei_piece {
@@ -2141,25 +2143,33 @@ static void moei_decode_piece(const moei_piece *p, moei_tile *t) {
     t->row_stride = 4 * moei_round_up(w.k, 16);
     t->w[0] = (const uint8_t *)((uintptr_t)p->panel - 4 * t->k0); /* where the row would begin */
 }
+/* Tokens at .. end - 1, which pass over one tile of rows after the other. */
+typedef struct moei_batch {
+    const moei_tiles *tiles;
+    const void *const *x;
+    uint32_t at, end, quiet;     /* quiet: so many groups prefetch no rows */
+    size_t part, share, x_share; /* of k; bytes that a group prefetches of rows, of tokens */
+    const uint8_t *next_x;       /* those tokens */
+    moei_piece piece;
+} moei_batch;
 /* (Not inlined: 48 KB of stack, which callers without tiles need not have.) */
-MOEI_UNUSED MOEI_NOINLINE static void moei_sweep_groups(const moei_tiles *tiles, moei_tile *t, const void *const *x, uint32_t at, uint32_t end,
-                                                        float *out, size_t part, size_t share, uint32_t quiet, const uint8_t **next_x,
-                                                        size_t x_share, int back, const moei_piece *piece) {
-    const uint32_t tokens = tiles->tokens, last = (end - at - 1) / tokens;
+MOEI_UNUSED MOEI_NOINLINE static void moei_sweep_groups(moei_batch *b, moei_tile *t, float *out, int back) {
+    const moei_tiles *tiles = b->tiles;
+    const uint32_t tokens = tiles->tokens, last = (b->end - b->at - 1) / tokens;
     float room[MOEI_GROUPS * MOEI_TILE_SUMS + 15], *const sums = (float *)(((uintptr_t)room + 63) & ~(uintptr_t)63); /* whole lines */
     for (t->k0 = 0, t->half = 0; t->half < tiles->halves; t->half += t->k1 == t->k, t->k0 = t->k1 < t->k ? t->k1 : 0, back = !back) {
-        t->k1 = t->k - t->k0 > part ? t->k0 + part : t->k;
-        if (piece->decode) moei_decode_piece(piece, t);
-        const size_t steps = (t->k1 - t->k0) / tiles->step, all = steps * 64;
+        t->k1 = t->k - t->k0 > b->part ? t->k0 + b->part : t->k;
+        if (b->piece.decode) moei_decode_piece(&b->piece, t);
+        const size_t share = b->share, steps = (t->k1 - t->k0) / tiles->step, all = steps * 64;
         t->ahead_step = share <= all ? 64 : share / (steps + !steps) + 1; /* not a line less than all */
-        const size_t again = part < t->k && share && share < all ? all - share : 0;
+        const size_t again = b->part < t->k && share && share < all ? all - share : 0;
         for (uint32_t j = 0; j <= last; j++) {
-            uint32_t g = back ? last - j : j, i = at + g * tokens;
-            for (const uint8_t *stop = *next_x + x_share; *next_x < stop; *next_x += 64) MOEI_PREFETCH_L2(*next_x);
+            uint32_t g = back ? last - j : j, i = b->at + g * tokens;
+            for (const uint8_t *stop = b->next_x + b->x_share; b->next_x < stop; b->next_x += 64) MOEI_PREFETCH_L2(b->next_x);
             t->sums = sums + (size_t)g * MOEI_TILE_SUMS, t->out = out + i * t->out_stride;
-            t->x = (const uint8_t *)x[i], t->ahead = t->ahead_end;
-            if (j >= quiet) t->ahead -= again, t->ahead_end += share;
-            tiles->fn[(g < last ? tokens : end - i) - 1](t);
+            t->x = (const uint8_t *)b->x[i], t->ahead = t->ahead_end;
+            if (j >= b->quiet) t->ahead -= again, t->ahead_end += share;
+            tiles->fn[(g < last ? tokens : b->end - i) - 1](t);
         }
     }
 }
@@ -2172,30 +2182,30 @@ MOEI_UNUSED static void moei_sweep_panel(const moei_tiles *tiles, const moei_row
     moei_tile t;
     const size_t parts = n_tokens <= tiles->tokens ? 1 : (w->k + tiles->k - 1) / tiles->k, part = (w->k / parts + 63) / 64 * 64;
     const size_t row_bytes = tiles->bytes * w->k, groups = MOEI_GROUPS_BYTES / (tiles->tokens * row_bytes + 1) + 1;
-    uint32_t block = (uint32_t)(groups < MOEI_GROUPS ? groups : MOEI_GROUPS) * tiles->tokens, end, tall = (n_rows - 1) / tiles->rows + 1;
+    const uint32_t block = (uint32_t)(groups < MOEI_GROUPS ? groups : MOEI_GROUPS) * tiles->tokens, tall = (n_rows - 1) / tiles->rows + 1;
     const size_t ahead = moei_rows_ahead(w, MOEI_AHEAD_ROWS), keep = !decode || n_tokens > block;
     moei_rows some = *w;
     const int halves = w->format == MOE_FORMAT_F16 || w->format == MOE_FORMAT_BF16, by_part = halves && decode && !tiles->put && !keep;
-    const moei_piece piece = {by_part ? decode : NULL, &some, panel};
+    moei_batch b = {tiles, x, 0, 0, 0, part, 0, 0, NULL, {by_part ? decode : NULL, &some, panel}};
     int back = 0;
     t.k = w->k, t.out_stride = out_stride, t.row_stride = stride;
-    for (uint32_t at = 0; at < n_tokens; at = end) {
-        end = n_tokens - at < block ? n_tokens : at + block;
-        const uint8_t *next_x = !w->next_x ? w->data : end < n_tokens ? (const uint8_t *)x[end] : w->next_x;
-        size_t next_bytes = end < n_tokens ? (n_tokens - end) * row_bytes : w->next_x_bytes, most = block * row_bytes;
-        size_t passes = ((end - at - 1) / tiles->tokens + 1) * parts * tiles->halves;
-        const uint32_t quiet = passes > MOEI_BUSY * parts * tiles->halves;
-        size_t x_share = w->next_x ? moei_lines(next_bytes < most ? next_bytes : most, passes * tall) : 0;
+    for (; b.at < n_tokens; b.at = b.end) {
+        b.end = n_tokens - b.at < block ? n_tokens : b.at + block;
+        b.next_x = !w->next_x ? w->data : b.end < n_tokens ? (const uint8_t *)x[b.end] : w->next_x;
+        size_t next_bytes = b.end < n_tokens ? (n_tokens - b.end) * row_bytes : w->next_x_bytes, most = block * row_bytes;
+        size_t passes = ((b.end - b.at - 1) / tiles->tokens + 1) * parts * tiles->halves;
+        b.quiet = passes > MOEI_BUSY * parts * tiles->halves;
+        b.x_share = w->next_x ? moei_lines(next_bytes < most ? next_bytes : most, passes * tall) : 0;
         /* all lines of a tile's rows, not one less: memory is far. The first block brings them to a cache. */
-        size_t share = at ? 0 : moei_lines(tiles->rows * w->row_stride, passes - quiet * parts * tiles->halves);
+        b.share = b.at ? 0 : moei_lines(tiles->rows * w->row_stride, passes - b.quiet * parts * tiles->halves);
         for (uint32_t r = 0; r < n_rows; r += t.n_rows, back = !back) {
             t.n_rows = moei_min32(tiles->put ? n_rows - r : n_rows, tiles->rows);
             r = n_rows - r < t.n_rows ? n_rows - t.n_rows : r;
             some.row0 = w->row0 + r;
-            if (decode && !by_part && !at) decode(&some, t.n_rows, panel + r * keep * stride);
+            if (decode && !by_part && !b.at) decode(&some, t.n_rows, panel + r * keep * stride);
             for (uint32_t i = 0; i < 4; i++) t.w[i] = panel + (r * keep + (i < t.n_rows ? i : t.n_rows - 1)) * stride;
             t.ahead_end = moei_row(w, r) + moei_ahead_at(w, n_rows, r, ahead < tiles->rows ? tiles->rows : ahead);
-            moei_sweep_groups(tiles, &t, x, at, end, out + r, part, share, quiet, &next_x, x_share, back, &piece);
+            moei_sweep_groups(&b, &t, out + r, back);
         }
     }
 }
