@@ -39,7 +39,7 @@ $(BUILD)/%: examples/%.c $(HEADERS) $(BUILD)/moe.o
 $(BUILD)/%: bench/%.c $(HEADERS) $(BUILD)/moe.o
 	$(COMPILE) -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
 $(INBENCH): $(BUILD)/%: bench/%.c $(HEADERS) | $(BUILD)
-	$(COMPILE) $< -o $@ $(LIBS)
+	$(COMPILE) $(WITHOUT) $< -o $@ $(LIBS)
 $(BUILD)/openmp: examples/openmp.c $(HEADERS) | $(BUILD)
 	$(COMPILE) -fopenmp $< -o $@ $(LIBS)
 $(BUILD)/pool_openmp: examples/pool.c $(HEADERS) $(BUILD)/moe.o
@@ -53,7 +53,8 @@ $(FORMATS): $(BUILD)/%: tests/%.c $(HEADERS) $(BUILD)/formats/moe.h $(BUILD)/moe
 	$(CC) -I$(BUILD)/formats $(FLAGS) -DMOE_API='extern __attribute__((weak))' -Wno-unused-function $< $(BUILD)/moe.o -o $@ $(LIBS)
 $(filter-out $(FORMATS),$(INSIDE)): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c)
 	$(COMPILE) -g0 $(WITHOUT) $< -o $@ $(LIBS)
-$(BUILD)/test_formats: WITHOUT = -DMOE_NO_SIMD # kernels that a test does not look at
+$(BUILD)/bench_kernels: WITHOUT = -DMOE_NO_Q8 # kernels that a program does not look at
+$(BUILD)/test_formats: WITHOUT = -DMOE_NO_SIMD
 $(BUILD)/test_route: WITHOUT = -DMOE_NO_AVX512 -DMOE_NO_Q8
 $(BUILD)/test_amx $(BUILD)/test_tiers: WITHOUT = -DMOE_NO_Q8
 $(BUILD)/test_q8: WITHOUT = -DMOE_NO_BF16
