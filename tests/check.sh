@@ -79,13 +79,17 @@ grep -q avx512_bf16 /proc/cpuinfo || { # make test has run them there
 }
 check clang "stored hashes: clang -O3 -march=native, contracted products" "clang -std=c11 -O3 -march=native -ffp-contract=fast $hashes @/t hashes"
 for build in "gcc -O0" "gcc -O0 -DMOE_NO_OPTIMIZE" "gcc -O2 -DMOE_NO_Q8" "clang -O0"; do check ${build%% *} "stored hashes: $build" "$build -std=gnu11 $hashes @/t hashes"; done
-check qemu-aarch64 "aarch64 (qemu): q8" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_q8.c -o @/t -lm && qemu-aarch64 -cpu max @/t"
-check qemu-aarch64 "aarch64 (qemu): tiers" "aarch64-linux-gnu-gcc -std=c11 -O2 -static -DMOE_NO_Q8 $T tests/test_tiers.c -o @/t -lm && qemu-aarch64 -cpu max @/t"
+for t in q8 tiers; do
+    check qemu-aarch64 "aarch64 (qemu): $t" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_$t.c -o @/t -lm && qemu-aarch64 -cpu max @/t"
+done
 check qemu-aarch64 "aarch64 (qemu) without dot products: tiers" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_tiers.c -o @/t -lm && qemu-aarch64 -cpu cortex-a72 @/t | tee @/out && grep -q '^this machine and build: c neon\$' @/out"
 check qemu-aarch64 "aarch64 (qemu): guard pages" "aarch64-linux-gnu-gcc -std=c11 -O1 -static $T tests/test_memory.c -o @/t -lm && qemu-aarch64 -cpu max @/t 120"
 check aarch64-linux-gnu-g++ "aarch64: all warnings, C++11" "aarch64-linux-gnu-g++ -std=c++11 -O1 $W -I. -c $all/emit.cc -o @/emit.o"
-for o in -O0 "-O2 -mcpu=neoverse-v1" "-O1 -march=armv8.4-a" "-O0 -march=armv8.1-a" "-O0 -DMOE_NO_DOTPROD" "-O0 -DMOE_NO_I8MM" "-O0 -DMOE_NO_BF16" "-O1 -DMOE_NO_Q8"; do
+for o in -O0 "-O2 -mcpu=neoverse-v1" "-O1 -march=armv8.4-a" "-O0 -march=armv8.1-a" "-O0 -DMOE_NO_DOTPROD" "-O0 -DMOE_NO_I8MM" "-O0 -DMOE_NO_BF16"; do
     check aarch64-linux-gnu-gcc "aarch64 $o, all warnings" "aarch64-linux-gnu-gcc -std=c11 $o $WC -I. -c $all/emit.c -o @/emit.o"
+done
+for cc in gcc aarch64-linux-gnu-gcc; do # moei_q8_c, and no other table
+    check $cc "MOE_NO_Q8 leaves its kernels out: $cc" "$cc -std=c11 -O1 -DMOE_NO_Q8 $WC -I. -c $all/emit.c -o @/emit.o && ${cc%gcc}nm @/emit.o >@/nm && grep -q ' moei_q8_c\$' @/nm && ! grep -E '(avx2|avxvnni|vnni|neon|dotprod|i8mm)' @/nm | grep q8"
 done
 check qemu-aarch64 "stored hashes: aarch64 (qemu), BF16 too" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $hashes qemu-aarch64 -cpu max @/t hashes | tee @/out && grep -q ' 0 failed' @/out && ! grep -q 'hashes of neonbf16' @/out"
 check qemu-s390x "stored hashes: s390x, big-endian (qemu)" "s390x-linux-gnu-gcc -std=gnu11 -O2 -static $hashes qemu-s390x @/t hashes"
