@@ -5760,12 +5760,14 @@ MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
                (Zen 5). But two panels leave L1 while they are decoded, so few tokens take one (Zen 5, layer, two against one: 512 tokens
                2 to 9 % faster, 64 tokens 10 to 20 % slower). What several operations use is pinned: gcc makes it a memory operand of
                each use. Tried, and no faster: 5 or 6 tokens everywhere, panels side by side, lane by lane over all tokens (sums in
-               memory: 2 to 10 % slower), parts of k for long rows (Mixtral, 2048 of k of two pairs of panels: Q4_K 1 to 4 % faster,
-               Q8_0 0 to 3, 128 tokens 7 % slower).
+               memory: 2 to 10 % slower; block by block, where broadcasts wait for tokens in L2, 53 cycles an entry for 41, prefetched to
+               L1 45), one panel x 8 tokens with half of the broadcasts by vpshufd, which has ports of its own here (as fast as two x 4, but
+               tokens push the panel out: 512 tokens 3 to 6 % slower, 128 2 to 3 % faster for bytes), parts of k for long rows (Mixtral, 2048 of k
+               of two pairs of panels: Q4_K 1 to 4 % faster, Q8_0 0 to 3, 128 tokens 7 % slower).
    ORDER       The bits are those of one token, whose vectors have 8 blocks side by side: 8 sums and their tree, where a tile alone would
-               have one sum. That costs it time, here 3 to 6 % where k = 768, 1 to 3 where k = 2048 (Zen 5, bench_q8 order, which has the tile
-               of one sum beside each). No more than 3 sums wait, each in L1 yet when the next comes (lanes from 0 to 7, where 4 wait for the
-               4 after them: Q8_0 9 and 6 %, Q4_0 8 and 3, Q6_K 4 and 2; layer, 512 tokens: int8, Q5_K 5 % slower, Q8_0 2, Q4_0 1).
+               have one sum. That costs it 2 to 7 % where k = 768 and up to 3 where k = 2048 (Zen 5; bench_q8 order times both). No more than 3
+               sums wait, and each is still in L1 when the next comes (lanes from 0 to 7, where 4 wait for the 4 after them: Q8_0 9 and 6 %,
+               Q4_0 8 and 3, Q6_K 4 and 2; layer, 512 tokens: int8, Q5_K 5 % slower, Q8_0 2, Q4_0 1).
    NIBBLES     Weights of 4 bits stay packed in the panel, and the tile takes them apart once for all its tokens, on ports that the dot
                products leave free: the panel fits L1 or nearly, decoding stores half (23 cycles a block for 37), and pairs pay from 9
                tokens on (Zen 5, layer of qwen3-30b, 128 and 512 tokens: Q4_0 1.14 and 1.07, Q4_K 1.16 and 1.05, MXFP4 1.12 and 1.02
@@ -5807,6 +5809,7 @@ static size_t moei_q8_panel_bytes(uint32_t n_rows, size_t k) { /* of up to two *
 MOEI_FORCE int moei_q8_has_nibbles(uint32_t f) {
     switch (f) { MOEI_Q8_FORMATS_4(MOEI_Q8_IS_4, , ) return 1; default: return 0; }
 }
+MOEI_FORCE int moei_q8_as(int intel, uint32_t f) { return !intel && moei_q8_has_nibbles(f) ? MOEI_Q8_NIBBLES : MOEI_Q8_BYTES; }
 /* What the tile needs to know of a format: formats of a kind share its code. */
 MOEI_FORCE uint32_t moei_q8_kind(uint32_t f, int as) {
     if (moei_q8_has_min(f)) return MOE_FORMAT_Q4_K;
@@ -6561,7 +6564,7 @@ static void moei_q8_sweep_vnni(int as, moei_q8tile *t, const void *const *x, uin
 enum { MOEI_Q8_DECODING = 2 };
 static void moei_q8_panel_as(int intel, void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                              size_t out_stride) {
-    const int as = !intel && moei_q8_has_nibbles(w->format) ? MOEI_Q8_NIBBLES : MOEI_Q8_BYTES;
+    const int as = moei_q8_as(intel, w->format);
     const uint32_t one = as == MOEI_Q8_NIBBLES ? MOEI_Q8_TOKENS : MOEI_Q8_PAIR, most = !intel && n_tokens > one ? 32 : 16;
     const uint32_t decode = most == 16 && moei_q8_step_bytes(w->format) >= 176 ? MOEI_Q8_DECODING : 0;
     moei_ahead ahead = moei_ahead_next(w, (n_rows + most - 1) / most * (size_t)(n_tokens + decode));

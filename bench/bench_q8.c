@@ -215,69 +215,78 @@ static void bench_many(void) {
 }
 
 #if MOEI_HAVE_VNNI
-/* What the order of sums costs where many tokens pass: the tile of 2 panels x 4 tokens as it is, 8 sums by block mod 8 and their tree, and
-   one that adds all blocks to one sum, whose bits depend on nothing but could not be those of one token, where 8 blocks lie side by side. */
-MOEI_FORCE MOEI_VNNI void one_sum(uint32_t kind, int as, const moei_q8tile *p) {
+/* What the order of sums costs where many tokens pass: the tile of P panels as it is, 8 sums by block mod 8 and their tree, and one that adds
+   all blocks to one sum, whose bits could not be those of one token, where 8 blocks lie side by side. */
+MOEI_FORCE MOEI_VNNI void one_sum(uint32_t kind, int as, int P, const moei_q8tile *p) {
     const size_t size = moei_q8_entry(kind, as);
     const moei_q8unpack u = {_mm512_set1_epi8(15), moei_q8_z128(moei_q8_table(p->format))};
     moei_q8at e = {p->panel, p->apart};
     const uint8_t *x[2] = {p->x[0], p->x[1]};
     __m512 a[MOEI_Q8_SUMS];
-    MOEI_UNROLL for (int i = 0; i < 8; i++) a[i] = _mm512_setzero_ps();
+    MOEI_UNROLL for (int i = 0; i < MOEI_Q8_TOKENS; i++) a[i] = _mm512_setzero_ps();
     for (size_t i = p->n_blocks; i; i--, e.w += size, x[0] += p->x_block[0], x[1] += p->x_block[1])
-        moei_q8_entry_vnni(kind, as, 2, 4, e, x, &u, a);
-    MOEI_UNROLL for (int i = 0; i < 8; i++)
-        _mm512_storeu_ps(p->out + (size_t)(i / 2) * p->out_stride + 16 * (i % 2), a[i]);
+        moei_q8_entry_vnni(kind, as, P, MOEI_Q8_TOKENS / P, e, x, &u, a);
+    MOEI_UNROLL for (int i = 0; i < MOEI_Q8_TOKENS; i++)
+        _mm512_storeu_ps(p->out + (size_t)(i / P) * p->out_stride + 16 * (i % P), a[i]);
 }
 #define ONE_SUM(f, as)                                                                                               \
-    static MOEI_VNNI void one_sum_##f##_##as(const moei_q8tile *t) { one_sum(MOE_FORMAT_##f, MOEI_Q8_##as, t); }
+    static MOEI_VNNI void one_sum_##f##_##as##_1(const moei_q8tile *t) {                                             \
+        one_sum(MOE_FORMAT_##f, MOEI_Q8_##as, 1, t);                                                                 \
+    }                                                                                                                \
+    static MOEI_VNNI void one_sum_##f##_##as##_2(const moei_q8tile *t) {                                             \
+        one_sum(MOE_FORMAT_##f, MOEI_Q8_##as, 2, t);                                                                 \
+    }
 MOEI_Q8_VNNI_KINDS(ONE_SUM, ONE_SUM)
-static moei_q8_times_fn *one_sum_of(uint32_t f, int as) {
+static moei_q8_times_fn *one_sum_of(uint32_t f, int as, uint32_t panels) {
 #define ONE_SUM_CASE(kind, as)                                                                                       \
-    case MOE_FORMAT_##kind * 16 + MOEI_Q8_##as: return one_sum_##kind##_##as;
+    case MOE_FORMAT_##kind * 16 + MOEI_Q8_##as:                                                                      \
+        return panels == 1 ? one_sum_##kind##_##as##_1 : one_sum_##kind##_##as##_2;
     switch ((int)moei_q8_kind(f, as) * 16 + as) {
         MOEI_Q8_VNNI_KINDS(ONE_SUM_CASE, ONE_SUM_CASE) default : return NULL;
     }
 }
 /* Nanoseconds a tile; its tokens as they come in a layer, 32 of them, from L2. */
-static double time_tiles(moei_q8_times_fn *fn, moei_q8tile *t, const uint8_t *x) {
+static double time_tiles(moei_q8_times_fn *fn, moei_q8tile *t, const uint8_t *x, uint32_t tokens) {
     double time = now();
     for (int i = 0; i < 200; i++)
-        for (size_t c = 0; c < 32; c += MOEI_Q8_WIDTH) {
-            t->x[0] = t->x[1] =
-                x + c / MOEI_Q8_TOKENS * t->n_blocks * t->x_block[0] + c % MOEI_Q8_TOKENS * MOEI_Q8_PARTS * 4;
+        for (uint32_t c = 0; c < 32; c += tokens) {
+            t->x[0] = x + c / MOEI_Q8_TOKENS * t->n_blocks * t->x_block[0] + moei_q8_group_bytes(c % MOEI_Q8_TOKENS);
+            t->x[1] = t->x[0] + moei_q8_group_bytes(MOEI_Q8_WIDTH);
             fn(t);
         }
-    return (now() - time) / (200 * 32 / MOEI_Q8_WIDTH) * 1e9;
+    return (now() - time) / (200 * 32 / tokens) * 1e9;
 }
 static void bench_order(void) {
     static const size_t ks[] = {768, 2048, 4096};
-    static float y[4 * 32];
-    if (!(moe_tiers() >> MOE_TIER_VNNI & 1)) return;
-    printf("the order of sums, vnni, 2 panels x 4 tokens in L2: ns a tile as it is (with one sum), what that is "
+    static float y[32 * MOEI_Q8_TOKENS];
+    const moei_arith *arith = tiers[2].arith;
+    const int intel = arith == &moei_q8_vnni_intel;
+    const uint32_t panels = intel ? 1 : 2, tokens = MOEI_Q8_TOKENS / panels;
+    if (!arith) return;
+    printf("the order of sums, vnni, %u rows x %u tokens in L2: ns a tile as it is (with one sum), what that is "
            "more\n%-14s",
-           "");
+           16 * panels, tokens, "");
     for (size_t i = 0; i < MOEI_COUNT(ks); i++) printf("  k = %-20zu", ks[i]);
     for (uint32_t f = MOE_FORMAT_Q8_0; f < MOE_FORMAT_COUNT; f++) {
-        if (!tiers[2].arith->ops[f].dot || (only && only != (int)f)) continue;
+        if (!arith->ops[f].dot || (only && only != (int)f)) continue;
         printf("\n%-14s", formats[f].name);
         for (size_t i = 0; i < MOEI_COUNT(ks); i++) {
-            const int as =
-                tiers[2].arith != &moei_q8_vnni_intel && moei_q8_has_nibbles(f) ? MOEI_Q8_NIBBLES : MOEI_Q8_BYTES;
+            const int as = moei_q8_as(intel, f);
             double order[MAX_REPS], free_order[MAX_REPS], more[MAX_REPS];
             moei_q8tile t;
             memset(&t, 0, sizeof t);
             t.panel = pool, t.n_blocks = ks[i] / 32, t.apart = t.n_blocks * moei_q8_entry(f, as), t.format = f;
-            t.x_block[0] = t.x_block[1] = moei_q8_group_bytes(MOEI_Q8_TOKENS), t.out = y, t.out_stride = 32,
-            t.n_rows = 32;
+            t.x_block[0] = t.x_block[1] = moei_q8_group_bytes(MOEI_Q8_TOKENS);
+            t.out = y, t.out_stride = 32, t.n_rows = 16 * panels;
             for (int r = 0; r < reps; r++) {
-                order[r] = time_tiles(moei_q8_tiles(f, as, 2)[3], &t, pool + ((size_t)1 << 20));
-                free_order[r] = time_tiles(one_sum_of(f, as), &t, pool + ((size_t)1 << 20));
+                const uint8_t *x = pool + ((size_t)1 << 20);
+                order[r] = time_tiles(moei_q8_tiles(f, as, panels)[tokens - 1], &t, x, tokens);
+                free_order[r] = time_tiles(one_sum_of(f, as, panels), &t, x, tokens);
                 more[r] = 100 * (order[r] / free_order[r] - 1);
             }
             printf("  %5.0f (%5.0f) %5.1f %%   ", limits_median(order, reps), limits_median(free_order, reps),
-                   limits_median(more, reps)),
-                fflush(stdout);
+                   limits_median(more, reps));
+            fflush(stdout);
         }
     }
     printf("\n");
