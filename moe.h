@@ -996,6 +996,9 @@ typedef struct moei_arith {     /* one compute on one tier */
     const moei_packing *packing; /* NULL = tokens are always used as they were prepared */
     const struct moei_tiles *tiles; /* of a panel: its rows may be decoded a tile at a time; NULL = all of them first */
 } moei_arith;
+#ifndef MOEI_TABLE /* how those are linked: the tests take them from an object that exists already */
+#define MOEI_TABLE MOEI_UNUSED static
+#endif
 
 typedef struct moei_vec {       /* elementwise, of one tier; each equal to its scalar definition, any n, any alignment */
     void (*exp)(float *y, const float *x, size_t n);                              /* y = moei_exp(x) */
@@ -1887,7 +1890,7 @@ static void moei_panel_f32_c(void *panel, const moei_rows *w, uint32_t n_rows, c
 }
 
 // clang-format off
-MOEI_UNUSED static const moei_arith moei_f32_c = {
+MOEI_TABLE const moei_arith moei_f32_c = {
     MOE_COMPUTE_F32, MOE_TIER_C, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32_c, moei_panel_f32_c,
     {{NULL, NULL, 0},
 #define MOE_X(id, name, n, bytes, rows, cols) {moei_dot_f32_c, NULL, MOEI_C_TOKENS},
@@ -1942,7 +1945,7 @@ static void moei_dot_q8_c(const moei_rows *w, uint32_t n_rows, const void *const
 // clang-format off
 #define MOEI_Q8_DENSE {NULL, NULL, 0}
 #define MOEI_Q8_C {moei_dot_q8_c, NULL, UINT32_MAX}
-MOEI_UNUSED static const moei_arith moei_q8_c = {
+MOEI_TABLE const moei_arith moei_q8_c = {
     MOE_COMPUTE_Q8, MOE_TIER_C, moei_q8_row_bytes, moei_prepare_q8, NULL, NULL,
     {MOEI_Q8_DENSE, MOEI_Q8_DENSE, MOEI_Q8_DENSE, MOEI_Q8_DENSE, /* none f32 f16 bf16 */
      MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C,      /* q8_0 q4_0 q4_1 q5_0 q5_1 */
@@ -2980,10 +2983,10 @@ static const moei_packing moei_packing_avx2 = {3, 2, moei_pack_avx2, NULL, NULL,
         /* FP8_CHANNEL  */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},                                              \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                  \
     &moei_packing_avx2, &moei_tiles_avx2_F32}
-MOEI_UNUSED static const moei_arith moei_f32_avx2 = MOEI_F32_AVX2(NULL, UINT32_MAX);
+MOEI_TABLE const moei_arith moei_f32_avx2 = MOEI_F32_AVX2(NULL, UINT32_MAX);
 /* Where L1 has room for its 4 rows of f32, a panel pays from about 18 tokens on (k = 4096 and 14336: 30). Zen 5, layer, 512 tokens: Qwen3-30B
    76 and 83, Mixtral 72 and 79 % of the peak, with 4 rows one after the other and tiles of two steps a turn. (Zen 3, L1 of 32 KB: level.) */
-MOEI_UNUSED static const moei_arith moei_f32_avx2_room = MOEI_F32_AVX2(moei_decode_bf16_avx2, 20);
+MOEI_TABLE const moei_arith moei_f32_avx2_room = MOEI_F32_AVX2(moei_decode_bf16_avx2, 20);
 // clang-format on
 
 /* exp: see moei_exp. min and max return their second operand on NaN. */
@@ -3361,8 +3364,8 @@ static const moei_packing moei_packing_avx512 = {3, 2, moei_pack_f32, NULL, NULL
         /* FP8_CHANNEL  */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                                       \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                  \
     &moei_packing_avx512, tiles}
-MOEI_UNUSED static const moei_arith moei_f32_avx512 = MOEI_F32_AVX512(UINT32_MAX, , NULL);
-MOEI_UNUSED static const moei_arith moei_f32_avx512_intel = MOEI_F32_AVX512(12, _intel, &moei_tiles_avx512_panel);
+MOEI_TABLE const moei_arith moei_f32_avx512 = MOEI_F32_AVX512(UINT32_MAX, , NULL);
+MOEI_TABLE const moei_arith moei_f32_avx512_intel = MOEI_F32_AVX512(12, _intel, &moei_tiles_avx512_panel);
 // clang-format on
 
 /* exp: see moei_exp. min and max return their second operand on NaN; scalef rounds once, as the two exact steps do. */
@@ -3795,10 +3798,10 @@ static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, moei_prepar
         /* FP8_CHANNEL  */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, most},                                                        \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                          \
     &moei_packing_bf16, NULL}
-MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(, bf16, bf16, 3);
-MOEI_UNUSED static const moei_arith moei_bf16_avx512bf16_near = MOEI_BF16_AVX512(_near, bf16, bf16, 3);
-MOEI_UNUSED static const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(, vbmi, vbmi, 6);
-MOEI_UNUSED static const moei_arith moei_bf16_vbmi_near = MOEI_BF16_AVX512(_near, vbmi_near, vbmi, 6);
+MOEI_TABLE const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(, bf16, bf16, 3);
+MOEI_TABLE const moei_arith moei_bf16_avx512bf16_near = MOEI_BF16_AVX512(_near, bf16, bf16, 3);
+MOEI_TABLE const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(, vbmi, vbmi, 6);
+MOEI_TABLE const moei_arith moei_bf16_vbmi_near = MOEI_BF16_AVX512(_near, vbmi_near, vbmi, 6);
 // clang-format on
 #endif
 
@@ -4024,7 +4027,7 @@ static void moei_panel_amx(void *panel, const moei_rows *w, uint32_t n_rows, con
 
 static const moei_packing moei_packing_amx = {16, 2, moei_pack_amx, NULL, moei_begin_amx, moei_end_amx};
 // clang-format off
-MOEI_UNUSED static const moei_arith moei_bf16_amx = {
+MOEI_TABLE const moei_arith moei_bf16_amx = {
     MOE_COMPUTE_BF16, MOE_TIER_AMX, moei_bf16_row_bytes, MOEI_AMX_ROLE(moei_prepare_bf16_avx512), moei_panel_bytes_bf16,
     moei_panel_amx, {
         /* NONE         */ MOEI_NO_OPS,
@@ -5170,7 +5173,7 @@ MOEI_Q8_256(avxvnni, 1)
 #define MOEI_Q8_NONE {NULL, NULL, 0}
 /* clang-format off */
 #define MOEI_Q8_ARITH_256(id, isa)                                                                                       \
-MOEI_UNUSED static const moei_arith moei_q8_##isa = {                                                                    \
+MOEI_TABLE const moei_arith moei_q8_##isa = {                                                                            \
     MOE_COMPUTE_Q8, MOE_TIER_##id, moei_q8_prepared_bytes, moei_q8_prepare, moei_q8_panel_bytes_avx2, moei_q8_panel_##isa, \
     {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */                                     \
      MOEI_Q8_BOTH(isa, Q8_0), MOEI_Q8_BOTH(isa, Q4_0), MOEI_Q8_BOTH(isa, Q4_1), MOEI_Q8_BOTH(isa, Q5_0),                 \
@@ -6608,8 +6611,8 @@ static void moei_q8_panel_vnni_intel(void *panel, const moei_rows *w, uint32_t n
      MOEI_Q8_VNNI(MXFP4, name), MOEI_Q8_VNNI(NVFP4, name), MOEI_Q8_VNNI(MXFP4_HF, name), MOEI_Q8_VNNI(NVFP4_HF, name),   \
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */                                         \
      MOEI_Q8_VNNI(INT8_CHANNEL, name), MOEI_Q8_VNNI(INT4_GROUP, name)}, &moei_packing_vnni, NULL}
-MOEI_UNUSED static const moei_arith moei_q8_vnni = MOEI_Q8_ARITH_VNNI();
-MOEI_UNUSED static const moei_arith moei_q8_vnni_intel = MOEI_Q8_ARITH_VNNI(_intel);
+MOEI_TABLE const moei_arith moei_q8_vnni = MOEI_Q8_ARITH_VNNI();
+MOEI_TABLE const moei_arith moei_q8_vnni_intel = MOEI_Q8_ARITH_VNNI(_intel);
 /* clang-format on */
 #endif
 #endif
@@ -6776,7 +6779,7 @@ static void moei_decode_fp8_neon(const moei_rows *w, uint32_t n_rows, void *pane
 
 static const moei_packing moei_packing_neon = {MOEI_NEON_TOKENS, 2, moei_pack_f32, NULL, NULL, NULL};
 // clang-format off
-MOEI_UNUSED static const moei_arith moei_f32_neon = {
+MOEI_TABLE const moei_arith moei_f32_neon = {
     MOE_COMPUTE_F32, MOE_TIER_NEON, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_neon, {
         /* NONE         */ MOEI_NO_OPS,
         /* F32          */ {moei_dot_neon_F32, NULL, UINT32_MAX},
@@ -6824,7 +6827,7 @@ static void moei_decode_fp8_neonbf16(const moei_rows *w, uint32_t n_rows, void *
 }
 static const moei_packing moei_packing_neonbf16 = {MOEI_NEON_TOKENS, 2, moei_pack_bf16, NULL, NULL, NULL};
 // clang-format off
-MOEI_UNUSED static const moei_arith moei_bf16_neonbf16 = {
+MOEI_TABLE const moei_arith moei_bf16_neonbf16 = {
     MOE_COMPUTE_BF16, MOE_TIER_NEONBF16, moei_bf16_row_bytes, moei_prepare_neonbf16, moei_panel_bytes_neonbf16,
     moei_panel_neonbf16, {
         /* NONE - F16   */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
@@ -7338,7 +7341,7 @@ MOEI_FORCE void moei_panel_q8_neon(const uint32_t flags, const int mm, moei_half
         }                                                                                                               \
     }
 #define MOEI_Q8_ARITH_NEON(id, tier, panel_bytes, panel, ops)                                                           \
-    MOEI_UNUSED static const moei_arith moei_q8_##tier = {                                                              \
+    MOEI_TABLE const moei_arith moei_q8_##tier = {                                                                      \
         MOE_COMPUTE_Q8, MOE_TIER_##id, moei_q8_row_bytes, moei_prepare_q8, panel_bytes, panel, {                        \
             /* NONE - BF16  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                      \
             /* Q8_0         */ ops(plain),                                                                              \

@@ -10,6 +10,10 @@
 #include <stdlib.h>
 #include "guarded.h"
 
+/* Static, or of the object that make links (MOEI_TABLE). */
+extern const moei_arith moei_q8_avx2, moei_q8_avxvnni, moei_q8_vnni, moei_q8_vnni_intel, moei_q8_neon,
+    moei_q8_dotprod, moei_q8_i8mm;
+
 static unsigned n_passed, n_failed, n_skipped;
 static char now_testing[256];
 static void name_test(const char *format, ...) {
