@@ -4784,15 +4784,14 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_scales_q2_avx2(const uint8_t *p, moei_q8s *s) 
     s->sub = _mm256_and_si256(b, _mm256_set1_epi16(15)), s->min = _mm256_srli_epi16(b, 4);
     s->d = _mm256_moveldup_ps(f), s->m = _mm256_movehdup_ps(f);
 }
-MOEI_FORCE MOEI_AVX2 void moei_q8_entry_avx2(uint32_t f, int vex, int sorted, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8entry *e) {
+MOEI_FORCE MOEI_AVX2 void moei_q8_scales_avx2(uint32_t f, const uint8_t *p, const moei_q8side *side, size_t j, moei_q8s *s) {
     const size_t size = moei_q8_step_bytes(f) / 8;
-    if (f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K) moei_q8_scales_k_avx2(p, &e->s.d, &e->s.m);
-    else if (f == MOE_FORMAT_Q3_K) e->s.d = moei_q8_half1(p + 108), e->s.sub = moei_q8_scales_q3_avx2(p + 96);
-    else if (f == MOE_FORMAT_Q2_K) moei_q8_scales_q2_avx2(p, &e->s);
-    else if (f == MOE_FORMAT_IQ4_XS) e->s.d = moei_q8_scales_iq4xs_avx2(p);
-    else if (f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_Q4_0 || f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_IQ4_NL) e->s.d = moei_q8_half8_avx2(p, size);
-    else moei_q8_scales(f, p, side, j, &e->s);
-    moei_q8_bytes_avx2(f, vex, sorted, p, e->v);
+    if (f == MOE_FORMAT_Q4_K || f == MOE_FORMAT_Q5_K) moei_q8_scales_k_avx2(p, &s->d, &s->m);
+    else if (f == MOE_FORMAT_Q3_K) s->d = moei_q8_half1(p + 108), s->sub = moei_q8_scales_q3_avx2(p + 96);
+    else if (f == MOE_FORMAT_Q2_K) moei_q8_scales_q2_avx2(p, s);
+    else if (f == MOE_FORMAT_IQ4_XS) s->d = moei_q8_scales_iq4xs_avx2(p);
+    else if (f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_Q4_0 || f == MOE_FORMAT_Q5_0 || f == MOE_FORMAT_IQ4_NL) s->d = moei_q8_half8_avx2(p, size);
+    else moei_q8_scales(f, p, side, j, s);
 }
 
 /* ---- 256 bits: straight from the rows ---- */
@@ -4857,13 +4856,10 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_rows_256(uint32_t f, int vex, int by_grid, con
             const moei_q8 *q[MOEI_Q8_SHARE];
             if (i == full) p = moei_q8_tail(f, w, p, tail);
             else moei_q8_prefetch(p + ahead, size);
-            if (by_grid) {
-                moei_q8_near_256(f, w, grid, i, &step.s);
-                moei_q8_bytes_avx2(f, vex, 1, p, step.v);
-            } else {
-                if (moei_q8_has_side(f) && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
-                moei_q8_entry_avx2(f, vex, 1, p, &side, i % MOEI_Q8_CHUNK, &step);
-            }
+            if (moei_q8_has_side(f) && !by_grid && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
+            if (by_grid) moei_q8_near_256(f, w, grid, i, &step.s);
+            else moei_q8_scales_avx2(f, p, &side, i % MOEI_Q8_CHUNK, &step.s);
+            moei_q8_bytes_avx2(f, vex, 1, p, step.v);
             MOEI_UNROLL for (int t = 0; t < n; t++) q[t] = x[t] + (i - k) * (moei_q8_has_abs(f, vex, n) ? 2 : 1);
             moei_q8_step_avx2(f, vex, 1, n, &e, q, &fixed, acc);
         }
@@ -4937,28 +4933,39 @@ static MOEI_AVX2 void moei_q8_turns(moei_q8_few_fn *few, moei_q8_arrange a, cons
         }
     }
 }
-#define MOEI_Q8_TIMES_256(isa, vex, f, n)                                                                                \
-    static MOEI_AVX2 void moei_q8_times##n##_##isa##_##f(const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,    \
-                                                         const moei_q8 *const *x, moei_q8sums *sums, float *out, size_t out_stride) { \
-        if (moei_q8_grid_is(MOE_FORMAT_##f, &w->scale, &w->zero))                                                        \
-            moei_q8_rows_256(MOE_FORMAT_##f, vex, 1, w, n_rows, k, k_end, x, n, sums, out, out_stride);                  \
-        else moei_q8_rows_256(MOE_FORMAT_##f, vex, 0, w, n_rows, k, k_end, x, n, sums, out, out_stride);                 \
+/* A format's rows times 1 to 4 tokens. Where scales live apart they are taken on the way (by_grid); rows of other grids than
+   moei_q8_grid_is says, which are rare, meet the tokens one by one (`apart`). */
+#define MOEI_Q8_TIMES(isa, target, f, name, times)                                                                       \
+    static target void moei_q8_##name##_##isa##_##f(const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,         \
+                                                    const moei_q8 *const *x, moei_q8sums *sums, float *out, size_t out_stride) { \
+        times;                                                                                                           \
     }
-#define MOEI_Q8_TURNS(isa, target, f, arrange)                                                                           \
+#define MOEI_Q8_TURNS(isa, target, f, other, arrange)                                                                    \
     static target void moei_q8_dot_##isa##_##f(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, \
                                                float *out, size_t out_stride) {                                          \
         static moei_q8_few_fn *const few[] = {moei_q8_times1_##isa##_##f, moei_q8_times2_##isa##_##f, moei_q8_times3_##isa##_##f, \
                                               moei_q8_times4_##isa##_##f};                                               \
-        moei_q8_turns(few[n_tokens - 1], arrange, w, n_rows, x, n_tokens, out, out_stride);                              \
+        moei_q8_few_fn *const apart = other;                                                                             \
+        const uint32_t n = apart ? 1 : n_tokens;                                                                         \
+        for (uint32_t t = 0; t < n_tokens; t += n)                                                                       \
+            moei_q8_turns(apart ? apart : few[n - 1], arrange, w, n_rows, x + t, n, out + t * out_stride, out_stride);   \
     }
-#define MOEI_Q8_DOT_256(isa, vex, f)                                                                                     \
-    MOEI_Q8_TIMES_256(isa, vex, f, 1) MOEI_Q8_TIMES_256(isa, vex, f, 2) MOEI_Q8_TIMES_256(isa, vex, f, 3)                \
-    MOEI_Q8_TIMES_256(isa, vex, f, 4) MOEI_Q8_TURNS(isa, MOEI_AVX2, f, moei_q8_arrange_256(MOE_FORMAT_##f, vex, n_tokens))
-#define MOEI_Q8_FORMATS(X, isa, target)                                                                                  \
+#define MOEI_Q8_APART(isa, f) moei_q8_grid_is(MOE_FORMAT_##f, &w->scale, &w->zero) ? NULL : moei_q8_apart_##isa##_##f
+#define MOEI_Q8_TIMES_256(isa, vex, f, name, n, by_grid)                                                                 \
+    MOEI_Q8_TIMES(isa, MOEI_AVX2, f, name, moei_q8_rows_256(MOE_FORMAT_##f, vex, by_grid, w, n_rows, k, k_end, x, n, sums, out, out_stride))
+#define MOEI_Q8_DOT_256(isa, vex, f, by_grid, other)                                                                     \
+    MOEI_Q8_TIMES_256(isa, vex, f, times1, 1, by_grid) MOEI_Q8_TIMES_256(isa, vex, f, times2, 2, by_grid)                \
+    MOEI_Q8_TIMES_256(isa, vex, f, times3, 3, by_grid) MOEI_Q8_TIMES_256(isa, vex, f, times4, 4, by_grid)                \
+    MOEI_Q8_TURNS(isa, MOEI_AVX2, f, other, moei_q8_arrange_256(MOE_FORMAT_##f, vex, n))
+#define MOEI_Q8_PLAIN_256(isa, vex, f) MOEI_Q8_DOT_256(isa, vex, f, 0, NULL)
+#define MOEI_Q8_SIDE_256(isa, vex, f) MOEI_Q8_TIMES_256(isa, vex, f, apart, 1, 0) MOEI_Q8_DOT_256(isa, vex, f, 1, MOEI_Q8_APART(isa, f))
+#define MOEI_Q8_FORMATS_PLAIN(X, isa, target)                                                                            \
     X(isa, target, Q8_0) X(isa, target, Q4_0) X(isa, target, Q4_1) X(isa, target, Q5_0) X(isa, target, Q5_1)             \
     X(isa, target, Q2_K) X(isa, target, Q3_K) X(isa, target, Q4_K) X(isa, target, Q5_K) X(isa, target, Q6_K)             \
-    X(isa, target, IQ4_NL) X(isa, target, IQ4_XS) X(isa, target, MXFP4) X(isa, target, NVFP4) X(isa, target, MXFP4_HF)   \
-    X(isa, target, NVFP4_HF) X(isa, target, INT8_CHANNEL) X(isa, target, INT4_GROUP)
+    X(isa, target, IQ4_NL) X(isa, target, IQ4_XS) X(isa, target, MXFP4) X(isa, target, NVFP4)
+#define MOEI_Q8_FORMATS_SIDE(X, isa, target) /* moei_q8_has_side */                                                      \
+    X(isa, target, MXFP4_HF) X(isa, target, NVFP4_HF) X(isa, target, INT8_CHANNEL) X(isa, target, INT4_GROUP)
+#define MOEI_Q8_FORMATS(X, isa, target) MOEI_Q8_FORMATS_PLAIN(X, isa, target) MOEI_Q8_FORMATS_SIDE(X, isa, target)
 
 /* ---- activations ---- */
 
@@ -5090,8 +5097,10 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_unpack_256(uint32_t f, int vex, const moei_row
     uint8_t tail[272];
     moei_q8side side;
     if (moei_q8_has_side(f)) moei_q8_sides(f, w, r, i, &side);
-    for (size_t j = 0; j < n; j++, p += moei_q8_step_bytes(f))
-        moei_q8_entry_avx2(f, vex, 0, i + j == full ? moei_q8_tail(f, w, p, tail) : p, &side, j, e + j);
+    for (size_t j = 0; j < n; j++, p += moei_q8_step_bytes(f)) {
+        if (i + j == full) p = moei_q8_tail(f, w, p, tail);
+        moei_q8_scales_avx2(f, p, &side, j, &e[j].s), moei_q8_bytes_avx2(f, vex, 0, p, e[j].v);
+    }
 }
 #define MOEI_Q8_UNPACK_256(isa, vex, f)                                                                                  \
     static MOEI_AVX2 void moei_q8_unpack_##isa##_##f(const moei_rows *w, size_t r, size_t i, moei_q8entry *e) {          \
@@ -5150,7 +5159,8 @@ static MOEI_AVX2 void moei_q8_panel_256(moei_q8_unpack_fn *unpack, moei_q8_pairs
     }
 }
 #define MOEI_Q8_256(isa, vex)                                                                                            \
-    MOEI_Q8_FORMATS(MOEI_Q8_DOT_256, isa, vex)                                                                           \
+    MOEI_Q8_FORMATS_PLAIN(MOEI_Q8_PLAIN_256, isa, vex)                                                                   \
+    MOEI_Q8_FORMATS_SIDE(MOEI_Q8_SIDE_256, isa, vex)                                                                     \
     MOEI_Q8_FORMATS(MOEI_Q8_UNPACK_256, isa, vex)                                                                        \
     MOEI_Q8_KINDS(MOEI_Q8_TILES_256, isa, vex)                                                                           \
     static moei_q8_unpack_fn *moei_q8_unpack_##isa(uint32_t f) {                                                         \
@@ -5737,17 +5747,16 @@ MOEI_FORCE moei_q8_arrange moei_q8_arrange_vnni(uint32_t f) {
     moei_q8_arrange a = {moei_q8_has_order(f) ? moei_q8_sort_vnni : NULL, 1};
     return a;
 }
-#define MOEI_Q8_TIMES(isa, target, f, n)                                                                                 \
-    static target void moei_q8_times##n##_##isa##_##f(const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,      \
-                                                      const moei_q8 *const *x, moei_q8sums *sums, float *out, size_t out_stride) { \
-        if (moei_q8_grid_is(MOE_FORMAT_##f, &w->scale, &w->zero))                                                        \
-            moei_q8_few_##isa(MOE_FORMAT_##f, 1, w, n_rows, k, k_end, x, n, sums, out, out_stride);                      \
-        else moei_q8_few_##isa(MOE_FORMAT_##f, 0, w, n_rows, k, k_end, x, n, sums, out, out_stride);                     \
-    }
-#define MOEI_Q8_DOT(isa, target, f)                                                                                      \
-    MOEI_Q8_TIMES(isa, target, f, 1) MOEI_Q8_TIMES(isa, target, f, 2) MOEI_Q8_TIMES(isa, target, f, 3) MOEI_Q8_TIMES(isa, target, f, 4) \
-    MOEI_Q8_TURNS(isa, target, f, moei_q8_arrange_vnni(MOE_FORMAT_##f))
-MOEI_Q8_FORMATS(MOEI_Q8_DOT, vnni, MOEI_VNNI)
+#define MOEI_Q8_TIMES_VNNI(f, name, few, n, by_grid)                                                                     \
+    MOEI_Q8_TIMES(vnni, MOEI_VNNI, f, name, moei_q8_##few##_vnni(MOE_FORMAT_##f, by_grid, w, n_rows, k, k_end, x, n, sums, out, out_stride))
+#define MOEI_Q8_DOT_VNNI(f, by_grid, other)                                                                              \
+    MOEI_Q8_TIMES_VNNI(f, times1, few, 1, by_grid) MOEI_Q8_TIMES_VNNI(f, times2, rows, 2, by_grid)                       \
+    MOEI_Q8_TIMES_VNNI(f, times3, rows, 3, by_grid) MOEI_Q8_TIMES_VNNI(f, times4, rows, 4, by_grid)                      \
+    MOEI_Q8_TURNS(vnni, MOEI_VNNI, f, other, moei_q8_arrange_vnni(MOE_FORMAT_##f))
+#define MOEI_Q8_PLAIN_VNNI(isa, target, f) MOEI_Q8_DOT_VNNI(f, 0, NULL)
+#define MOEI_Q8_SIDE_VNNI(isa, target, f) MOEI_Q8_TIMES_VNNI(f, apart, few, 1, 0) MOEI_Q8_DOT_VNNI(f, 1, MOEI_Q8_APART(isa, f))
+MOEI_Q8_FORMATS_PLAIN(MOEI_Q8_PLAIN_VNNI, vnni, )
+MOEI_Q8_FORMATS_SIDE(MOEI_Q8_SIDE_VNNI, vnni, )
 
 /* ---- AVX512-VNNI: many tokens ----
    LAYOUT      A panel is 16 rows; an entry is a block of 32 weights of them, a row to a dword: 8 vectors of weights + 128, or 4 of
