@@ -486,6 +486,7 @@ typedef struct moei_bank {    /* one set of experts: the routed ones, or the sha
     uint32_t n_experts, d_in, d_ff, clamp;
     float limit;
     const struct moei_arith *in, *mid; /* arithmetic of gate and up, of down */
+    uint32_t bypass;          /* whether prefetches of the weights of few tokens bypass L3 */
 } moei_bank;
 typedef struct moe_layer {
     moe_desc desc;            /* with every 0 that means something else resolved                       */
@@ -605,8 +606,10 @@ MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size
 #endif
 #define MOEI_NOINLINE __attribute__((noinline))
 #define MOEI_TARGET(s) __attribute__((target(s)))
+#define MOEI_LIKELY(c) __builtin_expect(!!(c), 1)
 #define MOEI_PREFETCH(p) __builtin_prefetch(p)
 #define MOEI_PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
+#define MOEI_PREFETCH_NTA(p) __builtin_prefetch(p, 0, 0)
 #else
 #define MOEI_UNUSED
 #ifdef _MSC_VER
@@ -616,8 +619,10 @@ MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size
 #endif
 #define MOEI_NOINLINE
 #define MOEI_TARGET(s)
+#define MOEI_LIKELY(c) (c)
 #define MOEI_PREFETCH(p) ((void)(p))
 #define MOEI_PREFETCH_L2(p) ((void)(p))
+#define MOEI_PREFETCH_NTA(p) ((void)(p))
 #endif
 #if defined(__clang__)
 #define MOEI_UNROLL _Pragma("clang loop unroll(full)")
@@ -944,6 +949,7 @@ typedef struct moei_rows {
     const uint8_t *next_x;      /* likewise the tokens that pass over the rows after these; a hint */
     size_t next_x_bytes;
     float *sums;                /* MOEI_LONG_SUMS of them for a sweep over long rows; may be NULL */
+    uint32_t bypass;            /* few tokens' rows are prefetched past L3: MOEI_BYPASS */
     size_t to_l1;               /* so many bytes ahead few tokens' rows are prefetched once more, to L1; 0 = they are not */
 } moei_rows;
 MOEI_FORCE const uint8_t *moei_row(const moei_rows *w, size_t r) { return w->data + (w->row0 + r) * w->row_stride; }
@@ -4452,19 +4458,34 @@ static MOEI_AVX2 MOEI_NOINLINE const uint8_t *moei_q8_tail(uint32_t f, const moe
     memset(tail, 0, moei_q8_step_bytes(f));
     return (const uint8_t *)memcpy(tail, p, w->k % 256 / 32 * (moei_q8_step_bytes(f) / 8));
 }
+/* One address for all lines: gcc has one for each otherwise, in vector registers where there are no others left. */
+MOEI_FORCE const uint8_t *moei_q8_opaque(const uint8_t *p) {
+#if MOEI_ASM
+    __asm__("" : "+r"(p));
+#endif
+    return p;
+}
 /* A step's lines of what is read later: see moei_ahead_of. Without them one core of a Xeon (model 207) reads rows of Q4_K at 51 %
    of its bandwidth of 15.5 GB/s, with them at 82 % (Q8_0 65, 87). To L2: on Zen 4 the hardware brings lines from there in time, and
    prefetched to L1 they get in its way (Q8_0, 1 / 2 / 4 tokens, GB/s of 34: to L1 23 / 20 / 14, to L2 31 / 27 / 20, none 30 / 25 / 20;
-   4 KB ahead to L2 22 / 21 / 18). On Zen 5 to L1 is 5 to 9 % faster for int8 on one core, 1 to 3 on two, level for others or up to 3 % slower. */
+   4 KB ahead to L2 22 / 21 / 18). */
 MOEI_FORCE void moei_q8_prefetch(const uint8_t *p, size_t bytes) {
     MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH_L2(p + i);
 }
-/* The same for a step at p; and its lines of 1 KB later to L1, where w->to_l1 says so: on Intel, whose core has 16 lines on their way to L1 at
-   a time, those to L2 among them, and whose prefetchers do not bring rows there that are unpacked (Xeon, model 207, one token, one core, GB/s
-   of 16.7: Q4_0 11.4 and 12.6, Q4_K 11.0 and 12.3, Q8_0 12.4 and 13.4, MXFP4 10.8 and 11.1; Q4_0 512 bytes or 2 KB later 11.7). */
+/* The same for a step at p, just before it is unpacked; and its lines of 1 KB later to L1, where w->to_l1 says so: on Intel, whose core has 16
+   lines on their way to L1 at a time, those to L2 among them, and whose prefetchers do not bring rows there that are unpacked (Xeon, model
+   207, one token, one core, GB/s of 16.7: Q4_0 11.4 and 12.6, Q4_K 11.0 and 12.3, Q8_0 12.4 and 13.4, MXFP4 10.8 and 11.1; Q4_0 512 bytes or
+   2 KB later 11.7). Where they bypass L3 (Zen 5) they go to L1, all 8 KB ahead (layer, one token, one core: Q4_0 1.07, Q8_0, NVFP4_HF 1.05, int8 1.04
+   times faster than to L2, others level or up to 1.02; two cores Q4_0 1.1, Q8_0 1.05, int8 1.02; to L1 and L3 as fast, but for a router
+   that L3 keeps; 4 KB ahead 4 to 6 % slower, 16 KB up to 3). */
 #define MOEI_Q8_TO_L1 1024
 MOEI_FORCE void moei_q8_prefetch_step(const moei_rows *w, const uint8_t *p, size_t ahead, size_t bytes) {
-    moei_q8_prefetch(p + ahead, bytes);
+    const uint8_t *const later = moei_q8_opaque(p + ahead);
+    if (MOEI_LIKELY(w->bypass)) {
+        MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH_NTA(later + i);
+        return;
+    }
+    moei_q8_prefetch(later, bytes);
     if (!w->to_l1) return;
     MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH(p + w->to_l1 + i);
 }
@@ -5673,14 +5694,17 @@ MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, int by_grid, const moei_r
         if (full < k_end) moei_q8_cut(f, w->k, p + (full - k) * step, tail);
         if (by_grid) moei_q8_grid_rows(f, w, r, k ? 0 : rows_ahead, rows.grid);
         for (size_t i = k; i < k_end; i += 2, p += 2 * step) {
+            const uint8_t *second = p + step;
             if (i == full) p = tail;
-            else moei_q8_prefetch_step(w, p, ahead, 2 * step);
+            else moei_q8_prefetch_step(w, p, ahead, step);
             moei_q8_take_vnni(f, by_grid, w, r, i, p, i - k, x, 1, &rows, &a);
             if (i + 1 == k_end) {
                 moei_q8_join_vnni(f, by_grid, w, 1, &rows, &a, &a, i - k, x, 1, &acc);
                 break;
             }
-            moei_q8_take_vnni(f, by_grid, w, r, i + 1, i + 1 == full ? tail : p + step, i + 1 - k, x, 1, &rows, &b);
+            if (i + 1 == full) second = tail;
+            else moei_q8_prefetch_step(w, second, ahead, step);
+            moei_q8_take_vnni(f, by_grid, w, r, i + 1, second, i + 1 - k, x, 1, &rows, &b);
             moei_q8_join_vnni(f, by_grid, w, 2, &rows, &a, &b, i - k, x, 1, &acc);
         }
         if (k_end * 256 < w->k) _mm256_storeu_ps(sums[r].v[0], _mm512_castps512_ps256(acc));
@@ -7420,12 +7444,15 @@ MOEI_Q8_ARITH_NEON(I8MM, i8mm, moei_panel_bytes_q8_neon, moei_panel_q8_i8mm, MOE
 /* What sets processors of one tier apart, above the tiers' bits. INTEL: conversions take the FMAs' ports, the prefetchers need help. NEAR:
    one token's bf16 rows are read fastest if they are asked for to L1 (all of Intel's, and Zen 5: 92 % of the read bandwidth, without 84;
    not Zen 4, which has no AVX-VNNI). VBMI: bytes are looked up (all with AVX512BF16 but Cooper Lake). ROOM: L1 has 48 KB (all with AVX-VNNI
-   but Intel's small cores; of those without, only some that have AVX-512). */
+   but Intel's small cores; of those without, only some that have AVX-512). BYPASS: PREFETCHNTA
+   brings a line to L1, which leaves it to L2, and L2 to nobody (Zen 5: lines of 1 MB, once out of L2, come from memory. Zen 4 and older are
+   not measured; Intel's brings it to L1 alone). */
+#define MOEI_BYPASS (1u << 27)
 #define MOEI_ROOM (1u << 28)
 #define MOEI_INTEL (1u << 29)
 #define MOEI_NEAR (1u << 30)
 #define MOEI_VBMI (1u << 31)
-#define MOEI_TRAITS (MOEI_ROOM | MOEI_INTEL | MOEI_NEAR | MOEI_VBMI)
+#define MOEI_TRAITS (MOEI_BYPASS | MOEI_ROOM | MOEI_INTEL | MOEI_NEAR | MOEI_VBMI)
 
 /* x86: words of cpuid leaf 1, leaf 7 and leaf 7.1, XCR0 (what the OS saves), the XSAVE features this process may use. */
 typedef struct moei_cpuid {
@@ -7449,6 +7476,7 @@ MOEI_UNUSED static uint32_t moei_cpu_decide(const moei_cpuid *id) {
     const int intel = id->vendor == 0x756e6547u; /* "Genu", "ineI", "ntel" */
     if (intel) tiers |= MOEI_INTEL;
     if (intel || moei_has(id->leaf7_1_eax, 1u << 4)) tiers |= MOEI_NEAR;
+    if (!intel && moei_has(id->leaf7_1_eax, 1u << 4)) tiers |= MOEI_BYPASS;
     if (moei_has(id->leaf7_ecx, 1u << 1)) tiers |= MOEI_VBMI;
     if (moei_has(id->leaf7_ecx, 1u << 11)) tiers |= MOE_TIER_BIT(MOE_TIER_VNNI);
     if (moei_has(id->leaf7_1_eax, 1u << 5)) tiers |= MOE_TIER_BIT(MOE_TIER_AVX512BF16);
@@ -8770,6 +8798,7 @@ static moe_status moei_fix_bank(moei_bank *b, int ungated, uint32_t tiers, uint3
     b->in = moei_resolve(tiers, compute, &b->up, ungated ? NULL : &b->gate, b->d_in, strict);
     b->mid = moei_resolve(tiers, compute, &b->down, NULL, b->d_ff, strict);
     if (!b->in || !b->mid) return moei_fail(e, MOE_ERR_COMPUTE, "compute", compute, 0);
+    b->bypass = tiers & MOEI_BYPASS;
     return MOE_OK;
 }
 
@@ -9728,7 +9757,7 @@ static void moei_up_views(const moei_plan *p, const moei_group *g, uint32_t expe
         const moe_matrix *m = i == MOE_GATE ? &b->gate : &b->up;
         moei_rows after;
         moei_view(m, moei_over(p, g), i, expert, b->d_ff, b->d_in, &v->rows[i]);
-        v->next[i] = NULL;
+        v->rows[i].bypass = b->bypass, v->next[i] = NULL;
         if (next == b->n_experts || b->d_ff < MOEI_UP_ROWS) continue;
         moei_view(m, moei_over(p, g), i, next, b->d_ff, b->d_in, &after);
         v->next[i] = after.data;
@@ -9896,7 +9925,7 @@ static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moe
         moei_rows w, after;
         next = moei_next_expert(g, e + 1);
         moei_view(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, b->d_ff, &w);
-        w.row0 = (uint32_t)row;
+        w.row0 = (uint32_t)row, w.bypass = b->bypass;
         if (next < b->n_experts) {
             moei_view(&b->down, moei_over(p, g), MOE_DOWN, next, b->d_in, b->d_ff, &after);
             moei_read_next(&w, after.data + row * after.row_stride, n);

@@ -559,7 +559,7 @@ static void check_cpu(void) {
                    avx512 = moe_tier_mask(MOE_TIER_AVX512);
     const uint32_t avxvnni = MOE_TIER_BIT(MOE_TIER_AVXVNNI) | MOEI_ROOM, vnni = MOE_TIER_BIT(MOE_TIER_VNNI);
     const uint32_t bf16 = MOE_TIER_BIT(MOE_TIER_AVX512BF16), amx = MOE_TIER_BIT(MOE_TIER_AMX), near = MOEI_NEAR,
-                   intel = MOEI_INTEL | near, vbmi = MOEI_VBMI;
+                   intel = MOEI_INTEL | near, vbmi = MOEI_VBMI, zen = near | MOEI_BYPASS;
     const uint32_t fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29,
                    leaf1 = fma | osxsave | avx | f16c;
     const uint32_t bmi = 1u << 3 | 1u << 8, b_avx2 = 1u << 5 | bmi,
@@ -577,11 +577,11 @@ static void check_cpu(void) {
     check_decide("Haswell", &haswell, avx2);
     check_decide("Alder Lake", &alder_lake, avx2 | avxvnni);
     check_decide("Skylake-X", &skylake_x, avx512 | intel);
-    check_decide("Zen 5", &zen5, avx512 | avxvnni | vnni | bf16 | near);
+    check_decide("Zen 5", &zen5, avx512 | avxvnni | vnni | bf16 | zen);
     id = zen5, id.leaf7_1_eax = 1u << 5;
     check_decide("Zen 4", &id, avx512 | vnni | bf16);
     id = zen5, id.leaf7_ecx |= 1u << 1;
-    check_decide("VBMI", &id, avx512 | avxvnni | vnni | bf16 | near | vbmi);
+    check_decide("VBMI", &id, avx512 | avxvnni | vnni | bf16 | zen | vbmi);
     id = sapphire, id.leaf7_ecx |= 1u << 1;
     check_decide("VBMI, Intel", &id, avx512 | intel | avxvnni | vnni | bf16 | amx | vbmi);
     id = zen5, id.leaf7_ecx |= 1u << 1, id.leaf7_1_eax = 0;
