@@ -52,7 +52,7 @@ $(BUILD)/formats/moe.h: moe.h
 	sed '/==== >>reference/,/^#endif .. MOEI_ONCE/d; /^#include "moe.h"/d' moe.h | sed '$$a #endif' >$@
 $(FORMATS): $(BUILD)/%: tests/%.c $(HEADERS) $(BUILD)/formats/moe.h $(BUILD)/moe.o
 	$(CC) -I$(BUILD)/formats $(FLAGS) -DMOE_API='extern __attribute__((weak))' -Wno-unused-function $< $(BUILD)/moe.o -o $@ $(LIBS)
-$(filter-out $(FORMATS),$(INSIDE)): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c)
+$(filter-out $(FORMATS),$(INSIDE)): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c) | $(BUILD)
 	$(COMPILE) -g0 $(WITHOUT) $< -o $@ $(LIBS)
 $(BUILD)/bench_kernels: WITHOUT = -DMOE_NO_Q8 # kernels that a program does not look at
 $(BUILD)/test_formats: WITHOUT = -DMOE_NO_SIMD

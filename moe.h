@@ -4475,9 +4475,9 @@ MOEI_FORCE void moei_q8_prefetch(const uint8_t *p, size_t bytes) {
 /* The same for a step at p, just before it is unpacked; and its lines of 1 KB later to L1, where w->to_l1 says so: on Intel, whose core has 16
    lines on their way to L1 at a time, those to L2 among them, and whose prefetchers do not bring rows there that are unpacked (Xeon, model
    207, one token, one core, GB/s of 16.7: Q4_0 11.4 and 12.6, Q4_K 11.0 and 12.3, Q8_0 12.4 and 13.4, MXFP4 10.8 and 11.1; Q4_0 512 bytes or
-   2 KB later 11.7). Where they bypass L3 (Zen 5) they go to L1, all 8 KB ahead (layer, one token, one core: Q4_0 1.07, Q8_0, NVFP4_HF 1.05, int8 1.04
-   times faster than to L2, others level or up to 1.02; two cores Q4_0 1.1, Q8_0 1.05, int8 1.02; to L1 and L3 as fast, but for a router
-   that L3 keeps; 4 KB ahead 4 to 6 % slower, 16 KB up to 3). */
+   2 KB later 11.7). Where they bypass L3 (Zen 5) all go to L1, 8 KB ahead (layer, one token, one core: Q4_0 1.07, Q8_0, NVFP4_HF 1.05, int8 1.04
+   times faster than to L2, others level or up to 1.02; two cores Q4_0 1.1, Q8_0 1.05, int8 1.02. PREFETCHT0 is as fast, but hands every
+   line to L3, which can keep a router instead. 4 KB ahead 4 to 6 % slower, 16 KB up to 3). */
 #define MOEI_Q8_TO_L1 1024
 MOEI_FORCE void moei_q8_prefetch_step(const moei_rows *w, const uint8_t *p, size_t ahead, size_t bytes) {
     const uint8_t *const later = moei_q8_opaque(p + ahead);
