@@ -486,7 +486,6 @@ typedef struct moei_bank {    /* one set of experts: the routed ones, or the sha
     uint32_t n_experts, d_in, d_ff, clamp;
     float limit;
     const struct moei_arith *in, *mid; /* arithmetic of gate and up, of down */
-    uint32_t bypass;          /* whether prefetches of the weights of few tokens bypass L3 */
 } moei_bank;
 typedef struct moe_layer {
     moe_desc desc;            /* with every 0 that means something else resolved                       */
@@ -939,6 +938,7 @@ typedef struct moei_side {    /* scales or zero points that live apart, of one e
     uint32_t type, rows, cols;
 } moei_side;
 
+enum { MOEI_ASK_L2, MOEI_ASK_L1_TOO, MOEI_ASK_PAST_L3 };
 typedef struct moei_rows {
     const uint8_t *data;        /* the expert's row 0 */
     size_t row_stride, k_stride, k;
@@ -949,8 +949,7 @@ typedef struct moei_rows {
     const uint8_t *next_x;      /* likewise the tokens that pass over the rows after these; a hint */
     size_t next_x_bytes;
     float *sums;                /* MOEI_LONG_SUMS of them for a sweep over long rows; may be NULL */
-    uint32_t bypass;            /* few tokens' rows are prefetched past L3: MOEI_BYPASS */
-    size_t to_l1;               /* so many bytes ahead few tokens' rows are prefetched once more, to L1; 0 = they are not */
+    uint32_t ask;               /* how rows of few tokens are prefetched in Q8, MOEI_ASK_: its caller takes the arithmetic's; any is right */
 } moei_rows;
 MOEI_FORCE const uint8_t *moei_row(const moei_rows *w, size_t r) { return w->data + (w->row0 + r) * w->row_stride; }
 
@@ -1001,6 +1000,7 @@ typedef struct moei_arith {     /* one compute on one tier */
     moei_ops ops[MOE_FORMAT_COUNT];
     const moei_packing *packing; /* NULL = tokens are always used as they were prepared */
     const struct moei_tiles *tiles; /* of a panel: its rows may be decoded a tile at a time; NULL = all of them first */
+    uint32_t ask;               /* MOEI_ASK_: see moei_rows */
 } moei_arith;
 #ifndef MOEI_TABLE /* how those are linked: the tests take them from an object that exists already */
 #define MOEI_TABLE MOEI_UNUSED static
@@ -1902,7 +1902,7 @@ MOEI_TABLE const moei_arith moei_f32_c = {
 #define MOE_X(id, name, n, bytes, rows, cols) {moei_dot_f32_c, NULL, MOEI_C_TOKENS},
      MOE_FORMATS(MOE_X)
 #undef MOE_X
-    }, NULL, NULL};
+    }, NULL, NULL, MOEI_ASK_L2};
 // clang-format on
 
 /* ---- Q8 */
@@ -1959,7 +1959,7 @@ MOEI_TABLE const moei_arith moei_q8_c = {
      MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C,                 /* iq4_nl iq4_xs mxfp4 nvfp4 */
      MOEI_Q8_C, MOEI_Q8_C,                                       /* mxfp4_hf nvfp4_hf */
      MOEI_Q8_DENSE, MOEI_Q8_DENSE, MOEI_Q8_DENSE,                /* mxfp8 fp8_block fp8_channel */
-     MOEI_Q8_C, MOEI_Q8_C}, NULL, NULL};                         /* int8_channel int4_group */
+     MOEI_Q8_C, MOEI_Q8_C}, NULL, NULL, MOEI_ASK_L2};            /* int8_channel int4_group */
 // clang-format on
 
 /* ---- Elementwise */
@@ -2988,7 +2988,7 @@ static const moei_packing moei_packing_avx2 = {3, 2, moei_pack_avx2, NULL, NULL,
         /* FP8_BLOCK    */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},                                              \
         /* FP8_CHANNEL  */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},                                              \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                  \
-    &moei_packing_avx2, &moei_tiles_avx2_F32}
+    &moei_packing_avx2, &moei_tiles_avx2_F32, MOEI_ASK_L2}
 MOEI_TABLE const moei_arith moei_f32_avx2 = MOEI_F32_AVX2(NULL, UINT32_MAX);
 /* Where L1 has room for its 4 rows of f32, a panel pays from about 18 tokens on (k = 4096 and 14336: 30). Zen 5, layer, 512 tokens: Qwen3-30B
    76 and 83, Mixtral 72 and 79 % of the peak, with 4 rows one after the other and tiles of two steps a turn. (Zen 3, L1 of 32 KB: level.) */
@@ -3369,7 +3369,7 @@ static const moei_packing moei_packing_avx512 = {3, 2, moei_pack_f32, NULL, NULL
         /* FP8_BLOCK    */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                                       \
         /* FP8_CHANNEL  */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                                       \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                  \
-    &moei_packing_avx512, tiles}
+    &moei_packing_avx512, tiles, MOEI_ASK_L2}
 MOEI_TABLE const moei_arith moei_f32_avx512 = MOEI_F32_AVX512(UINT32_MAX, , NULL);
 MOEI_TABLE const moei_arith moei_f32_avx512_intel = MOEI_F32_AVX512(12, _intel, &moei_tiles_avx512_panel);
 // clang-format on
@@ -3803,7 +3803,7 @@ static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, moei_prepar
         /* FP8_BLOCK    */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, most},                                                        \
         /* FP8_CHANNEL  */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, most},                                                        \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                          \
-    &moei_packing_bf16, NULL}
+    &moei_packing_bf16, NULL, MOEI_ASK_L2}
 MOEI_TABLE const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(, bf16, bf16, 3);
 MOEI_TABLE const moei_arith moei_bf16_avx512bf16_near = MOEI_BF16_AVX512(_near, bf16, bf16, 3);
 MOEI_TABLE const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(, vbmi, vbmi, 6);
@@ -4048,7 +4048,7 @@ MOEI_TABLE const moei_arith moei_bf16_amx = {
         /* FP8_BLOCK    */ {NULL, MOEI_AMX_ROLE(moei_decode_fp8_bf16), 0},
         /* FP8_CHANNEL  */ {NULL, MOEI_AMX_ROLE(moei_decode_fp8_bf16), 0},
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
-    &moei_packing_amx, NULL};
+    &moei_packing_amx, NULL, MOEI_ASK_L2};
 // clang-format on
 #endif
 #if MOEI_HAVE_AVX512 && defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
@@ -4472,22 +4472,22 @@ MOEI_FORCE const uint8_t *moei_q8_opaque(const uint8_t *p) {
 MOEI_FORCE void moei_q8_prefetch(const uint8_t *p, size_t bytes) {
     MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH_L2(p + i);
 }
-/* The same for a step at p, just before it is unpacked; and its lines of 1 KB later to L1, where w->to_l1 says so: on Intel, whose core has 16
+/* The same for a step at p, just before it is unpacked; and its lines of 1 KB later to L1 too on Intel, whose core has 16
    lines on their way to L1 at a time, those to L2 among them, and whose prefetchers do not bring rows there that are unpacked (Xeon, model
    207, one token, one core, GB/s of 16.7: Q4_0 11.4 and 12.6, Q4_K 11.0 and 12.3, Q8_0 12.4 and 13.4, MXFP4 10.8 and 11.1; Q4_0 512 bytes or
-   2 KB later 11.7). Where they bypass L3 (Zen 5) all go to L1, 8 KB ahead (layer, one token, one core: Q4_0 1.07, Q8_0, NVFP4_HF 1.05, int8 1.04
+   2 KB later 11.7). Past L3 (Zen 5) all go to L1, 8 KB ahead (layer, one token, one core: Q4_0 1.07, Q8_0, NVFP4_HF 1.05, int8 1.04
    times faster than to L2, others level or up to 1.02; two cores Q4_0 1.1, Q8_0 1.05, int8 1.02. PREFETCHT0 is as fast, but hands every
    line to L3, which can keep a router instead. 4 KB ahead 4 to 6 % slower, 16 KB up to 3). */
 #define MOEI_Q8_TO_L1 1024
 MOEI_FORCE void moei_q8_prefetch_step(const moei_rows *w, const uint8_t *p, size_t ahead, size_t bytes) {
     const uint8_t *const later = moei_q8_opaque(p + ahead);
-    if (MOEI_LIKELY(w->bypass)) {
+    if (MOEI_LIKELY(w->ask == MOEI_ASK_PAST_L3)) {
         MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH_NTA(later + i);
         return;
     }
     moei_q8_prefetch(later, bytes);
-    if (!w->to_l1) return;
-    MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH(p + w->to_l1 + i);
+    if (w->ask != MOEI_ASK_L1_TOO) return;
+    MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH(p + MOEI_Q8_TO_L1 + i);
 }
 
 /* ---- 256 bits: the weights of one step ----
@@ -5212,7 +5212,7 @@ MOEI_TABLE const moei_arith moei_q8_##isa = {                                   
      MOEI_Q8_BOTH(isa, Q5_K), MOEI_Q8_BOTH(isa, Q6_K), MOEI_Q8_BOTH(isa, IQ4_NL), MOEI_Q8_BOTH(isa, IQ4_XS),             \
      MOEI_Q8_BOTH(isa, MXFP4), MOEI_Q8_BOTH(isa, NVFP4), MOEI_Q8_BOTH(isa, MXFP4_HF), MOEI_Q8_BOTH(isa, NVFP4_HF),       \
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */                                         \
-     MOEI_Q8_BOTH(isa, INT8_CHANNEL), MOEI_Q8_BOTH(isa, INT4_GROUP)}, NULL, NULL};
+     MOEI_Q8_BOTH(isa, INT8_CHANNEL), MOEI_Q8_BOTH(isa, INT4_GROUP)}, NULL, NULL, MOEI_ASK_L2};
 MOEI_Q8_ARITH_256(AVX2, avx2)
 #if MOEI_HAVE_AVXVNNI
 MOEI_Q8_ARITH_256(AVXVNNI, avxvnni)
@@ -6621,31 +6621,24 @@ static void moei_q8_panel_vnni(void *panel, const moei_rows *w, uint32_t n_rows,
                                size_t out_stride) {
     moei_q8_panel_as(0, panel, w, n_rows, x, n_tokens, out, out_stride);
 }
-#define MOEI_Q8_DOT_INTEL(isa, target, f)                                                                                \
-    static void moei_q8_dot_##isa##_##f##_intel(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out, \
-                                                size_t out_stride) {                                                     \
-        moei_rows rows = *w;                                                                                             \
-        rows.to_l1 = MOEI_Q8_TO_L1;                                                                                      \
-        moei_q8_dot_##isa##_##f(&rows, n_rows, x, n_tokens, out, out_stride);                                            \
-    }
-MOEI_Q8_FORMATS(MOEI_Q8_DOT_INTEL, vnni, )
 static void moei_q8_panel_vnni_intel(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                                      size_t out_stride) {
     moei_q8_panel_as(1, panel, w, n_rows, x, n_tokens, out, out_stride);
 }
-#define MOEI_Q8_VNNI(f, name) {moei_q8_dot_vnni_##f##name, moei_q8_decode_later, MOEI_Q8_FEW}
+#define MOEI_Q8_VNNI(f) {moei_q8_dot_vnni_##f, moei_q8_decode_later, MOEI_Q8_FEW}
 /* clang-format off */
-#define MOEI_Q8_ARITH_VNNI(name) {                                                                                       \
-    MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_row_bytes_vnni, moei_q8_prepare_vnni, moei_q8_panel_bytes, moei_q8_panel_vnni##name,\
+#define MOEI_Q8_ARITH_VNNI(panel, ask) {                                                                                 \
+    MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_row_bytes_vnni, moei_q8_prepare_vnni, moei_q8_panel_bytes, panel,             \
     {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */                                     \
-     MOEI_Q8_VNNI(Q8_0, name), MOEI_Q8_VNNI(Q4_0, name), MOEI_Q8_VNNI(Q4_1, name), MOEI_Q8_VNNI(Q5_0, name),             \
-     MOEI_Q8_VNNI(Q5_1, name), MOEI_Q8_VNNI(Q2_K, name), MOEI_Q8_VNNI(Q3_K, name), MOEI_Q8_VNNI(Q4_K, name),             \
-     MOEI_Q8_VNNI(Q5_K, name), MOEI_Q8_VNNI(Q6_K, name), MOEI_Q8_VNNI(IQ4_NL, name), MOEI_Q8_VNNI(IQ4_XS, name),         \
-     MOEI_Q8_VNNI(MXFP4, name), MOEI_Q8_VNNI(NVFP4, name), MOEI_Q8_VNNI(MXFP4_HF, name), MOEI_Q8_VNNI(NVFP4_HF, name),   \
+     MOEI_Q8_VNNI(Q8_0), MOEI_Q8_VNNI(Q4_0), MOEI_Q8_VNNI(Q4_1), MOEI_Q8_VNNI(Q5_0),                                     \
+     MOEI_Q8_VNNI(Q5_1), MOEI_Q8_VNNI(Q2_K), MOEI_Q8_VNNI(Q3_K), MOEI_Q8_VNNI(Q4_K),                                     \
+     MOEI_Q8_VNNI(Q5_K), MOEI_Q8_VNNI(Q6_K), MOEI_Q8_VNNI(IQ4_NL), MOEI_Q8_VNNI(IQ4_XS),                                 \
+     MOEI_Q8_VNNI(MXFP4), MOEI_Q8_VNNI(NVFP4), MOEI_Q8_VNNI(MXFP4_HF), MOEI_Q8_VNNI(NVFP4_HF),                           \
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */                                         \
-     MOEI_Q8_VNNI(INT8_CHANNEL, name), MOEI_Q8_VNNI(INT4_GROUP, name)}, &moei_packing_vnni, NULL}
-MOEI_TABLE const moei_arith moei_q8_vnni = MOEI_Q8_ARITH_VNNI();
-MOEI_TABLE const moei_arith moei_q8_vnni_intel = MOEI_Q8_ARITH_VNNI(_intel);
+     MOEI_Q8_VNNI(INT8_CHANNEL), MOEI_Q8_VNNI(INT4_GROUP)}, &moei_packing_vnni, NULL, ask}
+MOEI_TABLE const moei_arith moei_q8_vnni = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni, MOEI_ASK_L2);
+MOEI_TABLE const moei_arith moei_q8_vnni_bypass = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni, MOEI_ASK_PAST_L3);
+MOEI_TABLE const moei_arith moei_q8_vnni_intel = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni_intel, MOEI_ASK_L1_TOO);
 /* clang-format on */
 #endif
 #endif
@@ -6826,7 +6819,7 @@ MOEI_TABLE const moei_arith moei_f32_neon = {
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_neon, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_neon, 0},
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
-    &moei_packing_neon, NULL};
+    &moei_packing_neon, NULL, MOEI_ASK_L2};
 // clang-format on
 
 /* ---- BF16 on FEAT_BF16
@@ -6873,7 +6866,7 @@ MOEI_TABLE const moei_arith moei_bf16_neonbf16 = {
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_neonbf16, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_neonbf16, 0},
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
-    &moei_packing_neonbf16, NULL};
+    &moei_packing_neonbf16, NULL, MOEI_ASK_L2};
 // clang-format on
 #endif
 
@@ -7386,7 +7379,7 @@ MOEI_FORCE void moei_panel_q8_neon(const uint32_t flags, const int mm, moei_half
             /* IQ4_NL, _XS  */ ops(plain), ops(plain),                                                                  \
             /* MXFP4, NVFP4 */ ops(plain), ops(two), ops(plain), ops(two),                                              \
             /* MXFP8, FP8   */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                                   \
-            /* INT8, INT4   */ ops(plain), ops(plain)}, NULL, NULL};
+            /* INT8, INT4   */ ops(plain), ops(plain)}, NULL, NULL, MOEI_ASK_L2};
 #define MOEI_Q8_OPS_NEON(kind) {moei_dot_q8_neon_##kind, NULL, UINT32_MAX}
 #define MOEI_Q8_OPS_DOTPROD(kind) {moei_dot_q8_dotprod_##kind, moei_decode_q8_dotprod_##kind, 4}
 #define MOEI_Q8_OPS_I8MM(kind) {moei_dot_q8_dotprod_##kind, moei_decode_q8_i8mm_##kind, 4}
@@ -8612,6 +8605,7 @@ static const moei_tier_row moei_tier_rows[] = {
 #endif
 #if MOEI_HAVE_VNNI
     {MOE_TIER_VNNI,       0,                     NULL,             {NULL, NULL,                   NULL,                        &moei_q8_vnni}},
+    {MOE_TIER_VNNI,       MOEI_BYPASS,           NULL,             {NULL, NULL,                   NULL,                        &moei_q8_vnni_bypass}},
     {MOE_TIER_VNNI,       MOEI_INTEL,            NULL,             {NULL, NULL,                   NULL,                        &moei_q8_vnni_intel}},
 #endif
 #if MOEI_HAVE_AVX512BF16
@@ -8798,7 +8792,6 @@ static moe_status moei_fix_bank(moei_bank *b, int ungated, uint32_t tiers, uint3
     b->in = moei_resolve(tiers, compute, &b->up, ungated ? NULL : &b->gate, b->d_in, strict);
     b->mid = moei_resolve(tiers, compute, &b->down, NULL, b->d_ff, strict);
     if (!b->in || !b->mid) return moei_fail(e, MOE_ERR_COMPUTE, "compute", compute, 0);
-    b->bypass = tiers & MOEI_BYPASS;
     return MOE_OK;
 }
 
@@ -9235,6 +9228,7 @@ static void moei_multiply(const moei_arith *a, const moei_rows *w, uint32_t n_ro
                           size_t out_stride, uint8_t *panel) {
     const moei_ops *ops = &a->ops[w->format];
     moei_rows part = *w;
+    part.ask = a->ask;
     if (ops->dot && !(a->panel && (w->k_stride || n > ops->dot_max))) {
         if (a->panel && a->panel_bytes(MOEI_UP_ROWS, w->k) >= MOEI_LONG_SUMS * sizeof(float)) part.sums = (float *)(void *)panel;
         ops->dot(&part, n_rows, x, n, out, out_stride);
@@ -9757,7 +9751,7 @@ static void moei_up_views(const moei_plan *p, const moei_group *g, uint32_t expe
         const moe_matrix *m = i == MOE_GATE ? &b->gate : &b->up;
         moei_rows after;
         moei_view(m, moei_over(p, g), i, expert, b->d_ff, b->d_in, &v->rows[i]);
-        v->rows[i].bypass = b->bypass, v->next[i] = NULL;
+        v->next[i] = NULL;
         if (next == b->n_experts || b->d_ff < MOEI_UP_ROWS) continue;
         moei_view(m, moei_over(p, g), i, next, b->d_ff, b->d_in, &after);
         v->next[i] = after.data;
@@ -9925,7 +9919,7 @@ static void moei_down_group(const moei_plan *p, const moei_scratch *s, const moe
         moei_rows w, after;
         next = moei_next_expert(g, e + 1);
         moei_view(&b->down, moei_over(p, g), MOE_DOWN, e, b->d_in, b->d_ff, &w);
-        w.row0 = (uint32_t)row, w.bypass = b->bypass;
+        w.row0 = (uint32_t)row;
         if (next < b->n_experts) {
             moei_view(&b->down, moei_over(p, g), MOE_DOWN, next, b->d_in, b->d_ff, &after);
             moei_read_next(&w, after.data + row * after.row_stride, n);

@@ -35,7 +35,7 @@ static double best(const double *v, int n) { /* of short runs: other processes o
 
 typedef struct subject {
     const moei_arith *arith;
-    uint32_t format, n_tokens, bypass;
+    uint32_t format, n_tokens;
     size_t row_bytes, side_bytes, side_at, n_rows; /* the pool holds n_rows rows, then the scales */
     int panel, n_threads;
 } subject;
@@ -54,7 +54,7 @@ static void prepare(const moei_arith *arith) {
 }
 static void subject_init(subject *s, const moei_arith *arith, uint32_t format, uint32_t n_tokens, size_t bytes) {
     prepare(arith);
-    s->arith = arith, s->format = format, s->n_tokens = n_tokens, s->panel = 0, s->bypass = moei_cpu() & MOEI_BYPASS;
+    s->arith = arith, s->format = format, s->n_tokens = n_tokens, s->panel = 0;
     s->row_bytes = K / formats[format].elements * formats[format].bytes;
     s->side_bytes = format == MOE_FORMAT_MXFP4_HF     ? K / 32
                     : format == MOE_FORMAT_NVFP4_HF   ? K / 16
@@ -65,7 +65,7 @@ static void subject_init(subject *s, const moei_arith *arith, uint32_t format, u
 static void subject_rows(const subject *s, size_t row, moei_rows *w) {
     memset(w, 0, sizeof *w);
     w->data = pool, w->row_stride = s->row_bytes, w->k = K, w->format = s->format, w->row0 = (uint32_t)row;
-    w->bypass = s->bypass; /* as a layer's experts */
+    w->ask = s->arith->ask;
     w->scale.type = s->format == MOE_FORMAT_MXFP4_HF   ? MOE_TYPE_E8M0
                     : s->format == MOE_FORMAT_NVFP4_HF ? MOE_TYPE_E4M3
                                                        : MOE_TYPE_BF16;
