@@ -68,8 +68,7 @@
    multiply-adds in ascending k, then a halving tree (8, 4, 2, 1), then + 0.0f. Q8: activations as int8 with one scale per 32
    values, integer dot products, 8 accumulators by block mod 8, one chain each, tree (4, 2, 1), + 0.0f.
    BF16 uses the processor's bf16 dot products: the same bits within a tier, a bound across tiers; the sections bf16, amx and
-   neon define them. The tiers amx (Linux; see moe_enable_amx), neon, dotprod, i8mm and neonbf16 were tested on emulated instructions
-   only.
+   neon define them. The tiers neon, dotprod, i8mm and neonbf16 were tested on emulated instructions only; amx is for Linux (moe_enable_amx).
    Subnormal activations count as 0 in BF16 and Q8.
    Experts are summed in ascending id by one owner per output element. A NaN or Inf in one token never reaches another.
    Router logits, scores, selection, norms and shared gates are always F32. NaN logits count as -Inf, ties go to the
@@ -948,7 +947,8 @@ typedef struct moei_rows {
     size_t prefetch_bytes;
     const uint8_t *next_x;      /* likewise the tokens that pass over the rows after these; a hint */
     size_t next_x_bytes;
-    float *sums;                /* MOEI_LONG_SUMS of them for a sweep over long rows; may be NULL */
+    float *sums;                /* room for n_sums of them where parts of long rows take turns; may be NULL */
+    size_t n_sums;
     uint32_t ask;               /* how rows of few tokens are prefetched in Q8, MOEI_ASK_: its caller takes the arithmetic's; any is right */
 } moei_rows;
 MOEI_FORCE const uint8_t *moei_row(const moei_rows *w, size_t r) { return w->data + (w->row0 + r) * w->row_stride; }
@@ -1001,6 +1001,7 @@ typedef struct moei_arith {     /* one compute on one tier */
     const moei_packing *packing; /* NULL = tokens are always used as they were prepared */
     const struct moei_tiles *tiles; /* of a panel: its rows may be decoded a tile at a time; NULL = all of them first */
     uint32_t ask;               /* MOEI_ASK_: see moei_rows */
+    uint32_t up_blocks;         /* of MOEI_UP_ROWS of gate and up that many tokens meet at a time: as many rows share what they read of the tokens */
 } moei_arith;
 #ifndef MOEI_TABLE /* how those are linked: the tests take them from an object that exists already */
 #define MOEI_TABLE MOEI_UNUSED static
@@ -1902,7 +1903,7 @@ MOEI_TABLE const moei_arith moei_f32_c = {
 #define MOE_X(id, name, n, bytes, rows, cols) {moei_dot_f32_c, NULL, MOEI_C_TOKENS},
      MOE_FORMATS(MOE_X)
 #undef MOE_X
-    }, NULL, NULL, MOEI_ASK_L2};
+    }, NULL, NULL, MOEI_ASK_L2, 1};
 // clang-format on
 
 /* ---- Q8 */
@@ -1959,7 +1960,7 @@ MOEI_TABLE const moei_arith moei_q8_c = {
      MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C,                 /* iq4_nl iq4_xs mxfp4 nvfp4 */
      MOEI_Q8_C, MOEI_Q8_C,                                       /* mxfp4_hf nvfp4_hf */
      MOEI_Q8_DENSE, MOEI_Q8_DENSE, MOEI_Q8_DENSE,                /* mxfp8 fp8_block fp8_channel */
-     MOEI_Q8_C, MOEI_Q8_C}, NULL, NULL, MOEI_ASK_L2};            /* int8_channel int4_group */
+     MOEI_Q8_C, MOEI_Q8_C}, NULL, NULL, MOEI_ASK_L2, 1};            /* int8_channel int4_group */
 // clang-format on
 
 /* ---- Elementwise */
@@ -2286,7 +2287,7 @@ MOEI_UNUSED static void moei_sweep_long(const moei_tiles *tiles, const moei_rows
 }
 MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                    uint32_t n_tokens, float *out, size_t out_stride) {
-    if (w->sums && w->k > MOEI_LONG && n_rows >= MOEI_LONG_TILES * tiles->rows && n_tokens > tiles->rows * tiles->tokens)
+    if (w->n_sums >= MOEI_LONG_SUMS && w->k > MOEI_LONG && n_rows >= MOEI_LONG_TILES * tiles->rows && n_tokens > tiles->rows * tiles->tokens)
         moei_sweep_long(tiles, w, n_rows, x, n_tokens, out, out_stride);
     else moei_sweep_panel(tiles, w, NULL, (uint8_t *)(uintptr_t)moei_row(w, 0), w->row_stride, n_rows, x, n_tokens, out, out_stride);
 }
@@ -2988,7 +2989,7 @@ static const moei_packing moei_packing_avx2 = {3, 2, moei_pack_avx2, NULL, NULL,
         /* FP8_BLOCK    */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},                                              \
         /* FP8_CHANNEL  */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},                                              \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                  \
-    &moei_packing_avx2, &moei_tiles_avx2_F32, MOEI_ASK_L2}
+    &moei_packing_avx2, &moei_tiles_avx2_F32, MOEI_ASK_L2, 1}
 MOEI_TABLE const moei_arith moei_f32_avx2 = MOEI_F32_AVX2(NULL, UINT32_MAX);
 /* Where L1 has room for its 4 rows of f32, a panel pays from about 18 tokens on (k = 4096 and 14336: 30). Zen 5, layer, 512 tokens: Qwen3-30B
    76 and 83, Mixtral 72 and 79 % of the peak, with 4 rows one after the other and tiles of two steps a turn. (Zen 3, L1 of 32 KB: level.) */
@@ -3369,7 +3370,7 @@ static const moei_packing moei_packing_avx512 = {3, 2, moei_pack_f32, NULL, NULL
         /* FP8_BLOCK    */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                                       \
         /* FP8_CHANNEL  */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                                       \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                  \
-    &moei_packing_avx512, tiles, MOEI_ASK_L2}
+    &moei_packing_avx512, tiles, MOEI_ASK_L2, 1}
 MOEI_TABLE const moei_arith moei_f32_avx512 = MOEI_F32_AVX512(UINT32_MAX, , NULL);
 MOEI_TABLE const moei_arith moei_f32_avx512_intel = MOEI_F32_AVX512(12, _intel, &moei_tiles_avx512_panel);
 // clang-format on
@@ -3803,7 +3804,7 @@ static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, moei_prepar
         /* FP8_BLOCK    */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, most},                                                        \
         /* FP8_CHANNEL  */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, most},                                                        \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                          \
-    &moei_packing_bf16, NULL, MOEI_ASK_L2}
+    &moei_packing_bf16, NULL, MOEI_ASK_L2, 1}
 MOEI_TABLE const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(, bf16, bf16, 3);
 MOEI_TABLE const moei_arith moei_bf16_avx512bf16_near = MOEI_BF16_AVX512(_near, bf16, bf16, 3);
 MOEI_TABLE const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(, vbmi, vbmi, 6);
@@ -3816,12 +3817,22 @@ MOEI_TABLE const moei_arith moei_bf16_vbmi_near = MOEI_BF16_AVX512(_near, vbmi_n
    DEFINITION  all of it with subnormals in and out taken as zeros, k padded with zeros to whole blocks of 32: for each block in
                ascending k, e = the FMA chain from 0 over its even k, o = the one over its odd k, sum = sum + (e + o). That is what
                one TDPBF16PS does (Intel SDM, volume 2), so every k is summed in the same order however rows, tokens and k are cut.
-   REGISTERS   4 sums, 2 A, 2 B: all 8 tiles; 4 tile loads per 4 products of 16 cycles
-   Weights are used as the A operand, so nothing of them is copied, but: the first 32 tokens leave the A tiles in a panel that
-   stays in L1 for those that follow; rows that don't fill a tile and the end of k are copied and padded with zeros.
+   REGISTERS   4 sums, 1 A, 2 B; 4 tile loads per 4 products of 16 cycles. The eighth tile stays unused: where a core's other thread is
+               busy and all are in use, loads wait for earlier products (Xeon, model 207, in L1, cycles of the TSC a product: 57 to 67 with 8
+               tiles, 40 to 45 with 7; without such a neighbour 15.5 with either).
+   Weights are used as the A operand, where they lie: nothing of bf16 rows is copied but those fewer than a tile's and a part that ends within
+   a block of 32. Rows of other formats are decoded, a part at a time, to a panel in L1.
    Tokens come packed as B in groups of up to 16: dword i of token c of a group of n at i * n + c. A tile is always loaded with
    16 columns; those beyond n are the next pairs' values, and their sums are not stored. One token is packed as it is.
-   Tiles are configured once per task, all alike, and released at its end (moei_packing). */
+   Tiles are configured once per task, all alike, and released at its end (moei_packing).
+   COST        (the same Xeon, one core: 16 GB/s, 2300 GFLOP/s) of a product with one tile load, from L1 15.5 cycles, from L2 20, rows 4 KB
+               apart 23, with sums that wait between parts 27; results turned and stored 2 more. Lines from L2 and from memory share a core's
+               16 buffers for misses, so rows from memory add what they take by themselves: a prefetch among loads from L2 costs 7 to 8 cycles,
+               a line that is waited for 9.6. All rows prefetched by instructions: 474 GFLOP/s (64 tokens, k = 2048), nothing prefetched
+               570, in parts of 16 blocks of k, of which the hardware's prefetchers fetch the next while tokens pass over one, 650, with the first
+               lines of the next rows 700. Reached: 16 tokens 95 % of the read bandwidth, 32 80, 64 72, 128 tokens 45 % of
+               the peak. Not faster: rows copied to a panel in L1 (0.75), tokens of the next step prefetched to L1 (0.98), parts of 8 or 32;
+               of other formats the next part decoded between products (0.9). */
 
 #if MOEI_HAVE_AMX
 /* No intrinsics: gcc's don't tell that they read memory. */
@@ -3840,7 +3851,8 @@ MOEI_TABLE const moei_arith moei_bf16_vbmi_near = MOEI_BF16_AVX512(_near, vbmi_n
 #define MOEI_AMX MOEI_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")
 #endif
 #define MOEI_AMX_TOKENS 256u /* at a time */
-#define MOEI_AMX_STEPS 10u   /* of 32 values of k at a time: A, B and the sums of 32 tokens fit in 48 KB of L1 */
+#define MOEI_AMX_STEPS 16u   /* blocks of 32 values of k at a time: 1 KB of each row, about as much as the prefetchers are ahead */
+#define MOEI_AMX_X_BYTES ((size_t)512 << 10) /* of tokens that stay in L2 while rows pass */
 
 static void moei_begin_amx(void) {
     uint8_t config[64] = {1}; /* palette 1 */
@@ -3885,18 +3897,17 @@ static void moei_pack_amx(void *to, const void *const *x, uint32_t n, size_t k0,
 }
 
 typedef struct moei_amx { /* a part of k of up to 32 rows and 32 tokens */
-    const uint8_t *rows;  /* A of the first `direct` steps: 16 rows, and 16 more */
-    size_t row_stride;
-    uint8_t *panel;       /* [steps][32][64]: A of the other steps */
-    size_t direct, steps;
-    const uint8_t *b[2], *b_last[2]; /* B, and that of the last step */
-    size_t b_stride[2];
-    uint8_t *sums;        /* [4] tiles */
-    int first, keep;      /* sums begin at 0; the panel is wanted later */
-    const uint8_t *ahead, *ahead_end; /* to prefetch, ahead_step bytes per step */
-    size_t ahead_step;
+    size_t steps;
+    const uint8_t *a;                         /* 16 rows, and 16 more */
+    size_t a_row;                             /* bytes from row to row */
+    const uint8_t *b[2], *b_last[2];          /* two groups of tokens; of the last step, whose tile may lie elsewhere */
+    size_t b_row[2];                          /* (16 of them from step to step) */
+    uint8_t *sums;                            /* [4] tiles */
+    int first;                                /* they begin at 0 */
+    const uint8_t *next;                      /* what is read next, so many bytes of 32 rows */
+    size_t next_row, next_bytes;
 } moei_amx;
-MOEI_FORCE MOEI_AMX void moei_pass_amx(const int M, const int N, moei_amx *p) {
+MOEI_FORCE MOEI_AMX void moei_pass_amx(const int M, const int N, const moei_amx *p) {
     if (p->first) {
         MOEI_TILE(ZERO, 0);
         if (N == 2) MOEI_TILE(ZERO, 1);
@@ -3909,146 +3920,198 @@ MOEI_FORCE MOEI_AMX void moei_pass_amx(const int M, const int N, moei_amx *p) {
         if (M * N == 4) MOEI_TILE(LOAD, 3, p->sums + 3072, 64);
     }
     for (size_t s = 0; s < p->steps; s++) {
-        const int direct = s < p->direct, last = s + 1 == p->steps;
-        const uint8_t *a = direct ? p->rows + 64 * s : p->panel + 2048 * s, *stop = p->ahead + p->ahead_step;
-        const size_t stride = direct ? p->row_stride : 64;
-        MOEI_TILE(LOAD, 6, (last ? p->b_last[0] : p->b[0] + 16 * s * p->b_stride[0]), p->b_stride[0]);
-        MOEI_TILE(LOAD, 4, a, stride);
+        const int last = s + 1 == p->steps;
+        const uint8_t *a = p->a + 64 * s, *next = p->next + 2 * s * p->next_row;
+        MOEI_TILE(LOAD, 6, (last ? p->b_last[0] : p->b[0] + 16 * s * p->b_row[0]), p->b_row[0]);
+        if (N == 2) MOEI_TILE(LOAD, 7, (last ? p->b_last[1] : p->b[1] + 16 * s * p->b_row[1]), p->b_row[1]);
+        for (size_t i = 0; i < p->next_bytes; i += 64) {
+            MOEI_PREFETCH_L2(next + i);
+            MOEI_PREFETCH_L2(next + i + p->next_row);
+        }
+        MOEI_TILE(LOAD, 4, a, p->a_row);
         MOEI_TILE(DOT, 0, 4, 6);
-        if (N == 2) {
-            MOEI_TILE(LOAD, 7, (last ? p->b_last[1] : p->b[1] + 16 * s * p->b_stride[1]), p->b_stride[1]);
-            MOEI_TILE(DOT, 1, 4, 7);
-        }
+        if (N == 2) MOEI_TILE(DOT, 1, 4, 7);
         if (M == 2) {
-            MOEI_TILE(LOAD, 5, a + 16 * stride, stride);
-            MOEI_TILE(DOT, 2, 5, 6);
-            if (N == 2) MOEI_TILE(DOT, 3, 5, 7);
+            MOEI_TILE(LOAD, 4, a + 16 * p->a_row, p->a_row);
+            MOEI_TILE(DOT, 2, 4, 6);
+            if (N == 2) MOEI_TILE(DOT, 3, 4, 7);
         }
-        if (direct && p->keep) {
-            MOEI_TILE(STORE, 4, p->panel + 2048 * s, 64);
-            if (M == 2) MOEI_TILE(STORE, 5, p->panel + 2048 * s + 1024, 64);
-        }
-        if (p->ahead < p->ahead_end)
-            for (; p->ahead < stop; p->ahead += 64) MOEI_PREFETCH_L2(p->ahead);
     }
     MOEI_TILE(STORE, 0, p->sums, 64);
     if (N == 2) MOEI_TILE(STORE, 1, p->sums + 1024, 64);
     if (M == 2) MOEI_TILE(STORE, 2, p->sums + 2048, 64);
     if (M * N == 4) MOEI_TILE(STORE, 3, p->sums + 3072, 64);
 }
-MOEI_AMX static void moei_pass_amx_any(int two_a, int two_b, moei_amx *p) {
+MOEI_AMX static void moei_pass_amx_any(int two_a, int two_b, const moei_amx *p) {
     if (two_a && two_b) moei_pass_amx(2, 2, p);
     else if (two_a) moei_pass_amx(2, 1, p);
     else if (two_b) moei_pass_amx(1, 2, p);
     else moei_pass_amx(1, 1, p);
 }
 
-/* 32 values from k on of up to 32 rows, padded with zeros. */
-static void moei_copy_amx(const moei_rows *w, uint32_t row, uint32_t n_rows, size_t k, uint8_t *tiles) {
-    size_t n = w->k - k < 32 ? w->k - k : 32;
-    memset(tiles, 0, 2048);
-    for (uint32_t i = 0; i < n_rows; i++) memcpy(tiles + 64 * i, moei_row(w, row + i) + 2 * k, 2 * n);
-}
-
-/* The tokens of one call: x[16 i] is group i; `edge` is its last block of k where a tile would read beyond the last group. */
-typedef struct moei_amx_tokens {
+/* Up to MOEI_AMX_TOKENS tokens of a call: x[16 i] is group i. */
+typedef struct moei_amx_call {
+    const moei_rows *w;
     const void *const *x;
-    uint32_t n;
-    const uint8_t *edge;
-} moei_amx_tokens;
-static void moei_group_amx(const moei_amx_tokens *x, uint32_t t, size_t from, int end, moei_amx *p, int i) {
-    size_t n = t < x->n ? x->n - t < 16 ? x->n - t : 16 : 0;
-    if (!n) return;
-    p->b_stride[i] = 4 * n;
-    p->b[i] = (const uint8_t *)x->x[t] + 64 * n * from;
-    p->b_last[i] = end && n < 16 ? x->edge : p->b[i] + 64 * n * (p->steps - 1);
+    moei_decode_fn *decode; /* moei_copy_amx: mostly in place */
+    uint32_t n_rows, n_tokens;
+    size_t steps, part;     /* of all of k; the most at a time */
+    int by_view;            /* decode may be given a part of the rows */
+    uint8_t *panel;         /* a part of the rows where they cannot be read in place: [32][MOEI_AMX_STEPS][64] */
+    uint8_t *x_end;         /* the last step of the last group, where a tile would read beyond it: 17 lines */
+    uint8_t *sums;          /* [blocks of rows at a time][blocks of tokens][4] tiles */
+    float *out;
+    size_t out_stride;
+} moei_amx_call;
+/* bf16 rows to a panel, padded with zeros. */
+static void moei_copy_amx(const moei_rows *w, uint32_t n_rows, void *panel) {
+    const size_t bytes = 2 * w->k, row = moei_bf16_row_bytes(w->k);
+    uint8_t *to = (uint8_t *)panel;
+    for (uint32_t r = 0; r < n_rows; r++, to += row) memcpy(to, moei_row(w, r), bytes), memset(to + bytes, 0, row - bytes);
 }
-/* Sums [32 rows][32 tokens] as 4 tiles to out[token][row]. */
-static void moei_give_amx(const uint8_t *sums, uint32_t n_rows, uint32_t n_tokens, float *out, size_t out_stride) {
+/* Weights k .. k + n of n_rows rows to the panel. */
+static void moei_panel_part_amx(const moei_amx_call *c, uint32_t row, uint32_t n_rows, size_t k, size_t n) {
+    const moei_layout *l = &moei_layouts[c->w->format];
+    moei_rows part = *c->w;
+    float values[32 * MOEI_AMX_STEPS];
+    part.data += k / l->n * l->bytes, part.k = n, part.row0 += row;
+    if (part.scale.data) part.scale.data += k / part.scale.cols * moei_type_bytes[part.scale.type];
+    if (c->by_view) c->decode(&part, n_rows, c->panel);
+    for (uint32_t r = 0; r < n_rows && !c->by_view; r++) {
+        moei_decode_row(c->w, row + r, k, n, values);
+        MOEI_AMX_ROLE(moei_prepare_bf16_avx512)(c->panel + r * moei_bf16_row_bytes(n), values, 0, n, n);
+    }
+}
+static void moei_rows_amx(const moei_amx_call *c, uint32_t row, uint32_t tall, size_t s, moei_amx *p) {
+    const size_t k = 32 * s, n = moei_min(c->w->k - k, 32 * p->steps);
+    p->a = moei_row(c->w, row) + 2 * k, p->a_row = c->w->row_stride;
+    if (c->decode == moei_copy_amx && c->n_rows >= tall && n == 32 * p->steps) return;
+    p->a = c->panel, p->a_row = 64 * p->steps;
+    if (c->n_rows < tall) memset(c->panel, 0, tall * p->a_row);
+    moei_panel_part_amx(c, row, moei_min32(c->n_rows, tall), k, n);
+}
+static void moei_tokens_amx(const moei_amx_call *c, uint32_t t, size_t s, moei_amx *p) {
+    for (int i = 0; i < 2 && t < c->n_tokens; i++, t += 16) {
+        const size_t n = moei_min32(c->n_tokens - t, 16);
+        p->b[i] = (const uint8_t *)c->x[t] + 64 * n * s, p->b_row[i] = 4 * n;
+        p->b_last[i] = n < 16 && s + p->steps == c->steps ? c->x_end : p->b[i] + 64 * n * (p->steps - 1);
+    }
+}
+/* Sums of `tall` rows and 32 tokens to out[token][row]. */
+static void moei_give_amx(const moei_amx_call *c, uint32_t row, uint32_t tall, uint32_t t, const uint8_t *sums) {
+    const uint32_t end = moei_min32(t + 32, c->n_tokens);
     const uint8_t *from[16];
-    for (uint32_t r = 0; r < n_rows; r += 16)
-        for (uint32_t t = 0; t < n_tokens; t += 16) {
-            uint32_t rows = n_rows - r < 16 ? n_rows - r : 16, tokens = n_tokens - t < 16 ? n_tokens - t : 16;
-            for (uint32_t i = 0; i < 16; i++) from[i] = sums + 128 * r + 64 * t + 64 * i;
-            MOEI_AMX_ROLE(moei_transpose_amx)(from, rows, (uint8_t *)(out + t * out_stride + r), 4 * out_stride, tokens);
+    for (; t < end; t += 16, sums += 1024)
+        for (uint32_t r = 0; r < tall; r += 16) {
+            float *out = c->out + t * c->out_stride + row + r;
+            for (uint32_t i = 0; i < 16; i++) from[i] = sums + 128 * r + 64 * i;
+            MOEI_AMX_ROLE(moei_transpose_amx)(from, moei_min32(c->n_rows, 16), (uint8_t *)out, 4 * c->out_stride, moei_min32(end - t, 16));
         }
 }
-/* Up to 32 rows. `space`: the panel, then the sums. What follows these rows in memory is prefetched line by line: tiles touch 32
-   rows at a time, which leaves the hardware's prefetcher a few percent short of the linear stream. */
-static void moei_rows_amx(const moei_rows *w, uint32_t row, uint32_t n_rows, const moei_amx_tokens *x, uint8_t *space, float *out,
-                          size_t out_stride, const uint8_t *next, size_t next_bytes) {
-    const size_t steps = (w->k + 31) / 32, whole = n_rows % 16 ? 0 : w->k / 32, passes = (x->n + 31) / 32;
-    const size_t parts = (steps + MOEI_AMX_STEPS - 1) / MOEI_AMX_STEPS, part = (steps + parts - 1) / parts;
-    uint8_t *sums = space + 2048 * MOEI_AMX_STEPS;
+/* The products of rows from `row` on are followed by those of rows from `next` on, from step s. The hardware's prefetchers are slow to
+   begin with a row, so its first lines are prefetched; and all of what is decoded, for which memory has time while products come from a panel. */
+static void moei_next_amx(const moei_amx_call *c, uint32_t row, uint32_t next, size_t s, moei_amx *p) {
+    const moei_layout *l = &moei_layouts[c->w->format];
+    const size_t at = 32 * s / l->n * l->bytes, begun = next == row;
+    p->next = (next < c->n_rows || !c->w->prefetch ? moei_row(c->w, next) : c->w->prefetch) + at;
+    p->next_bytes = c->decode != moei_copy_amx ? 32 * c->part / l->n * l->bytes : begun ? 0 : 128;
+}
+/* Steps from .. end of `tall` rows. */
+static void moei_block_amx(const moei_amx_call *c, uint32_t row, uint32_t tall, size_t from, size_t end, uint8_t *sums) {
     moei_amx p;
-    memset(&p, 0, sizeof p);
-    p.row_stride = w->row_stride, p.panel = space;
-    p.ahead = next, p.ahead_end = next + next_bytes;
-    p.ahead_step = (next_bytes / 64 / (steps * passes) + 1) * 64;
-    for (size_t s = 0; s < steps; s += part) {
-        p.steps = steps - s < part ? steps - s : part;
-        p.direct = whole < s ? 0 : whole - s < p.steps ? whole - s : p.steps;
-        p.rows = moei_row(w, row) + 64 * s, p.first = s == 0;
-        for (size_t i = p.direct; i < p.steps; i++) moei_copy_amx(w, row, n_rows, 32 * (s + i), p.panel + 2048 * i);
-        for (uint32_t t = 0; t < x->n; t += 32, p.direct = 0) {
-            p.keep = t == 0 && x->n > 32, p.sums = sums + 128 * t;
-            for (uint32_t i = 0; i < 2; i++) moei_group_amx(x, t + 16 * i, s, s + p.steps == steps, &p, (int)i);
-            moei_pass_amx_any(n_rows > 16, x->n - t > 16, &p);
+    p.next = moei_row(c->w, row), p.next_row = c->w->row_stride;
+    for (size_t s = from; s < end; s += p.steps) {
+        p.steps = moei_min(end - s, c->part), p.first = s == 0, p.next_bytes = 0;
+        moei_rows_amx(c, row, tall, s, &p);
+        for (uint32_t t = 0; t < c->n_tokens; t += 32) {
+            const int more = s + p.steps < end, last = c->n_tokens - t <= 32;
+            p.sums = sums + 128 * t;
+            moei_tokens_amx(c, t, s, &p);
+            if (last) moei_next_amx(c, row, more ? row : row + tall, more ? s + p.steps : from, &p);
+            moei_pass_amx_any(tall > 16, c->n_tokens - t > 16, &p);
         }
     }
-    for (uint32_t t = 0; t < x->n; t += 32)
-        moei_give_amx(sums + 128 * t, n_rows, x->n - t < 32 ? x->n - t : 32, out + t * out_stride, out_stride);
+    for (uint32_t t = 0; t < c->n_tokens && end == c->steps; t += 32) moei_give_amx(c, row, tall, t, sums + 128 * t);
 }
-/* What is read after row `end` of the call: its further rows, what the caller names, or those that follow a lone block of rows. */
-static const uint8_t *moei_next_amx(const moei_rows *w, uint32_t n_rows, uint32_t end, size_t *bytes) {
-    uint32_t rows = n_rows - end < 32 ? n_rows - end : 32;
-    int named = !rows && w->prefetch;
-    *bytes = named ? w->prefetch_bytes : (rows || n_rows > 32 ? rows : n_rows) * w->row_stride;
-    return named ? w->prefetch : moei_row(w, end);
+/* Blocks of 32 rows: one after the other; or, where the tokens do not stay in L2, as many as `sums` has room for meet as much of k as does.
+   The last rows lie in a whole tile that begins before them, if there are enough. */
+static void moei_blocks_amx(moei_amx_call *c) {
+    const size_t sums = 128 * (((size_t)c->n_tokens + 31) / 32 * 32), room = c->w->n_sums * sizeof(float) / sums;
+    const size_t fits = MOEI_AMX_X_BYTES / (64 * (size_t)c->n_tokens) / c->part * c->part, spans = fits < c->steps && room > 1;
+    const size_t span = spans ? fits : c->steps, blocks = ((size_t)c->n_rows + 31) / 32, turns = spans ? (blocks + room - 1) / room : blocks;
+    const uint32_t rows = (uint32_t)((blocks + turns - 1) / turns * 32);
+    if (spans) c->sums = (uint8_t *)c->w->sums;
+    for (uint32_t r0 = 0; r0 < c->n_rows; r0 += rows)
+        for (size_t s = 0; s < c->steps; s += span)
+            for (uint32_t r = r0, end; r < r0 + rows && r < c->n_rows; r = end) {
+                const uint32_t tall = c->n_rows - r > 16 && c->n_rows >= 32 ? 32 : 16;
+                end = moei_min32(r + tall, c->n_rows);
+                moei_block_amx(c, end > tall ? end - tall : 0, tall, s, moei_min(s + span, c->steps), c->sums + (r - r0 + 31) / 32 * sums);
+            }
 }
-static void moei_dot_amx(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
-                         size_t out_stride) {
-    uint8_t memory[2048 * MOEI_AMX_STEPS + 128 * MOEI_AMX_TOKENS + 64 * 17 + 63], *space = memory + (-(uintptr_t)memory & 63);
-    uint8_t *edge = space + 2048 * MOEI_AMX_STEPS + 128 * MOEI_AMX_TOKENS;
+/* Steps of a part: even parts; in place up to half as many more, rather than few. Those of a panel must have scales that are whole columns of
+   the grid or lie in one; 0 = there are no such parts. */
+static size_t moei_part_amx(const moei_side *scale, size_t steps, int in_place) {
+    const size_t parts = (steps + (in_place ? MOEI_AMX_STEPS / 2 : MOEI_AMX_STEPS) - 1) / MOEI_AMX_STEPS;
+    size_t part = parts > 1 ? (steps + parts - 1) / parts : steps;
+    if (scale->data) part = MOEI_AMX_STEPS;
+    while (scale->data && part && 32 * part % scale->cols && scale->cols % (32 * part)) part--;
+    return part;
+}
+static void moei_dot_by_amx(moei_decode_fn *decode, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                            size_t out_stride) {
+    uint8_t memory[128 * MOEI_AMX_TOKENS + 2048 * MOEI_AMX_STEPS + 64 * 17 + 63], *room = memory + (-(uintptr_t)memory & 63);
+    const size_t steps = (w->k + 31) / 32, part = moei_part_amx(&w->scale, steps, decode == moei_copy_amx && w->k % 32 == 0);
+    moei_amx_call c;
+    c.w = w, c.decode = decode, c.n_rows = n_rows, c.steps = steps, c.out_stride = out_stride;
+    c.part = part ? part : MOEI_AMX_STEPS, c.by_view = part != 0;
+    c.panel = room + 128 * MOEI_AMX_TOKENS, c.x_end = c.panel + 2048 * MOEI_AMX_STEPS;
     for (uint32_t t = 0; t < n_tokens; t += MOEI_AMX_TOKENS) {
-        moei_amx_tokens part = {x + t, n_tokens - t < MOEI_AMX_TOKENS ? n_tokens - t : MOEI_AMX_TOKENS, edge};
-        size_t ragged = part.n % 16, block = 64 * ragged;
-        memset(edge + block, 0, 64);
-        if (ragged) memcpy(edge, (const uint8_t *)part.x[part.n - ragged] + block * ((w->k + 31) / 32 - 1), block);
-        for (uint32_t r = 0; r < n_rows; r += 32) {
-            uint32_t rows = n_rows - r < 32 ? n_rows - r : 32;
-            size_t bytes;
-            const uint8_t *next = moei_next_amx(w, n_rows, r + rows, &bytes);
-            moei_rows_amx(w, r, rows, &part, space, out + t * out_stride + r, out_stride, next, bytes);
-        }
+        c.x = x + t, c.n_tokens = moei_min32(n_tokens - t, MOEI_AMX_TOKENS), c.out = out + t * out_stride, c.sums = room;
+        const size_t ragged = c.n_tokens % 16, line = 64 * ragged;
+        memset(c.x_end + line, 0, 64);
+        if (ragged) memcpy(c.x_end, (const uint8_t *)c.x[c.n_tokens - ragged] + line * (c.steps - 1), line);
+        moei_blocks_amx(&c);
     }
 }
+#define MOEI_DOT_AMX(name, decode)                                                                                           \
+    static void moei_dot_amx_##name(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out, \
+                                    size_t out_stride) {                                                                      \
+        moei_dot_by_amx(decode, w, n_rows, x, n_tokens, out, out_stride);                                                     \
+    }
+MOEI_DOT_AMX(bf16, moei_copy_amx)
+MOEI_DOT_AMX(f32, MOEI_AMX_ROLE(moei_decode_f32_bf16))
+MOEI_DOT_AMX(f16, MOEI_AMX_ROLE(moei_decode_f16_bf16))
+MOEI_DOT_AMX(fp8, MOEI_AMX_ROLE(moei_decode_fp8_bf16))
+MOEI_DOT_AMX(fp8_vbmi, MOEI_AMX_ROLE(moei_decode_fp8_vbmi))
 static void moei_panel_amx(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                            float *out, size_t out_stride) {
     moei_rows rows = *w;
     rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_bf16_row_bytes(w->k), rows.k = rows.row_stride / 2;
-    if (!rows.prefetch) rows.prefetch = rows.data, rows.prefetch_bytes = 0;
-    moei_dot_amx(&rows, n_rows, x, n_tokens, out, out_stride);
+    rows.format = MOE_FORMAT_BF16, rows.scale.data = NULL;
+    moei_dot_amx_bf16(&rows, n_rows, x, n_tokens, out, out_stride);
 }
 
 static const moei_packing moei_packing_amx = {16, 2, moei_pack_amx, NULL, moei_begin_amx, moei_end_amx};
 // clang-format off
-MOEI_TABLE const moei_arith moei_bf16_amx = {
-    MOE_COMPUTE_BF16, MOE_TIER_AMX, moei_bf16_row_bytes, MOEI_AMX_ROLE(moei_prepare_bf16_avx512), moei_panel_bytes_bf16,
-    moei_panel_amx, {
-        /* NONE         */ MOEI_NO_OPS,
-        /* F32          */ {NULL, MOEI_AMX_ROLE(moei_decode_f32_bf16), 0},
-        /* F16          */ {NULL, MOEI_AMX_ROLE(moei_decode_f16_bf16), 0},
-        /* BF16         */ {moei_dot_amx, NULL, UINT32_MAX},
-        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
-        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
-        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,
-        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,
-        /* MXFP8        */ {NULL, MOEI_AMX_ROLE(moei_decode_fp8_bf16), 0},
-        /* FP8_BLOCK    */ {NULL, MOEI_AMX_ROLE(moei_decode_fp8_bf16), 0},
-        /* FP8_CHANNEL  */ {NULL, MOEI_AMX_ROLE(moei_decode_fp8_bf16), 0},
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
-    &moei_packing_amx, NULL, MOEI_ASK_L2};
+#define MOEI_BF16_AMX(fp8) {                                                                                                 \
+    MOE_COMPUTE_BF16, MOE_TIER_AMX, moei_bf16_row_bytes, MOEI_AMX_ROLE(moei_prepare_bf16_avx512), moei_panel_bytes_bf16,     \
+    moei_panel_amx, {                                                                                                        \
+        /* NONE         */ MOEI_NO_OPS,                                                                                      \
+        /* F32          */ {moei_dot_amx_f32, NULL, UINT32_MAX},                                                             \
+        /* F16          */ {moei_dot_amx_f16, NULL, UINT32_MAX},                                                             \
+        /* BF16         */ {moei_dot_amx_bf16, NULL, UINT32_MAX},                                                            \
+        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                  \
+        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                  \
+        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,                                                                         \
+        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                               \
+        /* MXFP8        */ {moei_dot_amx_##fp8, NULL, UINT32_MAX},                                                           \
+        /* FP8_BLOCK    */ {moei_dot_amx_##fp8, NULL, UINT32_MAX},                                                           \
+        /* FP8_CHANNEL  */ {moei_dot_amx_##fp8, NULL, UINT32_MAX},                                                           \
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                        \
+    &moei_packing_amx, NULL, MOEI_ASK_L2, 4}
+MOEI_TABLE const moei_arith moei_bf16_amx = MOEI_BF16_AMX(fp8);
+MOEI_TABLE const moei_arith moei_bf16_amx_vbmi = MOEI_BF16_AMX(fp8_vbmi);
 // clang-format on
 #endif
 #if MOEI_HAVE_AVX512 && defined(__cplusplus) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
@@ -5212,7 +5275,7 @@ MOEI_TABLE const moei_arith moei_q8_##isa = {                                   
      MOEI_Q8_BOTH(isa, Q5_K), MOEI_Q8_BOTH(isa, Q6_K), MOEI_Q8_BOTH(isa, IQ4_NL), MOEI_Q8_BOTH(isa, IQ4_XS),             \
      MOEI_Q8_BOTH(isa, MXFP4), MOEI_Q8_BOTH(isa, NVFP4), MOEI_Q8_BOTH(isa, MXFP4_HF), MOEI_Q8_BOTH(isa, NVFP4_HF),       \
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */                                         \
-     MOEI_Q8_BOTH(isa, INT8_CHANNEL), MOEI_Q8_BOTH(isa, INT4_GROUP)}, NULL, NULL, MOEI_ASK_L2};
+     MOEI_Q8_BOTH(isa, INT8_CHANNEL), MOEI_Q8_BOTH(isa, INT4_GROUP)}, NULL, NULL, MOEI_ASK_L2, 1};
 MOEI_Q8_ARITH_256(AVX2, avx2)
 #if MOEI_HAVE_AVXVNNI
 MOEI_Q8_ARITH_256(AVXVNNI, avxvnni)
@@ -6635,7 +6698,7 @@ static void moei_q8_panel_vnni_intel(void *panel, const moei_rows *w, uint32_t n
      MOEI_Q8_VNNI(Q5_K), MOEI_Q8_VNNI(Q6_K), MOEI_Q8_VNNI(IQ4_NL), MOEI_Q8_VNNI(IQ4_XS),                                 \
      MOEI_Q8_VNNI(MXFP4), MOEI_Q8_VNNI(NVFP4), MOEI_Q8_VNNI(MXFP4_HF), MOEI_Q8_VNNI(NVFP4_HF),                           \
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */                                         \
-     MOEI_Q8_VNNI(INT8_CHANNEL), MOEI_Q8_VNNI(INT4_GROUP)}, &moei_packing_vnni, NULL, ask}
+     MOEI_Q8_VNNI(INT8_CHANNEL), MOEI_Q8_VNNI(INT4_GROUP)}, &moei_packing_vnni, NULL, ask, 1}
 MOEI_TABLE const moei_arith moei_q8_vnni = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni, MOEI_ASK_L2);
 MOEI_TABLE const moei_arith moei_q8_vnni_bypass = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni, MOEI_ASK_PAST_L3);
 MOEI_TABLE const moei_arith moei_q8_vnni_intel = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni_intel, MOEI_ASK_L1_TOO);
@@ -6819,7 +6882,7 @@ MOEI_TABLE const moei_arith moei_f32_neon = {
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_neon, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_neon, 0},
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
-    &moei_packing_neon, NULL, MOEI_ASK_L2};
+    &moei_packing_neon, NULL, MOEI_ASK_L2, 1};
 // clang-format on
 
 /* ---- BF16 on FEAT_BF16
@@ -6866,7 +6929,7 @@ MOEI_TABLE const moei_arith moei_bf16_neonbf16 = {
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_neonbf16, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_neonbf16, 0},
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
-    &moei_packing_neonbf16, NULL, MOEI_ASK_L2};
+    &moei_packing_neonbf16, NULL, MOEI_ASK_L2, 1};
 // clang-format on
 #endif
 
@@ -7379,7 +7442,7 @@ MOEI_FORCE void moei_panel_q8_neon(const uint32_t flags, const int mm, moei_half
             /* IQ4_NL, _XS  */ ops(plain), ops(plain),                                                                  \
             /* MXFP4, NVFP4 */ ops(plain), ops(two), ops(plain), ops(two),                                              \
             /* MXFP8, FP8   */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                                   \
-            /* INT8, INT4   */ ops(plain), ops(plain)}, NULL, NULL, MOEI_ASK_L2};
+            /* INT8, INT4   */ ops(plain), ops(plain)}, NULL, NULL, MOEI_ASK_L2, 1};
 #define MOEI_Q8_OPS_NEON(kind) {moei_dot_q8_neon_##kind, NULL, UINT32_MAX}
 #define MOEI_Q8_OPS_DOTPROD(kind) {moei_dot_q8_dotprod_##kind, moei_decode_q8_dotprod_##kind, 4}
 #define MOEI_Q8_OPS_I8MM(kind) {moei_dot_q8_dotprod_##kind, moei_decode_q8_i8mm_##kind, 4}
@@ -8616,6 +8679,7 @@ static const moei_tier_row moei_tier_rows[] = {
 #endif
 #if MOEI_HAVE_AMX
     {MOE_TIER_AMX,        0,                     NULL,             {NULL, NULL,                   &moei_bf16_amx,              NULL}},
+    {MOE_TIER_AMX,        MOEI_VBMI,             NULL,             {NULL, NULL,                   &moei_bf16_amx_vbmi,         NULL}},
 #endif
 #if MOEI_HAVE_NEON
     {MOE_TIER_NEON,       0,                     &moei_vec_neon,   {NULL, &moei_f32_neon,         NULL,                        NULL}},
@@ -9046,8 +9110,8 @@ static size_t moei_panel_scratch(const moei_arith *a, size_t k) {
 /* A task's scratch: tile pointers, a tile's results, row scales and biases, a panel, an f32 row; of a slice the sums and results (moei_plan). */
 typedef struct moei_scratch {
     const void **x;        /* [MOEI_PARTS] */
-    float *out[2];         /* [MOEI_PARTS][MOEI_UP_ROWS] gate's and up's results; down's: moei_plan's out */
-    float *act;            /* [MOEI_PARTS][MOEI_UP_ROWS] for activations */
+    float *out[2];         /* [MOEI_PARTS][up_blocks * MOEI_UP_ROWS] gate's and up's results; down's: moei_plan's out */
+    float *act;            /* likewise for activations */
     float *scale[2], *bias[2]; /* [MOEI_SLICE] */
     float *sum;            /* [block][slice] */
     float *row;            /* [widest] */
@@ -9063,9 +9127,10 @@ static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
     const moei_arith *const ariths[] = {l->router, l->routed.in, l->shared.in, l->latent_in, l->latent_out, l->routed.mid, l->shared.mid};
     const size_t ks[] = {d->d_model, l->routed.d_in, l->shared.d_in, d->d_model, d->latent.d, l->routed.d_ff, l->shared.d_ff};
     enum { PACKED = 5 }; /* of these; h is kept as it is multiplied */
-    size_t panel = 0, packed = 0, tokens = moei_slots_at_once(p);
+    size_t panel = 0, packed = 0, wide = MOEI_UP_ROWS, tokens = moei_slots_at_once(p);
     for (size_t i = 0; i < MOEI_COUNT(ariths); i++) {
         panel = moei_max(panel, moei_panel_scratch(ariths[i], ks[i]));
+        if (ariths[i]) wide = moei_max(wide, ariths[i]->up_blocks * MOEI_UP_ROWS);
         if (!ariths[i] || !ariths[i]->packing || i >= PACKED) continue;
         size_t bytes = SIZE_MAX;
         (void)moei_mul(moei_min(tokens, moei_most(ariths[i], ks[i])), ariths[i]->row_bytes(ks[i]), &bytes);
@@ -9073,11 +9138,11 @@ static void moei_lay_scratch(moei_plan *p, moei_scratch *s) {
     }
     s->x = (const void **)moei_take(p, MOEI_PARTS, sizeof(void *));
     for (int i = 0; i < 2; i++) {
-        s->out[i] = (float *)moei_take(p, MOEI_PARTS * MOEI_UP_ROWS, sizeof(float));
+        s->out[i] = (float *)moei_take(p, MOEI_PARTS * wide, sizeof(float));
         s->scale[i] = (float *)moei_take(p, MOEI_SLICE, sizeof(float));
         s->bias[i] = (float *)moei_take(p, MOEI_SLICE, sizeof(float));
     }
-    s->act = (float *)moei_take(p, MOEI_PARTS * MOEI_UP_ROWS, sizeof(float));
+    s->act = (float *)moei_take(p, MOEI_PARTS * wide, sizeof(float));
     s->sum = NULL;
     s->row = (float *)moei_take(p, widest + 64, 2 * sizeof(float));
     s->route = moei_take(p, moei_select_scratch(d, p->k), 1);
@@ -9230,7 +9295,7 @@ static void moei_multiply(const moei_arith *a, const moei_rows *w, uint32_t n_ro
     moei_rows part = *w;
     part.ask = a->ask;
     if (ops->dot && !(a->panel && (w->k_stride || n > ops->dot_max))) {
-        if (a->panel && a->panel_bytes(MOEI_UP_ROWS, w->k) >= MOEI_LONG_SUMS * sizeof(float)) part.sums = (float *)(void *)panel;
+        if (a->panel) part.sums = (float *)(void *)panel, part.n_sums = a->panel_bytes(MOEI_UP_ROWS, w->k) / sizeof(float);
         ops->dot(&part, n_rows, x, n, out, out_stride);
         return;
     }
@@ -9883,7 +9948,7 @@ static void moei_up_blocks(const moei_plan *p, const moei_scratch *s, const moei
             for (uint32_t i = 0; i < n; i++) s->x[i] = g->x + g->token[slot + i] * g->x_stride;
             moei_pack(b->in, s->x, n, b->d_in, s->packed);
             for (uint64_t i = at, last = to - at < run ? to : at + run, blocks; i < last; i += blocks) {
-                blocks = n > MOEI_TURNS ? 1 : last - i < MOEI_UP_FEW ? last - i : MOEI_UP_FEW;
+                blocks = n > MOEI_TURNS ? b->in->up_blocks : MOEI_UP_FEW, blocks = last - i < blocks ? last - i : blocks;
                 moei_up_tokens_ahead(g, expert, (size_t)(i - from), (size_t)(i + blocks - from), (size_t)(to - from));
                 moei_up_block(p, s, g, &v, (uint32_t)i, (uint32_t)blocks, slot, n);
             }

@@ -178,6 +178,7 @@ void amx_moei_transpose_amx(const uint8_t *const *from, uint32_t n, uint8_t *to,
 void amx_moei_decode_f32_bf16(const struct moei_rows *w, uint32_t n_rows, void *panel);
 void amx_moei_decode_f16_bf16(const struct moei_rows *w, uint32_t n_rows, void *panel);
 void amx_moei_decode_fp8_bf16(const struct moei_rows *w, uint32_t n_rows, void *panel);
+void amx_moei_decode_fp8_vbmi(const struct moei_rows *w, uint32_t n_rows, void *panel);
 #include "moe.h"
 #if MOEI_HAVE_AMX
 static int amx_has_avx512(void) {
@@ -202,13 +203,14 @@ void amx_moei_transpose_amx(const uint8_t *const *from, uint32_t n, uint8_t *to,
     for (uint32_t j = 0; j < m; j++)
         for (uint32_t i = 0; i < n; i++) memcpy(to + j * to_stride + 4 * i, from[i] + 4 * j, 4);
 }
-#define AMX_DECODE(format)                                                                                           \
-    void amx_moei_decode_##format##_bf16(const moei_rows *w, uint32_t n_rows, void *panel) {                         \
-        if (amx_has_avx512()) moei_decode_##format##_bf16(w, n_rows, panel);                                         \
+#define AMX_DECODE(name, has)                                                                                        \
+    void amx_moei_decode_##name(const moei_rows *w, uint32_t n_rows, void *panel) {                                  \
+        if (has) moei_decode_##name(w, n_rows, panel);                                                               \
         else moei_decode_default(&moei_bf16_amx, w, n_rows, panel);                                                  \
     }
-AMX_DECODE(f32)
-AMX_DECODE(f16)
-AMX_DECODE(fp8)
+AMX_DECODE(f32_bf16, amx_has_avx512())
+AMX_DECODE(f16_bf16, amx_has_avx512())
+AMX_DECODE(fp8_bf16, amx_has_avx512())
+AMX_DECODE(fp8_vbmi, amx_has_avx512() && moei_cpu() & MOEI_VBMI)
 #endif
 #endif

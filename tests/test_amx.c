@@ -124,7 +124,7 @@ static void test_permission(void) { /* init never asks for it: the tier exists o
 
 /* ---- products ---- */
 
-enum { ROWS = 80, TOKENS = 300, DEPTH = 1100 };
+enum { ROWS = 80, TOKENS = 300, DEPTH = 6208 };
 static float weight[ROWS][DEPTH], token[TOKENS][DEPTH], expect[TOKENS][ROWS], got[TOKENS][ROWS + 3];
 static const float untouched = -123.5f;
 
@@ -144,28 +144,48 @@ static float define_dot(const float *w, const float *x, size_t k) {
 }
 static int same_float(float a, float b) { return moei_bits(a) == moei_bits(b) || (a != a && b != b); }
 
+/* A matrix and its tokens. Scales, of formats that have them apart, are a grid of grid_rows x grid_cols. */
 typedef struct subject {
-    guarded rows, tokens, packed;
+    guarded rows, tokens, packed, scales;
     moei_rows w;
+    const moei_arith *arith;
+    int by_panel;
     const void *x[TOKENS];
 } subject;
-static void subject_new(subject *s, uint32_t format, size_t k, uint32_t n_tokens, int at_end, uint64_t seed) {
-    size_t size = format == MOE_FORMAT_F32 ? 4 : 2, row = moei_bf16_row_bytes(k);
+static int is_fp8(uint32_t format) {
+    return format == MOE_FORMAT_FP8_BLOCK || format == MOE_FORMAT_FP8_CHANNEL || format == MOE_FORMAT_MXFP8;
+}
+static void subject_grid(subject *s, size_t k, uint32_t grid_rows, uint32_t grid_cols, int at_end, rl_rng *rng) {
+    const size_t size = s->w.format == MOE_FORMAT_MXFP8 ? 1 : 4, lines = (ROWS + grid_rows - 1) / grid_rows,
+                 n = (k + grid_cols - 1) / grid_cols;
+    s->scales = guarded_new(lines * n * size, at_end);
+    s->w.scale.data = s->scales.data, s->w.scale.row_stride = n * size, s->w.scale.rows = grid_rows,
+    s->w.scale.cols = grid_cols;
+    s->w.scale.type = size == 1 ? MOE_TYPE_E8M0 : MOE_TYPE_F32;
+    for (size_t i = 0; i < lines * n; i++)
+        if (size == 1) s->scales.data[i] = (uint8_t)(120 + rl_below(rng, 14));
+        else rl_put_dense(MOE_FORMAT_F32, s->scales.data + 4 * i, 0.5f + fabsf(rl_gauss(rng)));
+}
+static void subject_new(subject *s, uint32_t format, size_t k, uint32_t grid_rows, uint32_t grid_cols,
+                        uint32_t n_tokens, int at_end, uint64_t seed) {
+    const size_t size = moei_layouts[format].bytes, row = moei_bf16_row_bytes(k);
     rl_rng rng = {seed};
     memset(s, 0, sizeof *s);
+    s->arith = &moei_bf16_amx;
     s->w.row_stride = k * size + 6, s->w.k = k, s->w.format = format;
     s->rows = guarded_new(s->w.row_stride * (ROWS - 1) + k * size, at_end), s->w.data = s->rows.data;
     s->tokens = guarded_new(row * n_tokens, at_end), s->packed = guarded_new(row * n_tokens, at_end);
-    for (size_t r = 0; r < ROWS; r++)
-        for (size_t i = 0; i < k; i++) {
-            uint8_t *p = s->rows.data + r * s->w.row_stride + i * size;
+    if (grid_cols) subject_grid(s, k, grid_rows, grid_cols, at_end, &rng);
+    for (uint32_t r = 0; r < ROWS; r++) {
+        uint8_t *p = s->rows.data + r * s->w.row_stride;
+        for (size_t i = 0; i < k; i++, p += size) {
             float f = rl_one_in(&rng, 50) ? moei_float((uint32_t)rl_u64(&rng) & 0x80ffffffu)
                                           : rl_gauss(&rng); /* around 2^-126 */
-            rl_put_dense(format, p, f);
-            weight[r][i] = format == MOE_FORMAT_F32   ? f
-                           : format == MOE_FORMAT_F16 ? moei_f16(moei_to_f16(f))
-                                                      : moei_bf16(moei_to_bf16(f));
+            if (!is_fp8(format)) rl_put_dense(format, p, f);
+            else *p = (uint8_t)rl_u64(&rng), *p ^= (*p & 127) == 127 && rl_below(&rng, 20); /* a NaN in 2500 */
         }
+        moei_decode_row(&s->w, r, 0, k, weight[r]);
+    }
     for (uint32_t t = 0; t < n_tokens; t++) {
         for (size_t i = 0; i < k; i++)
             token[t][i] = rl_one_in(&rng, 50) ? moei_float((uint32_t)rl_u64(&rng) & 0x80ffffffu) : rl_gauss(&rng);
@@ -179,25 +199,28 @@ static void subject_new(subject *s, uint32_t format, size_t k, uint32_t n_tokens
         for (size_t r = 0; r < ROWS; r++) expect[t][r] = define_dot(weight[r], token[t], k);
     }
 }
-static void subject_free(subject *s) { guarded_free(&s->rows), guarded_free(&s->tokens), guarded_free(&s->packed); }
+static void subject_free(subject *s) {
+    guarded_free(&s->rows), guarded_free(&s->tokens), guarded_free(&s->packed);
+    if (s->scales.data) guarded_free(&s->scales);
+}
 
 /* Rows row0 .. and the first n tokens, packed: the definition's bits, and nothing else written. */
-static size_t wrong_products(subject *s, uint32_t row0, uint32_t n_rows, uint32_t n, int hint) {
+static size_t wrong_products(subject *s, uint32_t row0, uint32_t n_rows, uint32_t n) {
     size_t wrong = 0, bytes = moei_bf16_row_bytes(s->w.k);
     const void *x[TOKENS];
-    s->w.row0 = row0, s->w.prefetch = hint ? s->w.data : NULL, s->w.prefetch_bytes = hint ? 4096 : 0;
+    s->w.row0 = row0;
     memcpy(x, s->x, sizeof x);
-    moei_pack(&moei_bf16_amx, x, n, s->w.k, s->packed.data);
+    moei_pack(s->arith, x, n, s->w.k, s->packed.data);
     for (uint32_t t = 0; t < TOKENS; t++)
         for (uint32_t r = 0; r < ROWS + 3; r++) got[t][r] = untouched;
     moei_begin_amx();
-    if (s->w.format == MOE_FORMAT_BF16) {
-        moei_bf16_amx.ops[MOE_FORMAT_BF16].dot(&s->w, n_rows, x, n, got[0], ROWS + 3);
+    if (!s->by_panel) {
+        s->arith->ops[s->w.format].dot(&s->w, n_rows, x, n, got[0], ROWS + 3);
     } else {
-        guarded panel = guarded_new(moei_bf16_amx.panel_bytes(n_rows, s->w.k), 1);
-        check(moei_bf16_amx.panel_bytes(n_rows, s->w.k) == n_rows * bytes, "size of a panel");
-        moei_bf16_amx.ops[s->w.format].decode(&s->w, n_rows, panel.data);
-        moei_bf16_amx.panel(panel.data, &s->w, n_rows, x, n, got[0], ROWS + 3);
+        guarded panel = guarded_new(s->arith->panel_bytes(n_rows, s->w.k), 1);
+        check(s->arith->panel_bytes(n_rows, s->w.k) == n_rows * bytes, "size of a panel");
+        moei_decode_default(s->arith, &s->w, n_rows, panel.data);
+        s->arith->panel(panel.data, &s->w, n_rows, x, n, got[0], ROWS + 3);
         guarded_free(&panel);
     }
     moei_end_amx();
@@ -208,30 +231,54 @@ static size_t wrong_products(subject *s, uint32_t row0, uint32_t n_rows, uint32_
 }
 static const uint32_t row_counts[] = {1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 79, 80};
 static const uint32_t token_counts[] = {1, 2, 3, 8, 15, 16, 17, 31, 32, 33, 47, 65};
-static const size_t depths[] = {1, 2, 31, 32, 33, 63, 64, 100, 319, 320, 321, 352, 640, 1001};
+static const size_t depths[] = {1, 2, 31, 32, 33, 63, 64, 100, 320, 321, 511, 512, 513, 640, 1001, 1025};
 
+/* Formats in turn; fp8 with scales a part of k may begin and end among, and others. */
 static void test_products(void) {
+    static const struct {
+        uint32_t format, grid_rows, grid_cols;
+    } kinds[] = {{MOE_FORMAT_BF16, 0, 0},        {MOE_FORMAT_F32, 0, 0},         {MOE_FORMAT_F16, 0, 0},
+                 {MOE_FORMAT_FP8_CHANNEL, 0, 0}, {MOE_FORMAT_FP8_BLOCK, 7, 128}, {MOE_FORMAT_FP8_BLOCK, 128, 96},
+                 {MOE_FORMAT_FP8_BLOCK, 3, 50},  {MOE_FORMAT_FP8_BLOCK, 1, 600}, {MOE_FORMAT_FP8_BLOCK, 16, 1024},
+                 {MOE_FORMAT_MXFP8, 1, 32}};
     for (size_t d = 0; d < MOEI_COUNT(depths); d++)
-        for (uint32_t format = MOE_FORMAT_F32; format <= MOE_FORMAT_BF16; format++) {
+        for (size_t i = 0; i < MOEI_COUNT(kinds); i++) {
             subject s;
-            size_t wrong = 0, small = format != MOE_FORMAT_BF16;
-            subject_new(&s, format, depths[d], 65, (int)d & 1, d);
-            for (size_t r = 0; r < MOEI_COUNT(row_counts); r++)
-                for (size_t t = (d + r) % 3; t < MOEI_COUNT(token_counts); t += small ? 6 : depths[d] > 400 ? 4 : 2) {
+            size_t wrong = 0, k = depths[d], seldom = kinds[i].format != MOE_FORMAT_BF16;
+            if (kinds[i].grid_cols >= k && kinds[i].grid_cols > 32)
+                continue; /* such a scale would be constant along the row */
+            subject_new(&s, kinds[i].format, k, kinds[i].grid_rows, kinds[i].grid_cols, 65, (int)(d + i) & 1, d);
+            for (size_t r = i % 2 * seldom; r < MOEI_COUNT(row_counts); r += 1 + seldom)
+                for (size_t t = (d + r) % 3; t < MOEI_COUNT(token_counts); t += seldom ? 6 : k > 400 ? 4 : 2) {
                     uint32_t n = row_counts[r];
-                    wrong += wrong_products(&s, d & 1 ? ROWS - n : 0, n, token_counts[t], (int)(r & 1));
+                    s.arith = r & 2 ? &moei_bf16_amx : &moei_bf16_amx_vbmi, s.by_panel = seldom && t + r > 18;
+                    wrong += wrong_products(&s, d & 1 ? ROWS - n : 0, n, token_counts[t]);
                 }
             subject_free(&s);
             passed += wrong == 0;
-            if (wrong) FAIL("products: %s, depth %zu: %zu wrong", moe_format_name(format), depths[d], wrong);
+            if (wrong)
+                FAIL("products: %s, grid of %u, depth %zu: %zu wrong", moe_format_name(kinds[i].format),
+                     kinds[i].grid_cols, k, wrong);
         }
-    subject s; /* more tokens than are taken at a time */
-    subject_new(&s, MOE_FORMAT_BF16, 70, TOKENS, 1, 77);
-    for (uint32_t n = 255; n < TOKENS; n += 6) check(wrong_products(&s, 0, 33, n, 1) == 0, "products: many tokens");
+}
+/* More tokens than are taken at a time; more of k than lets them stay in L2, with room for the sums of all rows, of some, and none. */
+static void test_large_products(void) {
+    subject s;
+    subject_new(&s, MOE_FORMAT_BF16, 70, 0, 0, TOKENS, 1, 77);
+    for (uint32_t n = 255; n < TOKENS; n += 6) check(wrong_products(&s, 0, 33, n) == 0, "products: many tokens");
+    subject_free(&s);
+    subject_new(&s, MOE_FORMAT_BF16, DEPTH - 5, 0, 0, 79, 1, 78);
+    for (uint32_t n = 17; n <= ROWS; n += 21)
+        for (size_t blocks = 0; blocks <= 3; blocks++) {
+            guarded sums = guarded_new(blocks * 3 * 4096 + 64, 1);
+            s.w.sums = (float *)(void *)sums.data, s.w.n_sums = blocks * 3 * 1024;
+            check(wrong_products(&s, ROWS - n, n, 79) == 0, "products: long rows");
+            guarded_free(&sums);
+        }
     subject_free(&s);
     amx_plain = 1; /* the same without AVX-512 */
-    subject_new(&s, MOE_FORMAT_F32, 100, 40, 1, 78);
-    check(wrong_products(&s, 3, 32, 40, 1) == 0, "products: without AVX-512");
+    subject_new(&s, MOE_FORMAT_F32, 100, 0, 0, 40, 1, 79);
+    check(wrong_products(&s, 3, 32, 40) == 0, "products: without AVX-512");
     subject_free(&s);
     amx_plain = 0;
     check(amx_faults == 0, "products: no faults");
@@ -346,6 +393,7 @@ static void test_real(void) {
     }
     amx_real = 1;
     test_products();
+    test_large_products();
     amx_real = 0;
 }
 
@@ -356,6 +404,7 @@ int main(int argc, char **argv) {
     test_transpose();
     test_permission();
     test_products();
+    test_large_products();
     test_state();
     test_many_tokens();
     test_repeated_ids();

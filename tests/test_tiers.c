@@ -383,9 +383,9 @@ static void check_long(const subject *s, uint32_t format, size_t k) {
         uint32_t n = counts[c / MOEI_COUNT(rows)], n_rows = rows[c % MOEI_COUNT(rows)];
         memcpy(packed, x, sizeof x), moei_pack(s->arith, packed, n, k, group.data);
         for (size_t i = 0; i < N_TOKENS * STRIDE; i++) have[i] = want[i] = untouched;
-        w.sums = NULL, w.prefetch = NULL, s->arith->ops[format].dot(&w, n_rows, packed, n, want, STRIDE);
+        w.n_sums = 0, w.prefetch = NULL, s->arith->ops[format].dot(&w, n_rows, packed, n, want, STRIDE);
         memset(sums.data, 0xff, MOEI_LONG_SUMS * 4);
-        w.sums = (float *)(void *)sums.data, w.prefetch = c & 1 ? w.data : NULL;
+        w.sums = (float *)(void *)sums.data, w.n_sums = MOEI_LONG_SUMS, w.prefetch = c & 1 ? w.data : NULL;
         s->arith->ops[format].dot(&w, n_rows, packed, n, have, STRIDE);
         size_t wrong = 0, undefined = 0, waited = 0;
         for (size_t i = 0; i < N_TOKENS * STRIDE; i++) wrong += !same_float(want[i], have[i]);
