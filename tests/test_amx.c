@@ -394,6 +394,8 @@ static void test_real(void) {
     amx_real = 1;
     test_products();
     test_large_products();
+    test_many_tokens();
+    test_layers(1);
     amx_real = 0;
 }
 
