@@ -937,7 +937,8 @@ typedef struct moei_side {    /* scales or zero points that live apart, of one e
     uint32_t type, rows, cols;
 } moei_side;
 
-enum { MOEI_ASK_L2, MOEI_ASK_L1_TOO, MOEI_ASK_PAST_L3 };
+/* Where the rows of few tokens are prefetched to, MOEI_AHEAD_BYTES before they are read; BOTH: to L2, and MOEI_TO_L1 before to L1. */
+enum { MOEI_ASK_L2, MOEI_ASK_NONE, MOEI_ASK_L1, MOEI_ASK_BOTH, MOEI_ASK_PAST_L3 };
 typedef struct moei_rows {
     const uint8_t *data;        /* the expert's row 0 */
     size_t row_stride, k_stride, k;
@@ -949,7 +950,7 @@ typedef struct moei_rows {
     size_t next_x_bytes;
     float *sums;                /* room for n_sums of them where parts of long rows take turns; may be NULL */
     size_t n_sums;
-    uint32_t ask;               /* how rows of few tokens are prefetched in Q8, MOEI_ASK_: its caller takes the arithmetic's; any is right */
+    uint32_t ask;               /* MOEI_ASK_, of Q8 and AVX2: its caller takes the arithmetic's; any is right */
 } moei_rows;
 MOEI_FORCE const uint8_t *moei_row(const moei_rows *w, size_t r) { return w->data + (w->row0 + r) * w->row_stride; }
 
@@ -2127,6 +2128,12 @@ MOEI_FORCE void moei_side_ahead(const moei_side *s, size_t row, size_t bytes) {
     for (size_t i = (64 - ((uintptr_t)p & 63)) & 63; i < bytes; i += 64) MOEI_PREFETCH(p + i);
 }
 #define MOEI_AHEAD_BYTES 8192 /* of a single row */
+#define MOEI_TO_L1 2048
+MOEI_FORCE void moei_ask(const int ask, const uint8_t *p, const uint8_t *later) {
+    if (ask == MOEI_ASK_L1) MOEI_PREFETCH(later);
+    if (ask == MOEI_ASK_L2 || ask == MOEI_ASK_BOTH) MOEI_PREFETCH_L2(later);
+    if (ask == MOEI_ASK_BOTH) MOEI_PREFETCH(p + MOEI_TO_L1);
+}
 /* A block of tokens times one tile of rows; each group prefetches its share of rows and of tokens. Where k is
    small, each instruction between two tiles counts. The groups go to and fro, so that those a tile begins with are in L1: its rows are
    not, and a step's lines of both would take longer than its FMAs (Zen 5 brings a line from L2 every 2 cycles). That pass (`quiet` of them)
@@ -2477,19 +2484,19 @@ MOEI_FORCE MOEI_AVX2 void moei_step_avx2(const uint32_t format, const int C, con
     }
 }
 /* Prefetched to L2, which leaves the tokens in L1 (3 tokens, f16: 20 against 12 GB/s), but for one token of f32: those are too
-   many bytes for its only chain to wait for L2 (22 against 28 GB/s). */
-MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows, const float *x,
+   many bytes for its only chain to wait for L2 (22 against 28 GB/s). On Intel to both (Xeon, model 207, one token, % of the read bandwidth: bf16
+   86 and 93, f16 80 and 90, f32 84 and 97). */
+MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int ask, const int C, const moei_rows *w, uint32_t n_rows, const float *x,
                                          float *out, size_t out_stride) {
     const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15, half = moei_half(w->k) * (size_t)C;
-    const int by_grid = format == MOE_FORMAT_F32 && C == 1;
+    const size_t distance = format == MOE_FORMAT_F32 && C == 1 ? MOEI_AHEAD_BYTES : 2 * MOEI_AHEAD_BYTES;
     for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r, by_grid ? MOEI_AHEAD_BYTES : 2 * MOEI_AHEAD_BYTES);
+        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r, distance);
         __m256 a[3], b[3];
         MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = b[c] = _mm256_setzero_ps();
         for (size_t k = 0; k < k_end; k += 16) {
             const float *at = x + k / 2 * (size_t)C;
-            if (by_grid) MOEI_PREFETCH(ahead + k * size);
-            else if (format == MOE_FORMAT_F32 || !(k & 16)) MOEI_PREFETCH_L2(ahead + k * size);
+            if (format == MOE_FORMAT_F32 || !(k & 16)) moei_ask(ask, p + k * size, ahead + k * size);
             moei_step_avx2(format, C, p + k * size, at, at + half, a, b);
         }
         if (k_end < w->k) {
@@ -2667,11 +2674,17 @@ MOEI_TILE_AVX2(3)
 static const moei_tiles moei_tiles_avx2_BF16 = {
     4, 3, 4096, 8, 4, 1, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3}, NULL};
 
+MOEI_FORCE MOEI_AVX2 void moei_few_avx2(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows, const void *const *x, float *out,
+                                        size_t out_stride) {
+    const int usual = format == MOE_FORMAT_F32 && C == 1 ? MOEI_ASK_L1 : MOEI_ASK_L2;
+    if (w->ask == MOEI_ASK_BOTH) moei_rows_avx2(format, MOEI_ASK_BOTH, C, w, n_rows, (const float *)x[0], out, out_stride);
+    else moei_rows_avx2(format, usual, C, w, n_rows, (const float *)x[0], out, out_stride);
+}
 MOEI_FORCE MOEI_AVX2 void moei_dot_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                         uint32_t n_tokens, float *out, size_t out_stride) {
-    if (n_tokens == 3) moei_rows_avx2(format, 3, w, n_rows, (const float *)x[0], out, out_stride);
-    if (n_tokens == 2) moei_rows_avx2(format, 2, w, n_rows, (const float *)x[0], out, out_stride);
-    if (n_tokens == 1) moei_rows_avx2(format, 1, w, n_rows, (const float *)x[0], out, out_stride);
+    if (n_tokens == 3) moei_few_avx2(format, 3, w, n_rows, x, out, out_stride);
+    if (n_tokens == 2) moei_few_avx2(format, 2, w, n_rows, x, out, out_stride);
+    if (n_tokens == 1) moei_few_avx2(format, 1, w, n_rows, x, out, out_stride);
 }
 MOEI_AVX2 static void moei_dot_avx2_F32(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                         float *out, size_t out_stride) {
@@ -2683,7 +2696,7 @@ MOEI_AVX2 static void moei_dot_avx2_F16(const moei_rows *w, uint32_t n_rows, con
 }
 MOEI_AVX2 static void moei_dot_avx2_BF16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                          float *out, size_t out_stride) {
-    if (n_tokens == 1) moei_rows_avx2(MOE_FORMAT_BF16, 1, w, n_rows, (const float *)x[0], out, out_stride);
+    if (n_tokens == 1) moei_few_avx2(MOE_FORMAT_BF16, 1, w, n_rows, x, out, out_stride);
     else moei_sweep(&moei_tiles_avx2_BF16, w, n_rows, x, n_tokens, out, out_stride);
 }
 
@@ -2975,7 +2988,7 @@ static void moei_pack_avx2(void *to, const void *const *x, uint32_t n, size_t k0
 }
 static const moei_packing moei_packing_avx2 = {3, 2, moei_pack_avx2, NULL, NULL, NULL};
 // clang-format off
-#define MOEI_F32_AVX2(bf16, dot_max) {                                                                                 \
+#define MOEI_F32_AVX2(bf16, dot_max, ask) {                                                                            \
     MOE_COMPUTE_F32, MOE_TIER_AVX2, moei_f32_row_bytes, moei_prepare_avx2, moei_panel_bytes_avx2, moei_panel_avx2, {   \
         /* NONE         */ MOEI_NO_OPS,                                                                                \
         /* F32          */ {moei_dot_avx2_F32, moei_decode_f32_avx2, 3},                                               \
@@ -2989,11 +3002,13 @@ static const moei_packing moei_packing_avx2 = {3, 2, moei_pack_avx2, NULL, NULL,
         /* FP8_BLOCK    */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},                                              \
         /* FP8_CHANNEL  */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},                                              \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                  \
-    &moei_packing_avx2, &moei_tiles_avx2_F32, MOEI_ASK_L2, 1}
-MOEI_TABLE const moei_arith moei_f32_avx2 = MOEI_F32_AVX2(NULL, UINT32_MAX);
+    &moei_packing_avx2, &moei_tiles_avx2_F32, ask, 1}
+MOEI_TABLE const moei_arith moei_f32_avx2 = MOEI_F32_AVX2(NULL, UINT32_MAX, MOEI_ASK_L2);
+MOEI_TABLE const moei_arith moei_f32_avx2_intel = MOEI_F32_AVX2(NULL, UINT32_MAX, MOEI_ASK_BOTH);
 /* Where L1 has room for its 4 rows of f32, a panel pays from about 18 tokens on (k = 4096 and 14336: 30). Zen 5, layer, 512 tokens: Qwen3-30B
    76 and 83, Mixtral 72 and 79 % of the peak, with 4 rows one after the other and tiles of two steps a turn. (Zen 3, L1 of 32 KB: level.) */
-MOEI_TABLE const moei_arith moei_f32_avx2_room = MOEI_F32_AVX2(moei_decode_bf16_avx2, 20);
+MOEI_TABLE const moei_arith moei_f32_avx2_room = MOEI_F32_AVX2(moei_decode_bf16_avx2, 20, MOEI_ASK_L2);
+MOEI_TABLE const moei_arith moei_f32_avx2_room_intel = MOEI_F32_AVX2(moei_decode_bf16_avx2, 20, MOEI_ASK_BOTH);
 // clang-format on
 
 /* exp: see moei_exp. min and max return their second operand on NaN. */
@@ -3267,31 +3282,27 @@ static const moei_tiles moei_tiles_avx512_panel = {
 
 /* SHAPES      1 row x a group of C tokens, row after row: one stream
    Whether it helps to name it to the memory in advance, and up to which cache, is the processor's. Intel's prefetchers need it (Xeon,
-   family 6 model 207: bf16 at 51 to 65 % of the read bandwidth without, 81 to 88 % with); on AMD lines asked for to L1 are in the way
+   family 6 model 207: bf16 at 51 to 65 % of the read bandwidth without, 81 to 88 to L1 8 KB ahead, 89 to L2, 95 to L2 and, 2 KB ahead, to L1
+   once more, which 2 to 6 tokens like too: 93 for 83; f32 99 for 94); on AMD lines asked for to L1 are in the way
    (Zen 4, one core of 30 GB/s, layer: bf16 to L1 20, to L2 28, none 21; f32 to L2 23, none 30; tiles of 4 rows 22). Several tokens need
    it, to L2: then they stay in L1. A tile of 4 rows pushes them out as it passes (Zen 4, k = 2048, bf16 rows, GB/s of 28, tile and row
    by row: F32 2 tokens 25 and 28, 3 tokens 21 and 26; BF16 2 to 6 tokens 25 25 22 19 17 and 27 30 30 29 26). F32 loads as much as it
    multiplies, so from 4 tokens on the tile is faster, as is BF16's from 5 where it leaves the tokens in L1 (k = 768: 27, rows 23). The
    group has to leave room for a row (k = 4096: BF16 29 with 3 tokens, 9 with 4). */
-enum { MOEI_HELP_NONE, MOEI_HELP_L1, MOEI_HELP_L2 };
 #define MOEI_FEW_BYTES_L1 ((size_t)24 << 10)
 /* Whether tokens pass over single rows: where there are few of either. Rows may be fewer than a tile can have. */
 MOEI_FORCE int moei_few(uint32_t n_rows, uint32_t n, uint32_t most, size_t row_bytes) {
     return n_rows < 4 || n == 1 || (n <= most && n * row_bytes <= MOEI_FEW_BYTES_L1);
 }
-MOEI_FORCE void moei_help(const int help, const uint8_t *p) {
-    if (help == MOEI_HELP_L1) MOEI_PREFETCH(p);
-    if (help == MOEI_HELP_L2) MOEI_PREFETCH_L2(p);
-}
-MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int help, const int C, const moei_rows *w, uint32_t n_rows,
+MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int ask, const int C, const moei_rows *w, uint32_t n_rows,
                                              const float *x, float *out, size_t out_stride) {
     const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15, group = (size_t)C;
     for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r), *ahead = p + (help ? moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES) : 0);
+        const uint8_t *p = moei_row(w, r), *ahead = p + (ask == MOEI_ASK_NONE ? 0 : moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES));
         __m512 a[3];
         MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_setzero_ps();
         for (size_t k = 0; k < k_end; k += 16) {
-            if (format == MOE_FORMAT_F32 || !(k & 16)) moei_help(help, ahead + k * size);
+            if (format == MOE_FORMAT_F32 || !(k & 16)) moei_ask(ask, p + k * size, ahead + k * size);
             const __m512 v = moei_load_avx512(format, p + k * size);
             MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x + k * group + 16 * c), a[c]);
         }
@@ -3302,9 +3313,9 @@ MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int he
         MOEI_UNROLL for (int c = 0; c < C; c++) out[(size_t)c * out_stride + r] = moei_sum_avx512(a[c]);
     }
 }
-#define MOEI_ROWS_AVX512(F, help, C)                                                                                   \
-    case C: moei_rows_avx512(MOE_FORMAT_##F, help, C, w, n_rows, (const float *)x[i], out, out_stride); break
-#define MOEI_DOT_AVX512(F, name, help)                                                                                 \
+#define MOEI_ROWS_AVX512(F, ask, C)                                                                                   \
+    case C: moei_rows_avx512(MOE_FORMAT_##F, ask, C, w, n_rows, (const float *)x[i], out, out_stride); break
+#define MOEI_DOT_AVX512(F, name, one, more)                                                                            \
     MOEI_AVX512 static void moei_dot_avx512_##F##name(const moei_rows *w, uint32_t n_rows, const void *const *x,       \
                                                       uint32_t n_tokens, float *out, size_t out_stride) {              \
         if (!moei_few(n_rows, n_tokens, 3, 4 * w->k)) {                                                                \
@@ -3313,17 +3324,17 @@ MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int he
         }                                                                                                              \
         for (uint32_t i = 0; i < n_tokens; i += 3, out += 3 * out_stride)                                              \
             switch (n_tokens - i) {                                                                                    \
-                MOEI_ROWS_AVX512(F, help, 1);                                                                          \
-                MOEI_ROWS_AVX512(F, MOEI_HELP_L2, 2);                                                                  \
-            default: moei_rows_avx512(MOE_FORMAT_##F, MOEI_HELP_L2, 3, w, n_rows, (const float *)x[i], out, out_stride); \
+                MOEI_ROWS_AVX512(F, one, 1);                                                                           \
+                MOEI_ROWS_AVX512(F, more, 2);                                                                          \
+            default: moei_rows_avx512(MOE_FORMAT_##F, more, 3, w, n_rows, (const float *)x[i], out, out_stride);       \
             }                                                                                                          \
     }
-MOEI_DOT_AVX512(F32, , MOEI_HELP_NONE)
-MOEI_DOT_AVX512(F16, , MOEI_HELP_L2)
-MOEI_DOT_AVX512(BF16, , MOEI_HELP_L2)
-MOEI_DOT_AVX512(F32, _intel, MOEI_HELP_L1)
-MOEI_DOT_AVX512(F16, _intel, MOEI_HELP_L1)
-MOEI_DOT_AVX512(BF16, _intel, MOEI_HELP_L1)
+MOEI_DOT_AVX512(F32, , MOEI_ASK_NONE, MOEI_ASK_L2)
+MOEI_DOT_AVX512(F16, , MOEI_ASK_L2, MOEI_ASK_L2)
+MOEI_DOT_AVX512(BF16, , MOEI_ASK_L2, MOEI_ASK_L2)
+MOEI_DOT_AVX512(F32, _intel, MOEI_ASK_BOTH, MOEI_ASK_BOTH)
+MOEI_DOT_AVX512(F16, _intel, MOEI_ASK_BOTH, MOEI_ASK_BOTH)
+MOEI_DOT_AVX512(BF16, _intel, MOEI_ASK_BOTH, MOEI_ASK_BOTH)
 
 static void moei_panel_avx512(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                               float *out, size_t out_stride) {
@@ -3488,17 +3499,17 @@ MOEI_FORCE MOEI_BF16 __m256 moei_pairs_bf16(__m256 a, __m256i w, const uint8_t *
 MOEI_FORCE const uint8_t *moei_line_bf16(const int C, const void *const *x, size_t k, int c) { /* of token c, from value k on */
     return (const uint8_t *)x[c / 3 * 3] + 2 * k * (size_t)(C < 3 ? C : c < 3 ? 3 : C - 3) + 64 * (c % 3);
 }
-MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int help, const int C, const moei_rows *w, uint32_t n_rows, const void *const *x, float *out,
+MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int ask, const int C, const moei_rows *w, uint32_t n_rows, const void *const *x, float *out,
                                          size_t out_stride) {
     const size_t k_end = w->k & ~(size_t)31;
     for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r), *ahead = p + (help ? moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES) : 0);
+        const uint8_t *p = moei_row(w, r), *ahead = p + (ask == MOEI_ASK_NONE ? 0 : moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES));
         __m256 low[6], high[6];
         MOEI_UNROLL for (int c = 0; c < C; c++) low[c] = high[c] = _mm256_setzero_ps();
         for (size_t k = 0; k < k_end; k += 32) {
             const __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)(p + 2 * k));
             const __m256i b = _mm256_loadu_si256((const __m256i *)(const void *)(p + 2 * k + 32));
-            moei_help(help, ahead + 2 * k);
+            moei_ask(ask, p + 2 * k, ahead + 2 * k);
             MOEI_UNROLL for (int c = 0; c < C; c++) {
                 const uint8_t *line = moei_line_bf16(C, x, k, c);
                 low[c] = moei_pairs_bf16(low[c], a, line), high[c] = moei_pairs_bf16(high[c], b, line + 32);
@@ -3512,8 +3523,8 @@ MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int help, const int C, const moei
         }
     }
 }
-#define MOEI_ROWS_BF16(help, C) case C: moei_rows_bf16(help, C, w, n_rows, x + i, out, out_stride); break
-#define MOEI_DOT_BF16(name, help, most)                                                                                \
+#define MOEI_ROWS_BF16(ask, C) case C: moei_rows_bf16(ask, C, w, n_rows, x + i, out, out_stride); break
+#define MOEI_DOT_BF16(name, one, more, most)                                                                           \
     MOEI_BF16 static void moei_dot_bf16##name(const moei_rows *w, uint32_t n_rows, const void *const *x,               \
                                               uint32_t n_tokens, float *out, size_t out_stride) {                      \
         if (!moei_few(n_rows, n_tokens, w->k < 1536 ? most : 6, 2 * w->k)) {                                           \
@@ -3522,16 +3533,17 @@ MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int help, const int C, const moei
         }                                                                                                              \
         for (uint32_t i = 0; i < n_tokens; i += 6, out += 6 * out_stride)                                              \
             switch (n_tokens - i) {                                                                                    \
-                MOEI_ROWS_BF16(help, 1);                                                                               \
-                MOEI_ROWS_BF16(MOEI_HELP_L2, 2);                                                                       \
-                MOEI_ROWS_BF16(MOEI_HELP_L2, 3);                                                                       \
-                MOEI_ROWS_BF16(MOEI_HELP_L2, 4);                                                                       \
-                MOEI_ROWS_BF16(MOEI_HELP_L2, 5);                                                                       \
-            default: moei_rows_bf16(MOEI_HELP_L2, 6, w, n_rows, x + i, out, out_stride);                               \
+                MOEI_ROWS_BF16(one, 1);                                                                                \
+                MOEI_ROWS_BF16(more, 2);                                                                              \
+                MOEI_ROWS_BF16(more, 3);                                                                              \
+                MOEI_ROWS_BF16(more, 4);                                                                              \
+                MOEI_ROWS_BF16(more, 5);                                                                              \
+            default: moei_rows_bf16(more, 6, w, n_rows, x + i, out, out_stride);                                      \
             }                                                                                                          \
     }
-MOEI_DOT_BF16(, MOEI_HELP_NONE, 4)
-MOEI_DOT_BF16(_near, MOEI_HELP_L1, 6) /* k = 768, 5 and 6 tokens: tile 24 and 25, rows 32 and 34 % of the peak (Zen 5) */
+MOEI_DOT_BF16(, MOEI_ASK_NONE, MOEI_ASK_L2, 4)
+MOEI_DOT_BF16(_zen5, MOEI_ASK_L1, MOEI_ASK_L2, 6) /* k = 768, 5 and 6 tokens: tile 24 and 25, rows 32 and 34 % of the peak (Zen 5) */
+MOEI_DOT_BF16(_intel, MOEI_ASK_BOTH, MOEI_ASK_BOTH, 6)
 static void moei_panel_bf16(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
     moei_rows rows = *w;
@@ -3675,7 +3687,7 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_step_table(const int C, const uint32_t R, co
     }
 }
 /* Weights k .. end of R rows, of one table. */
-MOEI_FORCE MOEI_BF16_VBMI void moei_block_table(const int help, const int C, const uint32_t R, const moei_table_e4m3 *table,
+MOEI_FORCE MOEI_BF16_VBMI void moei_block_table(const int ask, const int C, const uint32_t R, const moei_table_e4m3 *table,
                                                 const moei_mx *mx, __m512i *bits, const uint8_t *const *p, const uint8_t *const *later,
                                                 size_t along, size_t k, size_t end, const void *const *x, uint8_t *panel, __m512 sums[4][6]) {
     const size_t whole = k + ((end - k) & ~(size_t)63), begin = k;
@@ -3683,7 +3695,7 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_block_table(const int help, const int C, con
     MOEI_UNROLL for (int i = 0; i < 2; i++) t[i] = _mm512_loadu_si512(table->low + 64 * i), t[2 + i] = _mm512_loadu_si512(table->high + 64 * i);
     for (; k < whole; k += 64) {
         MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
-            moei_help(help, later[i] + along * k);
+            moei_ask(ask, p[i] + k, later[i] + along * k);
             codes[i] = _mm512_loadu_si512(p[i] + k);
         }
         moei_step_table(C, R, t, codes, 1, mx, (k - begin) / 32, bits, x, k, panel + 2 * k, sums);
@@ -3701,7 +3713,7 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_fill_line_e4m3(const float v[128], const moe
     }
 }
 /* run: weights of a table along a row; MXFP8 (is_mx) has one. */
-MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int help, const int is_mx, const int C, const moei_rows *w, uint32_t n_rows,
+MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int ask, const int is_mx, const int C, const moei_rows *w, uint32_t n_rows,
                                                const void *const *x, uint8_t *out, size_t out_stride, size_t run) {
     const uint32_t R = C == 0 ? 1 : C > 3 ? 2 : 4, tokens = (uint32_t)C;
     const size_t grid_rows = w->scale.data && !is_mx ? w->scale.rows : UINT32_MAX, rows = moei_rows_ahead(w, MOEI_AHEAD_BYTES);
@@ -3735,7 +3747,7 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int help, const int is_mx, 
             end = w->k - k < run ? w->k : k + run;
             MOEI_UNROLL for (uint32_t i = 0; i < R; i++)
                 if (is_mx) moei_scales_mx(scales[i] + k / 32, end - k, mx.add[i], &mx);
-            moei_block_table(help, C, R, &tables[b], is_mx ? &mx : NULL, &bits, p, later, tight ? R : 1, k, end, x, panel, sums);
+            moei_block_table(ask, C, R, &tables[b], is_mx ? &mx : NULL, &bits, p, later, tight ? R : 1, k, end, x, panel, sums);
         }
         MOEI_UNROLL for (uint32_t i = 0; i < R; i++)
             MOEI_UNROLL for (int c = 0; c < C; c++)
@@ -3757,35 +3769,36 @@ static size_t moei_run_e4m3(const moei_rows *w) {
     if (moei_is_mx(w)) return MOEI_PART_MX;
     return run % 64 == 0 && (w->k + run - 1) / run <= MOEI_TABLES_E4M3 ? run : 0;
 }
-#define MOEI_FEW_TABLE(help, is_mx, C) case C: moei_rows_table(help, is_mx, C, w, n_rows, x, (uint8_t *)out, out_stride, run); break
-MOEI_FORCE MOEI_BF16_VBMI void moei_few_table(const int help, const int is_mx, const moei_rows *w, uint32_t n_rows, const void *const *x,
+#define MOEI_FEW_TABLE(ask, is_mx, C) case C: moei_rows_table(ask, is_mx, C, w, n_rows, x, (uint8_t *)out, out_stride, run); break
+MOEI_FORCE MOEI_BF16_VBMI void moei_few_table(const int ask, const int is_mx, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                               uint32_t n, float *out, size_t out_stride, size_t run) {
     switch (n) {
-        MOEI_FEW_TABLE(help, is_mx, 1);
-        MOEI_FEW_TABLE(help, is_mx, 2);
-        MOEI_FEW_TABLE(help, is_mx, 3);
-        MOEI_FEW_TABLE(help, is_mx, 4);
-        MOEI_FEW_TABLE(help, is_mx, 5);
-        MOEI_FEW_TABLE(help, is_mx, 6);
+        MOEI_FEW_TABLE(ask, is_mx, 1);
+        MOEI_FEW_TABLE(ask, is_mx, 2);
+        MOEI_FEW_TABLE(ask, is_mx, 3);
+        MOEI_FEW_TABLE(ask, is_mx, 4);
+        MOEI_FEW_TABLE(ask, is_mx, 5);
+        MOEI_FEW_TABLE(ask, is_mx, 6);
     }
 }
-#define MOEI_DOT_VBMI(name, help)                                                                                      \
+#define MOEI_DOT_VBMI(name, ask)                                                                                       \
     MOEI_BF16_VBMI static void moei_dot_e4m3_##name(const moei_rows *w, uint32_t n_rows, const void *const *x,         \
                                                     uint32_t n_tokens, float *out, size_t out_stride) {                \
         const size_t run = moei_run_e4m3(w);                                                                           \
         for (uint32_t i = 0; i < n_tokens && !run; i += 3)                                                             \
             moei_dot_e4m3_bf16(w, n_rows, x + i, n_tokens - i < 3 ? n_tokens - i : 3, out + i * out_stride, out_stride); \
         if (!run) return;                                                                                              \
-        if (moei_is_mx(w)) moei_few_table(help, 1, w, n_rows, x, n_tokens, out, out_stride, run);                      \
-        else moei_few_table(help, 0, w, n_rows, x, n_tokens, out, out_stride, run);                                    \
+        if (moei_is_mx(w)) moei_few_table(ask, 1, w, n_rows, x, n_tokens, out, out_stride, run);                      \
+        else moei_few_table(ask, 0, w, n_rows, x, n_tokens, out, out_stride, run);                                    \
     }
-MOEI_DOT_VBMI(vbmi, MOEI_HELP_L2)
-MOEI_DOT_VBMI(vbmi_near, MOEI_HELP_L1)
+MOEI_DOT_VBMI(vbmi, MOEI_ASK_L2)
+MOEI_DOT_VBMI(vbmi_zen5, MOEI_ASK_L1)
+MOEI_DOT_VBMI(vbmi_intel, MOEI_ASK_BOTH)
 MOEI_BF16_VBMI static void moei_decode_fp8_vbmi(const moei_rows *w, uint32_t n_rows, void *panel) {
     const size_t run = moei_run_e4m3(w);
     if (!run) moei_decode_fp8_bf16(w, n_rows, panel);
-    else if (moei_is_mx(w)) moei_rows_table(MOEI_HELP_NONE, 1, 0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
-    else moei_rows_table(MOEI_HELP_NONE, 0, 0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
+    else if (moei_is_mx(w)) moei_rows_table(MOEI_ASK_NONE, 1, 0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
+    else moei_rows_table(MOEI_ASK_NONE, 0, 0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
 }
 
 static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, moei_prepare_group_bf16, NULL, NULL};
@@ -3806,9 +3819,11 @@ static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, moei_prepar
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                          \
     &moei_packing_bf16, NULL, MOEI_ASK_L2, 1}
 MOEI_TABLE const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(, bf16, bf16, 3);
-MOEI_TABLE const moei_arith moei_bf16_avx512bf16_near = MOEI_BF16_AVX512(_near, bf16, bf16, 3);
+MOEI_TABLE const moei_arith moei_bf16_avx512bf16_zen5 = MOEI_BF16_AVX512(_zen5, bf16, bf16, 3);
+MOEI_TABLE const moei_arith moei_bf16_avx512bf16_intel = MOEI_BF16_AVX512(_intel, bf16, bf16, 3);
 MOEI_TABLE const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(, vbmi, vbmi, 6);
-MOEI_TABLE const moei_arith moei_bf16_vbmi_near = MOEI_BF16_AVX512(_near, vbmi_near, vbmi, 6);
+MOEI_TABLE const moei_arith moei_bf16_vbmi_zen5 = MOEI_BF16_AVX512(_zen5, vbmi_zen5, vbmi, 6);
+MOEI_TABLE const moei_arith moei_bf16_vbmi_intel = MOEI_BF16_AVX512(_intel, vbmi_intel, vbmi, 6);
 // clang-format on
 #endif
 
@@ -4535,13 +4550,12 @@ MOEI_FORCE const uint8_t *moei_q8_opaque(const uint8_t *p) {
 MOEI_FORCE void moei_q8_prefetch(const uint8_t *p, size_t bytes) {
     MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH_L2(p + i);
 }
-/* The same for a step at p, just before it is unpacked; and its lines of 1 KB later to L1 too on Intel, whose core has 16
-   lines on their way to L1 at a time, those to L2 among them, and whose prefetchers do not bring rows there that are unpacked (Xeon, model
-   207, one token, one core, GB/s of 16.7: Q4_0 11.4 and 12.6, Q4_K 11.0 and 12.3, Q8_0 12.4 and 13.4, MXFP4 10.8 and 11.1; Q4_0 512 bytes or
-   2 KB later 11.7). Past L3 (Zen 5) all go to L1, 8 KB ahead (layer, one token, one core: Q4_0 1.07, Q8_0, NVFP4_HF 1.05, int8 1.04
-   times faster than to L2, others level or up to 1.02; two cores Q4_0 1.1, Q8_0 1.05, int8 1.02. PREFETCHT0 is as fast, but hands every
-   line to L3, which can keep a router instead. 4 KB ahead 4 to 6 % slower, 16 KB up to 3). */
-#define MOEI_Q8_TO_L1 1024
+/* The same for a step at p, just before it is unpacked; and its lines of MOEI_TO_L1 later to L1 too on Intel, whose core has 16 lines on their
+   way to L1 at a time, those to L2 among them, and whose prefetchers do not bring rows there that are unpacked (Xeon, model 207, one token, one
+   core, GB/s of 16.7: Q4_0 11.4 and 12.6, Q4_K 11.0 and 12.3, Q8_0 12.4 and 13.4, MXFP4 10.8 and 11.1, AVX2 4 to 12 % more. 1 and 2 KB later
+   are level; all to L1 9 to 11 % slower, nothing to L2 20 to 40, no prefetches 40 to 45). Past L3 (Zen 5) all go to L1, 8 KB ahead (layer, one
+   token, one core: Q4_0 1.07, Q8_0, NVFP4_HF 1.05, int8 1.04 times faster than to L2, others level or up to 1.02; two cores Q4_0 1.1, Q8_0 1.05,
+   int8 1.02. PREFETCHT0 is as fast, but hands every line to L3, which can keep a router instead. 4 KB ahead 4 to 6 % slower, 16 KB up to 3). */
 MOEI_FORCE void moei_q8_prefetch_step(const moei_rows *w, const uint8_t *p, size_t ahead, size_t bytes) {
     const uint8_t *const later = moei_q8_opaque(p + ahead);
     if (MOEI_LIKELY(w->ask == MOEI_ASK_PAST_L3)) {
@@ -4549,8 +4563,8 @@ MOEI_FORCE void moei_q8_prefetch_step(const moei_rows *w, const uint8_t *p, size
         return;
     }
     moei_q8_prefetch(later, bytes);
-    if (w->ask != MOEI_ASK_L1_TOO) return;
-    MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH(p + MOEI_Q8_TO_L1 + i);
+    if (w->ask != MOEI_ASK_BOTH) return;
+    MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH(p + MOEI_TO_L1 + i);
 }
 
 /* ---- 256 bits: the weights of one step ----
@@ -4939,7 +4953,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_rows_256(uint32_t f, int vex, int by_grid, con
             const moei_q8entry *e = &step;
             const moei_q8 *q[MOEI_Q8_SHARE];
             if (i == full) p = moei_q8_tail(f, w, p, tail);
-            else moei_q8_prefetch(p + ahead, size);
+            else moei_q8_prefetch_step(w, p, ahead, size);
             if (moei_q8_has_side(f) && !by_grid && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
             if (by_grid) moei_q8_near_256(f, w, grid, i, &step.s);
             else moei_q8_scales_avx2(f, p, &side, i % MOEI_Q8_CHUNK, &step.s);
@@ -5266,8 +5280,8 @@ MOEI_Q8_256(avxvnni, 1)
 #define MOEI_Q8_BOTH(isa, f) {moei_q8_dot_##isa##_##f, moei_q8_decode_later, MOEI_Q8_SHARE}
 #define MOEI_Q8_NONE {NULL, NULL, 0}
 /* clang-format off */
-#define MOEI_Q8_ARITH_256(id, isa)                                                                                       \
-MOEI_TABLE const moei_arith moei_q8_##isa = {                                                                            \
+#define MOEI_Q8_ARITH_256(name, id, isa, ask)                                                                            \
+MOEI_TABLE const moei_arith moei_q8_##name = {                                                                           \
     MOE_COMPUTE_Q8, MOE_TIER_##id, moei_q8_prepared_bytes, moei_q8_prepare, moei_q8_panel_bytes_avx2, moei_q8_panel_##isa, \
     {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */                                     \
      MOEI_Q8_BOTH(isa, Q8_0), MOEI_Q8_BOTH(isa, Q4_0), MOEI_Q8_BOTH(isa, Q4_1), MOEI_Q8_BOTH(isa, Q5_0),                 \
@@ -5275,10 +5289,12 @@ MOEI_TABLE const moei_arith moei_q8_##isa = {                                   
      MOEI_Q8_BOTH(isa, Q5_K), MOEI_Q8_BOTH(isa, Q6_K), MOEI_Q8_BOTH(isa, IQ4_NL), MOEI_Q8_BOTH(isa, IQ4_XS),             \
      MOEI_Q8_BOTH(isa, MXFP4), MOEI_Q8_BOTH(isa, NVFP4), MOEI_Q8_BOTH(isa, MXFP4_HF), MOEI_Q8_BOTH(isa, NVFP4_HF),       \
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */                                         \
-     MOEI_Q8_BOTH(isa, INT8_CHANNEL), MOEI_Q8_BOTH(isa, INT4_GROUP)}, NULL, NULL, MOEI_ASK_L2, 1};
-MOEI_Q8_ARITH_256(AVX2, avx2)
+     MOEI_Q8_BOTH(isa, INT8_CHANNEL), MOEI_Q8_BOTH(isa, INT4_GROUP)}, NULL, NULL, ask, 1};
+MOEI_Q8_ARITH_256(avx2, AVX2, avx2, MOEI_ASK_L2)
+MOEI_Q8_ARITH_256(avx2_intel, AVX2, avx2, MOEI_ASK_BOTH)
 #if MOEI_HAVE_AVXVNNI
-MOEI_Q8_ARITH_256(AVXVNNI, avxvnni)
+MOEI_Q8_ARITH_256(avxvnni, AVXVNNI, avxvnni, MOEI_ASK_L2)
+MOEI_Q8_ARITH_256(avxvnni_intel, AVXVNNI, avxvnni, MOEI_ASK_BOTH)
 #endif
 /* clang-format on */
 
@@ -6700,8 +6716,8 @@ static void moei_q8_panel_vnni_intel(void *panel, const moei_rows *w, uint32_t n
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */                                         \
      MOEI_Q8_VNNI(INT8_CHANNEL), MOEI_Q8_VNNI(INT4_GROUP)}, &moei_packing_vnni, NULL, ask, 1}
 MOEI_TABLE const moei_arith moei_q8_vnni = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni, MOEI_ASK_L2);
-MOEI_TABLE const moei_arith moei_q8_vnni_bypass = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni, MOEI_ASK_PAST_L3);
-MOEI_TABLE const moei_arith moei_q8_vnni_intel = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni_intel, MOEI_ASK_L1_TOO);
+MOEI_TABLE const moei_arith moei_q8_vnni_zen5 = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni, MOEI_ASK_PAST_L3);
+MOEI_TABLE const moei_arith moei_q8_vnni_intel = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni_intel, MOEI_ASK_BOTH);
 /* clang-format on */
 #endif
 #endif
@@ -7497,18 +7513,16 @@ MOEI_Q8_ARITH_NEON(I8MM, i8mm, moei_panel_bytes_q8_neon, moei_panel_q8_i8mm, MOE
 #define MOEI_TIERS_EMULATED 0u
 #endif
 
-/* What sets processors of one tier apart, above the tiers' bits. INTEL: conversions take the FMAs' ports, the prefetchers need help. NEAR:
-   one token's bf16 rows are read fastest if they are asked for to L1 (all of Intel's, and Zen 5: 92 % of the read bandwidth, without 84;
-   not Zen 4, which has no AVX-VNNI). VBMI: bytes are looked up (all with AVX512BF16 but Cooper Lake). ROOM: L1 has 48 KB (all with AVX-VNNI
-   but Intel's small cores; of those without, only some that have AVX-512). BYPASS: PREFETCHNTA
-   brings a line to L1, which leaves it to L2, and L2 to nobody (Zen 5: lines of 1 MB, once out of L2, come from memory. Zen 4 and older are
-   not measured; Intel's brings it to L1 alone). */
-#define MOEI_BYPASS (1u << 27)
+/* What sets processors of one tier apart, above the tiers' bits. INTEL: conversions take the FMAs' ports, the prefetchers need help. ZEN5: AMD's
+   with AVX-VNNI: one token's bf16 rows are read fastest if they are asked for to L1 (92 % of the read bandwidth, without 84; not Zen 4), and
+   PREFETCHNTA brings a line to L1, which leaves it to L2, and L2 to nobody (lines of 1 MB, once out of L2, come from memory. Zen 4 and older are
+   not measured; Intel's brings it to L1 alone). VBMI: bytes are looked up (all with AVX512BF16 but Cooper Lake). ROOM: L1 has 48 KB (all with
+   AVX-VNNI but Intel's small cores; of those without, only some that have AVX-512). */
 #define MOEI_ROOM (1u << 28)
 #define MOEI_INTEL (1u << 29)
-#define MOEI_NEAR (1u << 30)
+#define MOEI_ZEN5 (1u << 30)
 #define MOEI_VBMI (1u << 31)
-#define MOEI_TRAITS (MOEI_BYPASS | MOEI_ROOM | MOEI_INTEL | MOEI_NEAR | MOEI_VBMI)
+#define MOEI_TRAITS (MOEI_ROOM | MOEI_INTEL | MOEI_ZEN5 | MOEI_VBMI)
 
 /* x86: words of cpuid leaf 1, leaf 7 and leaf 7.1, XCR0 (what the OS saves), the XSAVE features this process may use. */
 typedef struct moei_cpuid {
@@ -7525,14 +7539,12 @@ MOEI_UNUSED static uint32_t moei_cpu_decide(const moei_cpuid *id) {
     const uint64_t ymm = 6, zmm = 0xe6, tile_config_data = 3u << 17, tile_data = 1u << 18;
     if (!moei_has(id->leaf1_ecx, osxsave_avx_fma_f16c) || !moei_has(id->xcr0, ymm) || !moei_has(id->leaf7_ebx, avx2_bmi))
         return tiers;
-    tiers |= MOE_TIER_BIT(MOE_TIER_AVX2);
+    const int intel = id->vendor == 0x756e6547u; /* "Genu", "ineI", "ntel" */
+    tiers |= MOE_TIER_BIT(MOE_TIER_AVX2) | (intel ? MOEI_INTEL : 0u);
     if (moei_has(id->leaf7_1_eax, 1u << 4)) tiers |= MOE_TIER_BIT(MOE_TIER_AVXVNNI) | MOEI_ROOM;
     if (!moei_has(id->leaf7_ebx, avx512_f_dq_bw_vl) || !moei_has(id->xcr0, zmm)) return tiers;
     tiers |= MOE_TIER_BIT(MOE_TIER_AVX512);
-    const int intel = id->vendor == 0x756e6547u; /* "Genu", "ineI", "ntel" */
-    if (intel) tiers |= MOEI_INTEL;
-    if (intel || moei_has(id->leaf7_1_eax, 1u << 4)) tiers |= MOEI_NEAR;
-    if (!intel && moei_has(id->leaf7_1_eax, 1u << 4)) tiers |= MOEI_BYPASS;
+    if (!intel && moei_has(id->leaf7_1_eax, 1u << 4)) tiers |= MOEI_ZEN5;
     if (moei_has(id->leaf7_ecx, 1u << 1)) tiers |= MOEI_VBMI;
     if (moei_has(id->leaf7_ecx, 1u << 11)) tiers |= MOE_TIER_BIT(MOE_TIER_VNNI);
     if (moei_has(id->leaf7_1_eax, 1u << 5)) tiers |= MOE_TIER_BIT(MOE_TIER_AVX512BF16);
@@ -8654,13 +8666,17 @@ static const moei_tier_row moei_tier_rows[] = {
     {MOE_TIER_C,          0,                     &moei_vec_c,      {NULL, &moei_f32_c,            NULL,                        &moei_q8_c}},
 #if MOEI_HAVE_AVX2
     {MOE_TIER_AVX2,       0,                     &moei_vec_avx2,   {NULL, &moei_f32_avx2,         NULL,                        NULL}},
+    {MOE_TIER_AVX2,       MOEI_INTEL,            NULL,             {NULL, &moei_f32_avx2_intel,   NULL,                        NULL}},
     {MOE_TIER_AVX2,       MOEI_ROOM,             NULL,             {NULL, &moei_f32_avx2_room,    NULL,                        NULL}},
+    {MOE_TIER_AVX2,       MOEI_ROOM | MOEI_INTEL, NULL,            {NULL, &moei_f32_avx2_room_intel, NULL,                  NULL}},
 #endif
 #if MOEI_HAVE_AVX2 && MOEI_HAVE_Q8
     {MOE_TIER_AVX2,       0,                     NULL,             {NULL, NULL,                   NULL,                        &moei_q8_avx2}},
+    {MOE_TIER_AVX2,       MOEI_INTEL,            NULL,             {NULL, NULL,                   NULL,                        &moei_q8_avx2_intel}},
 #endif
 #if MOEI_HAVE_AVXVNNI
     {MOE_TIER_AVXVNNI,    0,                     NULL,             {NULL, NULL,                   NULL,                        &moei_q8_avxvnni}},
+    {MOE_TIER_AVXVNNI,    MOEI_INTEL,            NULL,             {NULL, NULL,                   NULL,                      &moei_q8_avxvnni_intel}},
 #endif
 #if MOEI_HAVE_AVX512
     {MOE_TIER_AVX512,     0,                     &moei_vec_avx512, {NULL, &moei_f32_avx512,       NULL,                        NULL}},
@@ -8668,14 +8684,16 @@ static const moei_tier_row moei_tier_rows[] = {
 #endif
 #if MOEI_HAVE_VNNI
     {MOE_TIER_VNNI,       0,                     NULL,             {NULL, NULL,                   NULL,                        &moei_q8_vnni}},
-    {MOE_TIER_VNNI,       MOEI_BYPASS,           NULL,             {NULL, NULL,                   NULL,                        &moei_q8_vnni_bypass}},
+    {MOE_TIER_VNNI,       MOEI_ZEN5,             NULL,             {NULL, NULL,                   NULL,                        &moei_q8_vnni_zen5}},
     {MOE_TIER_VNNI,       MOEI_INTEL,            NULL,             {NULL, NULL,                   NULL,                        &moei_q8_vnni_intel}},
 #endif
 #if MOEI_HAVE_AVX512BF16
     {MOE_TIER_AVX512BF16, 0,                     NULL,             {NULL, NULL,                   &moei_bf16_avx512bf16,       NULL}},
-    {MOE_TIER_AVX512BF16, MOEI_NEAR,             NULL,             {NULL, NULL,                   &moei_bf16_avx512bf16_near,  NULL}},
+    {MOE_TIER_AVX512BF16, MOEI_ZEN5,             NULL,             {NULL, NULL,                   &moei_bf16_avx512bf16_zen5,  NULL}},
+    {MOE_TIER_AVX512BF16, MOEI_INTEL,            NULL,             {NULL, NULL,                   &moei_bf16_avx512bf16_intel, NULL}},
     {MOE_TIER_AVX512BF16, MOEI_VBMI,             NULL,             {NULL, NULL,                   &moei_bf16_vbmi,             NULL}},
-    {MOE_TIER_AVX512BF16, MOEI_VBMI | MOEI_NEAR, NULL,             {NULL, NULL,                   &moei_bf16_vbmi_near,        NULL}},
+    {MOE_TIER_AVX512BF16, MOEI_VBMI | MOEI_ZEN5, NULL,             {NULL, NULL,                   &moei_bf16_vbmi_zen5,        NULL}},
+    {MOE_TIER_AVX512BF16, MOEI_VBMI | MOEI_INTEL, NULL,            {NULL, NULL,                   &moei_bf16_vbmi_intel,       NULL}},
 #endif
 #if MOEI_HAVE_AMX
     {MOE_TIER_AMX,        0,                     NULL,             {NULL, NULL,                   &moei_bf16_amx,              NULL}},

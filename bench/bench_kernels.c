@@ -49,6 +49,7 @@ static void run_part(void *arg, int thread) {
     void *panel = aligned_alloc(64, job->arith->panel_bytes(panel_rows, k) + 64);
     moei_rows w;
     memset(&w, 0, sizeof w);
+    w.ask = job->arith->ask;
     w.data = memory + (size_t)thread * (memory_bytes / (size_t)threads), w.row_stride = job->row_bytes, w.k = k,
     w.format = job->format;
     for (size_t i = 0; i < job->n_panels; i++) {

@@ -282,6 +282,7 @@ static void check_dense(const subject *s, uint32_t format, size_t k, int at_end)
     size_t size = format == MOE_FORMAT_F32 ? 4 : 2;
     moei_rows w;
     memset(&w, 0, sizeof w);
+    w.ask = s->arith->ask;
     w.row_stride = k * size + 1 + 2 * (k & 1); /* odd: every alignment occurs */
     guarded g = guarded_new(w.row_stride * (ROWS - 1) + k * size, at_end);
     w.data = g.data, w.k = k, w.format = format;
@@ -320,6 +321,7 @@ static void check_fp8(const subject *s, uint32_t format, size_t k, uint32_t type
     size_t n_cols = type ? (k + cols - 1) / cols : 0;
     moei_rows w;
     memset(&w, 0, sizeof w);
+    w.ask = s->arith->ask;
     w.row_stride = k + 3, w.k = k, w.format = format;
     guarded g = guarded_new(w.row_stride * (ROWS - 1) + k, at_end), grid = guarded_new(ROWS * n_cols * 4 + 4, 1);
     w.data = g.data;
@@ -368,6 +370,7 @@ static void check_long(const subject *s, uint32_t format, size_t k) {
     moei_rows w;
     if (s->arith->ops[format].dot_max < N_TOKENS) return;
     memset(&w, 0, sizeof w);
+    w.ask = s->arith->ask;
     w.k = k, w.format = format, w.row_stride = k * size + 2;
     guarded g = guarded_new(w.row_stride * (N_ROWS - 1) + k * size, 1), sums = guarded_new(MOEI_LONG_SUMS * 4, 1);
     guarded prepared = guarded_new(N_TOKENS * bytes, 1), group = guarded_new(N_TOKENS * bytes, 1);
@@ -558,8 +561,8 @@ static void check_cpu(void) {
     const uint32_t c = moe_tier_mask(MOE_TIER_C), avx2 = moe_tier_mask(MOE_TIER_AVX2),
                    avx512 = moe_tier_mask(MOE_TIER_AVX512);
     const uint32_t avxvnni = MOE_TIER_BIT(MOE_TIER_AVXVNNI) | MOEI_ROOM, vnni = MOE_TIER_BIT(MOE_TIER_VNNI);
-    const uint32_t bf16 = MOE_TIER_BIT(MOE_TIER_AVX512BF16), amx = MOE_TIER_BIT(MOE_TIER_AMX), near = MOEI_NEAR,
-                   intel = MOEI_INTEL | near, vbmi = MOEI_VBMI, zen = near | MOEI_BYPASS;
+    const uint32_t bf16 = MOE_TIER_BIT(MOE_TIER_AVX512BF16), amx = MOE_TIER_BIT(MOE_TIER_AMX), intel = MOEI_INTEL,
+                   vbmi = MOEI_VBMI, zen = MOEI_ZEN5;
     const uint32_t fma = 1u << 12, osxsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29,
                    leaf1 = fma | osxsave | avx | f16c;
     const uint32_t bmi = 1u << 3 | 1u << 8, b_avx2 = 1u << 5 | bmi,
@@ -574,8 +577,8 @@ static void check_cpu(void) {
                      ivy_bridge = {osxsave | avx | f16c, 0, 0, 0, 0, 7, 0, 0x756e6547};
     check_decide("nothing", &nothing, c);
     check_decide("Ivy Bridge", &ivy_bridge, c);
-    check_decide("Haswell", &haswell, avx2);
-    check_decide("Alder Lake", &alder_lake, avx2 | avxvnni);
+    check_decide("Haswell", &haswell, avx2 | intel);
+    check_decide("Alder Lake", &alder_lake, avx2 | intel | avxvnni);
     check_decide("Skylake-X", &skylake_x, avx512 | intel);
     check_decide("Zen 5", &zen5, avx512 | avxvnni | vnni | bf16 | zen);
     id = zen5, id.leaf7_1_eax = 1u << 5;
@@ -638,6 +641,7 @@ int main(void) {
 #if MOEI_HAVE_AVX2
     check_vec(&moei_vec_avx2, "elementwise avx2", MOE_TIER_AVX2);
     check_arith(&moei_f32_avx2, "f32 avx2", 1);
+    check_arith(&moei_f32_avx2_intel, "f32 avx2, to L2 and L1", 1);
     check_arith(&moei_f32_avx2_room, "f32 avx2, bf16 by panel", 1);
 #endif
 #if MOEI_HAVE_AVX512
@@ -647,10 +651,12 @@ int main(void) {
 #endif
 #if MOEI_HAVE_AVX512BF16
     check_arith(&moei_bf16_avx512bf16, "bf16 avx512bf16", 0);
-    check_arith(&moei_bf16_avx512bf16_near, "bf16 avx512bf16, to L1", 0);
+    check_arith(&moei_bf16_avx512bf16_zen5, "bf16 avx512bf16, to L1", 0);
+    check_arith(&moei_bf16_avx512bf16_intel, "bf16 avx512bf16, to L2 and L1", 0);
     if (moei_cpu() & MOEI_VBMI) {
         check_arith(&moei_bf16_vbmi, "bf16 avx512bf16, fp8 by table", 0);
-        check_arith(&moei_bf16_vbmi_near, "bf16 avx512bf16, fp8 by table, to L1", 0);
+        check_arith(&moei_bf16_vbmi_zen5, "bf16 avx512bf16, fp8 by table, to L1", 0);
+        check_arith(&moei_bf16_vbmi_intel, "bf16 avx512bf16, fp8 by table, to L2 and L1", 0);
     }
 #endif
 #if MOEI_HAVE_NEON
