@@ -4035,6 +4035,7 @@ static void moei_next_amx(const moei_amx_call *c, uint32_t row, uint32_t next, s
 /* Steps from .. end of `tall` rows. */
 static void moei_block_amx(const moei_amx_call *c, uint32_t row, uint32_t tall, size_t from, size_t end, uint8_t *sums) {
     moei_amx p;
+    memset(&p, 0, sizeof p);
     p.next = moei_row(c->w, row), p.next_row = c->w->row_stride;
     for (size_t s = from; s < end; s += p.steps) {
         p.steps = moei_min(end - s, c->part), p.first = s == 0, p.next_bytes = 0;
