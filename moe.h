@@ -1961,7 +1961,7 @@ MOEI_TABLE const moei_arith moei_q8_c = {
      MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C,                 /* iq4_nl iq4_xs mxfp4 nvfp4 */
      MOEI_Q8_C, MOEI_Q8_C,                                       /* mxfp4_hf nvfp4_hf */
      MOEI_Q8_DENSE, MOEI_Q8_DENSE, MOEI_Q8_DENSE,                /* mxfp8 fp8_block fp8_channel */
-     MOEI_Q8_C, MOEI_Q8_C}, NULL, NULL, MOEI_ASK_L2, 1};            /* int8_channel int4_group */
+     MOEI_Q8_C, MOEI_Q8_C}, NULL, NULL, MOEI_ASK_L2, 1};         /* int8_channel int4_group */
 // clang-format on
 
 /* ---- Elementwise */
@@ -3973,7 +3973,7 @@ typedef struct moei_amx_call {
     uint32_t n_rows, n_tokens;
     size_t steps, part;     /* of all of k; the most at a time */
     int by_view;            /* decode may be given a part of the rows */
-    uint8_t *panel;         /* a part of the rows where they cannot be read in place: [32][MOEI_AMX_STEPS][64] */
+    uint8_t *panel;         /* a part of the rows where they cannot be read in place: [32][64 part], or [16] of the longer parts in place */
     uint8_t *x_end;         /* the last step of the last group, where a tile would read beyond it: 17 lines */
     uint8_t *sums;          /* [blocks of rows at a time][blocks of tokens][4] tiles */
     float *out;
@@ -9967,8 +9967,9 @@ static void moei_up_blocks(const moei_plan *p, const moei_scratch *s, const moei
             n = moei_chunk(b->in, most, end - slot);
             for (uint32_t i = 0; i < n; i++) s->x[i] = g->x + g->token[slot + i] * g->x_stride;
             moei_pack(b->in, s->x, n, b->d_in, s->packed);
+            const uint64_t most_blocks = n > MOEI_TURNS ? b->in->up_blocks : MOEI_UP_FEW;
             for (uint64_t i = at, last = to - at < run ? to : at + run, blocks; i < last; i += blocks) {
-                blocks = n > MOEI_TURNS ? b->in->up_blocks : MOEI_UP_FEW, blocks = last - i < blocks ? last - i : blocks;
+                blocks = last - i < most_blocks ? last - i : most_blocks;
                 moei_up_tokens_ahead(g, expert, (size_t)(i - from), (size_t)(i + blocks - from), (size_t)(to - from));
                 moei_up_block(p, s, g, &v, (uint32_t)i, (uint32_t)blocks, slot, n);
             }

@@ -19,6 +19,7 @@ static kernel kernels[] = {
     {"f32-avx2", MOE_TIER_AVX2, MOE_COMPUTE_F32, LIMITS_F32_256, NULL},
     {"f32-avx512", MOE_TIER_AVX512, MOE_COMPUTE_F32, LIMITS_F32_512, NULL},
     {"bf16-avx512bf16", MOE_TIER_AVX512BF16, MOE_COMPUTE_BF16, LIMITS_BF16_512, NULL},
+    {"bf16-amx", MOE_TIER_AMX, MOE_COMPUTE_BF16, LIMITS_BF16_AMX, NULL},
 };
 static const struct {
     uint32_t format;
@@ -52,6 +53,7 @@ static void run_part(void *arg, int thread) {
     w.ask = job->arith->ask;
     w.data = memory + (size_t)thread * (memory_bytes / (size_t)threads), w.row_stride = job->row_bytes, w.k = k,
     w.format = job->format;
+    if (job->arith->packing->begin) job->arith->packing->begin();
     for (size_t i = 0; i < job->n_panels; i++) {
         w.row0 = (uint32_t)(job->cold ? i * panel_rows : 0);
         w.prefetch_bytes = panel_rows * job->row_bytes;
@@ -59,6 +61,7 @@ static void run_part(void *arg, int thread) {
         if (job->n_tokens <= ops->dot_max) ops->dot(&w, panel_rows, job->x, job->n_tokens, out, panel_rows);
         else moei_through_panel(job->arith, &w, panel_rows, job->x, job->n_tokens, out, panel_rows, (uint8_t *)panel);
     }
+    if (job->arith->packing->end) job->arith->packing->end();
     free(panel), free(out);
 }
 /* Seconds, and the work done. */
@@ -139,6 +142,7 @@ int main(int argc, char **argv) {
                                    "threads] [-n rounds] [-m MiB]\n"),
                    1;
     }
+    moe_enable_amx();
     memory = (uint8_t *)limits_memory(memory_bytes);
     if (!memory) return perror("mmap"), 1;
     /* as f32, f16, bf16 and e4m3 (a NaN has bit 6) all are plain numbers */

@@ -208,7 +208,7 @@ static void subject_free(subject *s) {
 static size_t wrong_products(subject *s, uint32_t row0, uint32_t n_rows, uint32_t n) {
     size_t wrong = 0, bytes = moei_bf16_row_bytes(s->w.k);
     const void *x[TOKENS];
-    s->w.row0 = row0;
+    s->w.row0 = row0, s->w.prefetch = n_rows & 1 ? s->w.data : NULL, s->w.prefetch_bytes = n_rows & 1 ? 4096 : 0;
     memcpy(x, s->x, sizeof x);
     moei_pack(s->arith, x, n, s->w.k, s->packed.data);
     for (uint32_t t = 0; t < TOKENS; t++)
@@ -231,7 +231,7 @@ static size_t wrong_products(subject *s, uint32_t row0, uint32_t n_rows, uint32_
 }
 static const uint32_t row_counts[] = {1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 79, 80};
 static const uint32_t token_counts[] = {1, 2, 3, 8, 15, 16, 17, 31, 32, 33, 47, 65};
-static const size_t depths[] = {1, 2, 31, 32, 33, 63, 64, 100, 320, 321, 511, 512, 513, 640, 1001, 1025};
+static const size_t depths[] = {1, 2, 31, 32, 33, 63, 64, 100, 319, 320, 321, 352, 511, 512, 513, 640, 1001, 1025};
 
 /* Formats in turn; fp8 with scales a part of k may begin and end among, and others. */
 static void test_products(void) {
