@@ -28,18 +28,23 @@ $(BUILD):
 	@mkdir -p $@
 
 # The implementation takes a while to compile, so it is compiled once: MOEI_ONCE makes the programs that emit it (as a user's one file
-# would) leave it to moe.o. Tests that look inside compile it themselves, or only its sections up to >>formats, and link the rest.
+# would) leave it to moe.o, which they are linked with when both are ready. Tests that look inside compile it themselves, or only its
+# sections up to >>formats, and link the rest.
 INSIDE   := $(patsubst tests/%.c,$(BUILD)/%,$(shell grep -l 'moei_\|random_layer.h' tests/test_*.c))
 FORMATS  := $(patsubst %,$(BUILD)/test_%,layer invariance memory errors q8)
-INBENCH  := $(patsubst bench/%.c,$(BUILD)/%,$(shell grep -l 'moei_' bench/*.c))
 $(BUILD)/moe.o: moe.h # not | $(BUILD): make would begin with others, and wait for this one in the end
 	@mkdir -p $(BUILD)
 	$(CC) -std=c11 $(CFLAGS) $(WARNINGS) -DMOE_IMPLEMENTATION -DMOEI_TABLE= -x c -c moe.h -o $@
-$(BUILD)/%: examples/%.c $(HEADERS) $(BUILD)/moe.o
-	$(COMPILE) -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
-$(BUILD)/%: bench/%.c $(HEADERS) $(BUILD)/moe.o
-	$(COMPILE) -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
-$(INBENCH): $(BUILD)/%: bench/%.c $(HEADERS) | $(BUILD)
+$(BUILD)/%.o: examples/%.c $(HEADERS) | $(BUILD)
+	$(COMPILE) -DMOEI_ONCE -c $< -o $@
+$(BUILD)/%.o: tests/%.c $(HEADERS) $(wildcard examples/*.c) | $(BUILD)
+	$(COMPILE) -DMOEI_ONCE -c $< -o $@
+$(FORMATS:%=%.o): $(BUILD)/%.o: tests/%.c $(HEADERS) $(BUILD)/formats/moe.h
+	$(CC) -I$(BUILD)/formats $(FLAGS) -DMOE_API='extern __attribute__((weak))' -Wno-unused-function -c $< -o $@
+LINKED   := $(EXAMPLES) $(FORMATS) $(filter-out $(INSIDE),$(TESTS))
+$(LINKED): %: %.o $(BUILD)/moe.o
+	$(CC) $(CFLAGS) $@.o $(BUILD)/moe.o -o $@ $(LIBS)
+$(BENCHES): $(BUILD)/%: bench/%.c $(HEADERS) | $(BUILD)
 	$(COMPILE) $(WITHOUT) $< -o $@ $(LIBS)
 $(BUILD)/openmp: examples/openmp.c $(HEADERS) | $(BUILD)
 	$(COMPILE) -fopenmp $< -o $@ $(LIBS)
@@ -50,8 +55,6 @@ $(BUILD)/cpp: examples/cpp.cc $(HEADERS) $(BUILD)/moe.o
 $(BUILD)/formats/moe.h: moe.h
 	@mkdir -p $(BUILD)/formats
 	sed '/==== >>reference/,/^#endif .. MOEI_ONCE/d; /^#include "moe.h"/d' moe.h | sed '$$a #endif' >$@
-$(FORMATS): $(BUILD)/%: tests/%.c $(HEADERS) $(BUILD)/formats/moe.h $(BUILD)/moe.o
-	$(CC) -I$(BUILD)/formats $(FLAGS) -DMOE_API='extern __attribute__((weak))' -Wno-unused-function $< $(BUILD)/moe.o -o $@ $(LIBS)
 $(filter-out $(FORMATS),$(INSIDE)): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c) | $(BUILD)
 	$(COMPILE) -g0 $(WITHOUT) $< -o $@ $(LIBS)
 $(BUILD)/bench_kernels: WITHOUT = -DMOE_NO_Q8 # kernels that a program does not look at
@@ -59,8 +62,6 @@ $(BUILD)/test_formats: WITHOUT = -DMOE_NO_SIMD
 $(BUILD)/test_route: WITHOUT = -DMOE_NO_AVX512 -DMOE_NO_Q8
 $(BUILD)/test_amx $(BUILD)/test_tiers: WITHOUT = -DMOE_NO_Q8
 $(BUILD)/test_amx: tests/test_layer.c # which it includes
-$(filter-out $(INSIDE),$(TESTS)): $(BUILD)/%: tests/%.c $(HEADERS) $(wildcard examples/*.c) $(BUILD)/moe.o
-	$(COMPILE) -DMOEI_ONCE $< $(BUILD)/moe.o -o $@ $(LIBS)
 
 run: $(BUILD)/generate
 	$(BUILD)/generate

@@ -604,7 +604,6 @@ MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size
 #endif
 #define MOEI_NOINLINE __attribute__((noinline))
 #define MOEI_TARGET(s) __attribute__((target(s)))
-#define MOEI_LIKELY(c) __builtin_expect(!!(c), 1)
 #define MOEI_PREFETCH(p) __builtin_prefetch(p)
 #define MOEI_PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
 #define MOEI_PREFETCH_NTA(p) __builtin_prefetch(p, 0, 0)
@@ -617,7 +616,6 @@ MOE_API moe_status moe_validate(const moe_matrix *matrix, size_t n_experts, size
 #endif
 #define MOEI_NOINLINE
 #define MOEI_TARGET(s)
-#define MOEI_LIKELY(c) (c)
 #define MOEI_PREFETCH(p) ((void)(p))
 #define MOEI_PREFETCH_L2(p) ((void)(p))
 #define MOEI_PREFETCH_NTA(p) ((void)(p))
@@ -937,8 +935,9 @@ typedef struct moei_side {    /* scales or zero points that live apart, of one e
     uint32_t type, rows, cols;
 } moei_side;
 
-/* Where the rows of few tokens are prefetched to, MOEI_AHEAD_BYTES before they are read; BOTH: to L2, and MOEI_TO_L1 before to L1. */
-enum { MOEI_ASK_L2, MOEI_ASK_NONE, MOEI_ASK_L1, MOEI_ASK_BOTH, MOEI_ASK_PAST_L3 };
+/* Where the rows of few tokens are prefetched to, MOEI_AHEAD_BYTES before they are read; BOTH: to L2, and MOEI_TO_L1 before to L1. An arithmetic
+   has what suits most rows of a processor; some functions know better for one token or for several. (L2 and BOTH first: see moei_ask.) */
+enum { MOEI_ASK_L2, MOEI_ASK_BOTH, MOEI_ASK_L1, MOEI_ASK_PAST_L3, MOEI_ASK_NONE };
 typedef struct moei_rows {
     const uint8_t *data;        /* the expert's row 0 */
     size_t row_stride, k_stride, k;
@@ -950,7 +949,7 @@ typedef struct moei_rows {
     size_t next_x_bytes;
     float *sums;                /* room for n_sums of them where parts of long rows take turns; may be NULL */
     size_t n_sums;
-    uint32_t ask;               /* MOEI_ASK_, of Q8 and AVX2: its caller takes the arithmetic's; any is right */
+    uint32_t ask;               /* MOEI_ASK_, where dot heeds it: its caller takes the arithmetic's; any is right */
 } moei_rows;
 MOEI_FORCE const uint8_t *moei_row(const moei_rows *w, size_t r) { return w->data + (w->row0 + r) * w->row_stride; }
 
@@ -2127,12 +2126,23 @@ MOEI_FORCE void moei_side_ahead(const moei_side *s, size_t row, size_t bytes) {
     const uint8_t *p = s->data + (s->rows == 1 ? row : row / s->rows) * s->row_stride;
     for (size_t i = (64 - ((uintptr_t)p & 63)) & 63; i < bytes; i += 64) MOEI_PREFETCH(p + i);
 }
-#define MOEI_AHEAD_BYTES 8192 /* of a single row */
+/* Of a single row. (Zen 3, AVX2: a loop that only loads reads 13 GB/s, with these prefetches 11 whatever their distance and level; as soon as
+   it computes 16 cycles per 128 bytes 8.8 without, 10.7 with them, up to 26 cycles; two rows in turns 3.3 and 6.4. Rows of bf16, Q8_0, Q4_0, Q4_K,
+   MXFP4: 4, 8 and 16 KB ahead, to L2, L1 or both are level, none 1.1 to 1.28 times slower.) */
+#define MOEI_AHEAD_BYTES 8192
 #define MOEI_TO_L1 2048
-MOEI_FORCE void moei_ask(const int ask, const uint8_t *p, const uint8_t *later) {
-    if (ask == MOEI_ASK_L1) MOEI_PREFETCH(later);
-    if (ask == MOEI_ASK_L2 || ask == MOEI_ASK_BOTH) MOEI_PREFETCH_L2(later);
-    if (ask == MOEI_ASK_BOTH) MOEI_PREFETCH(p + MOEI_TO_L1);
+/* The lines of some bytes at p are read, those at `later` will be. Branches, not functions of their own for every hint: they are
+   foreseen, and so many functions take long to compile. */
+MOEI_FORCE void moei_ask(uint32_t ask, const uint8_t *p, const uint8_t *later, const size_t bytes) {
+    if (ask <= MOEI_ASK_BOTH) {
+        MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH_L2(later + i);
+        if (ask == MOEI_ASK_L2) return;
+        MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH(p + MOEI_TO_L1 + i);
+    } else if (ask == MOEI_ASK_PAST_L3) {
+        MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH_NTA(later + i);
+    } else if (ask == MOEI_ASK_L1) {
+        MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH(later + i);
+    }
 }
 /* A block of tokens times one tile of rows; each group prefetches its share of rows and of tokens. Where k is
    small, each instruction between two tiles counts. The groups go to and fro, so that those a tile begins with are in L1: its rows are
@@ -2486,17 +2496,19 @@ MOEI_FORCE MOEI_AVX2 void moei_step_avx2(const uint32_t format, const int C, con
 /* Prefetched to L2, which leaves the tokens in L1 (3 tokens, f16: 20 against 12 GB/s), but for one token of f32: those are too
    many bytes for its only chain to wait for L2 (22 against 28 GB/s). On Intel to both (Xeon, model 207, one token, % of the read bandwidth: bf16
    86 and 93, f16 80 and 90, f32 84 and 97). */
-MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int ask, const int C, const moei_rows *w, uint32_t n_rows, const float *x,
+MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows, const float *x,
                                          float *out, size_t out_stride) {
     const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15, half = moei_half(w->k) * (size_t)C;
-    const size_t distance = format == MOE_FORMAT_F32 && C == 1 ? MOEI_AHEAD_BYTES : 2 * MOEI_AHEAD_BYTES;
+    const int one = format == MOE_FORMAT_F32 && C == 1;
+    const size_t distance = one ? MOEI_AHEAD_BYTES : 2 * MOEI_AHEAD_BYTES;
+    const uint32_t ask = one && w->ask == MOEI_ASK_L2 ? (uint32_t)MOEI_ASK_L1 : w->ask;
     for (uint32_t r = 0; r < n_rows; r++) {
         const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r, distance);
         __m256 a[3], b[3];
         MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = b[c] = _mm256_setzero_ps();
         for (size_t k = 0; k < k_end; k += 16) {
             const float *at = x + k / 2 * (size_t)C;
-            if (format == MOE_FORMAT_F32 || !(k & 16)) moei_ask(ask, p + k * size, ahead + k * size);
+            if (format == MOE_FORMAT_F32 || !(k & 16)) moei_ask(ask, p + k * size, ahead + k * size, 64);
             moei_step_avx2(format, C, p + k * size, at, at + half, a, b);
         }
         if (k_end < w->k) {
@@ -2674,17 +2686,11 @@ MOEI_TILE_AVX2(3)
 static const moei_tiles moei_tiles_avx2_BF16 = {
     4, 3, 4096, 8, 4, 1, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3}, NULL};
 
-MOEI_FORCE MOEI_AVX2 void moei_few_avx2(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows, const void *const *x, float *out,
-                                        size_t out_stride) {
-    const int usual = format == MOE_FORMAT_F32 && C == 1 ? MOEI_ASK_L1 : MOEI_ASK_L2;
-    if (w->ask == MOEI_ASK_BOTH) moei_rows_avx2(format, MOEI_ASK_BOTH, C, w, n_rows, (const float *)x[0], out, out_stride);
-    else moei_rows_avx2(format, usual, C, w, n_rows, (const float *)x[0], out, out_stride);
-}
 MOEI_FORCE MOEI_AVX2 void moei_dot_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                         uint32_t n_tokens, float *out, size_t out_stride) {
-    if (n_tokens == 3) moei_few_avx2(format, 3, w, n_rows, x, out, out_stride);
-    if (n_tokens == 2) moei_few_avx2(format, 2, w, n_rows, x, out, out_stride);
-    if (n_tokens == 1) moei_few_avx2(format, 1, w, n_rows, x, out, out_stride);
+    if (n_tokens == 3) moei_rows_avx2(format, 3, w, n_rows, (const float *)x[0], out, out_stride);
+    if (n_tokens == 2) moei_rows_avx2(format, 2, w, n_rows, (const float *)x[0], out, out_stride);
+    if (n_tokens == 1) moei_rows_avx2(format, 1, w, n_rows, (const float *)x[0], out, out_stride);
 }
 MOEI_AVX2 static void moei_dot_avx2_F32(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                         float *out, size_t out_stride) {
@@ -2696,7 +2702,7 @@ MOEI_AVX2 static void moei_dot_avx2_F16(const moei_rows *w, uint32_t n_rows, con
 }
 MOEI_AVX2 static void moei_dot_avx2_BF16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                                          float *out, size_t out_stride) {
-    if (n_tokens == 1) moei_few_avx2(MOE_FORMAT_BF16, 1, w, n_rows, x, out, out_stride);
+    if (n_tokens == 1) moei_rows_avx2(MOE_FORMAT_BF16, 1, w, n_rows, (const float *)x[0], out, out_stride);
     else moei_sweep(&moei_tiles_avx2_BF16, w, n_rows, x, n_tokens, out, out_stride);
 }
 
@@ -3294,15 +3300,16 @@ static const moei_tiles moei_tiles_avx512_panel = {
 MOEI_FORCE int moei_few(uint32_t n_rows, uint32_t n, uint32_t most, size_t row_bytes) {
     return n_rows < 4 || n == 1 || (n <= most && n * row_bytes <= MOEI_FEW_BYTES_L1);
 }
-MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int ask, const int C, const moei_rows *w, uint32_t n_rows,
+MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows,
                                              const float *x, float *out, size_t out_stride) {
+    const uint32_t ask = format == MOE_FORMAT_F32 && C == 1 && w->ask == MOEI_ASK_L2 ? (uint32_t)MOEI_ASK_NONE : w->ask; /* AMD: see above */
     const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15, group = (size_t)C;
     for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r), *ahead = p + (ask == MOEI_ASK_NONE ? 0 : moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES));
+        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
         __m512 a[3];
         MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_setzero_ps();
         for (size_t k = 0; k < k_end; k += 16) {
-            if (format == MOE_FORMAT_F32 || !(k & 16)) moei_ask(ask, p + k * size, ahead + k * size);
+            if (format == MOE_FORMAT_F32 || !(k & 16)) moei_ask(ask, p + k * size, ahead + k * size, 64);
             const __m512 v = moei_load_avx512(format, p + k * size);
             MOEI_UNROLL for (int c = 0; c < C; c++) a[c] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x + k * group + 16 * c), a[c]);
         }
@@ -3313,33 +3320,28 @@ MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int as
         MOEI_UNROLL for (int c = 0; c < C; c++) out[(size_t)c * out_stride + r] = moei_sum_avx512(a[c]);
     }
 }
-#define MOEI_ROWS_AVX512(F, ask, C)                                                                                   \
-    case C: moei_rows_avx512(MOE_FORMAT_##F, ask, C, w, n_rows, (const float *)x[i], out, out_stride); break
-#define MOEI_DOT_AVX512(F, name, one, more)                                                                            \
-    MOEI_AVX512 static void moei_dot_avx512_##F##name(const moei_rows *w, uint32_t n_rows, const void *const *x,       \
-                                                      uint32_t n_tokens, float *out, size_t out_stride) {              \
+#define MOEI_ROWS_AVX512(F, C) moei_rows_avx512(MOE_FORMAT_##F, C, w, n_rows, (const float *)x[i], out, out_stride)
+#define MOEI_DOT_AVX512(F)                                                                                             \
+    MOEI_AVX512 static void moei_dot_avx512_##F(const moei_rows *w, uint32_t n_rows, const void *const *x,             \
+                                                uint32_t n_tokens, float *out, size_t out_stride) {                    \
         if (!moei_few(n_rows, n_tokens, 3, 4 * w->k)) {                                                                \
             moei_sweep(&moei_tiles_avx512_##F, w, n_rows, x, n_tokens, out, out_stride);                               \
             return;                                                                                                    \
         }                                                                                                              \
         for (uint32_t i = 0; i < n_tokens; i += 3, out += 3 * out_stride)                                              \
             switch (n_tokens - i) {                                                                                    \
-                MOEI_ROWS_AVX512(F, one, 1);                                                                           \
-                MOEI_ROWS_AVX512(F, more, 2);                                                                          \
-            default: moei_rows_avx512(MOE_FORMAT_##F, more, 3, w, n_rows, (const float *)x[i], out, out_stride);       \
+            case 1: MOEI_ROWS_AVX512(F, 1); break;                                                                     \
+            case 2: MOEI_ROWS_AVX512(F, 2); break;                                                                     \
+            default: MOEI_ROWS_AVX512(F, 3);                                                                           \
             }                                                                                                          \
     }
-MOEI_DOT_AVX512(F32, , MOEI_ASK_NONE, MOEI_ASK_L2)
-MOEI_DOT_AVX512(F16, , MOEI_ASK_L2, MOEI_ASK_L2)
-MOEI_DOT_AVX512(BF16, , MOEI_ASK_L2, MOEI_ASK_L2)
-MOEI_DOT_AVX512(F32, _intel, MOEI_ASK_BOTH, MOEI_ASK_BOTH)
-MOEI_DOT_AVX512(F16, _intel, MOEI_ASK_BOTH, MOEI_ASK_BOTH)
-MOEI_DOT_AVX512(BF16, _intel, MOEI_ASK_BOTH, MOEI_ASK_BOTH)
+MOEI_DOT_AVX512(F32) MOEI_DOT_AVX512(F16) MOEI_DOT_AVX512(BF16)
 
 static void moei_panel_avx512(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                               float *out, size_t out_stride) {
     moei_rows rows = *w;
     rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_f32_row_bytes(w->k);
+    rows.ask = MOEI_ASK_L2; /* a panel is in the caches whatever the processor */
     moei_dot_avx512_F32(&rows, n_rows, x, n_tokens, out, out_stride);
 }
 
@@ -3367,23 +3369,23 @@ MOEI_E4M3(avx512, MOEI_AVX512, 1, 16, moei_use_f32)
 
 static const moei_packing moei_packing_avx512 = {3, 2, moei_pack_f32, NULL, NULL, NULL};
 // clang-format off
-#define MOEI_F32_AVX512(dot_max, name, tiles) {                                                                        \
+#define MOEI_F32_AVX512(dot_max, tiles, ask) {                                                                         \
     MOE_COMPUTE_F32, MOE_TIER_AVX512, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_avx512, { \
         /* NONE         */ MOEI_NO_OPS,                                                                                \
-        /* F32          */ {moei_dot_avx512_F32##name, NULL, UINT32_MAX},                                              \
-        /* F16          */ {moei_dot_avx512_F16##name, moei_decode_f16_avx512, dot_max},                               \
-        /* BF16         */ {moei_dot_avx512_BF16##name, moei_decode_bf16_avx512, dot_max},                             \
+        /* F32          */ {moei_dot_avx512_F32, NULL, UINT32_MAX},                                                    \
+        /* F16          */ {moei_dot_avx512_F16, moei_decode_f16_avx512, dot_max},                                     \
+        /* BF16         */ {moei_dot_avx512_BF16, moei_decode_bf16_avx512, dot_max},                                   \
         /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                            \
         /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                            \
         /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,                                                                   \
         /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                         \
-        /* MXFP8        */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                                       \
-        /* FP8_BLOCK    */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                                       \
-        /* FP8_CHANNEL  */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                                       \
+        /* MXFP8        */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                          \
+        /* FP8_BLOCK    */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                          \
+        /* FP8_CHANNEL  */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                          \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                  \
-    &moei_packing_avx512, tiles, MOEI_ASK_L2, 1}
-MOEI_TABLE const moei_arith moei_f32_avx512 = MOEI_F32_AVX512(UINT32_MAX, , NULL);
-MOEI_TABLE const moei_arith moei_f32_avx512_intel = MOEI_F32_AVX512(12, _intel, &moei_tiles_avx512_panel);
+    &moei_packing_avx512, tiles, ask, 1}
+MOEI_TABLE const moei_arith moei_f32_avx512 = MOEI_F32_AVX512(UINT32_MAX, NULL, MOEI_ASK_L2);
+MOEI_TABLE const moei_arith moei_f32_avx512_intel = MOEI_F32_AVX512(12, &moei_tiles_avx512_panel, MOEI_ASK_BOTH);
 // clang-format on
 
 /* exp: see moei_exp. min and max return their second operand on NaN; scalef rounds once, as the two exact steps do. */
@@ -3499,17 +3501,20 @@ MOEI_FORCE MOEI_BF16 __m256 moei_pairs_bf16(__m256 a, __m256i w, const uint8_t *
 MOEI_FORCE const uint8_t *moei_line_bf16(const int C, const void *const *x, size_t k, int c) { /* of token c, from value k on */
     return (const uint8_t *)x[c / 3 * 3] + 2 * k * (size_t)(C < 3 ? C : c < 3 ? 3 : C - 3) + 64 * (c % 3);
 }
-MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int ask, const int C, const moei_rows *w, uint32_t n_rows, const void *const *x, float *out,
+MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int C, const moei_rows *w, uint32_t n_rows, const void *const *x, float *out,
                                          size_t out_stride) {
+    uint32_t ask = w->ask;
+    if (C == 1 && ask == MOEI_ASK_L2) ask = MOEI_ASK_NONE; /* Zen 4: see moei_rows_avx512 */
+    if (C > 1 && ask == MOEI_ASK_L1) ask = MOEI_ASK_L2;    /* several tokens have to stay in L1 */
     const size_t k_end = w->k & ~(size_t)31;
     for (uint32_t r = 0; r < n_rows; r++) {
-        const uint8_t *p = moei_row(w, r), *ahead = p + (ask == MOEI_ASK_NONE ? 0 : moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES));
+        const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
         __m256 low[6], high[6];
         MOEI_UNROLL for (int c = 0; c < C; c++) low[c] = high[c] = _mm256_setzero_ps();
         for (size_t k = 0; k < k_end; k += 32) {
             const __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)(p + 2 * k));
             const __m256i b = _mm256_loadu_si256((const __m256i *)(const void *)(p + 2 * k + 32));
-            moei_ask(ask, p + 2 * k, ahead + 2 * k);
+            moei_ask(ask, p + 2 * k, ahead + 2 * k, 64);
             MOEI_UNROLL for (int c = 0; c < C; c++) {
                 const uint8_t *line = moei_line_bf16(C, x, k, c);
                 low[c] = moei_pairs_bf16(low[c], a, line), high[c] = moei_pairs_bf16(high[c], b, line + 32);
@@ -3523,31 +3528,29 @@ MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int ask, const int C, const moei_
         }
     }
 }
-#define MOEI_ROWS_BF16(ask, C) case C: moei_rows_bf16(ask, C, w, n_rows, x + i, out, out_stride); break
-#define MOEI_DOT_BF16(name, one, more, most)                                                                           \
-    MOEI_BF16 static void moei_dot_bf16##name(const moei_rows *w, uint32_t n_rows, const void *const *x,               \
-                                              uint32_t n_tokens, float *out, size_t out_stride) {                      \
-        if (!moei_few(n_rows, n_tokens, w->k < 1536 ? most : 6, 2 * w->k)) {                                           \
-            moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);                                     \
-            return;                                                                                                    \
-        }                                                                                                              \
-        for (uint32_t i = 0; i < n_tokens; i += 6, out += 6 * out_stride)                                              \
-            switch (n_tokens - i) {                                                                                    \
-                MOEI_ROWS_BF16(one, 1);                                                                                \
-                MOEI_ROWS_BF16(more, 2);                                                                              \
-                MOEI_ROWS_BF16(more, 3);                                                                              \
-                MOEI_ROWS_BF16(more, 4);                                                                              \
-                MOEI_ROWS_BF16(more, 5);                                                                              \
-            default: moei_rows_bf16(more, 6, w, n_rows, x + i, out, out_stride);                                      \
-            }                                                                                                          \
+#define MOEI_ROWS_BF16(C) moei_rows_bf16(C, w, n_rows, x + i, out, out_stride)
+MOEI_BF16 static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                                    size_t out_stride) {
+    /* k = 768, 5 and 6 tokens: tile 24 and 25, rows 32 and 34 % of the peak (Zen 5); Zen 4 likes the tile. */
+    if (!moei_few(n_rows, n_tokens, w->k < 1536 && w->ask == MOEI_ASK_L2 ? 4 : 6, 2 * w->k)) {
+        moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);
+        return;
     }
-MOEI_DOT_BF16(, MOEI_ASK_NONE, MOEI_ASK_L2, 4)
-MOEI_DOT_BF16(_zen5, MOEI_ASK_L1, MOEI_ASK_L2, 6) /* k = 768, 5 and 6 tokens: tile 24 and 25, rows 32 and 34 % of the peak (Zen 5) */
-MOEI_DOT_BF16(_intel, MOEI_ASK_BOTH, MOEI_ASK_BOTH, 6)
+    for (uint32_t i = 0; i < n_tokens; i += 6, out += 6 * out_stride)
+        switch (n_tokens - i) {
+        case 1: MOEI_ROWS_BF16(1); break;
+        case 2: MOEI_ROWS_BF16(2); break;
+        case 3: MOEI_ROWS_BF16(3); break;
+        case 4: MOEI_ROWS_BF16(4); break;
+        case 5: MOEI_ROWS_BF16(5); break;
+        default: MOEI_ROWS_BF16(6);
+        }
+}
 static void moei_panel_bf16(void *panel, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
                             float *out, size_t out_stride) {
     moei_rows rows = *w;
     rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_bf16_row_bytes(w->k);
+    rows.ask = MOEI_ASK_L2; /* as in moei_panel_avx512 */
     moei_dot_bf16(&rows, n_rows, x, n_tokens, out, out_stride);
 }
 
@@ -3687,7 +3690,7 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_step_table(const int C, const uint32_t R, co
     }
 }
 /* Weights k .. end of R rows, of one table. */
-MOEI_FORCE MOEI_BF16_VBMI void moei_block_table(const int ask, const int C, const uint32_t R, const moei_table_e4m3 *table,
+MOEI_FORCE MOEI_BF16_VBMI void moei_block_table(uint32_t ask, const int C, const uint32_t R, const moei_table_e4m3 *table,
                                                 const moei_mx *mx, __m512i *bits, const uint8_t *const *p, const uint8_t *const *later,
                                                 size_t along, size_t k, size_t end, const void *const *x, uint8_t *panel, __m512 sums[4][6]) {
     const size_t whole = k + ((end - k) & ~(size_t)63), begin = k;
@@ -3695,7 +3698,7 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_block_table(const int ask, const int C, cons
     MOEI_UNROLL for (int i = 0; i < 2; i++) t[i] = _mm512_loadu_si512(table->low + 64 * i), t[2 + i] = _mm512_loadu_si512(table->high + 64 * i);
     for (; k < whole; k += 64) {
         MOEI_UNROLL for (uint32_t i = 0; i < R; i++) {
-            moei_ask(ask, p[i] + k, later[i] + along * k);
+            if (C) moei_ask(ask, p[i] + k, later[i] + along * k, 64);
             codes[i] = _mm512_loadu_si512(p[i] + k);
         }
         moei_step_table(C, R, t, codes, 1, mx, (k - begin) / 32, bits, x, k, panel + 2 * k, sums);
@@ -3713,7 +3716,7 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_fill_line_e4m3(const float v[128], const moe
     }
 }
 /* run: weights of a table along a row; MXFP8 (is_mx) has one. */
-MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int ask, const int is_mx, const int C, const moei_rows *w, uint32_t n_rows,
+MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int is_mx, const int C, const moei_rows *w, uint32_t n_rows,
                                                const void *const *x, uint8_t *out, size_t out_stride, size_t run) {
     const uint32_t R = C == 0 ? 1 : C > 3 ? 2 : 4, tokens = (uint32_t)C;
     const size_t grid_rows = w->scale.data && !is_mx ? w->scale.rows : UINT32_MAX, rows = moei_rows_ahead(w, MOEI_AHEAD_BYTES);
@@ -3747,7 +3750,7 @@ MOEI_FORCE MOEI_BF16_VBMI void moei_rows_table(const int ask, const int is_mx, c
             end = w->k - k < run ? w->k : k + run;
             MOEI_UNROLL for (uint32_t i = 0; i < R; i++)
                 if (is_mx) moei_scales_mx(scales[i] + k / 32, end - k, mx.add[i], &mx);
-            moei_block_table(ask, C, R, &tables[b], is_mx ? &mx : NULL, &bits, p, later, tight ? R : 1, k, end, x, panel, sums);
+            moei_block_table(w->ask, C, R, &tables[b], is_mx ? &mx : NULL, &bits, p, later, tight ? R : 1, k, end, x, panel, sums);
         }
         MOEI_UNROLL for (uint32_t i = 0; i < R; i++)
             MOEI_UNROLL for (int c = 0; c < C; c++)
@@ -3769,61 +3772,57 @@ static size_t moei_run_e4m3(const moei_rows *w) {
     if (moei_is_mx(w)) return MOEI_PART_MX;
     return run % 64 == 0 && (w->k + run - 1) / run <= MOEI_TABLES_E4M3 ? run : 0;
 }
-#define MOEI_FEW_TABLE(ask, is_mx, C) case C: moei_rows_table(ask, is_mx, C, w, n_rows, x, (uint8_t *)out, out_stride, run); break
-MOEI_FORCE MOEI_BF16_VBMI void moei_few_table(const int ask, const int is_mx, const moei_rows *w, uint32_t n_rows, const void *const *x,
+#define MOEI_FEW_TABLE(is_mx, C) case C: moei_rows_table(is_mx, C, w, n_rows, x, (uint8_t *)out, out_stride, run); break
+MOEI_FORCE MOEI_BF16_VBMI void moei_few_table(const int is_mx, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                               uint32_t n, float *out, size_t out_stride, size_t run) {
     switch (n) {
-        MOEI_FEW_TABLE(ask, is_mx, 1);
-        MOEI_FEW_TABLE(ask, is_mx, 2);
-        MOEI_FEW_TABLE(ask, is_mx, 3);
-        MOEI_FEW_TABLE(ask, is_mx, 4);
-        MOEI_FEW_TABLE(ask, is_mx, 5);
-        MOEI_FEW_TABLE(ask, is_mx, 6);
+        MOEI_FEW_TABLE(is_mx, 1);
+        MOEI_FEW_TABLE(is_mx, 2);
+        MOEI_FEW_TABLE(is_mx, 3);
+        MOEI_FEW_TABLE(is_mx, 4);
+        MOEI_FEW_TABLE(is_mx, 5);
+        MOEI_FEW_TABLE(is_mx, 6);
     }
 }
-#define MOEI_DOT_VBMI(name, ask)                                                                                       \
-    MOEI_BF16_VBMI static void moei_dot_e4m3_##name(const moei_rows *w, uint32_t n_rows, const void *const *x,         \
-                                                    uint32_t n_tokens, float *out, size_t out_stride) {                \
-        const size_t run = moei_run_e4m3(w);                                                                           \
-        for (uint32_t i = 0; i < n_tokens && !run; i += 3)                                                             \
-            moei_dot_e4m3_bf16(w, n_rows, x + i, n_tokens - i < 3 ? n_tokens - i : 3, out + i * out_stride, out_stride); \
-        if (!run) return;                                                                                              \
-        if (moei_is_mx(w)) moei_few_table(ask, 1, w, n_rows, x, n_tokens, out, out_stride, run);                      \
-        else moei_few_table(ask, 0, w, n_rows, x, n_tokens, out, out_stride, run);                                    \
-    }
-MOEI_DOT_VBMI(vbmi, MOEI_ASK_L2)
-MOEI_DOT_VBMI(vbmi_zen5, MOEI_ASK_L1)
-MOEI_DOT_VBMI(vbmi_intel, MOEI_ASK_BOTH)
+MOEI_BF16_VBMI static void moei_dot_e4m3_vbmi(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                                              size_t out_stride) {
+    const size_t run = moei_run_e4m3(w);
+    for (uint32_t i = 0; i < n_tokens && !run; i += 3)
+        moei_dot_e4m3_bf16(w, n_rows, x + i, n_tokens - i < 3 ? n_tokens - i : 3, out + i * out_stride, out_stride);
+    if (!run) return;
+    if (moei_is_mx(w)) moei_few_table(1, w, n_rows, x, n_tokens, out, out_stride, run);
+    else moei_few_table(0, w, n_rows, x, n_tokens, out, out_stride, run);
+}
 MOEI_BF16_VBMI static void moei_decode_fp8_vbmi(const moei_rows *w, uint32_t n_rows, void *panel) {
     const size_t run = moei_run_e4m3(w);
     if (!run) moei_decode_fp8_bf16(w, n_rows, panel);
-    else if (moei_is_mx(w)) moei_rows_table(MOEI_ASK_NONE, 1, 0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
-    else moei_rows_table(MOEI_ASK_NONE, 0, 0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
+    else if (moei_is_mx(w)) moei_rows_table(1, 0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
+    else moei_rows_table(0, 0, w, n_rows, NULL, (uint8_t *)panel, 0, run);
 }
 
 static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, moei_prepare_group_bf16, NULL, NULL};
 // clang-format off
-#define MOEI_BF16_AVX512(name, dot, fp8, most) {                                                                                               \
-    MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_bf16_row_bytes, moei_prepare_bf16_avx512, moei_panel_bytes_bf16, moei_panel_bf16, {\
-        /* NONE         */ MOEI_NO_OPS,                                                                                        \
-        /* F32          */ {NULL, moei_decode_f32_bf16, 0},                                                                    \
-        /* F16          */ {NULL, moei_decode_f16_bf16, 0},                                                                    \
-        /* BF16         */ {moei_dot_bf16##name, NULL, UINT32_MAX},                                                            \
-        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                    \
-        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                    \
-        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,                                                                           \
-        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                                 \
-        /* MXFP8        */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, most},                                                        \
-        /* FP8_BLOCK    */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, most},                                                        \
-        /* FP8_CHANNEL  */ {moei_dot_e4m3_##dot, moei_decode_fp8_##fp8, most},                                                        \
-        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                          \
-    &moei_packing_bf16, NULL, MOEI_ASK_L2, 1}
-MOEI_TABLE const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(, bf16, bf16, 3);
-MOEI_TABLE const moei_arith moei_bf16_avx512bf16_zen5 = MOEI_BF16_AVX512(_zen5, bf16, bf16, 3);
-MOEI_TABLE const moei_arith moei_bf16_avx512bf16_intel = MOEI_BF16_AVX512(_intel, bf16, bf16, 3);
-MOEI_TABLE const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(, vbmi, vbmi, 6);
-MOEI_TABLE const moei_arith moei_bf16_vbmi_zen5 = MOEI_BF16_AVX512(_zen5, vbmi_zen5, vbmi, 6);
-MOEI_TABLE const moei_arith moei_bf16_vbmi_intel = MOEI_BF16_AVX512(_intel, vbmi_intel, vbmi, 6);
+#define MOEI_BF16_AVX512(fp8, most, ask) {                                                                                          \
+    MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_bf16_row_bytes, moei_prepare_bf16_avx512, moei_panel_bytes_bf16, moei_panel_bf16, { \
+        /* NONE         */ MOEI_NO_OPS,                                                                                             \
+        /* F32          */ {NULL, moei_decode_f32_bf16, 0},                                                                         \
+        /* F16          */ {NULL, moei_decode_f16_bf16, 0},                                                                         \
+        /* BF16         */ {moei_dot_bf16, NULL, UINT32_MAX},                                                                       \
+        /* Q8_0 - Q5_1  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                         \
+        /* Q2_K - Q6_K  */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                         \
+        /* IQ4_NL, _XS  */ MOEI_NO_OPS, MOEI_NO_OPS,                                                                                \
+        /* MXFP4, NVFP4 */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                                      \
+        /* MXFP8        */ {moei_dot_e4m3_##fp8, moei_decode_fp8_##fp8, most},                                                      \
+        /* FP8_BLOCK    */ {moei_dot_e4m3_##fp8, moei_decode_fp8_##fp8, most},                                                      \
+        /* FP8_CHANNEL  */ {moei_dot_e4m3_##fp8, moei_decode_fp8_##fp8, most},                                                      \
+        /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                               \
+    &moei_packing_bf16, NULL, ask, 1}
+MOEI_TABLE const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(bf16, 3, MOEI_ASK_L2);
+MOEI_TABLE const moei_arith moei_bf16_avx512bf16_zen5 = MOEI_BF16_AVX512(bf16, 3, MOEI_ASK_L1);
+MOEI_TABLE const moei_arith moei_bf16_avx512bf16_intel = MOEI_BF16_AVX512(bf16, 3, MOEI_ASK_BOTH);
+MOEI_TABLE const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(vbmi, 6, MOEI_ASK_L2);
+MOEI_TABLE const moei_arith moei_bf16_vbmi_zen5 = MOEI_BF16_AVX512(vbmi, 6, MOEI_ASK_L1);
+MOEI_TABLE const moei_arith moei_bf16_vbmi_intel = MOEI_BF16_AVX512(vbmi, 6, MOEI_ASK_BOTH);
 // clang-format on
 #endif
 
@@ -4545,28 +4544,17 @@ MOEI_FORCE const uint8_t *moei_q8_opaque(const uint8_t *p) {
 #endif
     return p;
 }
-/* A step's lines of what is read later: see moei_ahead_of. Without them one core of a Xeon (model 207) reads rows of Q4_K at 51 %
-   of its bandwidth of 15.5 GB/s, with them at 82 % (Q8_0 65, 87). To L2: on Zen 4 the hardware brings lines from there in time, and
-   prefetched to L1 they get in its way (Q8_0, 1 / 2 / 4 tokens, GB/s of 34: to L1 23 / 20 / 14, to L2 31 / 27 / 20, none 30 / 25 / 20;
-   4 KB ahead to L2 22 / 21 / 18). */
-MOEI_FORCE void moei_q8_prefetch(const uint8_t *p, size_t bytes) {
-    MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH_L2(p + i);
-}
-/* The same for a step at p, just before it is unpacked; and its lines of MOEI_TO_L1 later to L1 too on Intel, whose core has 16 lines on their
-   way to L1 at a time, those to L2 among them, and whose prefetchers do not bring rows there that are unpacked (Xeon, model 207, one token, one
+/* Just before a step at p is unpacked: its lines of what is read `ahead` bytes later. Without them one core of a Xeon (model 207) reads rows of
+   Q4_K at 51 % of its bandwidth of 15.5 GB/s, with them at 82 % (Q8_0 65, 87). To L2: on Zen 4 the hardware brings lines from there in time,
+   and prefetched to L1 they get in its way (Q8_0, 1 / 2 / 4 tokens, GB/s of 34: to L1 23 / 20 / 14, to L2 31 / 27 / 20, none 30 / 25 / 20;
+   4 KB ahead to L2 22 / 21 / 18). And MOEI_TO_L1 later to L1 too on Intel, whose core has 16 lines on their way
+   to L1 at a time, those to L2 among them, and whose prefetchers do not bring rows there that are unpacked (Xeon, model 207, one token, one
    core, GB/s of 16.7: Q4_0 11.4 and 12.6, Q4_K 11.0 and 12.3, Q8_0 12.4 and 13.4, MXFP4 10.8 and 11.1, AVX2 4 to 12 % more. 1 and 2 KB later
    are level; all to L1 9 to 11 % slower, nothing to L2 20 to 40, no prefetches 40 to 45). Past L3 (Zen 5) all go to L1, 8 KB ahead (layer, one
    token, one core: Q4_0 1.07, Q8_0, NVFP4_HF 1.05, int8 1.04 times faster than to L2, others level or up to 1.02; two cores Q4_0 1.1, Q8_0 1.05,
    int8 1.02. PREFETCHT0 is as fast, but hands every line to L3, which can keep a router instead. 4 KB ahead 4 to 6 % slower, 16 KB up to 3). */
-MOEI_FORCE void moei_q8_prefetch_step(const moei_rows *w, const uint8_t *p, size_t ahead, size_t bytes) {
-    const uint8_t *const later = moei_q8_opaque(p + ahead);
-    if (MOEI_LIKELY(w->ask == MOEI_ASK_PAST_L3)) {
-        MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH_NTA(later + i);
-        return;
-    }
-    moei_q8_prefetch(later, bytes);
-    if (w->ask != MOEI_ASK_BOTH) return;
-    MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH(p + MOEI_TO_L1 + i);
+MOEI_FORCE void moei_q8_ask(const moei_rows *w, const uint8_t *p, size_t ahead, const size_t bytes) {
+    moei_ask(w->ask, p, moei_q8_opaque(p + ahead), bytes);
 }
 
 /* ---- 256 bits: the weights of one step ----
@@ -4901,7 +4889,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_scales_avx2(uint32_t f, const uint8_t *p, cons
                IQ4_NL 24 (29), Q5_0 22 (23), NVFP4_HF 21, IQ4_XS 22 (24), Q2_K 19 (18), Q3_K 17 (18): 16 to 27 cycles a step, 4 vector
                instructions in each. A block to a register and its sums folded for every token (34 instructions a token) was as fast at
                one token (Q5_K: 27), and at 4 tokens 10.5 GB/s where this has 15 (Q4_0; avxvnni 18).
-               Zen 3, AVX2, cycles a step (memory gives 2.7 bytes a cycle): Q4_0 22, Q4_1 23, Q2_K 24, INT4_GROUP 26, Q4_K 26, MXFP4 27, MXFP4_HF
+               Zen 3, AVX2, cycles a step (memory gives a core 4 bytes a cycle): Q4_0 22, Q4_1 23, Q2_K 24, INT4_GROUP 26, Q4_K 26, MXFP4 27, MXFP4_HF
                29, NVFP4 29, INT8_CHANNEL 30, Q8_0 31, IQ4_NL 32, Q3_K 32, NVFP4_HF 33, Q6_K 34, IQ4_XS 35, Q5_K 37, Q5_0 39, Q5_1 40: 2.5
                vector instructions a cycle. Rows cold, lines to L1 or 4 KB ahead are as fast. */
 enum { MOEI_Q8_SHARE = 4 }; /* up to so many tokens share a step that stays in registers, more go through panels */
@@ -4955,7 +4943,7 @@ MOEI_FORCE MOEI_AVX2 void moei_q8_rows_256(uint32_t f, int vex, int by_grid, con
             const moei_q8entry *e = &step;
             const moei_q8 *q[MOEI_Q8_SHARE];
             if (i == full) p = moei_q8_tail(f, w, p, tail);
-            else moei_q8_prefetch_step(w, p, ahead, size);
+            else moei_q8_ask(w, p, ahead, size);
             if (moei_q8_has_side(f) && !by_grid && i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &side);
             if (by_grid) moei_q8_near_256(f, w, grid, i, &step.s);
             else moei_q8_scales_avx2(f, p, &side, i % MOEI_Q8_CHUNK, &step.s);
@@ -5777,14 +5765,14 @@ MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, int by_grid, const moei_r
         for (size_t i = k; i < k_end; i += 2, p += 2 * step) {
             const uint8_t *second = p + step;
             if (i == full) p = tail;
-            else moei_q8_prefetch_step(w, p, ahead, step);
+            else moei_q8_ask(w, p, ahead, step);
             moei_q8_take_vnni(f, by_grid, w, r, i, p, i - k, x, 1, &rows, &a);
             if (i + 1 == k_end) {
                 moei_q8_join_vnni(f, by_grid, w, 1, &rows, &a, &a, i - k, x, 1, &acc);
                 break;
             }
             if (i + 1 == full) second = tail;
-            else moei_q8_prefetch_step(w, second, ahead, step);
+            else moei_q8_ask(w, second, ahead, step);
             moei_q8_take_vnni(f, by_grid, w, r, i + 1, second, i + 1 - k, x, 1, &rows, &b);
             moei_q8_join_vnni(f, by_grid, w, 2, &rows, &a, &b, i - k, x, 1, &acc);
         }
@@ -5817,7 +5805,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_rows_vnni(uint32_t f, int by_grid, const moei_
             for (size_t i = k; i < k_end; i++, p += step) {
                 moei_q8step *const to = a + 1 < pair ? &keep[i - k] : &now;
                 if (i == full) p = tail[a];
-                else moei_q8_prefetch_step(w, p, ahead, step);
+                else moei_q8_ask(w, p, ahead, step);
                 moei_q8_take_vnni(f, by_grid, w, row, i, p, i - k, x, n, &scan, to);
                 if (a + 1 == pair) moei_q8_join_vnni(f, by_grid, w, 0, &scan, pair == 2 ? &keep[i - k] : &now, &now, i - k, x, n, acc);
             }

@@ -204,8 +204,8 @@ static void limits_read_part(void *arg, int i) {
     limits_read_job *job = (limits_read_job *)arg;
     const uint64_t *p = (const uint64_t *)(const void *)(job->data + job->part * (size_t)i);
     uint64_t a = 0, b = 0, c = 0, d = 0;
-    /* One load per cache line is enough, and no compiler can make it slow. */
-    for (size_t k = 0; k + 32 <= job->part / 8; k += 32) a ^= p[k], b ^= p[k + 8], c ^= p[k + 16], d ^= p[k + 24];
+    /* A load of either half of a line: no compiler can make it slow, and Zen 3 reads a fifth less with one per line. */
+    for (size_t k = 0; k + 16 <= job->part / 8; k += 16) a ^= p[k], b ^= p[k + 4], c ^= p[k + 8], d ^= p[k + 12];
     job->sum[i] = a ^ b ^ c ^ d;
 }
 /* Bytes per second that n threads read together, one linear stream each. */

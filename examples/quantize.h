@@ -89,10 +89,10 @@ static float quant_scale(const float *x, int n, int lo, int hi, const int8_t *ta
     return best;
 }
 
-/* d and m >= 0 for x ~ d * q - m, 0 <= q <= levels. */
+/* d and m >= 0 for n <= 32 values x ~ d * q - m, 0 <= q <= levels. */
 static float quant_scale_min(const float *x, int n, int levels, float *m) {
     float lo = 0, hi = x[0], d = 0;
-    double mean = 0, best = -1;
+    double mean = 0, best = -1, sw = 0, sx = 0, w[32], q[32];
     for (int i = 0; i < n; i++) {
         lo = x[i] < lo ? x[i] : lo, hi = x[i] > hi ? x[i] : hi;
         mean += (double)x[i] * (double)x[i];
@@ -100,20 +100,20 @@ static float quant_scale_min(const float *x, int n, int levels, float *m) {
     *m = -lo;
     if (!(hi > lo)) return 0;
     mean = sqrt(mean / n);
+    for (int i = 0; i < n; i++) w[i] = mean + fabs((double)x[i]), sw += w[i], sx += w[i] * (double)x[i];
     for (int step = -10; step <= 10; step++) {
         float inverse = ((float)levels + 0.1f * (float)step) / (hi - lo);
-        double sw = 0, sq = 0, sqq = 0, sx = 0, sqx = 0, error = 0;
+        double sq = 0, sqq = 0, sqx = 0, error = 0;
         for (int i = 0; i < n; i++) {
-            double w = mean + fabs((double)x[i]), q = quant_round(inverse * (x[i] - lo), 0, levels);
-            sw += w, sq += w * q, sqq += w * q * q, sx += w * (double)x[i], sqx += w * q * (double)x[i];
+            q[i] = quant_round(inverse * (x[i] - lo), 0, levels);
+            sq += w[i] * q[i], sqq += w[i] * q[i] * q[i], sqx += w[i] * q[i] * (double)x[i];
         }
         double det = sw * sqq - sq * sq, scale = det > 0 ? (sw * sqx - sx * sq) / det : 0,
                low = det > 0 ? (sqq * sx - sq * sqx) / det : 0;
         if (low > 0 || !(scale > 0)) low = 0, scale = sqq > 0 ? sqx / sqq : 0;
         for (int i = 0; i < n; i++) {
-            double w = mean + fabs((double)x[i]), q = quant_round(inverse * (x[i] - lo), 0, levels),
-                   e = scale * q + low - (double)x[i];
-            error += w * e * e;
+            double e = scale * q[i] + low - (double)x[i];
+            error += w[i] * e * e;
         }
         if (scale > 0 && (best < 0 || error < best)) best = error, d = (float)scale, *m = (float)-low;
     }

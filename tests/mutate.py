@@ -148,7 +148,7 @@ def sites_of(text, begin, end):
     for line in text[begin:end].splitlines(keepends=True):
         body = "" if comment else re.split(r"/\*|//", line)[0].rstrip()
         comment = line.rfind("/*") > line.rfind("*/") or (comment and "*/" not in line)
-        if not re.match(r"\s*(#|X\(|static const|MOEI_ASSERT|enum)|.*(\\$|prefetch)", line):
+        if not re.match(r"\s*(#|X\(|static const|MOEI_ASSERT|enum)|.*(\\$|prefetch|\bask\b|_ask\()", line):
             for op, pattern, to in OPERATORS:
                 for m in re.finditer(pattern, body):
                     larger = op == "constant" and body[m.start() - 1] == "[" and re.match(r"\s*(static |const )*[a-z_]\w* \w+\[", body)

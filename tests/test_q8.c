@@ -435,7 +435,7 @@ static void pack(const moei_arith *arith, const tokens *x, const void **groups, 
         groups[t] = to + t * row;
     }
 }
-static const uint32_t asks[] = {MOEI_ASK_L2, MOEI_ASK_BOTH, MOEI_ASK_PAST_L3};
+static const uint32_t asks[] = {MOEI_ASK_L2, MOEI_ASK_BOTH, MOEI_ASK_L1, MOEI_ASK_PAST_L3, MOEI_ASK_NONE};
 static void run_one(const moei_arith *arith, const matrix *m, const tokens *x, const float *want, size_t want_rows,
                     uint32_t n_rows, uint32_t n_tokens) {
     const moei_ops *ops = &arith->ops[m->w.format];
@@ -444,7 +444,7 @@ static void run_one(const moei_arith *arith, const matrix *m, const tokens *x, c
     if (ops->dot && n_tokens <= ops->dot_max) {
         memset(out.data, 0xa5, ((n_tokens - 1) * stride + n_rows) * 4);
         moei_rows w = m->w;
-        w.ask = asks[n_rows % 3]; /* hints, whoever gives them */
+        w.ask = asks[(n_rows + n_tokens) % MOEI_COUNT(asks)]; /* hints, whoever gives them */
         ops->dot(&w, n_rows, x->x, n_tokens, (float *)(void *)out.data, stride);
         compare(want, want_rows, &out, n_rows, n_tokens, stride, "dot");
     }
