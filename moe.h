@@ -936,7 +936,7 @@ typedef struct moei_side {    /* scales or zero points that live apart, of one e
 } moei_side;
 
 /* Where the rows of few tokens are prefetched to, MOEI_AHEAD_BYTES before they are read; BOTH: to L2, and MOEI_TO_L1 before to L1. An arithmetic
-   has what suits most rows of a processor; some functions know better for one token or for several. (L2 and BOTH first: see moei_ask.) */
+   has what suits most rows of a processor; some functions know better for one token or for several. */
 enum { MOEI_ASK_L2, MOEI_ASK_BOTH, MOEI_ASK_L1, MOEI_ASK_PAST_L3, MOEI_ASK_NONE };
 typedef struct moei_rows {
     const uint8_t *data;        /* the expert's row 0 */
@@ -2134,7 +2134,7 @@ MOEI_FORCE void moei_side_ahead(const moei_side *s, size_t row, size_t bytes) {
 /* The lines of some bytes at p are read, those at `later` will be. Branches, not functions of their own for every hint: they are
    foreseen, and so many functions take long to compile. */
 MOEI_FORCE void moei_ask(uint32_t ask, const uint8_t *p, const uint8_t *later, const size_t bytes) {
-    if (ask <= MOEI_ASK_BOTH) {
+    if (ask == MOEI_ASK_L2 || ask == MOEI_ASK_BOTH) {
         MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH_L2(later + i);
         if (ask == MOEI_ASK_L2) return;
         MOEI_UNROLL for (size_t i = 0; i < bytes; i += 64) MOEI_PREFETCH(p + MOEI_TO_L1 + i);
@@ -2499,9 +2499,10 @@ MOEI_FORCE MOEI_AVX2 void moei_step_avx2(const uint32_t format, const int C, con
 MOEI_FORCE MOEI_AVX2 void moei_rows_avx2(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows, const float *x,
                                          float *out, size_t out_stride) {
     const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15, half = moei_half(w->k) * (size_t)C;
-    const int one = format == MOE_FORMAT_F32 && C == 1;
-    const size_t distance = one ? MOEI_AHEAD_BYTES : 2 * MOEI_AHEAD_BYTES;
-    const uint32_t ask = one && w->ask == MOEI_ASK_L2 ? (uint32_t)MOEI_ASK_L1 : w->ask;
+    const int one_f32 = format == MOE_FORMAT_F32 && C == 1;
+    const size_t distance = one_f32 ? MOEI_AHEAD_BYTES : 2 * MOEI_AHEAD_BYTES;
+    uint32_t ask = w->ask;
+    if (one_f32 && ask == MOEI_ASK_L2) ask = MOEI_ASK_L1;
     for (uint32_t r = 0; r < n_rows; r++) {
         const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r, distance);
         __m256 a[3], b[3];
@@ -3302,8 +3303,9 @@ MOEI_FORCE int moei_few(uint32_t n_rows, uint32_t n, uint32_t most, size_t row_b
 }
 MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int C, const moei_rows *w, uint32_t n_rows,
                                              const float *x, float *out, size_t out_stride) {
-    const uint32_t ask = format == MOE_FORMAT_F32 && C == 1 && w->ask == MOEI_ASK_L2 ? (uint32_t)MOEI_ASK_NONE : w->ask; /* AMD: see above */
     const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15, group = (size_t)C;
+    uint32_t ask = w->ask;
+    if (format == MOE_FORMAT_F32 && C == 1 && ask == MOEI_ASK_L2) ask = MOEI_ASK_NONE; /* Zen 4: see above */
     for (uint32_t r = 0; r < n_rows; r++) {
         const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
         __m512 a[3];
@@ -4547,12 +4549,12 @@ MOEI_FORCE const uint8_t *moei_q8_opaque(const uint8_t *p) {
 /* Just before a step at p is unpacked: its lines of what is read `ahead` bytes later. Without them one core of a Xeon (model 207) reads rows of
    Q4_K at 51 % of its bandwidth of 15.5 GB/s, with them at 82 % (Q8_0 65, 87). To L2: on Zen 4 the hardware brings lines from there in time,
    and prefetched to L1 they get in its way (Q8_0, 1 / 2 / 4 tokens, GB/s of 34: to L1 23 / 20 / 14, to L2 31 / 27 / 20, none 30 / 25 / 20;
-   4 KB ahead to L2 22 / 21 / 18). And MOEI_TO_L1 later to L1 too on Intel, whose core has 16 lines on their way
-   to L1 at a time, those to L2 among them, and whose prefetchers do not bring rows there that are unpacked (Xeon, model 207, one token, one
-   core, GB/s of 16.7: Q4_0 11.4 and 12.6, Q4_K 11.0 and 12.3, Q8_0 12.4 and 13.4, MXFP4 10.8 and 11.1, AVX2 4 to 12 % more. 1 and 2 KB later
-   are level; all to L1 9 to 11 % slower, nothing to L2 20 to 40, no prefetches 40 to 45). Past L3 (Zen 5) all go to L1, 8 KB ahead (layer, one
-   token, one core: Q4_0 1.07, Q8_0, NVFP4_HF 1.05, int8 1.04 times faster than to L2, others level or up to 1.02; two cores Q4_0 1.1, Q8_0 1.05,
-   int8 1.02. PREFETCHT0 is as fast, but hands every line to L3, which can keep a router instead. 4 KB ahead 4 to 6 % slower, 16 KB up to 3). */
+   4 KB ahead to L2 22 / 21 / 18). And MOEI_TO_L1 later to L1 too on Intel, whose core has 16 lines on their way to L1 at a time, those to L2
+   among them, and whose prefetchers do not bring rows there that are unpacked (Xeon, model 207, one token, one core, GB/s of 16.7: Q4_0 11.4 and
+   12.6, Q4_K 11.0 and 12.3, Q8_0 12.4 and 13.4, MXFP4 10.8 and 11.1, AVX2 4 to 12 % more. 1 and 2 KB later are level; all to L1 9 to 11 % slower,
+   nothing to L2 20 to 40, no prefetches 40 to 45). Past L3 (Zen 5) all go to L1, 8 KB ahead (layer, one token, one core: Q4_0 1.07, Q8_0, NVFP4_HF
+   1.05, int8 1.04 times faster than to L2, others level or up to 1.02; two cores Q4_0 1.1, Q8_0 1.05, int8 1.02. PREFETCHT0 is as fast, but hands
+   every line to L3, which can keep a router instead. 4 KB ahead 4 to 6 % slower, 16 KB up to 3). */
 MOEI_FORCE void moei_q8_ask(const moei_rows *w, const uint8_t *p, size_t ahead, const size_t bytes) {
     moei_ask(w->ask, p, moei_q8_opaque(p + ahead), bytes);
 }

@@ -143,12 +143,12 @@ def listed():
 
 def sites_of(text, begin, end):
     """(operator, offset, line, mutated line) of everything that may change: no comments, strings, preprocessor lines, tables, sizes of
-    arrays (only larger ones would compile), and no prefetching, which changes no result."""
+    arrays (only larger ones would compile), and no prefetching or choice of it (ask), which changes no result."""
     comment, at = False, begin
     for line in text[begin:end].splitlines(keepends=True):
         body = "" if comment else re.split(r"/\*|//", line)[0].rstrip()
         comment = line.rfind("/*") > line.rfind("*/") or (comment and "*/" not in line)
-        if not re.match(r"\s*(#|X\(|static const|MOEI_ASSERT|enum)|.*(\\$|prefetch|\bask\b|_ask\()", line):
+        if not re.match(r"\s*(#|X\(|static const|MOEI_ASSERT|enum)|.*(\\$|prefetch|\bask = |_ask\()", line):
             for op, pattern, to in OPERATORS:
                 for m in re.finditer(pattern, body):
                     larger = op == "constant" and body[m.start() - 1] == "[" and re.match(r"\s*(static |const )*[a-z_]\w* \w+\[", body)
