@@ -950,6 +950,7 @@ typedef struct moei_rows {
     float *sums;                /* room for n_sums of them where parts of long rows take turns; may be NULL */
     size_t n_sums;
     uint32_t ask;               /* MOEI_ASK_, where dot heeds it: its caller takes the arithmetic's; any is right */
+    uint32_t whole;             /* likewise: tiles of f32 and bf16 pass over all of k at once */
 } moei_rows;
 MOEI_FORCE const uint8_t *moei_row(const moei_rows *w, size_t r) { return w->data + (w->row0 + r) * w->row_stride; }
 
@@ -1000,7 +1001,7 @@ typedef struct moei_arith {     /* one compute on one tier */
     moei_ops ops[MOE_FORMAT_COUNT];
     const moei_packing *packing; /* NULL = tokens are always used as they were prepared */
     const struct moei_tiles *tiles; /* of a panel: its rows may be decoded a tile at a time; NULL = all of them first */
-    uint32_t ask;               /* MOEI_ASK_: see moei_rows */
+    uint32_t ask, whole;        /* see moei_rows */
     uint32_t up_blocks;         /* of MOEI_UP_ROWS of gate and up that many tokens meet at a time: as many rows share what they read of the tokens */
 } moei_arith;
 #ifndef MOEI_TABLE /* how those are linked: the tests take them from an object that exists already */
@@ -1903,7 +1904,7 @@ MOEI_TABLE const moei_arith moei_f32_c = {
 #define MOE_X(id, name, n, bytes, rows, cols) {moei_dot_f32_c, NULL, MOEI_C_TOKENS},
      MOE_FORMATS(MOE_X)
 #undef MOE_X
-    }, NULL, NULL, MOEI_ASK_L2, 1};
+    }, NULL, NULL, MOEI_ASK_L2, 0, 1};
 // clang-format on
 
 /* ---- Q8 */
@@ -1960,7 +1961,7 @@ MOEI_TABLE const moei_arith moei_q8_c = {
      MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C, MOEI_Q8_C,                 /* iq4_nl iq4_xs mxfp4 nvfp4 */
      MOEI_Q8_C, MOEI_Q8_C,                                       /* mxfp4_hf nvfp4_hf */
      MOEI_Q8_DENSE, MOEI_Q8_DENSE, MOEI_Q8_DENSE,                /* mxfp8 fp8_block fp8_channel */
-     MOEI_Q8_C, MOEI_Q8_C}, NULL, NULL, MOEI_ASK_L2, 1};         /* int8_channel int4_group */
+     MOEI_Q8_C, MOEI_Q8_C}, NULL, NULL, MOEI_ASK_L2, 0, 1};         /* int8_channel int4_group */
 // clang-format on
 
 /* ---- Elementwise */
@@ -2074,8 +2075,10 @@ typedef struct moei_tiles {
    2 cycles (Zen 5), in which AVX-512 does 4 FMAs. 8 rows x 3 tokens read 3 lines of tokens for 24; 4 x 6, which lets as much of rows and
    tokens into registers, reads 6 and stands still (Zen 5, layer, 512 tokens: F32 73 and 82, BF16 60 and 71 % of the peak).
    Where the rows of a tile are longer than L1 they come in parts of k, and the sums wait in memory between the parts: 50 lines more to
-   move, so the parts are as long as L1 allows (BF16, k = 2048 in one part 88, in two 74 %; bf16 rows for F32 are halves of its lines and
-   may well be longer). Every sum is one chain either way. */
+   move, so the parts are as long as L1 allows (Zen 5, BF16, k = 2048 in one part 88, in two 74 %; bf16 rows for F32 are halves of its lines
+   and may well be longer). Where an FMA of 512 bits takes a cycle, L2 gives lines in time, and rows stay whole (moei_rows.whole; Zen 4, 32
+   tokens, cold, % of the peak, in parts and whole: F32, f32 rows, k = 1536 79 91, 2048 77 85, 2880 78 91, 4096 75 81; BF16, k = 2880 86 88,
+   4096 76 84; fp8 in BF16, k = 7168 69 77). Every sum is one chain either way. */
 #define MOEI_TILE_SUMS (8 * 3 * 16)
 #define MOEI_GROUPS ((size_t)32)
 #define MOEI_GROUPS_BYTES ((size_t)384 << 10)
@@ -2207,7 +2210,7 @@ MOEI_FORCE size_t moei_lines(size_t bytes, size_t parts) { return (bytes / 64 + 
 MOEI_UNUSED static void moei_sweep_panel(const moei_tiles *tiles, const moei_rows *w, moei_decode_fn *decode, uint8_t *panel, size_t stride,
                                          uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
     moei_tile t;
-    const size_t parts = n_tokens <= tiles->tokens ? 1 : (w->k + tiles->k - 1) / tiles->k, part = (w->k / parts + 63) / 64 * 64;
+    const size_t parts = n_tokens <= tiles->tokens || w->whole ? 1 : (w->k + tiles->k - 1) / tiles->k, part = (w->k / parts + 63) / 64 * 64;
     const size_t row_bytes = tiles->bytes * w->k, groups = MOEI_GROUPS_BYTES / (tiles->tokens * row_bytes + 1) + 1;
     const uint32_t block = (uint32_t)(groups < MOEI_GROUPS ? groups : MOEI_GROUPS) * tiles->tokens, tall = (n_rows - 1) / tiles->rows + 1;
     const size_t ahead = moei_rows_ahead(w, MOEI_AHEAD_ROWS), keep = !decode || n_tokens > block;
@@ -2595,7 +2598,7 @@ MOEI_FORCE MOEI_AVX2 void moei_results_avx2(const int C, const moei_tile *t, con
                (Zen 3, k = 2048, 11 groups, calm and beside a busy neighbour on the core: 91 and 79 % of the peak, rows one after the other
                87 and 72, both halves for each group in turn 79 and 66. Layer, Qwen3-30B, 512 tokens: f32 1.03 to 1.12 times faster.)
    PARTS       Sums that wait in memory cost more than rows that leave L1: k = 2880 in one part is 1.05 times faster than in two; bf16 rows
-               1.13, and of k = 4096 1.12 times. */
+               1.13, and of k = 4096 1.12 times (Zen 4: bf16 rows, k = 7168 1.05, 14336 1.06; f32, k = 7168 0.95). */
 MOEI_FORCE MOEI_AVX2 void moei_panel_step_avx2(const int C, const float *w, const float *x, __m256 (*a)[4]) {
     const uint8_t *const rows[4] = {(const uint8_t *)w, (const uint8_t *)(w + 8), (const uint8_t *)(w + 16), (const uint8_t *)(w + 24)};
     __m256i v;
@@ -2685,7 +2688,7 @@ MOEI_TILE_AVX2(1)
 MOEI_TILE_AVX2(2)
 MOEI_TILE_AVX2(3)
 static const moei_tiles moei_tiles_avx2_BF16 = {
-    4, 3, 4096, 8, 4, 1, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3}, NULL};
+    4, 3, 16384, 8, 4, 1, {moei_tile_avx2_BF16_1, moei_tile_avx2_BF16_2, moei_tile_avx2_BF16_3}, NULL};
 
 MOEI_FORCE MOEI_AVX2 void moei_dot_avx2(const uint32_t format, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                         uint32_t n_tokens, float *out, size_t out_stride) {
@@ -3009,7 +3012,7 @@ static const moei_packing moei_packing_avx2 = {3, 2, moei_pack_avx2, NULL, NULL,
         /* FP8_BLOCK    */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},                                              \
         /* FP8_CHANNEL  */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},                                              \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                  \
-    &moei_packing_avx2, &moei_tiles_avx2_F32, ask, 1}
+    &moei_packing_avx2, &moei_tiles_avx2_F32, ask, 0, 1}
 MOEI_TABLE const moei_arith moei_f32_avx2 = MOEI_F32_AVX2(NULL, UINT32_MAX, MOEI_ASK_L2);
 MOEI_TABLE const moei_arith moei_f32_avx2_intel = MOEI_F32_AVX2(NULL, UINT32_MAX, MOEI_ASK_BOTH);
 /* Where L1 has room for its 4 rows of f32, a panel pays from about 18 tokens on (k = 4096 and 14336: 30). Zen 5, layer, 512 tokens: Qwen3-30B
@@ -3294,8 +3297,7 @@ static const moei_tiles moei_tiles_avx512_panel = {
    (Zen 4, one core of 30 GB/s, layer: bf16 to L1 20, to L2 28, none 21; f32 to L2 23, none 30; tiles of 4 rows 22). Several tokens need
    it, to L2: then they stay in L1. A tile of 4 rows pushes them out as it passes (Zen 4, k = 2048, bf16 rows, GB/s of 28, tile and row
    by row: F32 2 tokens 25 and 28, 3 tokens 21 and 26; BF16 2 to 6 tokens 25 25 22 19 17 and 27 30 30 29 26). F32 loads as much as it
-   multiplies, so from 4 tokens on the tile is faster, as is BF16's from 5 where it leaves the tokens in L1 (k = 768: 27, rows 23). The
-   group has to leave room for a row (k = 4096: BF16 29 with 3 tokens, 9 with 4). */
+   multiplies, so from 4 tokens on the tile is faster. The group has to leave room for a row (k = 4096: BF16 29 with 3 tokens, 9 with 4). */
 #define MOEI_FEW_BYTES_L1 ((size_t)24 << 10)
 /* Whether tokens pass over single rows: where there are few of either. Rows may be fewer than a tile can have. */
 MOEI_FORCE int moei_few(uint32_t n_rows, uint32_t n, uint32_t most, size_t row_bytes) {
@@ -3371,7 +3373,7 @@ MOEI_E4M3(avx512, MOEI_AVX512, 1, 16, moei_use_f32)
 
 static const moei_packing moei_packing_avx512 = {3, 2, moei_pack_f32, NULL, NULL, NULL};
 // clang-format off
-#define MOEI_F32_AVX512(dot_max, tiles, ask) {                                                                         \
+#define MOEI_F32_AVX512(dot_max, tiles, ask, whole) {                                                                  \
     MOE_COMPUTE_F32, MOE_TIER_AVX512, moei_f32_row_bytes, moei_prepare_f32, moei_panel_bytes_f32, moei_panel_avx512, { \
         /* NONE         */ MOEI_NO_OPS,                                                                                \
         /* F32          */ {moei_dot_avx512_F32, NULL, UINT32_MAX},                                                    \
@@ -3385,9 +3387,10 @@ static const moei_packing moei_packing_avx512 = {3, 2, moei_pack_f32, NULL, NULL
         /* FP8_BLOCK    */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                          \
         /* FP8_CHANNEL  */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                          \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                  \
-    &moei_packing_avx512, tiles, ask, 1}
-MOEI_TABLE const moei_arith moei_f32_avx512 = MOEI_F32_AVX512(UINT32_MAX, NULL, MOEI_ASK_L2);
-MOEI_TABLE const moei_arith moei_f32_avx512_intel = MOEI_F32_AVX512(12, &moei_tiles_avx512_panel, MOEI_ASK_BOTH);
+    &moei_packing_avx512, tiles, ask, whole, 1}
+MOEI_TABLE const moei_arith moei_f32_avx512 = MOEI_F32_AVX512(UINT32_MAX, NULL, MOEI_ASK_L2, 1);
+MOEI_TABLE const moei_arith moei_f32_avx512_zen5 = MOEI_F32_AVX512(UINT32_MAX, NULL, MOEI_ASK_L2, 0);
+MOEI_TABLE const moei_arith moei_f32_avx512_intel = MOEI_F32_AVX512(12, &moei_tiles_avx512_panel, MOEI_ASK_BOTH, 0);
 // clang-format on
 
 /* exp: see moei_exp. min and max return their second operand on NaN; scalef rounds once, as the two exact steps do. */
@@ -3533,8 +3536,8 @@ MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int C, const moei_rows *w, uint32
 #define MOEI_ROWS_BF16(C) moei_rows_bf16(C, w, n_rows, x + i, out, out_stride)
 MOEI_BF16 static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
                                     size_t out_stride) {
-    /* k = 768, 5 and 6 tokens: tile 24 and 25, rows 32 and 34 % of the peak (Zen 5); Zen 4 likes the tile. */
-    if (!moei_few(n_rows, n_tokens, w->k < 1536 && w->ask == MOEI_ASK_L2 ? 4 : 6, 2 * w->k)) {
+    /* k = 768, 5 and 6 tokens, cold, tile and rows, % of the peak: Zen 5 24 25 and 32 34, Zen 4 40 53 and 52 60. */
+    if (!moei_few(n_rows, n_tokens, 6, 2 * w->k)) {
         moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);
         return;
     }
@@ -3804,7 +3807,7 @@ MOEI_BF16_VBMI static void moei_decode_fp8_vbmi(const moei_rows *w, uint32_t n_r
 
 static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, moei_prepare_group_bf16, NULL, NULL};
 // clang-format off
-#define MOEI_BF16_AVX512(fp8, most, ask) {                                                                                          \
+#define MOEI_BF16_AVX512(fp8, most, ask, whole) {                                                                                   \
     MOE_COMPUTE_BF16, MOE_TIER_AVX512BF16, moei_bf16_row_bytes, moei_prepare_bf16_avx512, moei_panel_bytes_bf16, moei_panel_bf16, { \
         /* NONE         */ MOEI_NO_OPS,                                                                                             \
         /* F32          */ {NULL, moei_decode_f32_bf16, 0},                                                                         \
@@ -3818,13 +3821,12 @@ static const moei_packing moei_packing_bf16 = {3, 2, moei_pack_bf16, moei_prepar
         /* FP8_BLOCK    */ {moei_dot_e4m3_##fp8, moei_decode_fp8_##fp8, most},                                                      \
         /* FP8_CHANNEL  */ {moei_dot_e4m3_##fp8, moei_decode_fp8_##fp8, most},                                                      \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                               \
-    &moei_packing_bf16, NULL, ask, 1}
-MOEI_TABLE const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(bf16, 3, MOEI_ASK_L2);
-MOEI_TABLE const moei_arith moei_bf16_avx512bf16_zen5 = MOEI_BF16_AVX512(bf16, 3, MOEI_ASK_L1);
-MOEI_TABLE const moei_arith moei_bf16_avx512bf16_intel = MOEI_BF16_AVX512(bf16, 3, MOEI_ASK_BOTH);
-MOEI_TABLE const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(vbmi, 6, MOEI_ASK_L2);
-MOEI_TABLE const moei_arith moei_bf16_vbmi_zen5 = MOEI_BF16_AVX512(vbmi, 6, MOEI_ASK_L1);
-MOEI_TABLE const moei_arith moei_bf16_vbmi_intel = MOEI_BF16_AVX512(vbmi, 6, MOEI_ASK_BOTH);
+    &moei_packing_bf16, NULL, ask, whole, 1}
+MOEI_TABLE const moei_arith moei_bf16_avx512bf16 = MOEI_BF16_AVX512(bf16, 3, MOEI_ASK_L2, 1);
+MOEI_TABLE const moei_arith moei_bf16_avx512bf16_intel = MOEI_BF16_AVX512(bf16, 3, MOEI_ASK_BOTH, 0);
+MOEI_TABLE const moei_arith moei_bf16_vbmi = MOEI_BF16_AVX512(vbmi, 6, MOEI_ASK_L2, 1);
+MOEI_TABLE const moei_arith moei_bf16_vbmi_zen5 = MOEI_BF16_AVX512(vbmi, 6, MOEI_ASK_L1, 0);
+MOEI_TABLE const moei_arith moei_bf16_vbmi_intel = MOEI_BF16_AVX512(vbmi, 6, MOEI_ASK_BOTH, 0);
 // clang-format on
 #endif
 
@@ -4127,7 +4129,7 @@ static const moei_packing moei_packing_amx = {16, 2, moei_pack_amx, NULL, moei_b
         /* FP8_BLOCK    */ {moei_dot_amx_##fp8, NULL, UINT32_MAX},                                                           \
         /* FP8_CHANNEL  */ {moei_dot_amx_##fp8, NULL, UINT32_MAX},                                                           \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                        \
-    &moei_packing_amx, NULL, MOEI_ASK_L2, 4}
+    &moei_packing_amx, NULL, MOEI_ASK_L2, 0, 4}
 MOEI_TABLE const moei_arith moei_bf16_amx = MOEI_BF16_AMX(fp8);
 MOEI_TABLE const moei_arith moei_bf16_amx_vbmi = MOEI_BF16_AMX(fp8_vbmi);
 // clang-format on
@@ -4547,14 +4549,15 @@ MOEI_FORCE const uint8_t *moei_q8_opaque(const uint8_t *p) {
     return p;
 }
 /* Just before a step at p is unpacked: its lines of what is read `ahead` bytes later. Without them one core of a Xeon (model 207) reads rows of
-   Q4_K at 51 % of its bandwidth of 15.5 GB/s, with them at 82 % (Q8_0 65, 87). To L2: on Zen 4 the hardware brings lines from there in time,
-   and prefetched to L1 they get in its way (Q8_0, 1 / 2 / 4 tokens, GB/s of 34: to L1 23 / 20 / 14, to L2 31 / 27 / 20, none 30 / 25 / 20;
-   4 KB ahead to L2 22 / 21 / 18). And MOEI_TO_L1 later to L1 too on Intel, whose core has 16 lines on their way to L1 at a time, those to L2
-   among them, and whose prefetchers do not bring rows there that are unpacked (Xeon, model 207, one token, one core, GB/s of 16.7: Q4_0 11.4 and
-   12.6, Q4_K 11.0 and 12.3, Q8_0 12.4 and 13.4, MXFP4 10.8 and 11.1, AVX2 4 to 12 % more. 1 and 2 KB later are level; all to L1 9 to 11 % slower,
-   nothing to L2 20 to 40, no prefetches 40 to 45). Past L3 (Zen 5) all go to L1, 8 KB ahead (layer, one token, one core: Q4_0 1.07, Q8_0, NVFP4_HF
-   1.05, int8 1.04 times faster than to L2, others level or up to 1.02; two cores Q4_0 1.1, Q8_0 1.05, int8 1.02. PREFETCHT0 is as fast, but hands
-   every line to L3, which can keep a router instead. 4 KB ahead 4 to 6 % slower, 16 KB up to 3). */
+   Q4_K at 51 % of its bandwidth of 15.5 GB/s, with them at 82 % (Q8_0 65, 87). To L2: on Zen 4 the hardware brings lines from there in time, and
+   prefetched to L1 they get in its way (Q8_0, 1 / 2 / 4 tokens, GB/s of 34: to L1 23 / 20 / 14, to L2 31 / 27 / 20, none 30 / 25 / 20; 4 KB ahead
+   to L2 22 / 21 / 18). And MOEI_TO_L1 later to L1 too: on Zen 4 that is level or faster (layer, one token, one core: MXFP4 1.14 times, Q4_1 1.07,
+   IQ4_XS 1.05, Q3_K, Q5_0, Q5_1, Q6_K 1.03; 1 KB later level, 4 KB slower), but on AVX2 as often slower. Intel's core has 16 lines on their way
+   to L1 at a time, those to L2 among them, and its prefetchers do not bring rows there that are unpacked (Xeon, model 207, one token, one core,
+   GB/s of 16.7: Q4_0 11.4 and 12.6, Q4_K 11.0 and 12.3, Q8_0 12.4 and 13.4, MXFP4 10.8 and 11.1, AVX2 4 to 12 % more. 1 and 2 KB later are level;
+   all to L1 9 to 11 % slower, nothing to L2 20 to 40, no prefetches 40 to 45). Past L3 (Zen 5) all go to L1, 8 KB ahead (layer, one token, one
+   core: Q4_0 1.07, Q8_0, NVFP4_HF 1.05, int8 1.04 times faster than to L2, others level or up to 1.02; two cores Q4_0 1.1, Q8_0 1.05, int8 1.02.
+   PREFETCHT0 is as fast, but hands every line to L3, which can keep a router instead. 4 KB ahead 4 to 6 % slower, 16 KB up to 3). */
 MOEI_FORCE void moei_q8_ask(const moei_rows *w, const uint8_t *p, size_t ahead, const size_t bytes) {
     moei_ask(w->ask, p, moei_q8_opaque(p + ahead), bytes);
 }
@@ -5281,7 +5284,7 @@ MOEI_TABLE const moei_arith moei_q8_##name = {                                  
      MOEI_Q8_BOTH(isa, Q5_K), MOEI_Q8_BOTH(isa, Q6_K), MOEI_Q8_BOTH(isa, IQ4_NL), MOEI_Q8_BOTH(isa, IQ4_XS),             \
      MOEI_Q8_BOTH(isa, MXFP4), MOEI_Q8_BOTH(isa, NVFP4), MOEI_Q8_BOTH(isa, MXFP4_HF), MOEI_Q8_BOTH(isa, NVFP4_HF),       \
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */                                         \
-     MOEI_Q8_BOTH(isa, INT8_CHANNEL), MOEI_Q8_BOTH(isa, INT4_GROUP)}, NULL, NULL, ask, 1};
+     MOEI_Q8_BOTH(isa, INT8_CHANNEL), MOEI_Q8_BOTH(isa, INT4_GROUP)}, NULL, NULL, ask, 0, 1};
 MOEI_Q8_ARITH_256(avx2, AVX2, avx2, MOEI_ASK_L2)
 MOEI_Q8_ARITH_256(avx2_intel, AVX2, avx2, MOEI_ASK_BOTH)
 #if MOEI_HAVE_AVXVNNI
@@ -6706,8 +6709,8 @@ static void moei_q8_panel_vnni_intel(void *panel, const moei_rows *w, uint32_t n
      MOEI_Q8_VNNI(Q5_K), MOEI_Q8_VNNI(Q6_K), MOEI_Q8_VNNI(IQ4_NL), MOEI_Q8_VNNI(IQ4_XS),                                 \
      MOEI_Q8_VNNI(MXFP4), MOEI_Q8_VNNI(NVFP4), MOEI_Q8_VNNI(MXFP4_HF), MOEI_Q8_VNNI(NVFP4_HF),                           \
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */                                         \
-     MOEI_Q8_VNNI(INT8_CHANNEL), MOEI_Q8_VNNI(INT4_GROUP)}, &moei_packing_vnni, NULL, ask, 1}
-MOEI_TABLE const moei_arith moei_q8_vnni = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni, MOEI_ASK_L2);
+     MOEI_Q8_VNNI(INT8_CHANNEL), MOEI_Q8_VNNI(INT4_GROUP)}, &moei_packing_vnni, NULL, ask, 0, 1}
+MOEI_TABLE const moei_arith moei_q8_vnni = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni, MOEI_ASK_BOTH);
 MOEI_TABLE const moei_arith moei_q8_vnni_zen5 = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni, MOEI_ASK_PAST_L3);
 MOEI_TABLE const moei_arith moei_q8_vnni_intel = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni_intel, MOEI_ASK_BOTH);
 /* clang-format on */
@@ -6890,7 +6893,7 @@ MOEI_TABLE const moei_arith moei_f32_neon = {
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_neon, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_neon, 0},
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
-    &moei_packing_neon, NULL, MOEI_ASK_L2, 1};
+    &moei_packing_neon, NULL, MOEI_ASK_L2, 0, 1};
 // clang-format on
 
 /* ---- BF16 on FEAT_BF16
@@ -6937,7 +6940,7 @@ MOEI_TABLE const moei_arith moei_bf16_neonbf16 = {
         /* FP8_BLOCK    */ {NULL, moei_decode_fp8_neonbf16, 0},
         /* FP8_CHANNEL  */ {NULL, moei_decode_fp8_neonbf16, 0},
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},
-    &moei_packing_neonbf16, NULL, MOEI_ASK_L2, 1};
+    &moei_packing_neonbf16, NULL, MOEI_ASK_L2, 0, 1};
 // clang-format on
 #endif
 
@@ -7450,7 +7453,7 @@ MOEI_FORCE void moei_panel_q8_neon(const uint32_t flags, const int mm, moei_half
             /* IQ4_NL, _XS  */ ops(plain), ops(plain),                                                                  \
             /* MXFP4, NVFP4 */ ops(plain), ops(two), ops(plain), ops(two),                                              \
             /* MXFP8, FP8   */ MOEI_NO_OPS, MOEI_NO_OPS, MOEI_NO_OPS,                                                   \
-            /* INT8, INT4   */ ops(plain), ops(plain)}, NULL, NULL, MOEI_ASK_L2, 1};
+            /* INT8, INT4   */ ops(plain), ops(plain)}, NULL, NULL, MOEI_ASK_L2, 0, 1};
 #define MOEI_Q8_OPS_NEON(kind) {moei_dot_q8_neon_##kind, NULL, UINT32_MAX}
 #define MOEI_Q8_OPS_DOTPROD(kind) {moei_dot_q8_dotprod_##kind, moei_decode_q8_dotprod_##kind, 4}
 #define MOEI_Q8_OPS_I8MM(kind) {moei_dot_q8_dotprod_##kind, moei_decode_q8_i8mm_##kind, 4}
@@ -8672,6 +8675,7 @@ static const moei_tier_row moei_tier_rows[] = {
 #endif
 #if MOEI_HAVE_AVX512
     {MOE_TIER_AVX512,     0,                     &moei_vec_avx512, {NULL, &moei_f32_avx512,       NULL,                        NULL}},
+    {MOE_TIER_AVX512,     MOEI_ZEN5,             NULL,             {NULL, &moei_f32_avx512_zen5,  NULL,                        NULL}},
     {MOE_TIER_AVX512,     MOEI_INTEL,            NULL,             {NULL, &moei_f32_avx512_intel, NULL,                        NULL}},
 #endif
 #if MOEI_HAVE_VNNI
@@ -8681,7 +8685,6 @@ static const moei_tier_row moei_tier_rows[] = {
 #endif
 #if MOEI_HAVE_AVX512BF16
     {MOE_TIER_AVX512BF16, 0,                     NULL,             {NULL, NULL,                   &moei_bf16_avx512bf16,       NULL}},
-    {MOE_TIER_AVX512BF16, MOEI_ZEN5,             NULL,             {NULL, NULL,                   &moei_bf16_avx512bf16_zen5,  NULL}},
     {MOE_TIER_AVX512BF16, MOEI_INTEL,            NULL,             {NULL, NULL,                   &moei_bf16_avx512bf16_intel, NULL}},
     {MOE_TIER_AVX512BF16, MOEI_VBMI,             NULL,             {NULL, NULL,                   &moei_bf16_vbmi,             NULL}},
     {MOE_TIER_AVX512BF16, MOEI_VBMI | MOEI_ZEN5, NULL,             {NULL, NULL,                   &moei_bf16_vbmi_zen5,        NULL}},
@@ -9303,7 +9306,7 @@ static void moei_multiply(const moei_arith *a, const moei_rows *w, uint32_t n_ro
                           size_t out_stride, uint8_t *panel) {
     const moei_ops *ops = &a->ops[w->format];
     moei_rows part = *w;
-    part.ask = a->ask;
+    part.ask = a->ask, part.whole = a->whole;
     if (ops->dot && !(a->panel && (w->k_stride || n > ops->dot_max))) {
         if (a->panel) part.sums = (float *)(void *)panel, part.n_sums = a->panel_bytes(MOEI_UP_ROWS, w->k) / sizeof(float);
         ops->dot(&part, n_rows, x, n, out, out_stride);

@@ -50,7 +50,7 @@ static void run_part(void *arg, int thread) {
     void *panel = aligned_alloc(64, job->arith->panel_bytes(panel_rows, k) + 64);
     moei_rows w;
     memset(&w, 0, sizeof w);
-    w.ask = job->arith->ask;
+    w.ask = job->arith->ask, w.whole = job->arith->whole;
     w.data = memory + (size_t)thread * (memory_bytes / (size_t)threads), w.row_stride = job->row_bytes, w.k = k,
     w.format = job->format;
     if (job->arith->packing->begin) job->arith->packing->begin();

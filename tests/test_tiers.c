@@ -282,7 +282,7 @@ static void check_dense(const subject *s, uint32_t format, size_t k, int at_end)
     size_t size = format == MOE_FORMAT_F32 ? 4 : 2;
     moei_rows w;
     memset(&w, 0, sizeof w);
-    w.ask = s->arith->ask;
+    w.ask = s->arith->ask, w.whole = s->arith->whole;
     w.row_stride = k * size + 1 + 2 * (k & 1); /* odd: every alignment occurs */
     guarded g = guarded_new(w.row_stride * (ROWS - 1) + k * size, at_end);
     w.data = g.data, w.k = k, w.format = format;
@@ -321,7 +321,7 @@ static void check_fp8(const subject *s, uint32_t format, size_t k, uint32_t type
     size_t n_cols = type ? (k + cols - 1) / cols : 0;
     moei_rows w;
     memset(&w, 0, sizeof w);
-    w.ask = s->arith->ask;
+    w.ask = s->arith->ask, w.whole = s->arith->whole;
     w.row_stride = k + 3, w.k = k, w.format = format;
     guarded g = guarded_new(w.row_stride * (ROWS - 1) + k, at_end), grid = guarded_new(ROWS * n_cols * 4 + 4, 1);
     w.data = g.data;
@@ -370,7 +370,7 @@ static void check_long(const subject *s, uint32_t format, size_t k) {
     moei_rows w;
     if (s->arith->ops[format].dot_max < N_TOKENS) return;
     memset(&w, 0, sizeof w);
-    w.ask = s->arith->ask;
+    w.ask = s->arith->ask, w.whole = s->arith->whole;
     w.k = k, w.format = format, w.row_stride = k * size + 2;
     guarded g = guarded_new(w.row_stride * (N_ROWS - 1) + k * size, 1), sums = guarded_new(MOEI_LONG_SUMS * 4, 1);
     guarded prepared = guarded_new(N_TOKENS * bytes, 1), group = guarded_new(N_TOKENS * bytes, 1);
@@ -646,12 +646,12 @@ int main(void) {
 #endif
 #if MOEI_HAVE_AVX512
     check_vec(&moei_vec_avx512, "elementwise avx512", MOE_TIER_AVX512);
-    check_arith(&moei_f32_avx512, "f32 avx512", 0);
+    check_arith(&moei_f32_avx512, "f32 avx512, rows as a whole", 0);
+    check_arith(&moei_f32_avx512_zen5, "f32 avx512, in parts of k", 0);
     check_arith(&moei_f32_avx512_intel, "f32 avx512, as on Intel", 0);
 #endif
 #if MOEI_HAVE_AVX512BF16
-    check_arith(&moei_bf16_avx512bf16, "bf16 avx512bf16", 0);
-    check_arith(&moei_bf16_avx512bf16_zen5, "bf16 avx512bf16, to L1", 0);
+    check_arith(&moei_bf16_avx512bf16, "bf16 avx512bf16, rows as a whole", 0);
     check_arith(&moei_bf16_avx512bf16_intel, "bf16 avx512bf16, to L2 and L1", 0);
     if (moei_cpu() & MOEI_VBMI) {
         check_arith(&moei_bf16_vbmi, "bf16 avx512bf16, fp8 by table", 0);
