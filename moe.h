@@ -935,9 +935,10 @@ typedef struct moei_side {    /* scales or zero points that live apart, of one e
     uint32_t type, rows, cols;
 } moei_side;
 
-/* Where the rows of few tokens are prefetched to, MOEI_AHEAD_BYTES before they are read; BOTH: to L2, and MOEI_TO_L1 before to L1. An arithmetic
-   has what suits most rows of a processor; some functions know better for one token or for several. */
-enum { MOEI_ASK_L2, MOEI_ASK_BOTH, MOEI_ASK_L1, MOEI_ASK_PAST_L3, MOEI_ASK_NONE };
+/* Where the rows of few tokens are prefetched to, MOEI_AHEAD_BYTES before they are read; BOTH: to L2, and MOEI_TO_L1 before to L1; HALVES: so
+   are rows of 16 bits, and those of f32 nowhere. An arithmetic has what suits most rows of a processor; some functions know better for one
+   token or for several. */
+enum { MOEI_ASK_L2, MOEI_ASK_BOTH, MOEI_ASK_L1, MOEI_ASK_PAST_L3, MOEI_ASK_NONE, MOEI_ASK_HALVES };
 typedef struct moei_rows {
     const uint8_t *data;        /* the expert's row 0 */
     size_t row_stride, k_stride, k;
@@ -3291,13 +3292,14 @@ static const moei_tiles moei_tiles_avx512_panel = {
     8, 3, 704, 32, 4, 1, {moei_tile_avx512_F32_1, moei_tile_avx512_F32_2, moei_tile_avx512_F32_3}, NULL};
 
 /* SHAPES      1 row x a group of C tokens, row after row: one stream
-   Whether it helps to name it to the memory in advance, and up to which cache, is the processor's. Intel's prefetchers need it (Xeon,
-   family 6 model 207: bf16 at 51 to 65 % of the read bandwidth without, 81 to 88 to L1 8 KB ahead, 89 to L2, 95 to L2 and, 2 KB ahead, to L1
-   once more, which 2 to 6 tokens like too: 93 for 83; f32 99 for 94); on AMD lines asked for to L1 are in the way
-   (Zen 4, one core of 30 GB/s, layer: bf16 to L1 20, to L2 28, none 21; f32 to L2 23, none 30; tiles of 4 rows 22). Several tokens need
-   it, to L2: then they stay in L1. A tile of 4 rows pushes them out as it passes (Zen 4, k = 2048, bf16 rows, GB/s of 28, tile and row
-   by row: F32 2 tokens 25 and 28, 3 tokens 21 and 26; BF16 2 to 6 tokens 25 25 22 19 17 and 27 30 30 29 26). F32 loads as much as it
-   multiplies, so from 4 tokens on the tile is faster. The group has to leave room for a row (k = 4096: BF16 29 with 3 tokens, 9 with 4). */
+   Whether it helps to name it to the memory in advance, and up to which cache, is the processor's. Intel's prefetchers need it (Xeon, family 6
+   model 207: bf16 at 51 to 65 % of the read bandwidth without, 81 to 88 to L1 8 KB ahead, 89 to L2, 95 to L2 and, 2 KB ahead, to L1 once more,
+   which 2 to 6 tokens like too: 93 for 83; f32 99 for 94); on AMD lines asked for to L1 are in the way (Zen 4, one core of 30 GB/s, layer: bf16
+   to L1 20, to L2 28, none 21; f32 to L2 23, none 30; tiles of 4 rows 22), but for 2 KB before, if L2 has them: then Zen 4's two cores read 93 %
+   of 36 GB/s of f16 and bf16, not 88 (one core level; f32 72 % for 88, BF16's own loop 72 for 92). Several tokens need it, to L2: then they stay
+   in L1. A tile of 4 rows pushes them out as it passes (Zen 4, k = 2048, bf16 rows, GB/s of 28, tile and row by row: F32 2 tokens 25 and 28, 3
+   tokens 21 and 26; BF16 2 to 6 tokens 25 25 22 19 17 and 27 30 30 29 26). F32 loads as much as it multiplies, so from 4 tokens on the tile is
+   faster. The group has to leave room for a row (k = 4096: BF16 29 with 3 tokens, 9 with 4). */
 #define MOEI_FEW_BYTES_L1 ((size_t)24 << 10)
 /* Whether tokens pass over single rows: where there are few of either. Rows may be fewer than a tile can have. */
 MOEI_FORCE int moei_few(uint32_t n_rows, uint32_t n, uint32_t most, size_t row_bytes) {
@@ -3307,7 +3309,8 @@ MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int C,
                                              const float *x, float *out, size_t out_stride) {
     const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15, group = (size_t)C;
     uint32_t ask = w->ask;
-    if (format == MOE_FORMAT_F32 && C == 1 && ask == MOEI_ASK_L2) ask = MOEI_ASK_NONE; /* Zen 4: see above */
+    if (format == MOE_FORMAT_F32 && C == 1 && ask == MOEI_ASK_L2) ask = MOEI_ASK_NONE; /* see above */
+    if (ask == MOEI_ASK_HALVES) ask = format == MOE_FORMAT_F32 ? MOEI_ASK_NONE : MOEI_ASK_BOTH;
     for (uint32_t r = 0; r < n_rows; r++) {
         const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
         __m512 a[3];
@@ -3388,7 +3391,7 @@ static const moei_packing moei_packing_avx512 = {3, 2, moei_pack_f32, NULL, NULL
         /* FP8_CHANNEL  */ {moei_dot_e4m3_avx512, moei_decode_fp8_avx512, 3},                                          \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                  \
     &moei_packing_avx512, tiles, ask, whole, 1}
-MOEI_TABLE const moei_arith moei_f32_avx512 = MOEI_F32_AVX512(UINT32_MAX, NULL, MOEI_ASK_L2, 1);
+MOEI_TABLE const moei_arith moei_f32_avx512 = MOEI_F32_AVX512(UINT32_MAX, NULL, MOEI_ASK_HALVES, 1);
 MOEI_TABLE const moei_arith moei_f32_avx512_zen5 = MOEI_F32_AVX512(UINT32_MAX, NULL, MOEI_ASK_L2, 0);
 MOEI_TABLE const moei_arith moei_f32_avx512_intel = MOEI_F32_AVX512(12, &moei_tiles_avx512_panel, MOEI_ASK_BOTH, 0);
 // clang-format on

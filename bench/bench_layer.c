@@ -899,7 +899,7 @@ static void measure_dense(row *out, pool *p, const model *m, double secs) {
 
 /* Median microseconds of one token through a layer with as many experts, each of a few rows, all in the cache. */
 static double overhead_us(pool *p, const shape *s) {
-    enum { D = 64, FF = 32, REPEATS = 2000 };
+    enum { D = 64, FF = 32, REPEATS = 20000 };
     static double v[REPEATS];
     const size_t matrix = (size_t)s->n_experts * D * FF, router = (size_t)s->n_experts * D;
     float *w = (float *)allocate((3 * matrix + router) * sizeof *w);
