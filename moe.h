@@ -936,7 +936,7 @@ typedef struct moei_side {    /* scales or zero points that live apart, of one e
 } moei_side;
 
 /* Where the rows of few tokens are prefetched to, MOEI_AHEAD_BYTES before they are read; BOTH: to L2, and MOEI_TO_L1 before to L1; HALVES: so
-   are rows of 16 bits, and those of f32 nowhere. An arithmetic has what suits most rows of a processor; some functions know better for one
+   are rows of 16 bits, and those of f32 to L2. An arithmetic has what suits most rows of a processor; some functions know better for one
    token or for several. */
 enum { MOEI_ASK_L2, MOEI_ASK_BOTH, MOEI_ASK_L1, MOEI_ASK_PAST_L3, MOEI_ASK_NONE, MOEI_ASK_HALVES };
 typedef struct moei_rows {
@@ -951,7 +951,7 @@ typedef struct moei_rows {
     float *sums;                /* room for n_sums of them where parts of long rows take turns; may be NULL */
     size_t n_sums;
     uint32_t ask;               /* MOEI_ASK_, where dot heeds it: its caller takes the arithmetic's; any is right */
-    uint32_t whole;             /* likewise: tiles of f32 and bf16 pass over all of k at once */
+    uint32_t whole;             /* likewise: tiles of AVX-512 pass over all of k at once, but where MOEI_LONG */
 } moei_rows;
 MOEI_FORCE const uint8_t *moei_row(const moei_rows *w, size_t r) { return w->data + (w->row0 + r) * w->row_stride; }
 
@@ -2079,7 +2079,7 @@ typedef struct moei_tiles {
    move, so the parts are as long as L1 allows (Zen 5, BF16, k = 2048 in one part 88, in two 74 %; bf16 rows for F32 are halves of its lines
    and may well be longer). Where an FMA of 512 bits takes a cycle, L2 gives lines in time, and rows stay whole (moei_rows.whole; Zen 4, 32
    tokens, cold, % of the peak, in parts and whole: F32, f32 rows, k = 1536 79 91, 2048 77 85, 2880 78 91, 4096 75 81; BF16, k = 2880 86 88,
-   4096 76 84; fp8 in BF16, k = 7168 69 77). Every sum is one chain either way. */
+   4096 76 84; fp8 in BF16, k = 7168 69 77; MOEI_LONG is 1 % faster still). Every sum is one chain either way. */
 #define MOEI_TILE_SUMS (8 * 3 * 16)
 #define MOEI_GROUPS ((size_t)32)
 #define MOEI_GROUPS_BYTES ((size_t)384 << 10)
@@ -3294,12 +3294,12 @@ static const moei_tiles moei_tiles_avx512_panel = {
 /* SHAPES      1 row x a group of C tokens, row after row: one stream
    Whether it helps to name it to the memory in advance, and up to which cache, is the processor's. Intel's prefetchers need it (Xeon, family 6
    model 207: bf16 at 51 to 65 % of the read bandwidth without, 81 to 88 to L1 8 KB ahead, 89 to L2, 95 to L2 and, 2 KB ahead, to L1 once more,
-   which 2 to 6 tokens like too: 93 for 83; f32 99 for 94); on AMD lines asked for to L1 are in the way (Zen 4, one core of 30 GB/s, layer: bf16
-   to L1 20, to L2 28, none 21; f32 to L2 23, none 30; tiles of 4 rows 22), but for 2 KB before, if L2 has them: then Zen 4's two cores read 93 %
-   of 36 GB/s of f16 and bf16, not 88 (one core level; f32 72 % for 88, BF16's own loop 72 for 92). Several tokens need it, to L2: then they stay
-   in L1. A tile of 4 rows pushes them out as it passes (Zen 4, k = 2048, bf16 rows, GB/s of 28, tile and row by row: F32 2 tokens 25 and 28, 3
-   tokens 21 and 26; BF16 2 to 6 tokens 25 25 22 19 17 and 27 30 30 29 26). F32 loads as much as it multiplies, so from 4 tokens on the tile is
-   faster. The group has to leave room for a row (k = 4096: BF16 29 with 3 tokens, 9 with 4). */
+   which 2 to 6 tokens like too: 93 for 83; f32 99 for 94); on Zen 4 lines asked for to L1 are in the way (one core of 30 GB/s, layer: bf16 to L1
+   20, to L2 28, none 21; f32 to L2 23, none 30; tiles of 4 rows 22), but for 2 KB before, if L2 has them: then Zen 4's two cores read 93 % of 36
+   GB/s of f16 and bf16, not 88 (one core level; f32 72 % for 88, BF16's own loop 72 for 92). Several tokens need it, to L2 (f32, 3 tokens: 69 %,
+   without 43): then they stay in L1. A tile of 4 rows pushes them out as it passes (Zen 4, k = 2048, bf16 rows, GB/s of 28, tile and row by row:
+   F32 2 tokens 25 and 28, 3 tokens 21 and 26; BF16 2 to 6 tokens 25 25 22 19 17 and 27 30 30 29 26). F32 loads as much as it multiplies, so from
+   4 tokens on the tile is faster. The group has to leave room for a row (k = 4096: BF16 29 with 3 tokens, 9 with 4). */
 #define MOEI_FEW_BYTES_L1 ((size_t)24 << 10)
 /* Whether tokens pass over single rows: where there are few of either. Rows may be fewer than a tile can have. */
 MOEI_FORCE int moei_few(uint32_t n_rows, uint32_t n, uint32_t most, size_t row_bytes) {
@@ -3309,8 +3309,8 @@ MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int C,
                                              const float *x, float *out, size_t out_stride) {
     const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, k_end = w->k & ~(size_t)15, group = (size_t)C;
     uint32_t ask = w->ask;
+    if (ask == MOEI_ASK_HALVES) ask = format == MOE_FORMAT_F32 ? MOEI_ASK_L2 : MOEI_ASK_BOTH;
     if (format == MOE_FORMAT_F32 && C == 1 && ask == MOEI_ASK_L2) ask = MOEI_ASK_NONE; /* see above */
-    if (ask == MOEI_ASK_HALVES) ask = format == MOE_FORMAT_F32 ? MOEI_ASK_NONE : MOEI_ASK_BOTH;
     for (uint32_t r = 0; r < n_rows; r++) {
         const uint8_t *p = moei_row(w, r), *ahead = p + moei_ahead_of(w, n_rows, r, MOEI_AHEAD_BYTES);
         __m512 a[3];
@@ -3512,7 +3512,7 @@ MOEI_FORCE const uint8_t *moei_line_bf16(const int C, const void *const *x, size
 MOEI_FORCE MOEI_BF16 void moei_rows_bf16(const int C, const moei_rows *w, uint32_t n_rows, const void *const *x, float *out,
                                          size_t out_stride) {
     uint32_t ask = w->ask;
-    if (C == 1 && ask == MOEI_ASK_L2) ask = MOEI_ASK_NONE; /* Zen 4: see moei_rows_avx512 */
+    if (C == 1 && ask == MOEI_ASK_L2) ask = MOEI_ASK_NONE; /* Zen 4's: see moei_rows_avx512 */
     if (C > 1 && ask == MOEI_ASK_L1) ask = MOEI_ASK_L2;    /* several tokens have to stay in L1 */
     const size_t k_end = w->k & ~(size_t)31;
     for (uint32_t r = 0; r < n_rows; r++) {
@@ -3559,7 +3559,9 @@ static void moei_panel_bf16(void *panel, const moei_rows *w, uint32_t n_rows, co
     moei_rows rows = *w;
     rows.data = (const uint8_t *)panel, rows.row0 = 0, rows.row_stride = moei_bf16_row_bytes(w->k);
     rows.ask = MOEI_ASK_L2; /* as in moei_panel_avx512 */
-    moei_dot_bf16(&rows, n_rows, x, n_tokens, out, out_stride);
+    /* It is in the caches: nothing streams, and tiles are faster at once (Zen 4, 2, 3, 6 tokens, k = 768: 62 79 85 % of the peak, rows 36 47 65). */
+    if (moei_few(n_rows, n_tokens, 1, 0)) moei_dot_bf16(&rows, n_rows, x, n_tokens, out, out_stride);
+    else moei_sweep(&moei_tiles_bf16, &rows, n_rows, x, n_tokens, out, out_stride);
 }
 
 /* f32, f16 and fp8 rows to bf16: the exact f32 value (fp8: rounded to f32 after its scale) to the nearest bf16, ties to even. */
@@ -7512,10 +7514,11 @@ MOEI_Q8_ARITH_NEON(I8MM, i8mm, moei_panel_bytes_q8_neon, moei_panel_q8_i8mm, MOE
 #endif
 
 /* What sets processors of one tier apart, above the tiers' bits. INTEL: conversions take the FMAs' ports, the prefetchers need help. ZEN5: AMD's
-   with AVX-VNNI: one token's bf16 rows are read fastest if they are asked for to L1 (92 % of the read bandwidth, without 84; not Zen 4), and
-   PREFETCHNTA brings a line to L1, which leaves it to L2, and L2 to nobody (lines of 1 MB, once out of L2, come from memory. Zen 4 and older are
-   not measured; Intel's brings it to L1 alone). VBMI: bytes are looked up (all with AVX512BF16 but Cooper Lake). ROOM: L1 has 48 KB (all with
-   AVX-VNNI but Intel's small cores; of those without, only some that have AVX-512). */
+   with AVX-VNNI: two FMAs of 512 bits a cycle, for which L2 is slow, so tiles take parts of k; one token's bf16 rows are read fastest if they are
+   asked for to L1 (92 % of the read bandwidth, without 84; not Zen 4); PREFETCHNTA brings a line to L1, which leaves it to L2, and L2 to nobody
+   (lines of 1 MB, once out of L2, come from memory. Zen 4 reads Q8 at 0.7 to 1.0 times its speed with it; Intel's brings it to L1 alone). VBMI:
+   bytes are looked up (all with AVX512BF16 but Cooper Lake). ROOM: L1 has 48 KB (all with AVX-VNNI but Intel's small cores; of those without,
+   only some that have AVX-512). */
 #define MOEI_ROOM (1u << 28)
 #define MOEI_INTEL (1u << 29)
 #define MOEI_ZEN5 (1u << 30)

@@ -3,11 +3,13 @@
 # build/check; as many run at once as there are cores. What is lacking is named.
 cd "$(dirname "$0")/.." || exit 1
 all=build/check
-if [ "${1:-}" = --one ]; then # the check of that number: tool, name, command
+if [ "${1:-}" = --one ]; then # the check of that number: tools, name, command
     o=$all/$2 start=$(date +%s)
-    { read -r tool; read -r name; } <"$o/check"
-    if ! command -v "$tool" >/dev/null 2>&1; then
-        result="skipped $name: no $tool"
+    { read -r tools; read -r name; } <"$o/check"
+    lacks=
+    for tool in $tools; do command -v "$tool" >/dev/null 2>&1 || lacks="$lacks $tool"; done
+    if [ -n "$lacks" ]; then
+        result="skipped $name: no$lacks"
     elif sed 1,2d "$o/check" | sh >"$o/log" 2>&1; then
         result="ok      $name ($(($(date +%s) - start)) s)"
     else
@@ -21,7 +23,7 @@ fi
 rm -rf $all
 mkdir -p $all
 n=0
-check() { # check TOOL NAME COMMAND: @ in the command is the check's own folder. ONLY=PATTERN make check runs those it names
+check() { # check TOOLS NAME COMMAND: @ in the command is the check's own folder. ONLY=PATTERN make check runs those it names
     case "$2" in *${ONLY:-}*) ;; *) return ;; esac
     n=$((n + 1))
     mkdir -p $all/$n
@@ -31,6 +33,7 @@ check() { # check TOOL NAME COMMAND: @ in the command is the check's own folder.
 W="-Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wundef -Wdouble-promotion -Werror"
 WC="$W -Wstrict-prototypes"
 T="-I. -Iexamples -Itests"
+aarch64="qemu-aarch64 aarch64-linux-gnu-gcc" s390x="qemu-s390x s390x-linux-gnu-gcc"
 printf '#define MOE_IMPLEMENTATION\n#include "moe.h"\n' | tee $all/emit.c >$all/emit.cc
 printf '#include "moe.h"\n#include "moe.h"\nint main(void) { return (int)(moe_version() == 0); }\n' >$all/use.c
 printf '#define MOE_STATIC\n#define MOE_IMPLEMENTATION\n#include "moe.h"\nint NAME(void);\nint NAME(void) { return (int)moe_version(); }\n' >$all/static.c
@@ -64,8 +67,8 @@ check gcc "address sanitizer: emulated tiles" "gcc -std=c11 -O1 -g1 -fsanitize=a
 check frama-c "proofs" "ONLY= sh tests/proofs/run.sh"
 for t in formats route; do
     check gcc "sanitizers: $t" "gcc -std=c11 $san $T -DMOE_NO_SIMD tests/test_$t.c -o @/t -lm && @/t"
-    check qemu-s390x "s390x, big-endian (qemu): $t" "s390x-linux-gnu-gcc -std=gnu11 -O2 -static $T tests/test_$t.c -o @/t -lm && qemu-s390x @/t"
-    check qemu-aarch64 "aarch64 (qemu): $t" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_$t.c -o @/t -lm && qemu-aarch64 @/t"
+    check "$s390x" "s390x, big-endian (qemu): $t" "s390x-linux-gnu-gcc -std=gnu11 -O2 -static $T tests/test_$t.c -o @/t -lm && qemu-s390x @/t"
+    check "$aarch64" "aarch64 (qemu): $t" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_$t.c -o @/t -lm && qemu-aarch64 @/t"
     check i686-linux-gnu-gcc "i686: $t" "i686-linux-gnu-gcc -std=c11 -O2 -msse2 -mfpmath=sse -static $T tests/test_$t.c -o @/t -lm && @/t"
 done
 for t in formats layer; do check tcc "a compiler without extensions (tcc): $t" "tcc -std=c11 $T tests/test_$t.c -o @/t -lm && @/t 1"; done
@@ -82,10 +85,10 @@ grep -q avx512_bf16 /proc/cpuinfo || { # make test has run them there
 check clang "stored hashes: clang -O3 -march=native, contracted products" "clang -std=c11 -O3 -march=native -ffp-contract=fast $hashes @/t hashes"
 for build in "gcc -O0" "gcc -O0 -DMOE_NO_OPTIMIZE" "gcc -O2 -DMOE_NO_Q8" "clang -O0"; do check ${build%% *} "stored hashes: $build" "$build -std=gnu11 $hashes @/t hashes"; done
 for t in q8 tiers; do
-    check qemu-aarch64 "aarch64 (qemu): $t" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_$t.c -o @/t -lm && qemu-aarch64 -cpu max @/t"
+    check "$aarch64" "aarch64 (qemu): $t" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_$t.c -o @/t -lm && qemu-aarch64 -cpu max @/t"
 done
-check qemu-aarch64 "aarch64 (qemu) without dot products: tiers" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_tiers.c -o @/t -lm && qemu-aarch64 -cpu cortex-a72 @/t | tee @/out && grep -q '^this machine and build: c neon\$' @/out"
-check qemu-aarch64 "aarch64 (qemu): guard pages" "aarch64-linux-gnu-gcc -std=c11 -O1 -static $T tests/test_memory.c -o @/t -lm && qemu-aarch64 -cpu max @/t 120"
+check "$aarch64" "aarch64 (qemu) without dot products: tiers" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $T tests/test_tiers.c -o @/t -lm && qemu-aarch64 -cpu cortex-a72 @/t | tee @/out && grep -q '^this machine and build: c neon\$' @/out"
+check "$aarch64" "aarch64 (qemu): guard pages" "aarch64-linux-gnu-gcc -std=c11 -O1 -static $T tests/test_memory.c -o @/t -lm && qemu-aarch64 -cpu max @/t 120"
 check aarch64-linux-gnu-g++ "aarch64: all warnings, C++11" "aarch64-linux-gnu-g++ -std=c++11 -O1 $W -I. -c $all/emit.cc -o @/emit.o"
 for o in -O0 "-O2 -mcpu=neoverse-v1" "-O1 -march=armv8.4-a" "-O0 -march=armv8.1-a" "-O0 -DMOE_NO_DOTPROD" "-O0 -DMOE_NO_I8MM" "-O0 -DMOE_NO_BF16"; do
     check aarch64-linux-gnu-gcc "aarch64 $o, all warnings" "aarch64-linux-gnu-gcc -std=c11 $o $WC -I. -c $all/emit.c -o @/emit.o"
@@ -93,8 +96,8 @@ done
 for cc in gcc aarch64-linux-gnu-gcc; do # moei_q8_c, and no other table
     check $cc "MOE_NO_Q8 leaves its kernels out: $cc" "$cc -std=c11 -O1 -DMOE_NO_Q8 $WC -I. -c $all/emit.c -o @/emit.o && ${cc%gcc}nm @/emit.o >@/nm && grep -q ' moei_q8_c\$' @/nm && ! grep -E '(avx2|avxvnni|vnni|neon|dotprod|i8mm)' @/nm | grep q8"
 done
-check qemu-aarch64 "stored hashes: aarch64 (qemu), BF16 too" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $hashes qemu-aarch64 -cpu max @/t hashes | tee @/out && grep -q ' 0 failed' @/out && ! grep -q 'hashes of neonbf16' @/out"
-check qemu-s390x "stored hashes: s390x, big-endian (qemu)" "s390x-linux-gnu-gcc -std=gnu11 -O2 -static $hashes qemu-s390x @/t hashes"
+check "$aarch64" "stored hashes: aarch64 (qemu), BF16 too" "aarch64-linux-gnu-gcc -std=c11 -O2 -static $hashes qemu-aarch64 -cpu max @/t hashes | tee @/out && grep -q ' 0 failed' @/out && ! grep -q 'hashes of neonbf16' @/out"
+check "$s390x" "stored hashes: s390x, big-endian (qemu)" "s390x-linux-gnu-gcc -std=gnu11 -O2 -static $hashes qemu-s390x @/t hashes"
 check i686-linux-gnu-gcc "stored hashes: i686" "i686-linux-gnu-gcc -std=c11 -O2 -msse2 -mfpmath=sse -static $hashes @/t hashes"
 # WebAssembly: what it needs besides clang is the tool that is looked for.
 wasm=clang

@@ -435,8 +435,7 @@ static void pack(const moei_arith *arith, const tokens *x, const void **groups, 
         groups[t] = to + t * row;
     }
 }
-static const uint32_t asks[] = {MOEI_ASK_L2,      MOEI_ASK_BOTH, MOEI_ASK_L1,
-                                MOEI_ASK_PAST_L3, MOEI_ASK_NONE, MOEI_ASK_HALVES};
+static const uint32_t asks[] = {MOEI_ASK_L2, MOEI_ASK_BOTH, MOEI_ASK_L1, MOEI_ASK_PAST_L3, MOEI_ASK_NONE};
 static void run_one(const moei_arith *arith, const matrix *m, const tokens *x, const float *want, size_t want_rows,
                     uint32_t n_rows, uint32_t n_tokens) {
     const moei_ops *ops = &arith->ops[m->w.format];

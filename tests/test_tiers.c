@@ -631,6 +631,24 @@ static void check_names(void) {
           "amx");
 }
 
+#if MOEI_HAVE_AVX2
+/* bf16 rows come in parts where k is longer than the tests' rows; here, where it is longer than a few steps. */
+static void dot_in_parts(const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens, float *out,
+                         size_t out_stride) {
+    moei_tiles tiles = moei_tiles_avx2_BF16;
+    tiles.k = 192;
+    moei_sweep_panel(&tiles, w, NULL, (uint8_t *)(uintptr_t)moei_row(w, 0), w->row_stride, n_rows, x, n_tokens, out,
+                     out_stride);
+}
+static void check_parts_avx2(void) {
+    moei_arith arith = moei_f32_avx2;
+    subject s = {"f32 avx2, bf16 rows in parts", &arith, 1};
+    arith.ops[MOE_FORMAT_BF16].dot = dot_in_parts;
+    for (size_t i = 0; i < MOEI_COUNT(depths) && moe_tiers() >> MOE_TIER_AVX2 & 1; i++)
+        check_dense(&s, MOE_FORMAT_BF16, depths[i], (int)i & 1);
+}
+#endif
+
 int main(void) {
     printf("this machine and build:");
     for (uint32_t t = 0; t < MOE_TIER_COUNT; t++)
@@ -643,6 +661,7 @@ int main(void) {
     check_arith(&moei_f32_avx2, "f32 avx2", 1);
     check_arith(&moei_f32_avx2_intel, "f32 avx2, to L2 and L1", 1);
     check_arith(&moei_f32_avx2_room, "f32 avx2, bf16 by panel", 1);
+    check_parts_avx2();
 #endif
 #if MOEI_HAVE_AVX512
     check_vec(&moei_vec_avx512, "elementwise avx512", MOE_TIER_AVX512);
