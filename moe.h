@@ -951,7 +951,7 @@ typedef struct moei_rows {
     float *sums;                /* room for n_sums of them where parts of long rows take turns; may be NULL */
     size_t n_sums;
     uint32_t ask;               /* MOEI_ASK_, where dot heeds it: its caller takes the arithmetic's; any is right */
-    uint32_t whole;             /* likewise: tiles of AVX-512 pass over all of k at once, but where MOEI_LONG */
+    uint32_t whole;             /* likewise: all of k at once, by tiles of AVX-512 (but where MOEI_LONG) and Q8's few tokens (moei_q8_turns) */
 } moei_rows;
 MOEI_FORCE const uint8_t *moei_row(const moei_rows *w, size_t r) { return w->data + (w->row0 + r) * w->row_stride; }
 
@@ -5001,23 +5001,26 @@ MOEI_FORCE moei_q8_arrange moei_q8_arrange_256(uint32_t f, int vex, uint32_t n) 
     if (moei_q8_has_abs(f, vex, (int)n)) a.fn = moei_q8_abs_256, a.per = 2;
     return a;
 }
-/* Up to MOEI_Q8_SHARE tokens: all steps of rows or, where the tokens would not stay in L1, rows in turns, a part of k at a time: else they
+/* Up to MOEI_Q8_SHARE tokens: all steps of rows or, where the tokens would not stay in L1, many rows a part of k at a time: else they
    came from L2 for every row (Zen 5, VNNI, two cores, k = 14336, % of the read bandwidth at 2, 3 and 4 tokens: Q4_K 83 86 84, was
-   77 55 51; MXFP4_HF 88 89 74, was 65 49 36. Parts of 16 or 32 steps are up to 15 points slower at 2 tokens). */
+   77 55 51; MXFP4_HF 88 89 74, was 65 49 36. Parts of 16 or 32 steps are up to 15 points slower at 2 tokens). Zen 4 reads pieces of rows at half
+   of its speed, and rows stay whole there (moei_rows.whole; one core, cold, GB/s, k = 14336, 2 and 4 tokens: Q8_0 13 12, so 26 18, Q4_K 12 9,
+   so 20 13), but where tokens are put in another order first, for which there is room for MOEI_Q8_ONE steps. */
 enum { MOEI_Q8_PART = 8, MOEI_Q8_ROUND = 32, MOEI_Q8_L1 = 48, MOEI_Q8_ONE = 64 }; /* steps; rows; steps of all tokens, of one, in L1 */
 static MOEI_AVX2 void moei_q8_turns(moei_q8_few_fn *few, moei_q8_arrange a, const moei_rows *w, uint32_t n_rows,
                                     const void *const *x, uint32_t n, float *out, size_t out_stride) {
     const size_t steps = (w->k + 255) / 256, step = moei_q8_step_bytes(w->format);
-    const int turns = steps * n * a.per > (n == 1 ? MOEI_Q8_ONE : MOEI_Q8_L1);
+    const size_t one = MOEI_Q8_ONE, most = w->whole ? a.fn ? one : steps * n : n == 1 ? one : (size_t)MOEI_Q8_L1; /* a.fn: there is room for one */
+    const size_t at_once = steps * n * a.per <= most ? steps : w->whole ? one / (n * a.per) : (size_t)MOEI_Q8_PART;
     uint8_t room[MOEI_Q8_ONE * sizeof(moei_q8) + 63];
     moei_q8 *const arranged = (moei_q8 *)(void *)(((uintptr_t)room + 63) & ~(uintptr_t)63);
     moei_q8sums sums[MOEI_Q8_ROUND];
     moei_rows part = *w;
     for (uint32_t r = 0, rows; r < n_rows; r += rows) {
-        rows = turns && n_rows - r > MOEI_Q8_ROUND ? (uint32_t)MOEI_Q8_ROUND : n_rows - r, part.row0 = w->row0 + r;
+        rows = at_once < steps && n_rows - r > MOEI_Q8_ROUND ? (uint32_t)MOEI_Q8_ROUND : n_rows - r, part.row0 = w->row0 + r;
         for (size_t k = 0, end; k < steps; k = end) {
             const moei_q8 *q[MOEI_Q8_SHARE];
-            end = turns && steps - k > MOEI_Q8_PART ? k + MOEI_Q8_PART : steps;
+            end = steps - k > at_once ? k + at_once : steps;
             for (uint32_t t = 0; t < n; t++) {
                 q[t] = (const moei_q8 *)x[t] + k;
                 if (!a.fn) continue;
@@ -5300,15 +5303,18 @@ MOEI_Q8_ARITH_256(avxvnni_intel, AVXVNNI, avxvnni, MOEI_ASK_BOTH)
 
 #if MOEI_HAVE_VNNI
 /* ---- AVX512-VNNI: the weights of one step ----
-   LAYOUT      v[j] holds weights 8 j .. 8 j + 7 of every block, blocks in the order 0 1 4 5 2 3 6 7; q of a prepared row likewise.
+   LAYOUT      v[j] holds weights 8 j .. 8 j + 7 of every block, blocks in the order 0 1 4 5 2 3 6 7; q of a prepared row likewise (but
+               Q6_K: moei_q8_zq6).
                So the dot products of a token add up in one register, two dwords per block, and its two halves shuffled give the
                sums in order. What puts the weights there is paid once per step and not once per token.
-   COST        on Zen 5 (4 vector micro-ops a cycle: dot products and multiplications go to pipes 0 and 1, permutations to 1 and 2,
-               shifts and conversions to 2 and 3, logic, unpacking and shufps anywhere; 2.7 are reached; a load that crosses a line
-               takes two of two). GB/s in cache with 1, 2 and 4 tokens, where memory gives 36 to one core and 60 to two: Q8_0 71 52 34,
-               Q4_0 56 40 26, Q4_1 58 43 27, Q5_0 44 36 25, Q5_1 47 38 27, Q4_K 42 34 24, Q5_K 51 39 27, Q6_K 50 42 28, IQ4_NL 57 41 25,
-               IQ4_XS 44 35 23, MXFP4 44 32 22, MXFP4_HF 41 32 22, NVFP4 40 31 19, INT4_GROUP 36 29 20, INT8_CHANNEL 78 50 33. Bound by
-               it: NVFP4_HF 34 27 18, Q3_K 31 25 16, Q2_K 27 21 14: few bytes for the dot products of 256 weights. */
+   COST        on Zen 5 (4 vector micro-ops a cycle: dot products and multiplications go to pipes 0 and 1, permutations to 1 and 2, shifts and
+               conversions to 2 and 3, logic, unpacking and shufps anywhere; 2.7 are reached; a load that crosses a line takes two of two). GB/s
+               in cache with 1, 2 and 4 tokens, where memory gives 36 to one core and 60 to two (before rows took turns and Q6_K kept its order):
+               Q8_0 71 52 34, Q4_0 56 40 26, Q4_1 58 43 27, Q5_0 44 36 25, Q5_1 47 38 27, Q4_K 42 34 24, Q5_K 51 39 27, Q6_K 50 42 28, IQ4_NL 57
+               41 25, IQ4_XS 44 35 23, MXFP4 44 32 22, MXFP4_HF 41 32 22, NVFP4 40 31 19, INT4_GROUP 36 29 20, INT8_CHANNEL 78 50 33. Bound by it:
+               NVFP4_HF 34 27 18, Q3_K 31 25 16, Q2_K 27 21 14: few bytes for the dot products of 256 weights. Zen 4, where memory gives 27 to 30
+               and 34 to 60: Q8_0 41 35 24, Q4_0 34 24 14, Q4_K 27 20 14, Q5_K 27 21 15, Q6_K 31 22 14, IQ4_NL 30 21 13, MXFP4 23 18 11, NVFP4_HF
+               20 15 9, Q3_K 17 12 8, Q2_K 16 11 7. */
 
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_ld512(const void *p) { return _mm512_loadu_si512(p); }
 /* Weights that are used more than once, loaded once: gcc makes them a memory operand of each use, and most are in two cache lines. */
@@ -5341,8 +5347,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_lines(uint32_t f, const uint8_t *p, __m512i z[
     case MOE_FORMAT_NVFP4: at[1] = 72, at[2] = 8, at[3] = 80, n = 4; break;
     case MOE_FORMAT_Q4_1:
     case MOE_FORMAT_Q5_0: at[1] = 56, at[2] = moei_q8_step_bytes(f) - 64, n = 3; break;
-    case MOE_FORMAT_Q5_1:
-    case MOE_FORMAT_Q6_K: n = 3; break;
+    case MOE_FORMAT_Q5_1: n = 3; break;
     case MOE_FORMAT_Q2_K: at[0] = 16, n = 1; break;
     case MOE_FORMAT_Q3_K: at[0] = 32, n = 1; break;
     case MOE_FORMAT_Q4_K: at[0] = 16, at[1] = 80; break;
@@ -5427,17 +5432,11 @@ MOEI_FORCE MOEI_VNNI void moei_q8_z45k(__m512i fifteen, const __m512i *z, __m512
         v[2 * i] = _mm512_unpacklo_epi64(low, high), v[2 * i + 1] = _mm512_unpackhi_epi64(low, high);
     }
 }
-/* K-quants, a register of the step at a time. */
+/* Q2_K, Q3_K and the high bits of Q5_K, a register of the step at a time. */
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_zk(uint32_t f, const uint8_t *p, const __m512i *z, const moei_q8fixed *c, int j, __m512i v) {
     const __m512i b = _mm512_setr_epi64(0, 1, 4, 5, 2, 3, 6, 7);
     const __m512i two = _mm512_setr_epi64(0, 2, 0, 2, 4, 6, 4, 6); /* 2 (b % 4) */
     const __m512i i4 = _mm512_setr_epi64(j, j, j + 4, j + 4, j, j, j + 4, j + 4);
-    if (f == MOE_FORMAT_Q6_K) {
-        v = moei_q8_qwords(z[0], z[1], j, j + 4, j, j + 4, j + 8, j + 12, j + 8, j + 12);
-        v = _mm512_and_si512(_mm512_srlv_epi64(v, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4)), c->low);
-        const __m512i high = _mm512_permutexvar_epi64(i4, z[2]);
-        return _mm512_ternarylogic_epi32(v, _mm512_rorv_epi64(high, _mm512_sub_epi64(two, _mm512_set1_epi64(4))), c->high, 0xf8);
-    }
     if (f != MOE_FORMAT_Q5_K) v = _mm512_and_si512(_mm512_srlv_epi64(_mm512_permutexvar_epi64(i4, z[0]), two), c->low);
     if (f == MOE_FORMAT_Q2_K) return v;
     const int to = f == MOE_FORMAT_Q5_K ? 4 : 2; /* the high bit */
@@ -5445,6 +5444,17 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_zk(uint32_t f, const uint8_t *p, const __m5
     memcpy(&high, p + (f == MOE_FORMAT_Q5_K ? 16 : 0) + 8 * j, 8);
     const __m512i bits = _mm512_rorv_epi64(_mm512_set1_epi64((long long)high), _mm512_sub_epi64(b, _mm512_set1_epi64(to)));
     return _mm512_ternarylogic_epi32(v, bits, c->high, 0xf8); /* v | (bits & high) */
+}
+/* Q6_K stays as it lies, 64 weights in a row to a register: moei_q8_sort_q6 puts the tokens in that order. (Put in the order of the others
+   it takes 16 permutations and shifts, and not 6. Zen 4, in cache, GB/s, 1, 2 and 4 tokens: 26 20 14, so 31 22 14. Q4_K and Q5_K, where
+   sums per 32 would take more steps than now, gain nothing at one token and lose 6 and 20 %; Q2_K and Q3_K 6 %, and lose 8 and 20.) */
+MOEI_FORCE MOEI_VNNI void moei_q8_zq6(const uint8_t *p, const __m512i *z, const moei_q8fixed *c, __m512i v[4]) {
+    MOEI_UNROLL for (int j = 0; j < 4; j += 2) {
+        const __m512i high = _mm512_broadcast_i64x4(moei_q8_ld256(p + 128 + 16 * j)), by = _mm512_setr_epi64(-4, -4, -4, -4, -2, -2, -2, -2);
+        v[j] = _mm512_and_si512(z[j / 2], c->low), v[j + 1] = _mm512_and_si512(_mm512_srli_epi16(z[j / 2], 4), c->low);
+        v[j] = _mm512_ternarylogic_epi32(v[j], _mm512_rorv_epi64(high, by), c->high, 0xf8); /* v | (turned & high) */
+        v[j + 1] = _mm512_ternarylogic_epi32(v[j + 1], _mm512_rorv_epi64(high, _mm512_add_epi64(by, _mm512_set1_epi64(4))), c->high, 0xf8);
+    }
 }
 /* + 16 where byte `at` + j of a block's qword has the bit. */
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_zfifth(__m512i v, __m512i head, __m512i sixteen, size_t at) {
@@ -5461,10 +5471,10 @@ MOEI_FORCE MOEI_VNNI void moei_q8_bytes_vnni(uint32_t f, const uint8_t *p, const
     case MOE_FORMAT_Q2_K:
     case MOE_FORMAT_Q3_K:
     case MOE_FORMAT_Q5_K:
-    case MOE_FORMAT_Q6_K:
         if (f == MOE_FORMAT_Q5_K) moei_q8_z45k(c->low, z, v);
         MOEI_UNROLL for (int j = 0; j < 4; j++) v[j] = moei_q8_zk(f, p, z, c, j, v[j]);
         break;
+    case MOE_FORMAT_Q6_K: moei_q8_zq6(p, z, c, v); break;
     case MOE_FORMAT_MXFP4: moei_q8_zmxfp4(c->low, z, v); break;
     case MOE_FORMAT_NVFP4: {
         const __m512i from = _mm512_setr_epi32(1, 2, 5, 6, 17, 18, 21, 22, 10, 11, 14, 15, 26, 27, 30, 31);
@@ -5520,13 +5530,15 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_halves_at(void) {
     return _mm512_setr_epi64(0x0002000200000000, 0x0003000300010001, 0x000a000a00080008, 0x000b000b00090009, 0x0006000600040004,
                              0x0007000700050005, 0x000e000e000c000c, 0x000f000f000d000d);
 }
-/* Q6_K: to the order of v[0] v[1] packed and of v[2] v[3] packed. */
+/* Q6_K: its scales in the order of v[0] v[1] packed and of v[2] v[3] packed. */
 MOEI_FORCE MOEI_VNNI void moei_q8_spread_q6(__m256i sub, __m512i pair[2]) {
-    const __m512i both = moei_q8_halves_at(), all = _mm512_castsi256_si512(sub);
-    pair[0] = _mm512_permutexvar_epi16(_mm512_unpacklo_epi64(both, both), all);
-    pair[1] = _mm512_permutexvar_epi16(_mm512_unpackhi_epi64(both, both), all);
+    const __m512i at = _mm512_setr_epi64(0, 0x0004000400040004, 0x0001000100010001, 0x0005000500050005, 0x0002000200020002, 0x0006000600060006,
+                                         0x0003000300030003, 0x0007000700070007);
+    pair[0] = _mm512_permutexvar_epi16(at, _mm512_castsi256_si512(sub));
+    pair[1] = _mm512_permutexvar_epi16(_mm512_add_epi16(at, _mm512_set1_epi16(8)), _mm512_castsi256_si512(sub));
 }
-/* The dot products of 8 blocks, two dwords each to be added; where scales are per 16, of two blocks the first halves, then the second.
+/* The dot products of 8 blocks, two dwords each to be added; where scales are per 16, of two blocks the first halves, then the second. Of
+   Q6_K lane l has half l % 2 of blocks l / 2, l / 2 + 2, + 4, + 6.
    LIMITS: 8 products fit 16 bits where u <= 31, 4 where u <= 63. */
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_dot8_vnni(uint32_t f, const __m512i v[4], const __m512i *pair, __m512i one, const moei_q8 *x) {
     const int sub = moei_q8_has_sub(f), halves = moei_q8_has_halves(f);
@@ -5535,8 +5547,11 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_dot8_vnni(uint32_t f, const __m512i v[4], c
         const int fresh = j == 0 || f == MOE_FORMAT_Q6_K || (halves && j == 2);
         s[j] = _mm512_dpbusd_epi32(fresh ? _mm512_setzero_si512() : s[j - 1], v[j], moei_q8_ld512(x->q[2 * j]));
     }
-    if (f == MOE_FORMAT_Q6_K)
-        return _mm512_dpwssd_epi32(_mm512_madd_epi16(_mm512_packs_epi32(s[0], s[1]), pair[0]), _mm512_packs_epi32(s[2], s[3]), pair[1]);
+    if (f == MOE_FORMAT_Q6_K) {
+        const __m512 a = _mm512_castsi512_ps(_mm512_madd_epi16(_mm512_packs_epi32(s[0], s[1]), pair[0]));
+        const __m512 b = _mm512_castsi512_ps(_mm512_madd_epi16(_mm512_packs_epi32(s[2], s[3]), pair[1]));
+        return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(a, b, 0x88)), _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0xdd)));
+    }
     if (!halves) return s[3];
     s[3] = _mm512_packs_epi32(s[1], s[3]);
     return sub ? s[3] : _mm512_madd_epi16(s[3], one); /* Q2_K, Q3_K: their scales are those of two rows */
@@ -5546,6 +5561,12 @@ MOEI_FORCE MOEI_VNNI void moei_q8_sums2(uint32_t f, __m512i a, __m512i b, __m512
     const __m512i rows = _mm512_setr_epi64(0, 4, 2, 6, 1, 5, 3, 7);
     const __m512 fa = _mm512_castsi512_ps(a), fb = _mm512_castsi512_ps(b);
     const int halves = moei_q8_has_halves(f);
+    if (f == MOE_FORMAT_Q6_K) {
+        const __m512i first = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 16, 24, 17, 25, 18, 26, 19, 27);
+        const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(4));
+        h[0] = _mm512_add_epi32(_mm512_permutex2var_epi32(a, first, b), _mm512_permutex2var_epi32(a, second, b));
+        return;
+    }
     h[0] = halves ? _mm512_unpacklo_epi64(a, b) : _mm512_castps_si512(_mm512_shuffle_ps(fa, fb, 0x88));
     h[1] = halves ? _mm512_unpackhi_epi64(a, b) : _mm512_castps_si512(_mm512_shuffle_ps(fa, fb, 0xdd));
     if (!moei_q8_is_nvfp4(f)) h[0] = _mm512_add_epi32(h[0], h[1]);
@@ -5565,40 +5586,27 @@ MOEI_FORCE MOEI_VNNI void moei_q8_cut(uint32_t f, size_t k, const uint8_t *p, ui
 }
 MOEI_FORCE MOEI_VNNI __m512i moei_q8_both256(__m256i a, __m256i b) { return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1); }
 MOEI_FORCE MOEI_VNNI __m512 moei_q8_both256f(__m256 a, __m256 b) { return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1); }
-/* Of two steps' activations 8 floats of each. */
-MOEI_FORCE MOEI_VNNI __m512 moei_q8_floats2(const float *a, const float *b) {
-    return a == b ? _mm512_broadcast_f32x8(_mm256_loadu_ps(a)) : moei_q8_both256f(_mm256_loadu_ps(a), _mm256_loadu_ps(b));
-}
-/* acc + a step of two rows (then x == y) or, turns being how many, one or two steps of one row: as moei_q8_add. */
-MOEI_FORCE MOEI_VNNI __m512 moei_q8_add2(uint32_t f, int turns, __m512 d, __m512 m, __m512i min, const __m512i less[2], __m512i h[2],
-                                         const moei_q8 *x, const moei_q8 *y, __m512 acc) {
+/* acc + a step of two rows, as moei_q8_add. */
+MOEI_FORCE MOEI_VNNI __m512 moei_q8_add2(uint32_t f, __m512 d, __m512 m, __m512i min, const __m512i less[2], __m512i h[2], const moei_q8 *x,
+                                         __m512 acc) {
     const int nv = moei_q8_is_nvfp4(f), terms = nv || f == MOE_FORMAT_Q2_K || moei_q8_has_min(f) ? 2 : 1;
     const int sums = moei_q8_is_less(f, moei_q8_offset(f)) || f == MOE_FORMAT_Q2_K;
-    const __m512 dx = moei_q8_floats2(x->d, y->d);
-    __m512 v[2] = {d, m}, s[2];
-    __m512i sum16 = h[0];
-    if (sums) sum16 = x == y ? _mm512_broadcast_i64x4(moei_q8_ld256(x->sum16)) : moei_q8_both256(moei_q8_ld256(x->sum16), moei_q8_ld256(y->sum16));
+    const __m512 dx = _mm512_broadcast_f32x8(_mm256_loadu_ps(x->d));
+    const __m512i sum16 = sums ? _mm512_broadcast_i64x4(moei_q8_ld256(x->sum16)) : h[0];
     MOEI_UNROLL for (int j = 0; j <= nv; j++)
         if (moei_q8_is_less(f, moei_q8_offset(f))) h[j] = _mm512_dpwssd_epi32(h[j], less[j], sum16);
     if (f == MOE_FORMAT_Q2_K) h[1] = _mm512_madd_epi16(min, sum16);
     MOEI_UNROLL for (int j = 0; j < terms; j++) {
-        if (j && moei_q8_has_min(f)) s[j] = moei_q8_floats2(x->s, y->s);
-        else s[j] = _mm512_mul_ps(v[j], dx), v[j] = _mm512_cvtepi32_ps(h[j]);
-        if (!turns) acc = _mm512_fmadd_ps(v[j], s[j], acc);
+        if (j && moei_q8_has_min(f)) acc = _mm512_fmadd_ps(m, _mm512_broadcast_f32x8(_mm256_loadu_ps(x->s)), acc);
+        else acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(h[j]), _mm512_mul_ps(j ? m : d, dx), acc);
     }
-    __m256 a = _mm512_castps512_ps256(acc);
-    if (!turns) return acc;
-    MOEI_UNROLL for (int j = 0; j < terms; j++) a = _mm256_fmadd_ps(_mm512_castps512_ps256(v[j]), _mm512_castps512_ps256(s[j]), a);
-    if (turns == 2)
-        MOEI_UNROLL for (int j = 0; j < terms; j++) a = _mm256_fmadd_ps(_mm512_extractf32x8_ps(v[j], 1), _mm512_extractf32x8_ps(s[j], 1), a);
-    return _mm512_castps256_ps512(a);
+    return acc;
 }
-/* A step of one row times n tokens, before its sums are in order. */
+/* What the sums of a row's step are multiplied by. */
 typedef struct moei_q8step {
-    __m512i h[MOEI_Q8_FEW];
     __m256i less;
     __m128i raw, more; /* scales that two rows take apart together */
-    moei_q8s s;        /* other ones */
+    __m256 d, m;       /* other ones, as in moei_q8s */
 } moei_q8step;
 /* The scales of two rows, one after the other, from 16 bytes of each: conversions are paid once for both. */
 MOEI_FORCE int moei_q8_is_q23(uint32_t f) { return f == MOE_FORMAT_Q2_K || f == MOE_FORMAT_Q3_K; }
@@ -5694,146 +5702,132 @@ MOEI_FORCE MOEI_VNNI void moei_q8_scales2(uint32_t f, uint32_t type, __m128i a, 
         *d = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(moei_q8_both128(a, b)), 16));
     else *d = _mm512_cvtph_ps(moei_q8_both128(a, b));
 }
-MOEI_FORCE MOEI_VNNI void moei_q8_step_vnni(uint32_t f, const uint8_t *p, size_t j, const moei_q8 *const *x, uint32_t n, const moei_q8fixed *c,
-                                            moei_q8step *to) {
+typedef struct moei_q8apart { /* a row's scales and zero points that live apart: by_grid, taken from memory on the way, or else from side */
+    moei_q8grid grid[2];
+    moei_q8side side;
+} moei_q8apart;
+typedef struct moei_q8pair { /* two rows on their way through k */
+    moei_rows w;
+    moei_q8fixed fixed;
+    size_t row[2];                 /* of w */
+    size_t k, full, ahead;         /* steps: the first one of x, whole ones of a row; bytes to what is asked for */
+    const uint8_t *p[2];           /* where the rows are */
+    const moei_q8 *const *x;
+    uint8_t (*tail)[5 * 64];
+    moei_q8apart apart[2];
+} moei_q8pair;
+/* Step i of row a times n tokens, before the sums are in order. */
+MOEI_FORCE MOEI_VNNI void moei_q8_step_vnni(uint32_t f, int by_grid, uint32_t n, moei_q8pair *g, int a, size_t i, moei_q8step *to, __m512i *h) {
+    const moei_q8fixed *c = &g->fixed;
+    moei_q8apart *apart = &g->apart[a];
     __m512i z[4], v[4], pair[2];
     __m256i less[2];
+    moei_q8s s;
+    if (i == g->full) g->p[a] = g->tail[a];
+    else moei_q8_ask(&g->w, g->p[a], g->ahead, moei_q8_step_bytes(f));
+    const uint8_t *p = g->p[a];
+    if (by_grid) {
+        to->raw = g->w.scale.data ? moei_q8_grid_raw(f, &apart->grid[0], i) : _mm_setzero_si128();
+        if (moei_q8_has_zeros(f, &g->w)) s.zero = moei_q8_grid_zero(g->w.zero.type, &apart->grid[1], i);
+    } else if (moei_q8_has_side(f)) {
+        if (i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, &g->w, g->row[a], i, &apart->side);
+        moei_q8_scales(f, p, &apart->side, i % MOEI_Q8_CHUNK, &s);
+    }
     moei_q8_lines(f, p, z);
     moei_q8_bytes_vnni(f, p, z, c, v); /* before the scales: clang 14 makes loads that an earlier one covers shifts, word by word */
     if (moei_q8_is_raw(f)) to->raw = moei_q8_raw(f, p, z);
-    else if (!moei_q8_has_side(f)) moei_q8_scales_z(f, p, z, NULL, 0, &to->s);
+    else if (!moei_q8_has_side(f)) moei_q8_scales_z(f, p, z, NULL, 0, &s);
     if (f == MOE_FORMAT_Q2_K) to->more = moei_q8_ld32(p + 80);
-    if (f == MOE_FORMAT_Q6_K) moei_q8_spread_q6(to->s.sub, pair), moei_q8_less(f, moei_q8_offset(f), &to->s, less), to->less = less[0];
-    MOEI_UNROLL for (uint32_t t = 0; t < n; t++) to->h[t] = moei_q8_dot8_vnni(f, v, pair, c->one, x[t] + j);
+    if (f == MOE_FORMAT_Q6_K) moei_q8_spread_q6(s.sub, pair);
+    if (f == MOE_FORMAT_Q6_K || moei_q8_has_zeros(f, &g->w) || (f == MOE_FORMAT_INT4_GROUP && !by_grid)) {
+        moei_q8_less(f, moei_q8_offset(f), &s, less);
+        to->less = less[0];
+    }
+    if (!moei_q8_is_raw(f) && !by_grid) {
+        to->d = s.d;
+        if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f)) to->m = s.m;
+    }
+    MOEI_UNROLL for (uint32_t t = 0; t < n; t++) h[t] = moei_q8_dot8_vnni(f, v, pair, c->one, g->x[t] + (i - g->k));
+    g->p[a] += moei_q8_step_bytes(f);
 }
-/* What does not change from row to row. by_grid: scales that live apart are taken from memory on the way. */
-typedef struct moei_q8scan {
-    moei_q8grid grid[2]; /* scales, zero points */
-    moei_q8side side; /* where they are not taken by grid */
-    moei_q8fixed fixed;
-} moei_q8scan;
-MOEI_FORCE MOEI_VNNI void moei_q8_scan_of(uint32_t f, const moei_rows *w, moei_q8scan *to) {
-    moei_q8_fix(f, &to->fixed);
-    if (moei_q8_has_side(f)) moei_q8_grid_of(&w->scale, w->k, &to->grid[0]), moei_q8_grid_of(&w->zero, w->k, &to->grid[1]);
-}
-/* acc + one step of two rows (a step b and y == x) or one or two steps of one (turns): as moei_q8_add. */
-MOEI_FORCE MOEI_VNNI void moei_q8_join_vnni(uint32_t f, int by_grid, const moei_rows *w, int turns, const moei_q8scan *rows, const moei_q8step *a,
-                                            const moei_q8step *b, size_t j, const moei_q8 *const *x, uint32_t n, __m512 *acc) {
-    const moei_q8fixed *c = &rows->fixed;
-    const uint32_t type = w->scale.data ? w->scale.type : (uint32_t)MOE_TYPE_NONE;
-    __m512i less[2] = {c->less[0], c->less[1]}, sub = c->one, min = c->one, sums[2];
+/* acc + step i of both rows, whose sums are ha and hb. */
+MOEI_FORCE MOEI_VNNI void moei_q8_join_vnni(uint32_t f, int by_grid, uint32_t n, const moei_q8pair *g, size_t i, const moei_q8step *a,
+                                            const moei_q8step *b, const __m512i *ha, const __m512i *hb, __m512 *acc) {
+    const moei_q8fixed *c = &g->fixed;
+    const uint32_t type = g->w.scale.data ? g->w.scale.type : (uint32_t)MOE_TYPE_NONE;
+    __m512i less[2] = {c->less[0], c->less[1]}, sub = c->one, min = c->one;
     __m512 d, m = _mm512_setzero_ps();
     if (f == MOE_FORMAT_Q2_K) moei_q8_scales2_q2(a, b, &d, &m, &sub, &min);
     else if (f == MOE_FORMAT_Q3_K) moei_q8_scales2_q3(a, b, &d, &sub), less[0] = _mm512_mullo_epi16(sub, c->less[0]);
     else if (moei_q8_is_raw(f) || by_grid) moei_q8_scales2(f, type, a->raw, b->raw, &d, &m);
     else {
-        d = moei_q8_both256f(a->s.d, b->s.d);
-        if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f)) m = moei_q8_both256f(a->s.m, b->s.m);
+        d = moei_q8_both256f(a->d, b->d);
+        if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f)) m = moei_q8_both256f(a->m, b->m);
     }
-    if (f == MOE_FORMAT_Q6_K || moei_q8_has_zeros(f, w) || (f == MOE_FORMAT_INT4_GROUP && !by_grid)) less[0] = moei_q8_both256(a->less, b->less);
+    if (f == MOE_FORMAT_Q6_K || moei_q8_has_zeros(f, &g->w) || (f == MOE_FORMAT_INT4_GROUP && !by_grid)) less[0] = moei_q8_both256(a->less, b->less);
     const __m512i first = moei_q8_halves_at(), second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
     const __m512i of_a = _mm512_permutexvar_epi16(first, sub), of_b = _mm512_permutexvar_epi16(second, sub);
     MOEI_UNROLL for (uint32_t t = 0; t < n; t++) {
-        const moei_q8 *q = x[t] + j;
-        __m512i h[2] = {a->h[t], b->h[t]};
-        if (moei_q8_is_q23(f)) h[0] = _mm512_madd_epi16(h[0], of_a), h[1] = _mm512_madd_epi16(h[1], of_b);
-        moei_q8_sums2(f, h[0], h[1], sums);
-        acc[t] = moei_q8_add2(f, turns, d, m, min, less, sums, q, turns == 2 ? q + 1 : q, acc[t]);
+        __m512i of[2] = {ha[t], hb[t]}, sums[2];
+        if (moei_q8_is_q23(f)) of[0] = _mm512_madd_epi16(of[0], of_a), of[1] = _mm512_madd_epi16(of[1], of_b);
+        moei_q8_sums2(f, of[0], of[1], sums);
+        acc[t] = moei_q8_add2(f, d, m, min, less, sums, g->x[t] + (i - g->k), acc[t]);
     }
 }
-/* Step i of row r, at p, and j of the tokens. */
-MOEI_FORCE MOEI_VNNI void moei_q8_take_vnni(uint32_t f, int by_grid, const moei_rows *w, size_t r, size_t i, const uint8_t *p, size_t j,
-                                            const moei_q8 *const *x, uint32_t n, moei_q8scan *rows, moei_q8step *to) {
-    if (by_grid) {
-        to->raw = w->scale.data ? moei_q8_grid_raw(f, &rows->grid[0], i) : _mm_setzero_si128();
-        if (moei_q8_has_zeros(f, w)) to->s.zero = moei_q8_grid_zero(w->zero.type, &rows->grid[1], i);
-    } else if (moei_q8_has_side(f)) {
-        if (i % MOEI_Q8_CHUNK == 0) moei_q8_sides(f, w, r, i, &rows->side);
-        moei_q8_scales(f, p, &rows->side, i % MOEI_Q8_CHUNK, &to->s);
-    }
-    __m256i less[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    if (moei_q8_has_zeros(f, w) || !by_grid) moei_q8_less(f, 0, &to->s, less);
-    if (f == MOE_FORMAT_INT4_GROUP) to->less = less[0];
-    moei_q8_step_vnni(f, p, j, x, n, &rows->fixed, to);
-}
-/* SHAPES      1 row x 1 token, two steps at a time: they share what follows the dot products, and memory is read in order (of two rows
-               in turns, one core of a Zen 5 reads 68 % of its bandwidth where k = 14336, Q5_K, of one 95). Q2_K and Q3_K, where a step is
-               short and a third one by itself is dear, have two rows where k is short (768, in cache: 24 and 27 GB/s, by steps 20 and 22). */
-MOEI_FORCE MOEI_VNNI void moei_q8_row_vnni(uint32_t f, int by_grid, const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,
-                                           const moei_q8 *const *x, moei_q8sums *sums, float *out) {
-    const size_t full = w->k / 256, step = moei_q8_step_bytes(f), rows_ahead = MOEI_AHEAD_BYTES / ((k_end - k) * step + 1) + 1;
-    uint8_t tail[5 * 64];
-    moei_q8scan rows;
-    moei_q8step a, b;
-    moei_q8_scan_of(f, w, &rows);
-    for (uint32_t r = 0; r < n_rows; r++) {
-        const size_t ahead = moei_ahead_at(w, n_rows, r, rows_ahead);
-        const uint8_t *p = moei_row(w, r);
-        __m512 acc = _mm512_castps256_ps512(k ? _mm256_loadu_ps(sums[r].v[0]) : _mm256_setzero_ps());
-        if (full < k_end) moei_q8_cut(f, w->k, p + (full - k) * step, tail);
-        if (by_grid) moei_q8_grid_rows(f, w, r, k ? 0 : rows_ahead, rows.grid);
-        for (size_t i = k; i < k_end; i += 2, p += 2 * step) {
-            const uint8_t *second = p + step;
-            if (i == full) p = tail;
-            else moei_q8_ask(w, p, ahead, step);
-            moei_q8_take_vnni(f, by_grid, w, r, i, p, i - k, x, 1, &rows, &a);
-            if (i + 1 == k_end) {
-                moei_q8_join_vnni(f, by_grid, w, 1, &rows, &a, &a, i - k, x, 1, &acc);
-                break;
-            }
-            if (i + 1 == full) second = tail;
-            else moei_q8_ask(w, second, ahead, step);
-            moei_q8_take_vnni(f, by_grid, w, r, i + 1, second, i + 1 - k, x, 1, &rows, &b);
-            moei_q8_join_vnni(f, by_grid, w, 2, &rows, &a, &b, i - k, x, 1, &acc);
-        }
-        if (k_end * 256 < w->k) _mm256_storeu_ps(sums[r].v[0], _mm512_castps512_ps256(acc));
-        else out[r] = moei_q8_tree(_mm512_castps512_ps256(acc));
-    }
-}
-/* SHAPES      1 or 2 rows x n tokens, constants: the accumulators stay in registers. Of two rows the first one's products wait in L1
-               for the second one's, so that memory is read in order; then a token costs 4 dot products and half of about 9 micro-ops
-               per row, where a row by itself costs 4 and 8. (Zen 5, one core, % of the read bandwidth, 2 tokens of Q8_0, k = 2048:
-               1 row 100, 2 rows 90.) */
-MOEI_FORCE MOEI_VNNI void moei_q8_rows_vnni(uint32_t f, int by_grid, const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,
-                                            const moei_q8 *const *x, uint32_t n, moei_q8sums *sums, float *out, size_t out_stride) {
-    const size_t full = w->k / 256, steps = (w->k + 255) / 256, step = moei_q8_step_bytes(f);
-    const size_t rows_ahead = MOEI_AHEAD_BYTES / ((k_end - k) * step + 1) + 1;
-    const uint32_t pair = f == MOE_FORMAT_Q8_0 || f == MOE_FORMAT_INT8_CHANNEL ? 1 : 2;
+/* SHAPES      2 rows x n tokens, n a constant: the accumulators stay in registers, a row to a half, and a token costs 4 dot products and half
+               of about 9 micro-ops per row. The rows take turns: of each a step, which what follows joins. (Zen 4, in cache, GB/s, two steps of
+               one row joined instead, and so: one token of Q4_0 30, so 34, Q4_K 23, so 27, INT4_GROUP 24, so 27; 4 tokens of Q8_0 19, so 24.)
+               But one token meets Q8_0, INT8_CHANNEL and Q6_K faster than memory gives them: there some steps of the first row wait in L1 for
+               the second row's, so that memory is read in order (cold, one and two cores, % of the read bandwidth: Q8_0 89 96, in turns 75 90).
+               What is asked for is always of the next pair: of the next row, half of the lines would come late (k = 14336, one core, one
+               token: Q8_0 63, so 84, Q6_K 60, so 87). */
+enum { MOEI_Q8_KEEP = 16, MOEI_Q8_KEEP_LONG = 8 }; /* steps of the first row, of one longer than that */
+MOEI_FORCE int moei_q8_in_turns(uint32_t f, uint32_t n) { return n > 1 || moei_q8_step_bytes(f) < 200; }
+MOEI_FORCE MOEI_VNNI void moei_q8_few_vnni(uint32_t f, int by_grid, const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,
+                                           const moei_q8 *const *x, uint32_t n, moei_q8sums *sums, float *out, size_t out_stride) {
+    const size_t steps = (w->k + 255) / 256, step = moei_q8_step_bytes(f), n_kept = k_end - k > MOEI_Q8_KEEP ? MOEI_Q8_KEEP_LONG : MOEI_Q8_KEEP;
+    const size_t rows_ahead = (MOEI_AHEAD_BYTES / ((k_end - k) * step + 1) + 2) / 2 * 2;
     uint8_t tail[2][5 * 64];
-    moei_q8scan scan;
-    moei_q8step keep[MOEI_Q8_L1 / 2], now;
-    moei_q8_scan_of(f, w, &scan);
-    for (uint32_t r = 0; r < n_rows; r += pair) {
-        const size_t ahead = moei_ahead_at(w, n_rows, r, rows_ahead);
+    moei_q8pair g;
+    moei_q8step keep[MOEI_Q8_KEEP], now[2];
+    __m512i kept[MOEI_Q8_KEEP], h[2][MOEI_Q8_FEW];
+    g.w = *w; /* of *w gcc would load what it needs again in every step (INT4_GROUP: 22 GB/s in cache, so 24) */
+    g.k = k, g.full = w->k / 256, g.x = x, g.tail = tail;
+    moei_q8_fix(f, &g.fixed);
+    MOEI_UNROLL for (int a = 0; a < 2; a++)
+        if (by_grid) moei_q8_grid_of(&w->scale, w->k, &g.apart[a].grid[0]), moei_q8_grid_of(&w->zero, w->k, &g.apart[a].grid[1]);
+    for (uint32_t r = 0; r < n_rows; r += 2) {
         __m512 acc[MOEI_Q8_FEW];
+        g.ahead = moei_ahead_at(w, n_rows, r, rows_ahead), g.row[0] = r, g.row[1] = r + (r + 1 < n_rows);
         MOEI_UNROLL for (uint32_t t = 0; t < n; t++) acc[t] = k ? _mm512_loadu_ps(sums[r].v[t]) : _mm512_setzero_ps();
-        MOEI_UNROLL for (uint32_t a = 0; a < pair; a++) {
-            const size_t row = r + (a && r + 1 < n_rows);
-            const uint8_t *p = moei_row(w, row);
-            if (by_grid) moei_q8_grid_rows(f, w, row, k ? 0 : rows_ahead, scan.grid);
-            if (k_end == steps) moei_q8_cut(f, w->k, p + (full - k) * step, tail[a]);
-            for (size_t i = k; i < k_end; i++, p += step) {
-                moei_q8step *const to = a + 1 < pair ? &keep[i - k] : &now;
-                if (i == full) p = tail[a];
-                else moei_q8_ask(w, p, ahead, step);
-                moei_q8_take_vnni(f, by_grid, w, row, i, p, i - k, x, n, &scan, to);
-                if (a + 1 == pair) moei_q8_join_vnni(f, by_grid, w, 0, &scan, pair == 2 ? &keep[i - k] : &now, &now, i - k, x, n, acc);
-            }
+        MOEI_UNROLL for (int a = 0; a < 2; a++) {
+            g.p[a] = moei_row(w, g.row[a]);
+            if (by_grid) moei_q8_grid_rows(f, w, g.row[a], k ? 0 : rows_ahead, g.apart[a].grid);
+            if (k_end == steps) moei_q8_cut(f, w->k, g.p[a] + (g.full - k) * step, tail[a]);
         }
+        if (moei_q8_in_turns(f, n))
+            for (size_t i = k; i < k_end; i++) {
+                MOEI_UNROLL for (int a = 0; a < 2; a++) moei_q8_step_vnni(f, by_grid, n, &g, a, i, &now[a], h[a]);
+                moei_q8_join_vnni(f, by_grid, n, &g, i, &now[0], &now[1], h[0], h[1], acc);
+            }
+        else
+            for (size_t from = k, to; from < k_end; from = to) {
+                to = k_end - from > n_kept ? from + n_kept : k_end;
+                for (size_t i = from; i < to; i++) moei_q8_step_vnni(f, by_grid, n, &g, 0, i, &keep[i - from], &kept[i - from]);
+                for (size_t i = from; i < to; i++) {
+                    moei_q8_step_vnni(f, by_grid, n, &g, 1, i, &now[1], h[1]);
+                    moei_q8_join_vnni(f, by_grid, n, &g, i, &keep[i - from], &now[1], &kept[i - from], h[1], acc);
+                }
+            }
         MOEI_UNROLL for (uint32_t t = 0; t < n; t++) {
             if (k_end < steps) {
                 _mm512_storeu_ps(sums[r].v[t], acc[t]);
                 continue;
             }
             out[t * out_stride + r] = moei_q8_tree(_mm512_castps512_ps256(acc[t]));
-            if (pair == 2 && r + 1 < n_rows) out[t * out_stride + r + 1] = moei_q8_tree(_mm512_extractf32x8_ps(acc[t], 1));
+            if (r + 1 < n_rows) out[t * out_stride + r + 1] = moei_q8_tree(_mm512_extractf32x8_ps(acc[t], 1));
         }
     }
-}
-MOEI_FORCE MOEI_VNNI void moei_q8_few_vnni(uint32_t f, int by_grid, const moei_rows *w, uint32_t n_rows, size_t k, size_t k_end,
-                                           const moei_q8 *const *x, uint32_t n, moei_q8sums *sums, float *out, size_t out_stride) {
-    if (n == 1 && !(moei_q8_is_q23(f) && k_end - k <= MOEI_Q8_L1 / 2)) moei_q8_row_vnni(f, by_grid, w, n_rows, k, k_end, x, sums, out);
-    else moei_q8_rows_vnni(f, by_grid, w, n_rows, k, k_end, x, n, sums, out, out_stride);
 }
 /* As moei_q8_sort_256, but the even ones of 16, then the odd ones. */
 static MOEI_VNNI void moei_q8_sort_vnni(const moei_q8 *from, moei_q8 *to) {
@@ -5846,18 +5840,31 @@ static MOEI_VNNI void moei_q8_sort_vnni(const moei_q8 *from, moei_q8 *to) {
         _mm512_storeu_si512(to->q[j + 2], _mm512_unpackhi_epi64(low, high));
     }
 }
+/* 64 values in a row to a register, as moei_q8_zq6 has the weights. */
+static MOEI_VNNI void moei_q8_sort_q6(const moei_q8 *from, moei_q8 *to) {
+    const __m512i a = moei_q8_ld512(from->q[0]), b = moei_q8_ld512(from->q[2]), c = moei_q8_ld512(from->q[4]), d = moei_q8_ld512(from->q[6]);
+    const __m512i first[2] = {_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b)}; /* 16 each of blocks 0 4 2 6, of 1 5 3 7 */
+    const __m512i last[2] = {_mm512_unpacklo_epi64(c, d), _mm512_unpackhi_epi64(c, d)};
+    moei_q8_copy_rest(from, to);
+    MOEI_UNROLL for (int block = 0; block < 4; block++) {
+        const __m512i at = _mm512_add_epi64(_mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), _mm512_set1_epi64(block / 2 * 4));
+        const __m512i both = _mm512_permutex2var_epi64(first[block % 2], at, last[block % 2]); /* block and block + 4 */
+        _mm256_storeu_si256((__m256i *)(void *)to->q[block], _mm512_castsi512_si256(both));
+        _mm256_storeu_si256((__m256i *)(void *)to->q[block + 4], _mm512_extracti64x4_epi64(both, 1));
+    }
+}
 MOEI_FORCE moei_q8_arrange moei_q8_arrange_vnni(uint32_t f) {
-    moei_q8_arrange a = {moei_q8_has_order(f) ? moei_q8_sort_vnni : NULL, 1};
+    moei_q8_arrange a = {f == MOE_FORMAT_Q6_K ? moei_q8_sort_q6 : moei_q8_has_order(f) ? moei_q8_sort_vnni : NULL, 1};
     return a;
 }
-#define MOEI_Q8_TIMES_VNNI(f, name, few, n, by_grid)                                                                     \
-    MOEI_Q8_TIMES(vnni, MOEI_VNNI, f, name, moei_q8_##few##_vnni(MOE_FORMAT_##f, by_grid, w, n_rows, k, k_end, x, n, sums, out, out_stride))
+#define MOEI_Q8_TIMES_VNNI(f, name, n, by_grid)                                                                          \
+    MOEI_Q8_TIMES(vnni, MOEI_VNNI, f, name, moei_q8_few_vnni(MOE_FORMAT_##f, by_grid, w, n_rows, k, k_end, x, n, sums, out, out_stride))
 #define MOEI_Q8_DOT_VNNI(f, by_grid, other)                                                                              \
-    MOEI_Q8_TIMES_VNNI(f, times1, few, 1, by_grid) MOEI_Q8_TIMES_VNNI(f, times2, rows, 2, by_grid)                       \
-    MOEI_Q8_TIMES_VNNI(f, times3, rows, 3, by_grid) MOEI_Q8_TIMES_VNNI(f, times4, rows, 4, by_grid)                      \
+    MOEI_Q8_TIMES_VNNI(f, times1, 1, by_grid) MOEI_Q8_TIMES_VNNI(f, times2, 2, by_grid)                                  \
+    MOEI_Q8_TIMES_VNNI(f, times3, 3, by_grid) MOEI_Q8_TIMES_VNNI(f, times4, 4, by_grid)                                  \
     MOEI_Q8_TURNS(vnni, MOEI_VNNI, f, other, moei_q8_arrange_vnni(MOE_FORMAT_##f))
 #define MOEI_Q8_PLAIN_VNNI(isa, target, f) MOEI_Q8_DOT_VNNI(f, 0, NULL)
-#define MOEI_Q8_SIDE_VNNI(isa, target, f) MOEI_Q8_TIMES_VNNI(f, apart, few, 1, 0) MOEI_Q8_DOT_VNNI(f, 1, MOEI_Q8_APART(isa, f))
+#define MOEI_Q8_SIDE_VNNI(isa, target, f) MOEI_Q8_TIMES_VNNI(f, apart, 1, 0) MOEI_Q8_DOT_VNNI(f, 1, MOEI_Q8_APART(isa, f))
 MOEI_Q8_FORMATS_PLAIN(MOEI_Q8_PLAIN_VNNI, vnni, )
 MOEI_Q8_FORMATS_SIDE(MOEI_Q8_SIDE_VNNI, vnni, )
 
@@ -6706,7 +6713,7 @@ static void moei_q8_panel_vnni_intel(void *panel, const moei_rows *w, uint32_t n
 }
 #define MOEI_Q8_VNNI(f) {moei_q8_dot_vnni_##f, moei_q8_decode_later, MOEI_Q8_FEW}
 /* clang-format off */
-#define MOEI_Q8_ARITH_VNNI(panel, ask) {                                                                                 \
+#define MOEI_Q8_ARITH_VNNI(panel, ask, whole) {                                                                                 \
     MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_row_bytes_vnni, moei_q8_prepare_vnni, moei_q8_panel_bytes, panel,             \
     {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */                                     \
      MOEI_Q8_VNNI(Q8_0), MOEI_Q8_VNNI(Q4_0), MOEI_Q8_VNNI(Q4_1), MOEI_Q8_VNNI(Q5_0),                                     \
@@ -6714,10 +6721,10 @@ static void moei_q8_panel_vnni_intel(void *panel, const moei_rows *w, uint32_t n
      MOEI_Q8_VNNI(Q5_K), MOEI_Q8_VNNI(Q6_K), MOEI_Q8_VNNI(IQ4_NL), MOEI_Q8_VNNI(IQ4_XS),                                 \
      MOEI_Q8_VNNI(MXFP4), MOEI_Q8_VNNI(NVFP4), MOEI_Q8_VNNI(MXFP4_HF), MOEI_Q8_VNNI(NVFP4_HF),                           \
      MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* MXFP8 FP8_BLOCK FP8_CHANNEL */                                         \
-     MOEI_Q8_VNNI(INT8_CHANNEL), MOEI_Q8_VNNI(INT4_GROUP)}, &moei_packing_vnni, NULL, ask, 0, 1}
-MOEI_TABLE const moei_arith moei_q8_vnni = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni, MOEI_ASK_BOTH);
-MOEI_TABLE const moei_arith moei_q8_vnni_zen5 = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni, MOEI_ASK_PAST_L3);
-MOEI_TABLE const moei_arith moei_q8_vnni_intel = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni_intel, MOEI_ASK_BOTH);
+     MOEI_Q8_VNNI(INT8_CHANNEL), MOEI_Q8_VNNI(INT4_GROUP)}, &moei_packing_vnni, NULL, ask, whole, 1}
+MOEI_TABLE const moei_arith moei_q8_vnni = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni, MOEI_ASK_BOTH, 1);
+MOEI_TABLE const moei_arith moei_q8_vnni_zen5 = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni, MOEI_ASK_PAST_L3, 0);
+MOEI_TABLE const moei_arith moei_q8_vnni_intel = MOEI_Q8_ARITH_VNNI(moei_q8_panel_vnni_intel, MOEI_ASK_BOTH, 0);
 /* clang-format on */
 #endif
 #endif

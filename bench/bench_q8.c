@@ -65,7 +65,7 @@ static void subject_init(subject *s, const moei_arith *arith, uint32_t format, u
 static void subject_rows(const subject *s, size_t row, moei_rows *w) {
     memset(w, 0, sizeof *w);
     w->data = pool, w->row_stride = s->row_bytes, w->k = K, w->format = s->format, w->row0 = (uint32_t)row;
-    w->ask = s->arith->ask;
+    w->ask = s->arith->ask, w->whole = s->arith->whole;
     w->scale.type = s->format == MOE_FORMAT_MXFP4_HF   ? MOE_TYPE_E8M0
                     : s->format == MOE_FORMAT_NVFP4_HF ? MOE_TYPE_E4M3
                                                        : MOE_TYPE_BF16;

@@ -442,11 +442,13 @@ static void run_one(const moei_arith *arith, const matrix *m, const tokens *x, c
     size_t stride = n_rows + n_tokens % 3;
     guarded out = guarded_new(((n_tokens - 1) * stride + n_rows) * 4, 1);
     if (ops->dot && n_tokens <= ops->dot_max) {
-        memset(out.data, 0xa5, ((n_tokens - 1) * stride + n_rows) * 4);
         moei_rows w = m->w;
-        w.ask = asks[(n_rows + n_tokens) % MOEI_COUNT(asks)]; /* hints, whoever gives them */
-        ops->dot(&w, n_rows, x->x, n_tokens, (float *)(void *)out.data, stride);
-        compare(want, want_rows, &out, n_rows, n_tokens, stride, "dot");
+        w.ask = asks[(n_rows + n_tokens) % MOEI_COUNT(asks)];               /* hints, whoever gives them */
+        for (w.whole = 0; w.whole < (m->w.k > 2048 ? 2u : 1u); w.whole++) { /* long rows at once and in parts */
+            memset(out.data, 0xa5, ((n_tokens - 1) * stride + n_rows) * 4);
+            ops->dot(&w, n_rows, x->x, n_tokens, (float *)(void *)out.data, stride);
+            compare(want, want_rows, &out, n_rows, n_tokens, stride, w.whole ? "dot of whole rows" : "dot");
+        }
     }
     if (ops->decode) {
         size_t bytes = arith->panel_bytes(n_rows, m->w.k);
@@ -500,7 +502,7 @@ static void test_matrix(const tier *tiers, size_t n_tiers, uint32_t f, size_t k,
     for (int i = 0; i < MAX_TOKENS; i++) guarded_free(&x.rows[i]);
     free_matrix(&m);
 }
-/* Rows of more steps than stay in L1: tokens go through them in parts of k, 32 rows at a time. */
+/* Rows of more steps than stay in L1: tokens go through them in parts of k, 32 rows at a time, or all at once. */
 static void test_turns(const tier *tiers, size_t n_tiers, uint32_t f, size_t k, const side_case *side) {
     enum { N = 40, FEW = 4 };
     static const uint32_t rows[] = {1, 33, N};
@@ -525,6 +527,8 @@ static void test_turns(const tier *tiers, size_t n_tiers, uint32_t f, size_t k, 
 
 int main(void) {
     static const size_t ks[] = {32, 64, 256, 288, 768, 2048, 2880};
+    /* MOEI_Q8_KEEP steps, one more, more than of one token in L1 */
+    static const size_t turns[] = {4096, 4352, 16640};
     static const side_case mx[] = {{MOE_TYPE_E8M0, 1, 32, 0, 1, 32},
                                    {MOE_TYPE_F32, 1, 64, 0, 1, 32},
                                    {MOE_TYPE_BF16, 2, 32, 0, 1, 32},
@@ -591,9 +595,10 @@ int main(void) {
                     if (ks[ki] % formats[f].elements == 0 && (content == 0 || ki % 3 == (size_t)content % 3))
                         test_matrix(tiers, n_tiers, f, ks[ki], is_side_format(f) ? &sides[s] : NULL, content,
                                     content == 0 && s == 0 && ks[ki] == (288 % formats[f].elements ? 256 : 288));
-        for (size_t s = 0; s < n && s < 2; s++)
-            test_turns(tiers, n_tiers, f, formats[f].elements > 32 ? 16640 : 16672,
-                       is_side_format(f) ? &sides[s] : NULL);
+        for (size_t s = 0; s < n && s < 3; s++)
+            for (size_t ki = 0; ki < MOEI_COUNT(turns); ki++)
+                test_turns(tiers, n_tiers, f, turns[ki] - (formats[f].elements > 32 ? 0 : 224),
+                           is_side_format(f) ? &sides[s] : NULL);
     }
     /* longer than one fill of the side values */
     for (size_t s = 0; n_tiers && tiers[0].runs && s < MOEI_COUNT(i4); s++)
