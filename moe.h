@@ -5010,8 +5010,9 @@ enum { MOEI_Q8_PART = 8, MOEI_Q8_ROUND = 32, MOEI_Q8_L1 = 48, MOEI_Q8_ONE = 64 }
 static MOEI_AVX2 void moei_q8_turns(moei_q8_few_fn *few, moei_q8_arrange a, const moei_rows *w, uint32_t n_rows,
                                     const void *const *x, uint32_t n, float *out, size_t out_stride) {
     const size_t steps = (w->k + 255) / 256, step = moei_q8_step_bytes(w->format);
-    const size_t one = MOEI_Q8_ONE, most = w->whole ? a.fn ? one : steps * n : n == 1 ? one : (size_t)MOEI_Q8_L1; /* a.fn: there is room for one */
-    const size_t at_once = steps * n * a.per <= most ? steps : w->whole ? one / (n * a.per) : (size_t)MOEI_Q8_PART;
+    size_t at_once = steps;
+    if (w->whole && a.fn) at_once = MOEI_Q8_ONE / (n * a.per);
+    if (!w->whole && steps * n * a.per > (n == 1 ? MOEI_Q8_ONE : MOEI_Q8_L1)) at_once = MOEI_Q8_PART;
     uint8_t room[MOEI_Q8_ONE * sizeof(moei_q8) + 63];
     moei_q8 *const arranged = (moei_q8 *)(void *)(((uintptr_t)room + 63) & ~(uintptr_t)63);
     moei_q8sums sums[MOEI_Q8_ROUND];
@@ -5303,10 +5304,9 @@ MOEI_Q8_ARITH_256(avxvnni_intel, AVXVNNI, avxvnni, MOEI_ASK_BOTH)
 
 #if MOEI_HAVE_VNNI
 /* ---- AVX512-VNNI: the weights of one step ----
-   LAYOUT      v[j] holds weights 8 j .. 8 j + 7 of every block, blocks in the order 0 1 4 5 2 3 6 7; q of a prepared row likewise (but
-               Q6_K: moei_q8_zq6).
-               So the dot products of a token add up in one register, two dwords per block, and its two halves shuffled give the
-               sums in order. What puts the weights there is paid once per step and not once per token.
+   LAYOUT      v[j] holds weights 8 j .. 8 j + 7 of every block, blocks in the order 0 1 4 5 2 3 6 7 (Q6_K: see moei_q8_zq6); q of a prepared row
+               likewise. So the dot products of a token add up in one register, two dwords per block, and its two halves shuffled give the sums in
+               order. What puts the weights there is paid once per step and not once per token.
    COST        on Zen 5 (4 vector micro-ops a cycle: dot products and multiplications go to pipes 0 and 1, permutations to 1 and 2, shifts and
                conversions to 2 and 3, logic, unpacking and shufps anywhere; 2.7 are reached; a load that crosses a line takes two of two). GB/s
                in cache with 1, 2 and 4 tokens, where memory gives 36 to one core and 60 to two (before rows took turns and Q6_K kept its order):
@@ -5449,11 +5449,11 @@ MOEI_FORCE MOEI_VNNI __m512i moei_q8_zk(uint32_t f, const uint8_t *p, const __m5
    it takes 16 permutations and shifts, and not 6. Zen 4, in cache, GB/s, 1, 2 and 4 tokens: 26 20 14, so 31 22 14. Q4_K and Q5_K, where
    sums per 32 would take more steps than now, gain nothing at one token and lose 6 and 20 %; Q2_K and Q3_K 6 %, and lose 8 and 20.) */
 MOEI_FORCE MOEI_VNNI void moei_q8_zq6(const uint8_t *p, const __m512i *z, const moei_q8fixed *c, __m512i v[4]) {
-    MOEI_UNROLL for (int j = 0; j < 4; j += 2) {
-        const __m512i high = _mm512_broadcast_i64x4(moei_q8_ld256(p + 128 + 16 * j)), by = _mm512_setr_epi64(-4, -4, -4, -4, -2, -2, -2, -2);
-        v[j] = _mm512_and_si512(z[j / 2], c->low), v[j + 1] = _mm512_and_si512(_mm512_srli_epi16(z[j / 2], 4), c->low);
+    MOEI_UNROLL for (int j = 0; j < 4; j++) {
+        const __m512i high = _mm512_broadcast_i64x4(moei_q8_ld256(p + 128 + j / 2 * 32));
+        const __m512i by = _mm512_add_epi64(_mm512_setr_epi64(-4, -4, -4, -4, -2, -2, -2, -2), _mm512_set1_epi64(j % 2 * 4));
+        v[j] = _mm512_and_si512(j % 2 ? _mm512_srli_epi16(z[j / 2], 4) : z[j / 2], c->low);
         v[j] = _mm512_ternarylogic_epi32(v[j], _mm512_rorv_epi64(high, by), c->high, 0xf8); /* v | (turned & high) */
-        v[j + 1] = _mm512_ternarylogic_epi32(v[j + 1], _mm512_rorv_epi64(high, _mm512_add_epi64(by, _mm512_set1_epi64(4))), c->high, 0xf8);
     }
 }
 /* + 16 where byte `at` + j of a block's qword has the bit. */
@@ -5514,13 +5514,13 @@ MOEI_FORCE MOEI_VNNI void moei_q8_bytes_vnni(uint32_t f, const uint8_t *p, const
 MOEI_FORCE MOEI_VNNI __m128i moei_q8_pick(__m512i p, __m512i q, __m128i from) { /* 8 words of both */
     return _mm512_castsi512_si128(_mm512_permutex2var_epi16(p, _mm512_castsi128_si512(from), q));
 }
-MOEI_FORCE MOEI_VNNI void moei_q8_scales_z(uint32_t f, const uint8_t *p, const __m512i *z, const moei_q8side *side, size_t j, moei_q8s *s) {
+MOEI_FORCE MOEI_VNNI void moei_q8_scales_z(uint32_t f, const uint8_t *p, const __m512i *z, moei_q8s *s) {
     if (f == MOE_FORMAT_Q4_1 || f == MOE_FORMAT_Q5_1) { /* words 0 and 1 of the blocks' qwords */
         const __m256i d = _mm256_setr_epi16(0, 4, 16, 20, 8, 12, 24, 28, 1, 5, 17, 21, 9, 13, 25, 29);
         const __m512i each = moei_q8_each(z, moei_q8_step_bytes(f) / 8, 0);
         const __m512 h = _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_castsi256_si512(d), each)));
         s->d = _mm512_castps512_ps256(h), s->m = _mm512_extractf32x8_ps(h, 1);
-    } else moei_q8_scales(f, p, side, j, s);
+    } else moei_q8_scales(f, p, NULL, 0, s);
 }
 
 /* ---- AVX512-VNNI: straight from the rows ---- */
@@ -5716,6 +5716,10 @@ typedef struct moei_q8pair { /* two rows on their way through k */
     uint8_t (*tail)[5 * 64];
     moei_q8apart apart[2];
 } moei_q8pair;
+/* Whether what is to be added is not the same for all rows and steps (moei_q8fixed.less), nor made of two rows' scales (Q3_K). */
+MOEI_FORCE int moei_q8_has_less(uint32_t f, int by_grid, const moei_rows *w) {
+    return f == MOE_FORMAT_Q6_K || (f == MOE_FORMAT_INT4_GROUP && (!by_grid || w->zero.data));
+}
 /* Step i of row a times n tokens, before the sums are in order. */
 MOEI_FORCE MOEI_VNNI void moei_q8_step_vnni(uint32_t f, int by_grid, uint32_t n, moei_q8pair *g, int a, size_t i, moei_q8step *to, __m512i *h) {
     const moei_q8fixed *c = &g->fixed;
@@ -5736,10 +5740,10 @@ MOEI_FORCE MOEI_VNNI void moei_q8_step_vnni(uint32_t f, int by_grid, uint32_t n,
     moei_q8_lines(f, p, z);
     moei_q8_bytes_vnni(f, p, z, c, v); /* before the scales: clang 14 makes loads that an earlier one covers shifts, word by word */
     if (moei_q8_is_raw(f)) to->raw = moei_q8_raw(f, p, z);
-    else if (!moei_q8_has_side(f)) moei_q8_scales_z(f, p, z, NULL, 0, &s);
+    else if (!moei_q8_has_side(f)) moei_q8_scales_z(f, p, z, &s);
     if (f == MOE_FORMAT_Q2_K) to->more = moei_q8_ld32(p + 80);
     if (f == MOE_FORMAT_Q6_K) moei_q8_spread_q6(s.sub, pair);
-    if (f == MOE_FORMAT_Q6_K || moei_q8_has_zeros(f, &g->w) || (f == MOE_FORMAT_INT4_GROUP && !by_grid)) {
+    if (moei_q8_has_less(f, by_grid, &g->w)) {
         moei_q8_less(f, moei_q8_offset(f), &s, less);
         to->less = less[0];
     }
@@ -5764,7 +5768,7 @@ MOEI_FORCE MOEI_VNNI void moei_q8_join_vnni(uint32_t f, int by_grid, uint32_t n,
         d = moei_q8_both256f(a->d, b->d);
         if (moei_q8_has_min(f) || moei_q8_is_nvfp4(f)) m = moei_q8_both256f(a->m, b->m);
     }
-    if (f == MOE_FORMAT_Q6_K || moei_q8_has_zeros(f, &g->w) || (f == MOE_FORMAT_INT4_GROUP && !by_grid)) less[0] = moei_q8_both256(a->less, b->less);
+    if (moei_q8_has_less(f, by_grid, &g->w)) less[0] = moei_q8_both256(a->less, b->less);
     const __m512i first = moei_q8_halves_at(), second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
     const __m512i of_a = _mm512_permutexvar_epi16(first, sub), of_b = _mm512_permutexvar_epi16(second, sub);
     MOEI_UNROLL for (uint32_t t = 0; t < n; t++) {
@@ -5794,8 +5798,10 @@ MOEI_FORCE MOEI_VNNI void moei_q8_few_vnni(uint32_t f, int by_grid, const moei_r
     g.w = *w; /* of *w gcc would load what it needs again in every step (INT4_GROUP: 22 GB/s in cache, so 24) */
     g.k = k, g.full = w->k / 256, g.x = x, g.tail = tail;
     moei_q8_fix(f, &g.fixed);
-    MOEI_UNROLL for (int a = 0; a < 2; a++)
-        if (by_grid) moei_q8_grid_of(&w->scale, w->k, &g.apart[a].grid[0]), moei_q8_grid_of(&w->zero, w->k, &g.apart[a].grid[1]);
+    if (by_grid) {
+        moei_q8_grid_of(&w->scale, w->k, &g.apart[0].grid[0]), moei_q8_grid_of(&w->zero, w->k, &g.apart[0].grid[1]);
+        memcpy(g.apart[1].grid, g.apart[0].grid, sizeof g.apart[0].grid);
+    }
     for (uint32_t r = 0; r < n_rows; r += 2) {
         __m512 acc[MOEI_Q8_FEW];
         g.ahead = moei_ahead_at(w, n_rows, r, rows_ahead), g.row[0] = r, g.row[1] = r + (r + 1 < n_rows);
@@ -6713,7 +6719,7 @@ static void moei_q8_panel_vnni_intel(void *panel, const moei_rows *w, uint32_t n
 }
 #define MOEI_Q8_VNNI(f) {moei_q8_dot_vnni_##f, moei_q8_decode_later, MOEI_Q8_FEW}
 /* clang-format off */
-#define MOEI_Q8_ARITH_VNNI(panel, ask, whole) {                                                                                 \
+#define MOEI_Q8_ARITH_VNNI(panel, ask, whole) {                                                                          \
     MOE_COMPUTE_Q8, MOE_TIER_VNNI, moei_q8_row_bytes_vnni, moei_q8_prepare_vnni, moei_q8_panel_bytes, panel,             \
     {MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, MOEI_Q8_NONE, /* NONE F32 F16 BF16 */                                     \
      MOEI_Q8_VNNI(Q8_0), MOEI_Q8_VNNI(Q4_0), MOEI_Q8_VNNI(Q4_1), MOEI_Q8_VNNI(Q5_0),                                     \

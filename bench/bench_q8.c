@@ -1,12 +1,16 @@
 /* bench_q8.c: how fast the Q8 dot products are. One process measures the denominators too: the read bandwidth of the same memory
    and the peak of vpdpbusd. Medians of interleaved repetitions.
-   cc -std=c11 -O2 -I. bench/bench_q8.c -o bench_q8 -lm -lpthread && ./bench_q8 [cold|cache|many|order] [format] [repetitions] */
+   cc -std=c11 -O2 -I. bench/bench_q8.c -o bench_q8 -lm -lpthread && ./bench_q8 [cold|cache|many|order] [format] [repetitions]
+   Rows have 2048 weights, or as many as -DBENCH_K says. */
 #define _GNU_SOURCE
 #define MOE_IMPLEMENTATION
 #include "moe.h"
 #include "limits.h"
 
-enum { K = 2048, SLICE = 128, TOKENS = 128, MAX_REPS = 31 };
+#ifndef BENCH_K
+#define BENCH_K 2048 /* a multiple of 256 */
+#endif
+enum { K = BENCH_K, SLICE = 128, TOKENS = 128, MAX_REPS = 31 };
 static const size_t POOL = (size_t)1600 << 20;
 static const struct {
     const char *name;
