@@ -2054,11 +2054,13 @@ typedef struct moei_tile {
     const uint8_t *w[4];              /* rows; where there are 8, row_stride apart, only the first */
     const uint8_t *x;                 /* a group of tokens */
     size_t k0, k1, k;                 /* this part of k, and all of it */
+    size_t panel_k0, panel_k1;        /* what rows have where w points: all of k, or a part that was decoded */
     uint32_t half;                    /* where tiles have them */
     float *sums;                      /* what the registers hold between the parts */
     float *out;                       /* of the first row and token */
     size_t out_stride, row_stride;
     uint32_t n_rows;                  /* stored: 1 .. R */
+    uint32_t second;                  /* the first row of the tile's second four; where there are 8 */
     const uint8_t *ahead, *ahead_end; /* to prefetch on the way, ahead_step bytes a step */
     size_t ahead_step;
 } moei_tile;
@@ -2161,18 +2163,19 @@ MOEI_FORCE void moei_ask(uint32_t ask, const uint8_t *p, const uint8_t *later, c
    1662 and 1683 cycles for 1536), be they prefetched to L1 or not: several rows side by side get a line every 2.0 cycles, one by itself
    every 1.35. */
 #define MOEI_BUSY 4u /* groups that leave no time to be quiet */
-/* Rows of 16 bits for tiles of 8 rows are decoded a part of k at a time, each in the place of the one before, which is in L1. */
+/* Rows of which a part of k is decoded at a time, each in the place of the one before, which is in L1. */
 typedef struct moei_piece {
     moei_decode_fn *decode; /* or NULL */
-    const moei_rows *rows;  /* of the tile */
+    moei_rows rows;         /* row0: the tile's */
     uint8_t *panel;
 } moei_piece;
+static int moei_has_pieces(uint32_t format) { return format == MOE_FORMAT_F32 || format == MOE_FORMAT_F16 || format == MOE_FORMAT_BF16; }
 static void moei_decode_piece(const moei_piece *p, moei_tile *t) {
-    moei_rows w = *p->rows;
-    w.data += 2 * t->k0, w.k = t->k1 - t->k0;
+    moei_rows w = p->rows;
+    w.data += t->k0 * (w.format == MOE_FORMAT_F32 ? 4 : 2), w.k = t->k1 - t->k0;
     p->decode(&w, t->n_rows, p->panel);
     t->row_stride = 4 * moei_round_up(w.k, 16);
-    t->w[0] = (const uint8_t *)((uintptr_t)p->panel - 4 * t->k0); /* where the row would begin */
+    t->w[0] = p->panel, t->panel_k0 = t->k0, t->panel_k1 = t->k1;
 }
 /* Tokens at .. end - 1, which pass over one tile of rows after the other. */
 typedef struct moei_batch {
@@ -2215,11 +2218,10 @@ MOEI_UNUSED static void moei_sweep_panel(const moei_tiles *tiles, const moei_row
     const size_t row_bytes = tiles->bytes * w->k, groups = MOEI_GROUPS_BYTES / (tiles->tokens * row_bytes + 1) + 1;
     const uint32_t block = (uint32_t)(groups < MOEI_GROUPS ? groups : MOEI_GROUPS) * tiles->tokens, tall = (n_rows - 1) / tiles->rows + 1;
     const size_t ahead = moei_rows_ahead(w, MOEI_AHEAD_ROWS), keep = !decode || n_tokens > block;
-    moei_rows some = *w;
-    const int halves = w->format == MOE_FORMAT_F16 || w->format == MOE_FORMAT_BF16, by_part = halves && decode && !tiles->put && !keep;
-    moei_batch b = {tiles, x, 0, 0, 0, part, 0, 0, NULL, {by_part ? decode : NULL, &some, panel}};
+    const int by_part = decode && !tiles->put && !keep && moei_has_pieces(w->format);
+    moei_batch b = {tiles, x, 0, 0, 0, part, 0, 0, NULL, {by_part ? decode : NULL, *w, panel}};
     int back = 0;
-    t.k = w->k, t.out_stride = out_stride, t.row_stride = stride;
+    t.k = t.panel_k1 = w->k, t.panel_k0 = 0, t.out_stride = out_stride, t.row_stride = stride;
     for (; b.at < n_tokens; b.at = b.end) {
         b.end = n_tokens - b.at < block ? n_tokens : b.at + block;
         b.next_x = !w->next_x ? w->data : b.end < n_tokens ? (const uint8_t *)x[b.end] : w->next_x;
@@ -2230,10 +2232,10 @@ MOEI_UNUSED static void moei_sweep_panel(const moei_tiles *tiles, const moei_row
         /* all lines of a tile's rows, not one less: memory is far. The first block brings them to a cache. */
         b.share = b.at ? 0 : moei_lines(tiles->rows * w->row_stride, passes - b.quiet * parts * tiles->halves);
         for (uint32_t r = 0; r < n_rows; r += t.n_rows, back = !back) {
-            t.n_rows = moei_min32(tiles->put ? n_rows - r : n_rows, tiles->rows);
+            t.n_rows = moei_min32(tiles->put ? n_rows - r : n_rows, tiles->rows), t.second = t.n_rows < 8 ? t.n_rows - 4 : 4;
             r = n_rows - r < t.n_rows ? n_rows - t.n_rows : r;
-            some.row0 = w->row0 + r;
-            if (decode && !by_part && !b.at) decode(&some, t.n_rows, panel + r * keep * stride);
+            b.piece.rows.row0 = w->row0 + r;
+            if (decode && !by_part && !b.at) decode(&b.piece.rows, t.n_rows, panel + r * keep * stride);
             for (uint32_t i = 0; i < 4; i++) t.w[i] = panel + (r * keep + (i < t.n_rows ? i : t.n_rows - 1)) * stride;
             t.ahead_end = moei_row(w, r) + moei_ahead_at(w, n_rows, r, ahead < tiles->rows ? tiles->rows : ahead);
             moei_sweep_groups(&b, &t, out + r, back);
@@ -2244,8 +2246,12 @@ MOEI_UNUSED static void moei_sweep_panel(const moei_tiles *tiles, const moei_row
    the next part comes. So tokens and rows come from L3 as often as if L2 held 48 tokens, not the 9 of k = 14336 in F32 (Zen 5, 512 rows, 48
    and 144 tokens, cold, % of the peak. F32: k = 14336 60 82, 64 80, k = 7168 75 85, 78 83, k = 4160 79 83. BF16: k = 14336 49 71, 55 72, k =
    7168 69 76, 71 76, k = 4160 80 74. AVX2: k = 14336 57 77, 59 71, k = 7168 72 78. 32 rows, as of gate and up, are 1 to 3 % slower). Parts of 512
-   lose 3 %, BF16 gains 1 of 1536; 8 tiles lose 2 %, 8 groups 4 to 9; prefetched sums gain nothing. */
-enum { MOEI_LONG = 4608, MOEI_LONG_PART = 1024, MOEI_LONG_TILES = 16, MOEI_LONG_GROUPS = 16 };
+   lose 3 %, BF16 gains 1 of 1536; 8 tiles lose 2 %, 8 groups 4 to 9; prefetched sums gain nothing. Rows that are decoded are so a tile's part at
+   a time, to one place in L1 (Zen 4, AVX2, k = 14336, 512 rows, 32 and 128 tokens, panels of 32 rows and this: f32 49 63, 55 63, f16 60 68).
+   Where rows may stay whole (moei_rows.whole: Zen 4, likewise cold) two tiles' parts in L1 are right for f32 (of 1024 and 512: 77 79, 74 78),
+   twice as much for rows of 16 bits in F32 (1024 and 2048: 83 88, 80 85), and those of up to MOEI_LONG_HALVES stay whole (k = 7168: F32 88 89, 86
+   89, BF16 78 80, 79 83; k = 8192: 88 80, 76 65). No gain: rows of f32 copied next to each other first, 8 x 32, 12 x 24, 16 x 24 tiles x groups. */
+enum { MOEI_LONG = 4608, MOEI_LONG_HALVES = 7680, MOEI_LONG_PART = 1024, MOEI_LONG_TILES = 16, MOEI_LONG_GROUPS = 16 };
 #define MOEI_LONG_SUMS ((size_t)MOEI_LONG_TILES * MOEI_LONG_GROUPS * MOEI_TILE_SUMS)
 typedef struct moei_long { /* a block of tokens and the rows of its tiles */
     const moei_tiles *tiles;
@@ -2254,6 +2260,7 @@ typedef struct moei_long { /* a block of tokens and the rows of its tiles */
     float *out;
     size_t part;
     uint32_t n_rows, r0, r1, n_tokens, at, end;
+    moei_piece piece;
 } moei_long;
 /* What is multiplied after a tile: where its rows begin; to *k0 the first of k. */
 static const uint8_t *moei_long_next(const moei_long *l, const moei_tile *t, uint32_t tile, size_t *k0) {
@@ -2265,36 +2272,47 @@ static const uint8_t *moei_long_next(const moei_long *l, const moei_tile *t, uin
 }
 /* A tile's part of k times the block. Each group but the first ones prefetches a piece of a next row, and each tile its share of the
    tokens' next part (on AVX2, where a group is its even values and then the odd ones, of what comes some parts later). */
-static void moei_long_tile(const moei_long *l, moei_tile *t, uint32_t tile, int back) {
-    const uint32_t tokens = l->tiles->tokens, last = (l->end - l->at - 1) / tokens, quiet = last >= MOEI_BUSY;
-    const uint32_t pieces = last + 1 - quiet < l->tiles->rows ? 1 : (last + 1 - quiet) / l->tiles->rows; /* of a row */
+static void moei_long_tile(moei_long *l, moei_tile *t, uint32_t tile, int back) {
+    const uint32_t tokens = l->tiles->tokens, last = (l->end - l->at - 1) / tokens, passes = (last + 1) * l->tiles->halves;
+    const uint32_t quiet = last >= MOEI_BUSY, pieces = passes - quiet < l->tiles->rows ? 1 : (passes - quiet) / l->tiles->rows; /* of a row */
     const uint32_t r = moei_min32(l->r0 + tile * l->tiles->rows, l->n_rows - l->tiles->rows), n_tiles = (l->r1 - l->r0 - 1) / l->tiles->rows + 1;
     const size_t size = l->w->format == MOE_FORMAT_F32 ? 4 : 2, x_size = l->tiles->bytes * (size_t)tokens, steps = (t->k1 - t->k0) / l->tiles->step;
-    size_t next_k, piece = moei_lines(l->part * size + 63, pieces), x_share = moei_lines(l->part * x_size, n_tiles);
+    size_t next_k, piece = moei_lines(l->part * size + 63, pieces), x_share = moei_lines(l->part * x_size, n_tiles * l->tiles->halves);
     const uint8_t *next = moei_long_next(l, t, tile, &next_k);
     for (uint32_t i = 0; i < 4; i++) t->w[i] = moei_row(l->w, r + i);
+    l->piece.rows.row0 = l->w->row0 + r;
+    if (l->piece.decode) moei_decode_piece(&l->piece, t);
     t->ahead_step = moei_lines(piece, steps + !steps); /* the last part may be less than a step */
-    for (uint32_t j = 0; j <= last; j++) {
-        const uint32_t g = back ? last - j : j, i = l->at + g * tokens, p = j - quiet;
+    for (uint32_t j = 0; j < passes; j++) {
+        const uint32_t nth = j % (last + 1), g = back ? last - nth : nth, i = l->at + g * tokens, p = j - quiet;
+        t->half = j / (last + 1);
         t->x = (const uint8_t *)l->x[i], t->out = l->out + i * t->out_stride + r;
         t->sums = l->w->sums + (tile * (size_t)MOEI_LONG_GROUPS + g) * MOEI_TILE_SUMS;
         t->ahead = t->ahead_end = next;
         if (next && j >= quiet && p < pieces * l->tiles->rows)
-            t->ahead = next + p / pieces * t->row_stride + next_k * size + p % pieces * piece, t->ahead_end = t->ahead + piece;
-        const uint8_t *next_x = t->x + t->k1 * x_size + tile * x_share, *stop = next_x + (t->k1 < t->k && g < last) * x_share;
+            t->ahead = next + p / pieces * l->w->row_stride + next_k * size + p % pieces * piece, t->ahead_end = t->ahead + piece;
+        const uint8_t *next_x = t->x + t->k1 * x_size + (tile * l->tiles->halves + t->half) * x_share;
+        const uint8_t *stop = next_x + (t->k1 < t->k && g < last) * x_share;
         for (; next_x < stop; next_x += 64) MOEI_PREFETCH_L2(next_x);
         l->tiles->fn[(g < last ? tokens : l->end - i) - 1](t);
     }
 }
-MOEI_UNUSED static void moei_sweep_long(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, const void *const *x, uint32_t n_tokens,
-                                        float *out, size_t out_stride) {
-    const size_t parts = (w->k + MOEI_LONG_PART - 1) / MOEI_LONG_PART;
+static int moei_is_long(const moei_tiles *tiles, const moei_rows *w, const int pieces, uint32_t n_rows, uint32_t n_tokens) {
+    const size_t room = MOEI_LONG_SUMS + (size_t)(pieces ? tiles->rows * MOEI_LONG_PART : 0);
+    const size_t k = w->whole && w->format != MOE_FORMAT_F32 ? MOEI_LONG_HALVES : MOEI_LONG;
+    return w->n_sums >= room && w->k > k && n_rows >= MOEI_LONG_TILES * tiles->rows && n_tokens > tiles->rows * tiles->tokens;
+}
+/* decode: or NULL, see moei_piece */
+MOEI_UNUSED static void moei_sweep_long(const moei_tiles *tiles, const moei_rows *w, moei_decode_fn *decode, uint32_t n_rows,
+                                        const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
+    const size_t longest = w->whole ? tiles->k / 2 : moei_min(MOEI_LONG_PART, tiles->k), parts = (w->k + longest - 1) / longest;
     const uint32_t blocks = (n_tokens - 1) / (MOEI_LONG_GROUPS * tiles->tokens) + 1, rows = MOEI_LONG_TILES * tiles->rows;
     const uint32_t tokens = ((n_tokens - 1) / (blocks * tiles->tokens) + 1) * tiles->tokens;
-    moei_long l = {tiles, w, x, out, (w->k / parts + 63) / 64 * 64, n_rows, 0, 0, n_tokens, 0, 0};
+    moei_long l = {tiles, w, x, out, (w->k / parts + 63) / 64 * 64, n_rows, 0, 0, n_tokens, 0, 0,
+                   {decode, *w, (uint8_t *)(w->sums + MOEI_LONG_SUMS)}};
     moei_tile t;
     int back = 0;
-    t.k = w->k, t.out_stride = out_stride, t.row_stride = w->row_stride, t.n_rows = tiles->rows;
+    t.k = t.panel_k1 = w->k, t.panel_k0 = 0, t.out_stride = out_stride, t.row_stride = w->row_stride, t.n_rows = tiles->rows, t.second = 4;
     for (l.r0 = 0; l.r0 < n_rows; l.r0 = l.r1) {
         l.r1 = moei_min32(l.r0 + rows, n_rows);
         for (l.at = 0; l.at < n_tokens; l.at = l.end) {
@@ -2308,8 +2326,7 @@ MOEI_UNUSED static void moei_sweep_long(const moei_tiles *tiles, const moei_rows
 }
 MOEI_UNUSED static void moei_sweep(const moei_tiles *tiles, const moei_rows *w, uint32_t n_rows, const void *const *x,
                                    uint32_t n_tokens, float *out, size_t out_stride) {
-    if (w->n_sums >= MOEI_LONG_SUMS && w->k > MOEI_LONG && n_rows >= MOEI_LONG_TILES * tiles->rows && n_tokens > tiles->rows * tiles->tokens)
-        moei_sweep_long(tiles, w, n_rows, x, n_tokens, out, out_stride);
+    if (moei_is_long(tiles, w, 0, n_rows, n_tokens)) moei_sweep_long(tiles, w, NULL, n_rows, x, n_tokens, out, out_stride);
     else moei_sweep_panel(tiles, w, NULL, (uint8_t *)(uintptr_t)moei_row(w, 0), w->row_stride, n_rows, x, n_tokens, out, out_stride);
 }
 /* Panels by the reference: decode, then prepare. Transposed rows are read as they are stored, 16 at a time. */
@@ -2608,15 +2625,16 @@ MOEI_FORCE MOEI_AVX2 void moei_panel_step_avx2(const int C, const float *w, cons
 /* One token has too few sums for one half alone: the other one comes along. */
 MOEI_FORCE MOEI_AVX2 void moei_panel_tile_avx2(const int C, const moei_tile *t) {
     const size_t half = moei_half(t->k), steps = moei_half(t->k1) / 8 - t->k0 / 16, odd = C == 1 ? 0 : t->half;
-    const float *w = (const float *)(const void *)t->w[0] + 4 * (odd * half + t->k0 / 2), *w1 = w + 4 * half;
+    const size_t w_half = moei_half(t->panel_k1 - t->panel_k0);
+    const float *w = (const float *)(const void *)t->w[0] + 4 * (odd * w_half + (t->k0 - t->panel_k0) / 2), *w1 = w + 4 * w_half;
     const float *x = (const float *)(const void *)t->x + (size_t)C * (odd * half + t->k0 / 2), *x1 = x + half;
     const uint8_t *ahead = t->ahead, *ahead_end = t->ahead_end;
-    float *const evens = t->sums + 32 * 3;
+    float *const sums = t->sums + odd * 32 * 3, *const evens = t->sums + 2 * 32 * 3;
     __m256 a[3][4], b[1][4], even[3], s[3];
     size_t i = 0;
     if (C == 1 && t->half) return;
-    moei_begin_avx2(C, t, t->sums, a);
-    if (C == 1) moei_begin_avx2(1, t, t->sums + 32, b);
+    moei_begin_avx2(C, t, sums, a);
+    if (C == 1) moei_begin_avx2(1, t, sums + 32, b);
     for (; i + MOEI_TURN_AVX2 <= steps; i += MOEI_TURN_AVX2) {
         MOEI_AHEAD(MOEI_TURN_AVX2 * t->ahead_step);
         MOEI_UNROLL for (size_t j = 0; j < MOEI_TURN_AVX2; j++) {
@@ -2631,8 +2649,8 @@ MOEI_FORCE MOEI_AVX2 void moei_panel_tile_avx2(const int C, const moei_tile *t) 
         moei_panel_step_avx2(C, w, x, a);
         if (C == 1) moei_panel_step_avx2(1, w1, x1, b);
     }
-    moei_end_avx2(C, t, t->sums, a, s);
-    if (C == 1) moei_end_avx2(1, t, t->sums + 32, b, even);
+    moei_end_avx2(C, t, sums, a, s);
+    if (C == 1) moei_end_avx2(1, t, sums + 32, b, even);
     if (t->k1 < t->k) return;
     if (C == 1) moei_results_avx2(1, t, s, even);
     else if (odd) {
@@ -3220,7 +3238,6 @@ MOEI_FORCE MOEI_AVX512 __m256 moei_fold8_avx512(const __m512 *a) {
     return _mm512_castps512_ps256(_mm512_permutexvar_ps(first, s));
 }
 /* A tile's rows are two fours, this far apart: two pointers and a stride, where 8 pointers would not leave registers enough. */
-MOEI_FORCE uint32_t moei_second_avx512(const moei_tile *t) { return t->n_rows < 8 ? t->n_rows - 4 : 4; }
 MOEI_FORCE MOEI_AVX512 void moei_begin_avx512(const int C, const moei_tile *t, __m512 (*a)[8]) {
     if (t->k0 == 0) {
         MOEI_UNROLL for (int i = 0; i < 8 * C; i++) a[i / 8][i % 8] = _mm512_setzero_ps();
@@ -3231,7 +3248,6 @@ MOEI_FORCE MOEI_AVX512 void moei_begin_avx512(const int C, const moei_tile *t, _
 /* (This takes 24 cycles, in which the next tile's FMAs wait. Not faster: each token's last 1 to 8 steps by themselves, then its sums, so
    that those of one token go beside FMAs of the next: Zen 5, k = 512, 24 and 26 to 90 cycles.) */
 MOEI_FORCE MOEI_AVX512 void moei_end_avx512(const int C, const moei_tile *t, __m512 (*a)[8]) {
-    const uint32_t second = moei_second_avx512(t);
     if (t->k1 < t->k) {
         MOEI_UNROLL for (int i = 0; i < 8 * C; i++) _mm512_storeu_ps(t->sums + 16 * i, a[i / 8][i % 8]);
         return;
@@ -3240,7 +3256,7 @@ MOEI_FORCE MOEI_AVX512 void moei_end_avx512(const int C, const moei_tile *t, __m
         float *out = t->out + (size_t)c * t->out_stride;
         const __m256 v = moei_fold8_avx512(a[c]);
         _mm_storeu_ps(out, _mm256_castps256_ps128(v));
-        _mm_storeu_ps(out + second, _mm256_extractf128_ps(v, 1));
+        _mm_storeu_ps(out + t->second, _mm256_extractf128_ps(v, 1));
     }
 }
 
@@ -3264,7 +3280,7 @@ MOEI_FORCE MOEI_AVX512 void moei_step_avx512(const uint32_t format, const int C,
 }
 MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C, const moei_tile *t) {
     const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, stride = t->row_stride, line = 64 * (size_t)C;
-    const uint8_t *w = t->w[0] + t->k0 * size, *w4 = w + moei_second_avx512(t) * stride, *x = t->x + t->k0 * 4 * (size_t)C;
+    const uint8_t *w = t->w[0] + (t->k0 - t->panel_k0) * size, *w4 = w + t->second * stride, *x = t->x + t->k0 * 4 * (size_t)C;
     const uint8_t *ahead = t->ahead, *ahead_end = t->ahead_end, *end = x + (t->k1 - t->k0) / 32 * 2 * line;
     __m512 a[3][8];
     moei_begin_avx512(C, t, a);
@@ -3484,7 +3500,7 @@ MOEI_FORCE MOEI_BF16 void moei_step_bf16(const int C, const uint8_t *w, const ui
 }
 MOEI_FORCE MOEI_BF16 void moei_tile_bf16(const int C, const moei_tile *t) {
     const size_t stride = t->row_stride, line = 64 * (size_t)C;
-    const uint8_t *w = t->w[0] + t->k0 * 2, *w4 = w + moei_second_avx512(t) * stride, *x = t->x + t->k0 * 2 * (size_t)C;
+    const uint8_t *w = t->w[0] + t->k0 * 2, *w4 = w + t->second * stride, *x = t->x + t->k0 * 2 * (size_t)C;
     const uint8_t *ahead = t->ahead, *ahead_end = t->ahead_end, *end = x + (t->k1 - t->k0) / 32 * line;
     __m512 a[3][8];
     moei_begin_avx512(C, t, a);
@@ -9326,11 +9342,16 @@ static void moei_multiply(const moei_arith *a, const moei_rows *w, uint32_t n_ro
     const moei_ops *ops = &a->ops[w->format];
     moei_rows part = *w;
     part.ask = a->ask, part.whole = a->whole;
+    if (a->panel) part.sums = (float *)(void *)panel, part.n_sums = a->panel_bytes(MOEI_UP_ROWS, w->k) / sizeof(float);
     if (ops->dot && !(a->panel && (w->k_stride || n > ops->dot_max))) {
-        if (a->panel) part.sums = (float *)(void *)panel, part.n_sums = a->panel_bytes(MOEI_UP_ROWS, w->k) / sizeof(float);
         ops->dot(&part, n_rows, x, n, out, out_stride);
         return;
     }
+    if (ops->decode && a->tiles && !w->k_stride && moei_has_pieces(w->format) && moei_is_long(a->tiles, &part, 1, n_rows, n)) {
+        moei_sweep_long(a->tiles, &part, ops->decode, n_rows, x, n, out, out_stride);
+        return;
+    }
+    part.sums = NULL, part.n_sums = 0; /* the panel's place */
     /* (Cache lines of transposed weights hold many rows: whole blocks.) */
     uint32_t few = (uint32_t)(MOEI_FEW_BYTES / a->row_bytes(w->k)) + 1;
     uint32_t step = n > 4 || ops->dot || w->k_stride || few > MOEI_UP_ROWS ? MOEI_UP_ROWS : few;

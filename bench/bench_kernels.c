@@ -45,12 +45,10 @@ typedef struct run {
 } run;
 static void run_part(void *arg, int thread) {
     const run *job = (const run *)arg;
-    const moei_ops *ops = &job->arith->ops[job->format];
     float *out = (float *)malloc((size_t)job->n_tokens * panel_rows * sizeof *out);
-    void *panel = aligned_alloc(64, job->arith->panel_bytes(panel_rows, k) + 64);
+    uint8_t *panel = (uint8_t *)aligned_alloc(64, moei_panel_scratch(job->arith, k));
     moei_rows w;
     memset(&w, 0, sizeof w);
-    w.ask = job->arith->ask, w.whole = job->arith->whole;
     w.data = memory + (size_t)thread * (memory_bytes / (size_t)threads), w.row_stride = job->row_bytes, w.k = k,
     w.format = job->format;
     if (job->arith->packing->begin) job->arith->packing->begin();
@@ -58,8 +56,7 @@ static void run_part(void *arg, int thread) {
         w.row0 = (uint32_t)(job->cold ? i * panel_rows : 0);
         w.prefetch_bytes = panel_rows * job->row_bytes;
         w.prefetch = job->cold && i + 1 < job->n_panels ? moei_row(&w, panel_rows) : NULL;
-        if (job->n_tokens <= ops->dot_max) ops->dot(&w, panel_rows, job->x, job->n_tokens, out, panel_rows);
-        else moei_through_panel(job->arith, &w, panel_rows, job->x, job->n_tokens, out, panel_rows, (uint8_t *)panel);
+        moei_multiply(job->arith, &w, panel_rows, job->x, job->n_tokens, out, panel_rows, panel);
     }
     if (job->arith->packing->end) job->arith->packing->end();
     free(panel), free(out);

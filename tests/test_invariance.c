@@ -1238,7 +1238,8 @@ static void test_subjects(int rounds, int part) {
             test_many(MOE_FORMAT_Q4_0, MOE_COMPUTE_Q8, 0), test_many(MOE_FORMAT_BF16, MOE_COMPUTE_DEFAULT, 0),
             test_rests(MOE_FORMAT_BF16, MOE_COMPUTE_DEFAULT, 0), test_rests(MOE_FORMAT_Q8_0, MOE_COMPUTE_Q8, 0),
             test_rests(MOE_FORMAT_BF16, MOE_COMPUTE_F32, 0),
-            test_rests(MOE_FORMAT_BF16, MOE_COMPUTE_F32, moe_tier_mask(MOE_TIER_AVX2));
+            test_rests(MOE_FORMAT_BF16, MOE_COMPUTE_F32, moe_tier_mask(MOE_TIER_AVX2)),
+            test_rests(MOE_FORMAT_F32, MOE_COMPUTE_F32, moe_tier_mask(MOE_TIER_AVX2));
     free(space0.data);
     if (!rl_bf16(moe_tiers())) printf("  skipped: BF16 (no tier here has it)\n");
 }
