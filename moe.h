@@ -3032,10 +3032,13 @@ static const moei_packing moei_packing_avx2 = {3, 2, moei_pack_avx2, NULL, NULL,
         /* FP8_CHANNEL  */ {moei_dot_e4m3_avx2, moei_decode_fp8_avx2, 3},                                              \
         /* INT8, INT4   */ MOEI_NO_OPS, MOEI_NO_OPS},                                                                  \
     &moei_packing_avx2, &moei_tiles_avx2_F32, ask, 0, 1}
-MOEI_TABLE const moei_arith moei_f32_avx2 = MOEI_F32_AVX2(NULL, UINT32_MAX, MOEI_ASK_L2);
-MOEI_TABLE const moei_arith moei_f32_avx2_intel = MOEI_F32_AVX2(NULL, UINT32_MAX, MOEI_ASK_BOTH);
 /* Where L1 has room for its 4 rows of f32, a panel pays from about 18 tokens on (k = 4096 and 14336: 30). Zen 5, layer, 512 tokens: Qwen3-30B
-   76 and 83, Mixtral 72 and 79 % of the peak, with 4 rows one after the other and tiles of two steps a turn. (Zen 3, L1 of 32 KB: level.) */
+   76 and 83, Mixtral 72 and 79 % of the peak, with 4 rows one after the other and tiles of two steps a turn. In an L1 of 32 KB half a panel stays
+   longer than rows of bf16, which both halves pass over: Zen 4, cold, 48 and 128 tokens, rows and panel, k = 768 84 80, 83 82; k = 2048 83 83, 80 84;
+   k = 4096 71 79, 69 81; k = 14336 70 74, 64 67; layer, Mixtral, 256 and 512 tokens 1.08 times faster, 48 to 192 tokens of k = 2048 and 768
+   level to 1.05. (Zen 3, k = 2048: level.) */
+MOEI_TABLE const moei_arith moei_f32_avx2 = MOEI_F32_AVX2(moei_decode_bf16_avx2, 40, MOEI_ASK_L2);
+MOEI_TABLE const moei_arith moei_f32_avx2_intel = MOEI_F32_AVX2(NULL, UINT32_MAX, MOEI_ASK_BOTH);
 MOEI_TABLE const moei_arith moei_f32_avx2_room = MOEI_F32_AVX2(moei_decode_bf16_avx2, 20, MOEI_ASK_L2);
 MOEI_TABLE const moei_arith moei_f32_avx2_room_intel = MOEI_F32_AVX2(moei_decode_bf16_avx2, 20, MOEI_ASK_BOTH);
 // clang-format on
