@@ -948,10 +948,10 @@ typedef struct moei_rows {
     size_t prefetch_bytes;
     const uint8_t *next_x;      /* likewise the tokens that pass over the rows after these; a hint */
     size_t next_x_bytes;
-    float *sums;                /* room for n_sums of them where parts of long rows take turns; may be NULL */
+    float *sums;                /* room for n_sums of them where parts of long rows take turns, and for a decoded part; may be NULL */
     size_t n_sums;
     uint32_t ask;               /* MOEI_ASK_, where dot heeds it: its caller takes the arithmetic's; any is right */
-    uint32_t whole;             /* likewise: all of k at once, by tiles of AVX-512 (but where MOEI_LONG) and Q8's few tokens (moei_q8_turns) */
+    uint32_t whole;             /* 0 or 1, likewise: all of k at once, by tiles of AVX-512 (moei_tiles) and Q8's few tokens (moei_q8_turns) */
 } moei_rows;
 MOEI_FORCE const uint8_t *moei_row(const moei_rows *w, size_t r) { return w->data + (w->row0 + r) * w->row_stride; }
 
@@ -2037,7 +2037,7 @@ MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c,   moei_sigmoid_c, mo
                                                 moei_clamp_c, moei_order_c,   moei_reach_c, moei_read16_c, moei_write16_c};
 
 /* ==== >>dense: loops around the register tiles of f32 and bf16 arithmetic ==============================================
-   A tile is 4 or 8 rows times a group of 3 tokens, its sums in registers. Rows are read where they lie, tokens line
+   A tile is 4 or 8 rows times a group of 3 tokens, or 4 rows times two groups, its sums in registers. Rows are read where they lie, tokens line
    by line from their group: one stream, which never meets itself in a cache set (rows of tokens whose strides are near a power of
    two would, and take a register each: 6 to 10 points of the peak). The last tile of rows overlaps the one before: the same results
    once more. Where there are fewer rows than a tile has, it repeats its last one and stores less. */
@@ -2052,15 +2052,15 @@ MOEI_UNUSED static const moei_vec moei_vec_c = {moei_exp_c,   moei_sigmoid_c, mo
 
 typedef struct moei_tile {
     const uint8_t *w[4];              /* rows; where there are 8, row_stride apart, only the first */
-    const uint8_t *x;                 /* a group of tokens */
+    const uint8_t *x, *x2;            /* a group of tokens, and where tiles have two the second */
     size_t k0, k1, k;                 /* this part of k, and all of it */
-    size_t panel_k0, panel_k1;        /* what rows have where w points: all of k, or a part that was decoded */
+    size_t panel_k0, panel_k1;        /* what rows have where w points: all of k or, of tiles of f32, a part that was decoded */
     uint32_t half;                    /* where tiles have them */
     float *sums;                      /* what the registers hold between the parts */
     float *out;                       /* of the first row and token */
     size_t out_stride, row_stride;
     uint32_t n_rows;                  /* stored: 1 .. R */
-    uint32_t second;                  /* the first row of the tile's second four; where there are 8 */
+    uint32_t second;                  /* where there are 8, the first row of the second four: two pointers and a stride leave registers */
     const uint8_t *ahead, *ahead_end; /* to prefetch on the way, ahead_step bytes a step */
     size_t ahead_step;
 } moei_tile;
@@ -2068,7 +2068,7 @@ typedef void moei_tile_fn(const moei_tile *t);
 typedef struct moei_tiles {
     uint32_t rows, tokens, k, step;   /* R, C: the largest tile; the largest part of k, a multiple of 64; k a step of prefetches */
     uint32_t bytes, halves;           /* of a token's value; of rows and tokens, one after the other */
-    moei_tile_fn *fn[3];              /* [tokens - 1] */
+    moei_tile_fn *fn[6];              /* [tokens - 1] */
     /* A panel's layout: values k0 .. k0 + n of row r, as in prepare, or NULL: rows as they are prepared, one after the other. With it, tiles
        lie one after the other, whole ones: rows that are missing there have any numbers; w[0] is a tile, and decode is called for one. */
     void (*put)(void *panel, uint32_t r, const float *x, size_t k0, size_t n, size_t k);
@@ -2079,10 +2079,14 @@ typedef struct moei_tiles {
    tokens into registers, reads 6 and stands still (Zen 5, layer, 512 tokens: F32 73 and 82, BF16 60 and 71 % of the peak).
    Where the rows of a tile are longer than L1 they come in parts of k, and the sums wait in memory between the parts: 50 lines more to
    move, so the parts are as long as L1 allows (Zen 5, BF16, k = 2048 in one part 88, in two 74 %; bf16 rows for F32 are halves of its lines
-   and may well be longer). Where an FMA of 512 bits takes a cycle, L2 gives lines in time, and rows stay whole (moei_rows.whole; Zen 4, 32
-   tokens, cold, % of the peak, in parts and whole: F32, f32 rows, k = 1536 79 91, 2048 77 85, 2880 78 91, 4096 75 81; BF16, k = 2880 86 88,
-   4096 76 84; fp8 in BF16, k = 7168 69 77; MOEI_LONG is 1 % faster still). Every sum is one chain either way. */
+   and may well be longer).
+   Where an FMA of 512 bits takes a cycle, L2 gives lines in time: rows stay whole, and of tiles of 4 x 6 as many rows stay in an L1 of 32 KB,
+   where 8 x 3 read 11 lines from L2 in 24 cycles and leave no time for those that memory brings (moei_rows.whole; Zen 4, 24, 32 and 128 tokens,
+   cold, % of the peak, 8 x 3 and 4 x 6: BF16, k = 2048 80 87, 84 87, 89 89; k = 4096 82 90, 81 86, 84 90; k = 14336 63 72, 71 84, 76 86; F32 with
+   f32 rows, k = 2048 81 88, 85 87, 90 95; k = 4096 81 89, 79 86, 85 92; bf16 rows and k = 768 level. In parts and whole, 8 x 3, 32 tokens: F32, k =
+   2048 77 85, 4096 75 81). Every sum is one chain either way. */
 #define MOEI_TILE_SUMS (8 * 3 * 16)
+#define MOEI_TILE_GROUP 3u /* tokens that are packed together */
 #define MOEI_GROUPS ((size_t)32)
 #define MOEI_GROUPS_BYTES ((size_t)384 << 10)
 /* Q8: what is read later, rows and tokens, its prefetches spread over all work: in a hurry they would take what loads need. By tokens, as
@@ -2174,8 +2178,25 @@ static void moei_decode_piece(const moei_piece *p, moei_tile *t) {
     moei_rows w = p->rows;
     w.data += t->k0 * (w.format == MOE_FORMAT_F32 ? 4 : 2), w.k = t->k1 - t->k0;
     p->decode(&w, t->n_rows, p->panel);
-    t->row_stride = 4 * moei_round_up(w.k, 16);
+    t->row_stride = moei_f32_row_bytes(w.k);
     t->w[0] = p->panel, t->panel_k0 = t->k0, t->panel_k1 = t->k1;
+}
+/* How tokens at .. end - 1 are taken: if tiles have two groups and the number of groups is odd, the first one comes alone. (The last one, which
+   may be short, would: few sums, whose latencies show.) */
+typedef struct moei_turns {
+    uint32_t at, end, tokens, alone, last; /* last: of the tiles */
+} moei_turns;
+MOEI_FORCE moei_turns moei_turns_of(const moei_tiles *tiles, uint32_t at, uint32_t end) {
+    const uint32_t odd = tiles->tokens > MOEI_TILE_GROUP && ((end - at - 1) / MOEI_TILE_GROUP + 1) % 2, alone = odd * MOEI_TILE_GROUP;
+    const moei_turns turns = {at, end, tiles->tokens, alone, (end - at + alone - 1) / tiles->tokens};
+    return turns;
+}
+/* Tile g's first token; to *n how many. */
+MOEI_FORCE uint32_t moei_turn(const moei_turns *turns, uint32_t g, moei_tile *t, const void *const *x, uint32_t *n) {
+    const uint32_t i = turns->at + (g ? g * turns->tokens - turns->alone : 0), to = turns->at + (g + 1) * turns->tokens - turns->alone;
+    *n = (to < turns->end ? to : turns->end) - i;
+    t->x = (const uint8_t *)x[i], t->x2 = *n > MOEI_TILE_GROUP ? (const uint8_t *)x[i + MOEI_TILE_GROUP] : NULL;
+    return i;
 }
 /* Tokens at .. end - 1, which pass over one tile of rows after the other. */
 typedef struct moei_batch {
@@ -2189,7 +2210,7 @@ typedef struct moei_batch {
 /* (Not inlined: 48 KB of stack, which callers without tiles need not have.) */
 MOEI_UNUSED MOEI_NOINLINE static void moei_sweep_groups(moei_batch *b, moei_tile *t, float *out, int back) {
     const moei_tiles *tiles = b->tiles;
-    const uint32_t tokens = tiles->tokens, last = (b->end - b->at - 1) / tokens;
+    const moei_turns turns = moei_turns_of(tiles, b->at, b->end);
     float room[MOEI_GROUPS * MOEI_TILE_SUMS + 15], *const sums = (float *)(((uintptr_t)room + 63) & ~(uintptr_t)63); /* whole lines */
     for (t->k0 = 0, t->half = 0; t->half < tiles->halves; t->half += t->k1 == t->k, t->k0 = t->k1 < t->k ? t->k1 : 0, back = !back) {
         t->k1 = t->k - t->k0 > b->part ? t->k0 + b->part : t->k;
@@ -2197,13 +2218,13 @@ MOEI_UNUSED MOEI_NOINLINE static void moei_sweep_groups(moei_batch *b, moei_tile
         const size_t share = b->share, steps = (t->k1 - t->k0) / tiles->step, all = steps * 64;
         t->ahead_step = share <= all ? 64 : share / (steps + !steps) + 1; /* not a line less than all */
         const size_t again = b->part < t->k && share && share < all ? all - share : 0;
-        for (uint32_t j = 0; j <= last; j++) {
-            uint32_t g = back ? last - j : j, i = b->at + g * tokens;
+        for (uint32_t j = 0; j <= turns.last; j++) {
+            uint32_t g = back ? turns.last - j : j, n, i = moei_turn(&turns, g, t, b->x, &n);
             for (const uint8_t *stop = b->next_x + b->x_share; b->next_x < stop; b->next_x += 64) MOEI_PREFETCH_L2(b->next_x);
             t->sums = sums + (size_t)g * MOEI_TILE_SUMS, t->out = out + i * t->out_stride;
-            t->x = (const uint8_t *)b->x[i], t->ahead = t->ahead_end;
+            t->ahead = t->ahead_end;
             if (j >= b->quiet) t->ahead -= again, t->ahead_end += share;
-            tiles->fn[(g < last ? tokens : b->end - i) - 1](t);
+            tiles->fn[n - 1](t);
         }
     }
 }
@@ -2226,7 +2247,7 @@ MOEI_UNUSED static void moei_sweep_panel(const moei_tiles *tiles, const moei_row
         b.end = n_tokens - b.at < block ? n_tokens : b.at + block;
         b.next_x = !w->next_x ? w->data : b.end < n_tokens ? (const uint8_t *)x[b.end] : w->next_x;
         size_t next_bytes = b.end < n_tokens ? (n_tokens - b.end) * row_bytes : w->next_x_bytes, most = block * row_bytes;
-        size_t passes = ((b.end - b.at - 1) / tiles->tokens + 1) * parts * tiles->halves;
+        size_t passes = (moei_turns_of(tiles, b.at, b.end).last + 1) * parts * tiles->halves;
         b.quiet = passes > MOEI_BUSY * parts * tiles->halves;
         b.x_share = w->next_x ? moei_lines(next_bytes < most ? next_bytes : most, passes * tall) : 0;
         /* all lines of a tile's rows, not one less: memory is far. The first block brings them to a cache. */
@@ -2242,17 +2263,16 @@ MOEI_UNUSED static void moei_sweep_panel(const moei_tiles *tiles, const moei_row
         }
     }
 }
-/* Rows so long that a block of tokens fills L2 soon: of a part of k, 16 tiles meet up to 16 groups, and sums wait in the workspace, before
-   the next part comes. So tokens and rows come from L3 as often as if L2 held 48 tokens, not the 9 of k = 14336 in F32 (Zen 5, 512 rows, 48
-   and 144 tokens, cold, % of the peak. F32: k = 14336 60 82, 64 80, k = 7168 75 85, 78 83, k = 4160 79 83. BF16: k = 14336 49 71, 55 72, k =
-   7168 69 76, 71 76, k = 4160 80 74. AVX2: k = 14336 57 77, 59 71, k = 7168 72 78. 32 rows, as of gate and up, are 1 to 3 % slower). Parts of 512
-   lose 3 %, BF16 gains 1 of 1536; 8 tiles lose 2 %, 8 groups 4 to 9; prefetched sums gain nothing. Rows that are decoded are so a tile's part at
-   a time, to one place in L1 (Zen 4, AVX2, k = 14336, 512 rows, 32 and 128 tokens, panels of 32 rows and this: f32 49 63, 55 63, f16 60 68).
-   Where rows may stay whole (moei_rows.whole: Zen 4, likewise cold) two tiles' parts in L1 are right for f32 (of 1024 and 512: 77 79, 74 78),
-   twice as much for rows of 16 bits in F32 (1024 and 2048: 83 88, 80 85), and those of up to MOEI_LONG_HALVES stay whole (k = 7168: F32 88 89, 86
-   89, BF16 78 80, 79 83; k = 8192: 88 80, 76 65). No gain: rows of f32 copied next to each other first, 8 x 32, 12 x 24, 16 x 24 tiles x groups. */
-enum { MOEI_LONG = 4608, MOEI_LONG_HALVES = 7680, MOEI_LONG_PART = 1024, MOEI_LONG_TILES = 16, MOEI_LONG_GROUPS = 16 };
-#define MOEI_LONG_SUMS ((size_t)MOEI_LONG_TILES * MOEI_LONG_GROUPS * MOEI_TILE_SUMS)
+/* Rows so long that a block of tokens fills L2 soon: of a part of k, tiles (of 128 rows; 4 x 3: 64) meet up to 48 tokens, and sums wait in the
+   workspace, before the next part comes. So tokens and rows come from L3 as often as if L2 held 48 tokens, not the 9 of k = 14336 in F32 (Zen 5,
+   512 rows, 48 and 144 tokens, cold, % of the peak. F32: k = 14336 60 82, 64 80, k = 7168 75 85, 78 83, k = 4160 79 83. BF16: k = 14336 49 71, 55
+   72, k = 7168 69 76, 71 76, k = 4160 80 74. AVX2: k = 14336 57 77, 59 71, k = 7168 72 78. 32 rows, as of gate and up, are 1 to 3 % slower). Parts of
+   512 lose 3 %, BF16 gains 1 of 1536; 64 rows lose 2 %, 24 tokens 4 to 9; prefetched sums gain nothing. Rows that are decoded are so a tile's part
+   at a time, to one place in L1 (Zen 4, AVX2, k = 14336, 512 rows, 32 and 128 tokens, panels of 32 rows and this: f32 49 63, 55 63, f16 60 68).
+   Of tiles of 4 x 6 the parts are as long as L1, 32 KB (Zen 4, 32 and 128 tokens, half of that and this: BF16 82 85, 84 87, F32 with bf16 rows 89 91,
+   87 87, f32 rows 77 83, 77 80). No gain there: 96 tokens, rows of f32 copied next to each other first. */
+enum { MOEI_LONG = 4608, MOEI_LONG_PART = 1024, MOEI_LONG_TILES = 256, MOEI_LONG_TOKENS = 48 };
+#define MOEI_LONG_SUMS ((size_t)MOEI_LONG_TILES * MOEI_TILE_SUMS)
 typedef struct moei_long { /* a block of tokens and the rows of its tiles */
     const moei_tiles *tiles;
     const moei_rows *w;
@@ -2262,6 +2282,7 @@ typedef struct moei_long { /* a block of tokens and the rows of its tiles */
     uint32_t n_rows, r0, r1, n_tokens, at, end;
     moei_piece piece;
 } moei_long;
+static uint32_t moei_long_groups(const moei_tiles *tiles) { return MOEI_LONG_TOKENS / tiles->tokens; }
 /* What is multiplied after a tile: where its rows begin; to *k0 the first of k. */
 static const uint8_t *moei_long_next(const moei_long *l, const moei_tile *t, uint32_t tile, size_t *k0) {
     const uint32_t r = l->r0 + (tile + 1) * l->tiles->rows;
@@ -2273,7 +2294,8 @@ static const uint8_t *moei_long_next(const moei_long *l, const moei_tile *t, uin
 /* A tile's part of k times the block. Each group but the first ones prefetches a piece of a next row, and each tile its share of the
    tokens' next part (on AVX2, where a group is its even values and then the odd ones, of what comes some parts later). */
 static void moei_long_tile(moei_long *l, moei_tile *t, uint32_t tile, int back) {
-    const uint32_t tokens = l->tiles->tokens, last = (l->end - l->at - 1) / tokens, passes = (last + 1) * l->tiles->halves;
+    const moei_turns turns = moei_turns_of(l->tiles, l->at, l->end);
+    const uint32_t tokens = l->tiles->tokens, last = turns.last, passes = (last + 1) * l->tiles->halves;
     const uint32_t quiet = last >= MOEI_BUSY, pieces = passes - quiet < l->tiles->rows ? 1 : (passes - quiet) / l->tiles->rows; /* of a row */
     const uint32_t r = moei_min32(l->r0 + tile * l->tiles->rows, l->n_rows - l->tiles->rows), n_tiles = (l->r1 - l->r0 - 1) / l->tiles->rows + 1;
     const size_t size = l->w->format == MOE_FORMAT_F32 ? 4 : 2, x_size = l->tiles->bytes * (size_t)tokens, steps = (t->k1 - t->k0) / l->tiles->step;
@@ -2284,29 +2306,31 @@ static void moei_long_tile(moei_long *l, moei_tile *t, uint32_t tile, int back) 
     if (l->piece.decode) moei_decode_piece(&l->piece, t);
     t->ahead_step = moei_lines(piece, steps + !steps); /* the last part may be less than a step */
     for (uint32_t j = 0; j < passes; j++) {
-        const uint32_t nth = j % (last + 1), g = back ? last - nth : nth, i = l->at + g * tokens, p = j - quiet;
-        t->half = j / (last + 1);
-        t->x = (const uint8_t *)l->x[i], t->out = l->out + i * t->out_stride + r;
-        t->sums = l->w->sums + (tile * (size_t)MOEI_LONG_GROUPS + g) * MOEI_TILE_SUMS;
+        const uint32_t nth = j % (last + 1), g = back ? last - nth : nth, p = j - quiet;
+        uint32_t n, i = moei_turn(&turns, g, t, l->x, &n);
+        t->half = j / (last + 1), t->out = l->out + i * t->out_stride + r;
+        t->sums = l->w->sums + (tile * (size_t)moei_long_groups(l->tiles) + g) * MOEI_TILE_SUMS;
         t->ahead = t->ahead_end = next;
         if (next && j >= quiet && p < pieces * l->tiles->rows)
             t->ahead = next + p / pieces * l->w->row_stride + next_k * size + p % pieces * piece, t->ahead_end = t->ahead + piece;
         const uint8_t *next_x = t->x + t->k1 * x_size + (tile * l->tiles->halves + t->half) * x_share;
         const uint8_t *stop = next_x + (t->k1 < t->k && g < last) * x_share;
         for (; next_x < stop; next_x += 64) MOEI_PREFETCH_L2(next_x);
-        l->tiles->fn[(g < last ? tokens : l->end - i) - 1](t);
+        l->tiles->fn[n - 1](t);
     }
 }
+static uint32_t moei_long_rows(const moei_tiles *tiles) { return MOEI_LONG_TILES / moei_long_groups(tiles) * tiles->rows; }
+static size_t moei_long_part(const moei_tiles *tiles, const moei_rows *w) { return w->whole ? tiles->k : moei_min(MOEI_LONG_PART, tiles->k); }
+/* pieces: the tile's part, as f32, has its place after the sums. */
 static int moei_is_long(const moei_tiles *tiles, const moei_rows *w, const int pieces, uint32_t n_rows, uint32_t n_tokens) {
-    const size_t room = MOEI_LONG_SUMS + (size_t)(pieces ? tiles->rows * MOEI_LONG_PART : 0);
-    const size_t k = w->whole && w->format != MOE_FORMAT_F32 ? MOEI_LONG_HALVES : MOEI_LONG;
-    return w->n_sums >= room && w->k > k && n_rows >= MOEI_LONG_TILES * tiles->rows && n_tokens > tiles->rows * tiles->tokens;
+    const size_t room = MOEI_LONG_SUMS + (pieces ? tiles->rows * moei_long_part(tiles, w) : 0);
+    return w->n_sums >= room && w->k > MOEI_LONG && n_rows >= moei_long_rows(tiles) && n_tokens > tiles->rows * tiles->tokens;
 }
 /* decode: or NULL, see moei_piece */
 MOEI_UNUSED static void moei_sweep_long(const moei_tiles *tiles, const moei_rows *w, moei_decode_fn *decode, uint32_t n_rows,
                                         const void *const *x, uint32_t n_tokens, float *out, size_t out_stride) {
-    const size_t longest = w->whole ? tiles->k / 2 : moei_min(MOEI_LONG_PART, tiles->k), parts = (w->k + longest - 1) / longest;
-    const uint32_t blocks = (n_tokens - 1) / (MOEI_LONG_GROUPS * tiles->tokens) + 1, rows = MOEI_LONG_TILES * tiles->rows;
+    const size_t longest = moei_long_part(tiles, w), parts = (w->k + longest - 1) / longest;
+    const uint32_t blocks = (n_tokens - 1) / MOEI_LONG_TOKENS + 1, rows = moei_long_rows(tiles);
     const uint32_t tokens = ((n_tokens - 1) / (blocks * tiles->tokens) + 1) * tiles->tokens;
     moei_long l = {tiles, w, x, out, (w->k / parts + 63) / 64 * 64, n_rows, 0, 0, n_tokens, 0, 0,
                    {decode, *w, (uint8_t *)(w->sums + MOEI_LONG_SUMS)}};
@@ -3240,75 +3264,86 @@ MOEI_FORCE MOEI_AVX512 __m256 moei_fold8_avx512(const __m512 *a) {
     s = _mm512_add_ps(_mm512_add_ps(s, _mm512_permute_ps(s, 0xb1)), _mm512_setzero_ps());
     return _mm512_castps512_ps256(_mm512_permutexvar_ps(first, s));
 }
-/* A tile's rows are two fours, this far apart: two pointers and a stride, where 8 pointers would not leave registers enough. */
-MOEI_FORCE MOEI_AVX512 void moei_begin_avx512(const int C, const moei_tile *t, __m512 (*a)[8]) {
+MOEI_FORCE MOEI_AVX512 void moei_begin_avx512(const int n, const moei_tile *t, __m512 *a) {
     if (t->k0 == 0) {
-        MOEI_UNROLL for (int i = 0; i < 8 * C; i++) a[i / 8][i % 8] = _mm512_setzero_ps();
+        MOEI_UNROLL for (int i = 0; i < n; i++) a[i] = _mm512_setzero_ps();
     } else {
-        MOEI_UNROLL for (int i = 0; i < 8 * C; i++) a[i / 8][i % 8] = _mm512_loadu_ps(t->sums + 16 * i);
+        MOEI_UNROLL for (int i = 0; i < n; i++) a[i] = _mm512_loadu_ps(t->sums + 16 * i);
     }
 }
-/* (This takes 24 cycles, in which the next tile's FMAs wait. Not faster: each token's last 1 to 8 steps by themselves, then its sums, so
-   that those of one token go beside FMAs of the next: Zen 5, k = 512, 24 and 26 to 90 cycles.) */
-MOEI_FORCE MOEI_AVX512 void moei_end_avx512(const int C, const moei_tile *t, __m512 (*a)[8]) {
+/* Eights of sums are 8 rows of a token, or 4 of two. (This takes 24 cycles, in which the next tile's FMAs wait. Not faster: each token's last 1
+   to 8 steps by themselves, then its sums, so that those of one token go beside FMAs of the next: Zen 5, k = 512, 24 and 26 to 90 cycles.) */
+MOEI_FORCE MOEI_AVX512 void moei_end_avx512(const int R, const int C, const moei_tile *t, __m512 *a) {
     if (t->k1 < t->k) {
-        MOEI_UNROLL for (int i = 0; i < 8 * C; i++) _mm512_storeu_ps(t->sums + 16 * i, a[i / 8][i % 8]);
+        MOEI_UNROLL for (int i = 0; i < R * C; i++) _mm512_storeu_ps(t->sums + 16 * i, a[i]);
         return;
     }
-    MOEI_UNROLL for (int c = 0; c < C; c++) {
-        float *out = t->out + (size_t)c * t->out_stride;
-        const __m256 v = moei_fold8_avx512(a[c]);
+    if (R * C % 8) MOEI_UNROLL for (int i = R * C; i < R * C + 4; i++) a[i] = _mm512_setzero_ps();
+    MOEI_UNROLL for (int i = 0; i < R * C; i += 8) {
+        float *out = t->out + (size_t)(i / R) * t->out_stride;
+        const __m256 v = moei_fold8_avx512(a + i);
         _mm_storeu_ps(out, _mm256_castps256_ps128(v));
-        _mm_storeu_ps(out + t->second, _mm256_extractf128_ps(v, 1));
+        if (i + 4 < R * C) _mm_storeu_ps(out + (R == 8 ? t->second : t->out_stride), _mm256_extractf128_ps(v, 1));
     }
 }
 
-/* SHAPES      8 rows (any format, k contiguous) or 4 to 7, some of them twice, x a group of C tokens
-   DEFINITION  lane l of a[c][r] is the FMA chain over k mod 16 == l
-   REGISTERS   8 C sums + C tokens + 1 weight: 28 of 32 at C = 3; 24 FMAs (12 cycles) per 11 loads */
-MOEI_FORCE MOEI_AVX512 void moei_step_avx512(const uint32_t format, const int C, const uint8_t *w, const uint8_t *w4, size_t stride,
-                                             __mmask16 m, const uint8_t *x, __m512 (*a)[8]) {
-    __m512 xc[3];
+/* SHAPES      R = 8 rows (any format, k contiguous) or 4 to 7, some of them twice, x a group of C tokens, or R = 4 x up to two groups
+   DEFINITION  lane l of a[R c + r] is the FMA chain over k mod 16 == l
+   REGISTERS   R C sums + C tokens + 1 weight: 28 of 32 with 8 x 3, 24 FMAs (12 cycles) per 11 loads; 31 with 4 x 6, per 10 loads
+   Which shape: see moei_tiles. */
+MOEI_FORCE const uint8_t *moei_line_avx512(const int c, const uint8_t *x, const uint8_t *x2) { return c < 3 ? x + 64 * c : x2 + 64 * (c - 3); }
+MOEI_FORCE MOEI_AVX512 void moei_step_avx512(const uint32_t format, const int R, const int C, const uint8_t *w, const uint8_t *w4, size_t stride,
+                                             __mmask16 m, const uint8_t *x, const uint8_t *x2, __m512 *a) {
+    __m512 xc[6];
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        xc[c] = _mm512_loadu_ps(x + 64 * c);
+        xc[c] = _mm512_loadu_ps(moei_line_avx512(c, x, x2));
         MOEI_PIN(xc[c]);
     }
-    MOEI_UNROLL for (int r = 0; r < 8; r++) {
+    MOEI_UNROLL for (int r = 0; r < R; r++) {
         const uint8_t *p = (r < 4 ? w : w4) + (size_t)(r % 4) * stride;
         __m512 v = m == 0xffff ? moei_load_avx512(format, p) : moei_load_tail_avx512(format, p, m);
         MOEI_PIN(v);
-        MOEI_UNROLL for (int c = 0; c < C; c++) a[c][r] = _mm512_fmadd_ps(v, xc[c], a[c][r]);
+        MOEI_UNROLL for (int c = 0; c < C; c++) a[R * c + r] = _mm512_fmadd_ps(v, xc[c], a[R * c + r]);
         MOEI_FENCE;
     }
 }
-MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int C, const moei_tile *t) {
-    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, stride = t->row_stride, line = 64 * (size_t)C;
-    const uint8_t *w = t->w[0] + (t->k0 - t->panel_k0) * size, *w4 = w + t->second * stride, *x = t->x + t->k0 * 4 * (size_t)C;
+MOEI_FORCE MOEI_AVX512 void moei_tile_avx512(const uint32_t format, const int R, const int C, const moei_tile *t) {
+    const int first = C < 3 ? C : 3;
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 2, stride = t->row_stride, line = 64 * (size_t)first, line2 = 64 * (size_t)(C - first);
+    const uint8_t *w = t->w[0] + (t->k0 - t->panel_k0) * size, *w4 = R == 8 ? w + t->second * stride : w;
+    const uint8_t *x = t->x + t->k0 / 16 * line, *x2 = C > first ? t->x2 + t->k0 / 16 * line2 : x;
     const uint8_t *ahead = t->ahead, *ahead_end = t->ahead_end, *end = x + (t->k1 - t->k0) / 32 * 2 * line;
-    __m512 a[3][8];
-    moei_begin_avx512(C, t, a);
-    for (; x < end; w += 32 * size, w4 += 32 * size, x += 2 * line) {
+    __m512 a[24];
+    moei_begin_avx512(R * C, t, a);
+    for (; x < end; w += 32 * size, w4 += 32 * size, x += 2 * line, x2 += 2 * line2) {
         MOEI_AHEAD(t->ahead_step);
-        moei_step_avx512(format, C, w, w4, stride, 0xffff, x, a);
-        moei_step_avx512(format, C, w + 16 * size, w4 + 16 * size, stride, 0xffff, x + line, a);
+        moei_step_avx512(format, R, C, w, w4, stride, 0xffff, x, x2, a);
+        moei_step_avx512(format, R, C, w + 16 * size, w4 + 16 * size, stride, 0xffff, x + line, x2 + line2, a);
     }
-    if (t->k1 & 16) moei_step_avx512(format, C, w, w4, stride, 0xffff, x, a), w += 16 * size, w4 += 16 * size, x += line;
-    if (t->k1 & 15) moei_step_avx512(format, C, w, w4, stride, moei_mask_avx512(t->k1 & 15), x, a);
-    moei_end_avx512(C, t, a);
+    if (t->k1 & 16) {
+        moei_step_avx512(format, R, C, w, w4, stride, 0xffff, x, x2, a);
+        w += 16 * size, w4 += 16 * size, x += line, x2 += line2;
+    }
+    if (t->k1 & 15) moei_step_avx512(format, R, C, w, w4, stride, moei_mask_avx512(t->k1 & 15), x, x2, a);
+    moei_end_avx512(R, C, t, a);
 }
 
-#define MOEI_TILE_AVX512(F, C)                                                                                         \
-    MOEI_AVX512 static void moei_tile_avx512_##F##_##C(const moei_tile *t) { moei_tile_avx512(MOE_FORMAT_##F, C, t); }
-#define MOEI_TILES_AVX512(F, part)                                                                                     \
-    MOEI_TILE_AVX512(F, 1) MOEI_TILE_AVX512(F, 2) MOEI_TILE_AVX512(F, 3)                                               \
-    static const moei_tiles moei_tiles_avx512_##F = {                                                                  \
-        8, 3, part, 32, 4, 1, {moei_tile_avx512_##F##_1, moei_tile_avx512_##F##_2, moei_tile_avx512_##F##_3}, NULL};
-MOEI_TILES_AVX512(F32, 1024)
-MOEI_TILES_AVX512(F16, 4096)
-MOEI_TILES_AVX512(BF16, 4096)
+#define MOEI_TILE_AVX512(F, R, C)                                                                                      \
+    MOEI_AVX512 static void moei_tile_avx512_##F##_##R##x##C(const moei_tile *t) { moei_tile_avx512(MOE_FORMAT_##F, R, C, t); }
+#define MOEI_TILES_AVX512(F, part, part4)                                                                              \
+    MOEI_TILE_AVX512(F, 8, 1) MOEI_TILE_AVX512(F, 8, 2) MOEI_TILE_AVX512(F, 8, 3) MOEI_TILE_AVX512(F, 4, 1)            \
+    MOEI_TILE_AVX512(F, 4, 2) MOEI_TILE_AVX512(F, 4, 3) MOEI_TILE_AVX512(F, 4, 4) MOEI_TILE_AVX512(F, 4, 5)            \
+    MOEI_TILE_AVX512(F, 4, 6)                                                                                          \
+    static const moei_tiles moei_tiles_avx512_##F[2] = {                                                               \
+        {8, 3, part, 32, 4, 1, {moei_tile_avx512_##F##_8x1, moei_tile_avx512_##F##_8x2, moei_tile_avx512_##F##_8x3}, NULL}, \
+        {4, 6, part4, 32, 4, 1, {moei_tile_avx512_##F##_4x1, moei_tile_avx512_##F##_4x2, moei_tile_avx512_##F##_4x3,    \
+                                moei_tile_avx512_##F##_4x4, moei_tile_avx512_##F##_4x5, moei_tile_avx512_##F##_4x6}, NULL}};
+MOEI_TILES_AVX512(F32, 1024, 2048)
+MOEI_TILES_AVX512(F16, 4096, 4096)
+MOEI_TILES_AVX512(BF16, 4096, 4096)
 /* A part of 8 rows has 22 KB: see moei_widen_avx512. */
 static const moei_tiles moei_tiles_avx512_panel = {
-    8, 3, 704, 32, 4, 1, {moei_tile_avx512_F32_1, moei_tile_avx512_F32_2, moei_tile_avx512_F32_3}, NULL};
+    8, 3, 704, 32, 4, 1, {moei_tile_avx512_F32_8x1, moei_tile_avx512_F32_8x2, moei_tile_avx512_F32_8x3}, NULL};
 
 /* SHAPES      1 row x a group of C tokens, row after row: one stream
    Whether it helps to name it to the memory in advance, and up to which cache, is the processor's. Intel's prefetchers need it (Xeon, family 6
@@ -3351,7 +3386,7 @@ MOEI_FORCE MOEI_AVX512 void moei_rows_avx512(const uint32_t format, const int C,
     MOEI_AVX512 static void moei_dot_avx512_##F(const moei_rows *w, uint32_t n_rows, const void *const *x,             \
                                                 uint32_t n_tokens, float *out, size_t out_stride) {                    \
         if (!moei_few(n_rows, n_tokens, 3, 4 * w->k)) {                                                                \
-            moei_sweep(&moei_tiles_avx512_##F, w, n_rows, x, n_tokens, out, out_stride);                               \
+            moei_sweep(&moei_tiles_avx512_##F[w->whole], w, n_rows, x, n_tokens, out, out_stride);                     \
             return;                                                                                                    \
         }                                                                                                              \
         for (uint32_t i = 0; i < n_tokens; i += 3, out += 3 * out_stride)                                              \
@@ -3485,39 +3520,45 @@ MOEI_UNUSED static const moei_vec moei_vec_avx512 = {
 
 #if MOEI_HAVE_AVX512BF16
 MOEI_FORCE MOEI_BF16 __mmask32 moei_mask_bf16(size_t n) { return n < 32 ? (1u << n) - 1 : 0xffffffffu; }
-/* SHAPES      8 bf16 rows x a group of C tokens
-   REGISTERS   as moei_tile_avx512: 24 dot products of 16 pairs per 11 loads at C = 3 */
-MOEI_FORCE MOEI_BF16 void moei_step_bf16(const int C, const uint8_t *w, const uint8_t *w4, size_t stride, __mmask32 m, const uint8_t *x,
-                                         __m512 (*a)[8]) {
-    __m512i xc[3];
+/* SHAPES      8 bf16 rows x a group of C tokens, or 4 x up to two groups
+   REGISTERS   as moei_tile_avx512: 24 dot products of 16 pairs per 11 or 10 loads */
+MOEI_FORCE MOEI_BF16 void moei_step_bf16(const int R, const int C, const uint8_t *w, const uint8_t *w4, size_t stride, __mmask32 m,
+                                         const uint8_t *x, const uint8_t *x2, __m512 *a) {
+    __m512i xc[6];
     MOEI_UNROLL for (int c = 0; c < C; c++) {
-        xc[c] = _mm512_loadu_si512(x + 64 * c);
+        xc[c] = _mm512_loadu_si512(moei_line_avx512(c, x, x2));
         MOEI_PIN(xc[c]);
     }
-    MOEI_UNROLL for (int r = 0; r < 8; r++) {
+    MOEI_UNROLL for (int r = 0; r < R; r++) {
         const uint8_t *p = (r < 4 ? w : w4) + (size_t)(r % 4) * stride;
         __m512i v = m == 0xffffffff ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16(m, p);
         MOEI_PIN(v);
-        MOEI_UNROLL for (int c = 0; c < C; c++) a[c][r] = _mm512_dpbf16_ps(a[c][r], (__m512bh)v, (__m512bh)xc[c]);
+        MOEI_UNROLL for (int c = 0; c < C; c++) a[R * c + r] = _mm512_dpbf16_ps(a[R * c + r], (__m512bh)v, (__m512bh)xc[c]);
     }
 }
-MOEI_FORCE MOEI_BF16 void moei_tile_bf16(const int C, const moei_tile *t) {
-    const size_t stride = t->row_stride, line = 64 * (size_t)C;
-    const uint8_t *w = t->w[0] + t->k0 * 2, *w4 = w + t->second * stride, *x = t->x + t->k0 * 2 * (size_t)C;
+MOEI_FORCE MOEI_BF16 void moei_tile_bf16(const int R, const int C, const moei_tile *t) {
+    const int first = C < 3 ? C : 3;
+    const size_t stride = t->row_stride, line = 64 * (size_t)first, line2 = 64 * (size_t)(C - first);
+    const uint8_t *w = t->w[0] + t->k0 * 2, *w4 = R == 8 ? w + t->second * stride : w;
+    const uint8_t *x = t->x + t->k0 / 32 * line, *x2 = C > first ? t->x2 + t->k0 / 32 * line2 : x;
     const uint8_t *ahead = t->ahead, *ahead_end = t->ahead_end, *end = x + (t->k1 - t->k0) / 32 * line;
-    __m512 a[3][8];
-    moei_begin_avx512(C, t, a);
-    for (; x < end; w += 64, w4 += 64, x += line) {
+    __m512 a[24];
+    moei_begin_avx512(R * C, t, a);
+    for (; x < end; w += 64, w4 += 64, x += line, x2 += line2) {
         MOEI_AHEAD(t->ahead_step);
-        moei_step_bf16(C, w, w4, stride, 0xffffffff, x, a);
+        moei_step_bf16(R, C, w, w4, stride, 0xffffffff, x, x2, a);
     }
-    if (t->k1 & 31) moei_step_bf16(C, w, w4, stride, moei_mask_bf16(t->k1 & 31), x, a);
-    moei_end_avx512(C, t, a);
+    if (t->k1 & 31) moei_step_bf16(R, C, w, w4, stride, moei_mask_bf16(t->k1 & 31), x, x2, a);
+    moei_end_avx512(R, C, t, a);
 }
-#define MOEI_TILE_BF16(C)                                                                                              \
-    MOEI_BF16 static void moei_tile_bf16_##C(const moei_tile *t) { moei_tile_bf16(C, t); }
-MOEI_TILE_BF16(1) MOEI_TILE_BF16(2) MOEI_TILE_BF16(3)
-static const moei_tiles moei_tiles_bf16 = {8, 3, 2048, 32, 2, 1, {moei_tile_bf16_1, moei_tile_bf16_2, moei_tile_bf16_3}, NULL};
+#define MOEI_TILE_BF16(R, C)                                                                                           \
+    MOEI_BF16 static void moei_tile_bf16_##R##x##C(const moei_tile *t) { moei_tile_bf16(R, C, t); }
+MOEI_TILE_BF16(8, 1) MOEI_TILE_BF16(8, 2) MOEI_TILE_BF16(8, 3)
+MOEI_TILE_BF16(4, 1) MOEI_TILE_BF16(4, 2) MOEI_TILE_BF16(4, 3) MOEI_TILE_BF16(4, 4) MOEI_TILE_BF16(4, 5) MOEI_TILE_BF16(4, 6)
+static const moei_tiles moei_tiles_bf16[2] = {
+    {8, 3, 2048, 32, 2, 1, {moei_tile_bf16_8x1, moei_tile_bf16_8x2, moei_tile_bf16_8x3}, NULL},
+    {4, 6, 4096, 32, 2, 1, {moei_tile_bf16_4x1, moei_tile_bf16_4x2, moei_tile_bf16_4x3, moei_tile_bf16_4x4, moei_tile_bf16_4x5,
+                            moei_tile_bf16_4x6}, NULL}};
 
 static size_t moei_panel_bytes_bf16(uint32_t n_rows, size_t k) { return n_rows * moei_bf16_row_bytes(k); }
 /* SHAPES      1 row x a group of C tokens, row after row, as moei_rows_avx512
@@ -3560,7 +3601,7 @@ MOEI_BF16 static void moei_dot_bf16(const moei_rows *w, uint32_t n_rows, const v
                                     size_t out_stride) {
     /* k = 768, 5 and 6 tokens, cold, tile and rows, % of the peak: Zen 5 24 25 and 32 34, Zen 4 40 53 and 52 60. */
     if (!moei_few(n_rows, n_tokens, 6, 2 * w->k)) {
-        moei_sweep(&moei_tiles_bf16, w, n_rows, x, n_tokens, out, out_stride);
+        moei_sweep(&moei_tiles_bf16[w->whole], w, n_rows, x, n_tokens, out, out_stride);
         return;
     }
     for (uint32_t i = 0; i < n_tokens; i += 6, out += 6 * out_stride)
@@ -3580,7 +3621,7 @@ static void moei_panel_bf16(void *panel, const moei_rows *w, uint32_t n_rows, co
     rows.ask = MOEI_ASK_L2; /* as in moei_panel_avx512 */
     /* It is in the caches: nothing streams, and tiles are faster at once (Zen 4, 2, 3, 6 tokens, k = 768: 62 79 85 % of the peak, rows 36 47 65). */
     if (moei_few(n_rows, n_tokens, 1, 0)) moei_dot_bf16(&rows, n_rows, x, n_tokens, out, out_stride);
-    else moei_sweep(&moei_tiles_bf16, &rows, n_rows, x, n_tokens, out, out_stride);
+    else moei_sweep(&moei_tiles_bf16[w->whole], &rows, n_rows, x, n_tokens, out, out_stride);
 }
 
 /* f32, f16 and fp8 rows to bf16: the exact f32 value (fp8: rounded to f32 after its scale) to the nearest bf16, ties to even. */
@@ -9354,7 +9395,7 @@ static void moei_multiply(const moei_arith *a, const moei_rows *w, uint32_t n_ro
         moei_sweep_long(a->tiles, &part, ops->decode, n_rows, x, n, out, out_stride);
         return;
     }
-    part.sums = NULL, part.n_sums = 0; /* the panel's place */
+    part.sums = NULL, part.n_sums = 0; /* the panel's place; for tiles of 2 rows its 32 are many */
     /* (Cache lines of transposed weights hold many rows: whole blocks.) */
     uint32_t few = (uint32_t)(MOEI_FEW_BYTES / a->row_bytes(w->k)) + 1;
     uint32_t step = n > 4 || ops->dot || w->k_stride || few > MOEI_UP_ROWS ? MOEI_UP_ROWS : few;

@@ -1,7 +1,7 @@
 /* bench_kernels.c: every dot product of every tier, as shares of what this machine can do at most: of the peak of its
    multiply-adds with many tokens, of the read bandwidth with one. Peaks and bandwidth are measured in the same process, in
    turn with the kernels; medians.
-   bench_kernels [-k K] [-r rows a panel] [-t tokens,tokens,...] [-a name] [-f format] [-j threads] [-n rounds] [-m MiB] */
+   bench_kernels [-k K] [-r rows of a call] [-t tokens,tokens,...] [-a name] [-f format] [-j threads] [-n rounds] [-m MiB] */
 #define _GNU_SOURCE
 #define MOE_IMPLEMENTATION
 #include "../moe.h"
@@ -148,7 +148,7 @@ int main(int argc, char **argv) {
         ((uint32_t *)(void *)memory)[i] = (u & 0x81bf81bfu) | 0x3c003c00u;
     }
     print_limits();
-    printf("%d thread%s, panels of %u rows; %% of peak warm, cold; %% of read bandwidth, GB/s of weights cold\n",
+    printf("%d thread%s, %u rows a call; %% of peak warm, cold; %% of read bandwidth, GB/s of weights cold\n",
            threads, threads > 1 ? "s" : "", panel_rows);
     printf("%-16s %-5s %5s %5s %8s %8s %8s %8s\n", "kernel", "rows", "k", "N", "warm %", "cold %", "read %", "GB/s");
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {

@@ -362,15 +362,14 @@ static void check_fp8(const subject *s, uint32_t format, size_t k, uint32_t type
 }
 
 /* Whether the panel's memory was used for sums, the last tile's as well, and beyond them for no more than a tile's part. */
-static int sums_waited(const guarded *panel, size_t bytes) {
-    const size_t last = (size_t)(MOEI_LONG_TILES - 1) * MOEI_LONG_GROUPS * MOEI_TILE_SUMS * 4,
-                 room = 4 * (MOEI_LONG_SUMS + 8 * MOEI_LONG_PART);
+static int sums_waited(const guarded *panel, size_t bytes, size_t part) {
+    const size_t last = (MOEI_LONG_TILES - 16) * (size_t)MOEI_TILE_SUMS * 4, room = 4 * (MOEI_LONG_SUMS + part);
     size_t waited = 0, more = 0;
     for (size_t i = last; i < MOEI_LONG_SUMS * 4 && i < bytes; i++) waited += panel->data[i] != 0xff;
     for (size_t i = room; i < bytes; i++) more += panel->data[i] != 0xff;
     return waited && !more;
 }
-/* Rows so long that sums wait in memory: as 32 rows at a time, which do not, and some rows as defined. */
+/* Rows so long that sums wait in memory: as 31 rows at a time, which no tile has enough of, and some rows as defined. */
 static void check_long(const subject *s, uint32_t format, size_t k) {
     enum { N_ROWS = 149, N_TOKENS = 97, STRIDE = N_ROWS + 3 };
     static const uint32_t counts[] = {25, 26, 48, 49, 97}, rows[] = {128, 131, N_ROWS}, some[] = {0, 7, 8};
@@ -398,14 +397,15 @@ static void check_long(const subject *s, uint32_t format, size_t k) {
         for (size_t i = 0; i < N_TOKENS * STRIDE; i++) have[i] = want[i] = untouched;
         w.prefetch = NULL;
         for (uint32_t r = 0, step; r < n_rows; r += step) {
-            w.row0 = r, step = moei_min32(n_rows - r, MOEI_UP_ROWS);
+            w.row0 = r, step = moei_min32(n_rows - r, MOEI_UP_ROWS - 1);
             moei_multiply(s->arith, &w, step, packed, n, want + r, STRIDE, panel.data);
         }
         w.row0 = 0, w.prefetch = c & 1 ? w.data : NULL;
         memset(panel.data, 0xff, panel_bytes);
         moei_multiply(s->arith, &w, n_rows, packed, n, have, STRIDE, panel.data);
-        const size_t least = s->arith->whole && size == 2 ? MOEI_LONG_HALVES : MOEI_LONG;
-        const int waited = sums_waited(&panel, panel_bytes), wait = k > least && panel_bytes >= MOEI_LONG_SUMS * 4;
+        const int waited =
+                      sums_waited(&panel, panel_bytes, s->arith->tiles ? s->arith->tiles->rows * MOEI_LONG_PART : 0),
+                  wait = panel_bytes >= MOEI_LONG_SUMS * 4;
         size_t wrong = 0, undefined = 0;
         for (size_t i = 0; i < N_TOKENS * STRIDE; i++) wrong += !same_float(want[i], have[i]);
         for (size_t i = 0; i < n * MOEI_COUNT(some); i++) {
@@ -422,6 +422,40 @@ static void check_long(const subject *s, uint32_t format, size_t k) {
     free(wf), free(xf), free(have), free(want);
     guarded_free(&g), guarded_free(&panel), guarded_free(&prepared), guarded_free(&group);
 }
+/* Long rows that have to go through panels whatever their length: transposed ones and those with scales. As 31 rows at a time. */
+static void check_long_panels(const subject *s, uint32_t format, int transposed) {
+    enum { N_ROWS = 131, N_TOKENS = 31, K = MOEI_LONG + 101 };
+    const size_t size = format == MOE_FORMAT_F32 ? 4 : 1, bytes = s->arith->row_bytes(K);
+    const void *x[N_TOKENS];
+    static float xf[K], have[N_TOKENS * N_ROWS], want[N_TOKENS * N_ROWS];
+    moei_rows w;
+    if (!s->arith->panel) return;
+    memset(&w, 0, sizeof w);
+    w.k = K, w.format = format, w.row_stride = transposed ? size : K * size,
+    w.k_stride = transposed ? N_ROWS * size : 0;
+    guarded g = guarded_new(N_ROWS * K * size, 1), panel = guarded_new(s->arith->panel_bytes(MOEI_UP_ROWS, K), 1);
+    guarded prepared = guarded_new(N_TOKENS * bytes, 1), group = guarded_new(N_TOKENS * bytes, 1);
+    w.data = g.data;
+    for (size_t i = 0; i < N_ROWS * K; i++) {
+        float v = random_float();
+        if (format == MOE_FORMAT_F32) memcpy(g.data + 4 * i, &v, 4);
+        else g.data[i] = (uint8_t)(random32() & 0xb7); /* E4M3 below 2^0 */
+    }
+    for (size_t t = 0; t < N_TOKENS; t++) {
+        for (size_t i = 0; i < K; i++) xf[i] = random_float();
+        x[t] = prepared.data + t * bytes, s->arith->prepare(prepared.data + t * bytes, xf, 0, K, K);
+    }
+    moei_pack(s->arith, x, N_TOKENS, K, group.data);
+    for (uint32_t r = 0, step; r < N_ROWS; r += step) {
+        w.row0 = r, step = moei_min32(N_ROWS - r, MOEI_UP_ROWS - 1);
+        moei_multiply(s->arith, &w, step, x, N_TOKENS, want + r, N_ROWS, panel.data);
+    }
+    w.row0 = 0, moei_multiply(s->arith, &w, N_ROWS, x, N_TOKENS, have, N_ROWS, panel.data);
+    size_t wrong = 0;
+    for (size_t i = 0; i < N_TOKENS * N_ROWS; i++) wrong += !same_float(want[i], have[i]) || want[i] == 0;
+    check(!wrong, s->name, "long rows by panels: %zu wrong, format %u, transposed %d", wrong, format, transposed);
+    guarded_free(&g), guarded_free(&panel), guarded_free(&prepared), guarded_free(&group);
+}
 static MOEI_UNUSED void check_arith(const moei_arith *arith, const char *name, int parity) {
     subject s = {name, arith, parity};
     if (!(moe_tiers() >> arith->tier & 1)) {
@@ -435,8 +469,9 @@ static MOEI_UNUSED void check_arith(const moei_arith *arith, const char *name, i
     for (uint32_t format = MOE_FORMAT_F32; format <= MOE_FORMAT_BF16; format++) {
         check_long(&s, format, MOEI_LONG + 217);
         check_long(&s, format, 5 * 960 + 1); /* five parts, and one value more */
-        check_long(&s, format, MOEI_LONG_HALVES + 40);
+        check_long(&s, format, 7720);        /* 32 rows of it, as bf16, have room for the sums */
     }
+    check_long_panels(&s, MOE_FORMAT_F32, 1), check_long_panels(&s, MOE_FORMAT_FP8_CHANNEL, 0);
     check_fp8(&s, MOE_FORMAT_FP8_CHANNEL, 1000, MOE_TYPE_NONE, 1, UINT32_MAX, 1);
     check_fp8(&s, MOE_FORMAT_FP8_CHANNEL, 7, MOE_TYPE_NONE, 1, UINT32_MAX, 0);
     check_fp8(&s, MOE_FORMAT_FP8_BLOCK, 1000, MOE_TYPE_F32, 128, 128, 1);
