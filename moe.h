@@ -2202,7 +2202,8 @@ MOEI_FORCE uint32_t moei_turn(const moei_turns *turns, uint32_t g, moei_tile *t,
 typedef struct moei_batch {
     const moei_tiles *tiles;
     const void *const *x;
-    uint32_t at, end, quiet;     /* quiet: so many groups prefetch no rows */
+    moei_turns turns;
+    uint32_t quiet;              /* so many of them prefetch no rows */
     size_t part, share, x_share; /* of k; bytes that a group prefetches of rows, of tokens */
     const uint8_t *next_x;       /* those tokens */
     moei_piece piece;
@@ -2210,7 +2211,7 @@ typedef struct moei_batch {
 /* (Not inlined: 48 KB of stack, which callers without tiles need not have.) */
 MOEI_UNUSED MOEI_NOINLINE static void moei_sweep_groups(moei_batch *b, moei_tile *t, float *out, int back) {
     const moei_tiles *tiles = b->tiles;
-    const moei_turns turns = moei_turns_of(tiles, b->at, b->end);
+    const moei_turns turns = b->turns;
     float room[MOEI_GROUPS * MOEI_TILE_SUMS + 15], *const sums = (float *)(((uintptr_t)room + 63) & ~(uintptr_t)63); /* whole lines */
     for (t->k0 = 0, t->half = 0; t->half < tiles->halves; t->half += t->k1 == t->k, t->k0 = t->k1 < t->k ? t->k1 : 0, back = !back) {
         t->k1 = t->k - t->k0 > b->part ? t->k0 + b->part : t->k;
@@ -2240,23 +2241,23 @@ MOEI_UNUSED static void moei_sweep_panel(const moei_tiles *tiles, const moei_row
     const uint32_t block = (uint32_t)(groups < MOEI_GROUPS ? groups : MOEI_GROUPS) * tiles->tokens, tall = (n_rows - 1) / tiles->rows + 1;
     const size_t ahead = moei_rows_ahead(w, MOEI_AHEAD_ROWS), keep = !decode || n_tokens > block;
     const int by_part = decode && !tiles->put && !keep && moei_has_pieces(w->format);
-    moei_batch b = {tiles, x, 0, 0, 0, part, 0, 0, NULL, {by_part ? decode : NULL, *w, panel}};
+    moei_batch b = {tiles, x, {0, 0, 0, 0, 0}, 0, part, 0, 0, NULL, {by_part ? decode : NULL, *w, panel}};
     int back = 0;
     t.k = t.panel_k1 = w->k, t.panel_k0 = 0, t.out_stride = out_stride, t.row_stride = stride;
-    for (; b.at < n_tokens; b.at = b.end) {
-        b.end = n_tokens - b.at < block ? n_tokens : b.at + block;
-        b.next_x = !w->next_x ? w->data : b.end < n_tokens ? (const uint8_t *)x[b.end] : w->next_x;
-        size_t next_bytes = b.end < n_tokens ? (n_tokens - b.end) * row_bytes : w->next_x_bytes, most = block * row_bytes;
-        size_t passes = (moei_turns_of(tiles, b.at, b.end).last + 1) * parts * tiles->halves;
+    for (uint32_t at = 0, end; at < n_tokens; at = end) {
+        end = n_tokens - at < block ? n_tokens : at + block, b.turns = moei_turns_of(tiles, at, end);
+        b.next_x = !w->next_x ? w->data : end < n_tokens ? (const uint8_t *)x[end] : w->next_x;
+        size_t next_bytes = end < n_tokens ? (n_tokens - end) * row_bytes : w->next_x_bytes, most = block * row_bytes;
+        size_t passes = (b.turns.last + 1) * parts * tiles->halves;
         b.quiet = passes > MOEI_BUSY * parts * tiles->halves;
         b.x_share = w->next_x ? moei_lines(next_bytes < most ? next_bytes : most, passes * tall) : 0;
         /* all lines of a tile's rows, not one less: memory is far. The first block brings them to a cache. */
-        b.share = b.at ? 0 : moei_lines(tiles->rows * w->row_stride, passes - b.quiet * parts * tiles->halves);
+        b.share = at ? 0 : moei_lines(tiles->rows * w->row_stride, passes - b.quiet * parts * tiles->halves);
         for (uint32_t r = 0; r < n_rows; r += t.n_rows, back = !back) {
             t.n_rows = moei_min32(tiles->put ? n_rows - r : n_rows, tiles->rows), t.second = t.n_rows < 8 ? t.n_rows - 4 : 4;
             r = n_rows - r < t.n_rows ? n_rows - t.n_rows : r;
             b.piece.rows.row0 = w->row0 + r;
-            if (decode && !by_part && !b.at) decode(&b.piece.rows, t.n_rows, panel + r * keep * stride);
+            if (decode && !by_part && !at) decode(&b.piece.rows, t.n_rows, panel + r * keep * stride);
             for (uint32_t i = 0; i < 4; i++) t.w[i] = panel + (r * keep + (i < t.n_rows ? i : t.n_rows - 1)) * stride;
             t.ahead_end = moei_row(w, r) + moei_ahead_at(w, n_rows, r, ahead < tiles->rows ? tiles->rows : ahead);
             moei_sweep_groups(&b, &t, out + r, back);

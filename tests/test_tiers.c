@@ -404,7 +404,8 @@ static void check_long(const subject *s, uint32_t format, size_t k) {
         memset(panel.data, 0xff, panel_bytes);
         moei_multiply(s->arith, &w, n_rows, packed, n, have, STRIDE, panel.data);
         const int waited =
-                      sums_waited(&panel, panel_bytes, s->arith->tiles ? s->arith->tiles->rows * MOEI_LONG_PART : 0),
+                      sums_waited(&panel, panel_bytes,
+                                  s->arith->tiles ? s->arith->tiles->rows * moei_long_part(s->arith->tiles, &w) : 0),
                   wait = panel_bytes >= MOEI_LONG_SUMS * 4;
         size_t wrong = 0, undefined = 0;
         for (size_t i = 0; i < N_TOKENS * STRIDE; i++) wrong += !same_float(want[i], have[i]);
