@@ -2188,7 +2188,7 @@ typedef struct moei_turns {
 } moei_turns;
 MOEI_FORCE moei_turns moei_turns_of(const moei_tiles *tiles, uint32_t at, uint32_t end) {
     const uint32_t odd = tiles->tokens > MOEI_TILE_GROUP && ((end - at - 1) / MOEI_TILE_GROUP + 1) % 2, alone = odd * MOEI_TILE_GROUP;
-    const moei_turns turns = {at, end, tiles->tokens, alone, (end - at + alone - 1) / tiles->tokens};
+    const moei_turns turns = {at, end, tiles->tokens, alone, (end - at - 1) / tiles->tokens};
     return turns;
 }
 /* Tile g's first token; to *n how many. */
@@ -2296,10 +2296,10 @@ static const uint8_t *moei_long_next(const moei_long *l, const moei_tile *t, uin
    tokens' next part (on AVX2, where a group is its even values and then the odd ones, of what comes some parts later). */
 static void moei_long_tile(moei_long *l, moei_tile *t, uint32_t tile, int back) {
     const moei_turns turns = moei_turns_of(l->tiles, l->at, l->end);
-    const uint32_t tokens = l->tiles->tokens, last = turns.last, passes = (last + 1) * l->tiles->halves;
+    const uint32_t last = turns.last, passes = (last + 1) * l->tiles->halves;
     const uint32_t quiet = last >= MOEI_BUSY, pieces = passes - quiet < l->tiles->rows ? 1 : (passes - quiet) / l->tiles->rows; /* of a row */
     const uint32_t r = moei_min32(l->r0 + tile * l->tiles->rows, l->n_rows - l->tiles->rows), n_tiles = (l->r1 - l->r0 - 1) / l->tiles->rows + 1;
-    const size_t size = l->w->format == MOE_FORMAT_F32 ? 4 : 2, x_size = l->tiles->bytes * (size_t)tokens, steps = (t->k1 - t->k0) / l->tiles->step;
+    const size_t size = l->w->format == MOE_FORMAT_F32 ? 4 : 2, x_size = l->tiles->bytes * (size_t)MOEI_TILE_GROUP, steps = (t->k1 - t->k0) / l->tiles->step;
     size_t next_k, piece = moei_lines(l->part * size + 63, pieces), x_share = moei_lines(l->part * x_size, n_tiles * l->tiles->halves);
     const uint8_t *next = moei_long_next(l, t, tile, &next_k);
     for (uint32_t i = 0; i < 4; i++) t->w[i] = moei_row(l->w, r + i);
@@ -2314,9 +2314,11 @@ static void moei_long_tile(moei_long *l, moei_tile *t, uint32_t tile, int back) 
         t->ahead = t->ahead_end = next;
         if (next && j >= quiet && p < pieces * l->tiles->rows)
             t->ahead = next + p / pieces * l->w->row_stride + next_k * size + p % pieces * piece, t->ahead_end = t->ahead + piece;
-        const uint8_t *next_x = t->x + t->k1 * x_size + (tile * l->tiles->halves + t->half) * x_share;
-        const uint8_t *stop = next_x + (t->k1 < t->k && g < last) * x_share;
-        for (; next_x < stop; next_x += 64) MOEI_PREFETCH_L2(next_x);
+        const size_t x_at = t->k1 * x_size + (tile * l->tiles->halves + t->half) * x_share, x_end = x_at + (t->k1 < t->k && g < last) * x_share;
+        for (size_t at = x_at; at < x_end; at += 64) {
+            MOEI_PREFETCH_L2(t->x + at);
+            if (t->x2) MOEI_PREFETCH_L2(t->x2 + at);
+        }
         l->tiles->fn[n - 1](t);
     }
 }
