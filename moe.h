@@ -2299,7 +2299,8 @@ static void moei_long_tile(moei_long *l, moei_tile *t, uint32_t tile, int back) 
     const uint32_t last = turns.last, passes = (last + 1) * l->tiles->halves;
     const uint32_t quiet = last >= MOEI_BUSY, pieces = passes - quiet < l->tiles->rows ? 1 : (passes - quiet) / l->tiles->rows; /* of a row */
     const uint32_t r = moei_min32(l->r0 + tile * l->tiles->rows, l->n_rows - l->tiles->rows), n_tiles = (l->r1 - l->r0 - 1) / l->tiles->rows + 1;
-    const size_t size = l->w->format == MOE_FORMAT_F32 ? 4 : 2, x_size = l->tiles->bytes * (size_t)MOEI_TILE_GROUP, steps = (t->k1 - t->k0) / l->tiles->step;
+    const size_t size = l->w->format == MOE_FORMAT_F32 ? 4 : 2, x_size = l->tiles->bytes * (size_t)MOEI_TILE_GROUP;
+    const size_t steps = (t->k1 - t->k0) / l->tiles->step;
     size_t next_k, piece = moei_lines(l->part * size + 63, pieces), x_share = moei_lines(l->part * x_size, n_tiles * l->tiles->halves);
     const uint8_t *next = moei_long_next(l, t, tile, &next_k);
     for (uint32_t i = 0; i < 4; i++) t->w[i] = moei_row(l->w, r + i);
@@ -2314,7 +2315,8 @@ static void moei_long_tile(moei_long *l, moei_tile *t, uint32_t tile, int back) 
         t->ahead = t->ahead_end = next;
         if (next && j >= quiet && p < pieces * l->tiles->rows)
             t->ahead = next + p / pieces * l->w->row_stride + next_k * size + p % pieces * piece, t->ahead_end = t->ahead + piece;
-        const size_t x_at = t->k1 * x_size + (tile * l->tiles->halves + t->half) * x_share, x_end = x_at + (t->k1 < t->k && g < last) * x_share;
+        const size_t x_at = t->k1 * x_size + (tile * l->tiles->halves + t->half) * x_share;
+        const size_t x_end = x_at + (t->k1 < t->k && g < last) * x_share;
         for (size_t at = x_at; at < x_end; at += 64) {
             MOEI_PREFETCH_L2(t->x + at);
             if (t->x2) MOEI_PREFETCH_L2(t->x2 + at);
